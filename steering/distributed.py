@@ -1,0 +1,64 @@
+"""The few collectives that the framework needs. Every function is the identity in a single process."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_gather as all_gather_with_gradient
+
+
+def active() -> bool:
+    """True inside an initialised process group of more than one process."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def rank() -> int:
+    return dist.get_rank() if active() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if active() else 1
+
+
+def gather(x: Tensor) -> Tensor:
+    """Concatenate (b, ...) over the ranks into (K·b, ...), rank 0 first; every rank must bring the same shape.
+
+    The gradient flows back to the rank that owns a row, summed over the ranks. So when each rank's loss is its share of
+    a mean (or each rank holds the same global loss), averaging parameter gradients over the ranks, as DDP does, gives
+    the gradient of a single process on the whole batch.
+    """
+    if not active():
+        return x
+    if x.requires_grad:
+        return torch.cat(all_gather_with_gradient(x.contiguous()))
+    parts = [torch.empty_like(x) for _ in range(world_size())]
+    dist.all_gather(parts, x.contiguous())
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def average_gradients(module: nn.Module) -> None:
+    """Average the gradients of a small module over the ranks: what DDP does for the target, for a method's temperature."""
+    if not active():
+        return
+    for parameter in module.parameters():
+        if parameter.requires_grad:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            dist.all_reduce(parameter.grad)
+            parameter.grad /= world_size()
+
+
+def mean(x: Tensor) -> Tensor:
+    """Mean of a scalar over the ranks, without gradient."""
+    if not active():
+        return x.detach()
+    x = x.detach().clone()
+    dist.all_reduce(x)
+    return x / world_size()
+
+
+def barrier() -> None:
+    if active():
+        dist.barrier()

@@ -1,0 +1,5 @@
+"""The one exception that the command line shows without a traceback."""
+
+
+class SteeringError(Exception):
+    """Something the user can put right: says what was wrong, in which key or file, and what was expected."""
