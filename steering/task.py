@@ -1,0 +1,123 @@
+"""The contract of a task: one domain's data, models, losses and evaluation. The framework knows tasks by name only."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from matplotlib.figure import Figure
+from torch import nn
+
+from steering.data import IndexedData
+from steering.errors import SteeringError
+from steering.risk import ReferenceRisk
+
+
+@dataclass
+class ModelSpec:
+    """Which model: the `target:` section of a config, and the first half of `reference:`."""
+
+    name: str = "???"
+    """Architecture, in the task's own terms: for CLIP an open_clip name or a JSON file."""
+    pretrained: str | None = None
+    """A published set of weights, in the task's own terms: for CLIP an open_clip tag or a file."""
+    checkpoint: str | None = None
+    """A `model.safetensors` of ours; its weights are loaded last."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of the architecture."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network together with what its inputs need."""
+
+    module: nn.Module
+    inputs: Any
+    """Transforms, tokenizers, ...: made and read by the task alone."""
+    inputs_fingerprint: str
+    """Hex digest of the preprocessing: two models with the same one can share a batch."""
+
+
+class Task(ABC):
+    """One domain. Implementations are built from their options only, and hold no model."""
+
+    Options: ClassVar[type]
+    """The dataclass of the `task:` section; its first field is `name`."""
+
+    risk: ReferenceRisk
+
+    @abstractmethod
+    def __init__(self, options: Any) -> None: ...
+
+    @abstractmethod
+    def build(self, spec: ModelSpec) -> Model:
+        """The network of a spec, weights loaded, on the CPU, in train mode. Raises SteeringError when it cannot be had."""
+
+    @abstractmethod
+    def train_data(self, target: Model, reference: Model | None, seed: int) -> IndexedData:
+        """Training examples prepared for the target, and for the reference too when one runs live beside it.
+
+        `reference` is None when there is no reference or its outputs come from a cache.
+        """
+
+    @abstractmethod
+    def plain_data(self, model: Model) -> IndexedData:
+        """The same examples under the same numbers for one model, without augmentation: what a reference cache is built on."""
+
+    @abstractmethod
+    def evaluate(self, model: Model, device: torch.device) -> dict[str, float]:
+        """Metrics of a model in eval mode; names like "heldout_images/image_to_text_recall@1", higher is better."""
+
+    @abstractmethod
+    def figures(self, model: Model, device: torch.device) -> Mapping[str, Figure]:
+        """Pictures for TensorBoard on a fixed set of examples; may be empty."""
+
+
+def find_task(name: str) -> type[Task]:
+    """The task class of a config's `task.name`.
+
+    Args:
+        name: an entry point in the group "steering.tasks" ("clip"), "package.module:Class", or "path/to/file.py:Class".
+
+    Raises:
+        SteeringError: nothing of that name can be loaded; the message lists what is installed.
+    """
+    known = {point.name: point for point in entry_points(group="steering.tasks")}
+    if name in known:
+        return known[name].load()
+    where, colon, attribute = name.rpartition(":")
+    if not colon:
+        raise SteeringError(f"task.name: no task {name!r}; installed: {', '.join(sorted(known))}; or give 'file.py:Class'")
+    module = _load_file(Path(where)) if where.endswith(".py") else _import(where)
+    found = getattr(module, attribute, None)
+    if not (isinstance(found, type) and issubclass(found, Task)):
+        raise SteeringError(f"task.name: {where} has no subclass of steering.Task named {attribute!r}")
+    return found
+
+
+def _import(module: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise SteeringError(f"task.name: cannot import {module!r}: {error}") from error
+
+
+def _load_file(path: Path) -> Any:
+    if not path.is_file():
+        raise SteeringError(f"task.name: no such file: {path}")
+    name = f"steering_task_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and worker processes look the module up by name
+    spec.loader.exec_module(module)
+    return module
