@@ -1,0 +1,189 @@
+"""Training batches of image–text pairs: a source, seen through the preprocessing of one or more models.
+
+Caption noise and subsets are drawn here by stateless hashing, so that they depend on nothing but their arguments.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from steering.data import IndexedData, mix, seeded
+from steering.errors import SteeringError
+from steering.risk import Batch
+from tasks.clip.data.source import ImageTextSource, Unreadable
+
+REPLACEMENTS = 16  # with a tenth of the data unreadable, one batch row in 10^17 finds no replacement
+
+# Keys of the hash: the three draws from one seed are independent.
+_NOISE, _SUBSET, _REPLACEMENT = 1, 2, 3
+_log = logging.getLogger("steering")
+
+
+@dataclass(frozen=True)
+class View:
+    """How one model wants to see a pair.
+
+    Attributes:
+        transform: RGB image -> float tensor of one shape; may draw from Python's and torch's global generators only.
+        tokenizer: b captions -> int64 (b, context).
+    """
+
+    transform: Callable[[Image.Image], Tensor]
+    tokenizer: Callable[[list[str]], Tensor]
+
+
+class PairData(IndexedData):
+    """Pairs of a source under the numbers 0 .. m−1, as tensors for every view.
+
+    Args:
+        source: where the pairs come from.
+        views: prefix -> view; "" gives "image" and "text", "reference" gives "reference_image" and "reference_text".
+        seed: of the augmentation.
+        augment: True redraws the transforms' randomness each epoch, False fixes it for good.
+        caption_noise: fraction of the pairs whose captions are shuffled among them; see `noisy_captions`.
+        fraction: share of the source to keep; see `subset`. Noise is drawn among the pairs kept.
+        data_seed: of noise, subset and replacements; None takes `seed`. Give it to hold the data still between seeds.
+
+    Raises:
+        SteeringError: caption_noise or fraction out of range.
+    """
+
+    def __init__(
+        self,
+        source: ImageTextSource,
+        views: Mapping[str, View],
+        seed: int,
+        augment: bool,
+        caption_noise: float = 0.0,
+        fraction: float = 1.0,
+        data_seed: int | None = None,
+    ) -> None:
+        if not views:
+            raise ValueError("views: expected at least one, under the prefix ''")
+        self._source, self._views, self._seed, self._augment = source, dict(views), seed, augment
+        self._data_seed = seed if data_seed is None else data_seed
+        kept = subset(len(source), fraction, self._data_seed)
+        shown = noisy_captions(len(kept), caption_noise, self._data_seed)
+        self._size = len(kept)
+        # None says "as they are" and saves a large clean set two arrays in every worker.
+        self._kept = kept if len(kept) < len(source) else None  # (m,)
+        self._shown = shown if (shown != np.arange(len(kept))).any() else None  # (m,)
+        self._warned = False
+
+    def __len__(self) -> int:
+        return self._size
+
+    def batch(self, index: np.ndarray, epoch: int) -> Batch:
+        """The pairs `index` (b ≥ 1) through every view; see `IndexedData.batch`.
+
+        Returns:
+            For each view its images (b, ...) and tokens (b, context), and "index" (b,) and "skipped" ().
+
+        Raises:
+            SteeringError: an example and all its replacements are unreadable.
+            IndexError: a number outside [0, m).
+        """
+        images: dict[str, list[Tensor]] = {prefix: [] for prefix in self._views}
+        captions, delivered = [], []
+        for wanted in index.tolist():
+            number, image, caption = self._readable(wanted)
+            for prefix, view in self._views.items():
+                # Seeded anew for each view: where two crop in the same way, they crop the same part.
+                with seeded(self._seed, epoch, number) if self._augment else seeded(self._seed, number):
+                    images[prefix].append(view.transform(image))
+            captions.append(caption)
+            delivered.append(number)
+        batch = {
+            "index": torch.tensor(delivered, dtype=torch.int64),
+            "skipped": torch.tensor(int((np.asarray(delivered) != index).sum()), dtype=torch.int64),
+        }
+        for prefix, view in self._views.items():
+            key = f"{prefix}_" if prefix else ""
+            batch[f"{key}image"] = torch.stack(images[prefix])  # (b, ...)
+            batch[f"{key}text"] = view.tokenizer(captions)  # (b, context)
+        return batch
+
+    def fingerprint(self) -> str:
+        """Hex sha256 of the source, and of what subset and noise make of it: without them the seed has no part."""
+        digest = hashlib.sha256(self._source.fingerprint().encode())
+        for name, numbers in (("subset", self._kept), ("noise", self._shown)):
+            if numbers is not None:
+                digest.update(name.encode() + numbers.astype("<i8").tobytes())
+        return digest.hexdigest()
+
+    def _readable(self, wanted: int) -> tuple[int, Image.Image, str]:
+        """Pair `wanted`, or the first readable one of its replacements: number, image, caption."""
+        for attempt in range(REPLACEMENTS + 1):
+            number = wanted
+            if attempt:
+                number = int(mix(self._data_seed, _REPLACEMENT, wanted, attempt)) % len(self)
+            try:
+                return number, *self._pair(number)
+            except Unreadable as error:
+                self._warn_once(error)
+                last = error
+        raise SteeringError(
+            f"example {wanted} and {REPLACEMENTS} others drawn to replace it are all unreadable; the last one: {last}"
+        ) from last
+
+    def _pair(self, number: int) -> tuple[Image.Image, str]:
+        if not 0 <= number < len(self):
+            raise IndexError(f"example {number} of {len(self)}")
+        image, caption = self._source.pair(self._in_source(number))
+        if self._shown is not None and self._shown[number] != number:
+            caption = self._source.caption(self._in_source(int(self._shown[number])))
+        return image, caption
+
+    def _in_source(self, number: int) -> int:
+        return number if self._kept is None else int(self._kept[number])
+
+    def _warn_once(self, error: Unreadable) -> None:
+        if not self._warned:
+            self._warned = True  # in this process and for this data set
+            _log.warning("%s; it is replaced by another example, as others will be without a word", error)
+
+
+def subset(n: int, fraction: float, seed: int) -> np.ndarray:
+    """A random ⌊fraction·n⌉ of the numbers 0 .. n−1, sorted int64 (m,); a smaller fraction's lie within a larger's.
+
+    Raises:
+        SteeringError: fraction is not in (0, 1], or keeps none.
+    """
+    if not 0 < fraction <= 1:
+        raise SteeringError(f"fraction: expected a number in (0, 1], got {fraction}")
+    size = round(fraction * n)
+    if size == 0:
+        raise SteeringError(f"fraction: {fraction} of {n} examples is none")
+    return np.sort(_shuffled(n, seed, _SUBSET)[:size])
+
+
+def noisy_captions(n: int, p: float, seed: int) -> np.ndarray:
+    """Which pair's caption each pair shows, int64 (n,): its own, but for a random ⌊p·n⌉ that swap theirs in a ring.
+
+    None in the ring keeps its own (though another pair may have the same words), no caption is lost, and a smaller p's
+    noisy pairs are among a larger's. One pair alone makes no ring, and keeps its caption.
+
+    Raises:
+        SteeringError: p is not in [0, 1].
+    """
+    if not 0 <= p <= 1:
+        raise SteeringError(f"caption_noise: expected a number in [0, 1], got {p}")
+    size = round(p * n)
+    shown = np.arange(n, dtype=np.int64)
+    if size > 1:
+        ring = _shuffled(n, seed, _NOISE)[:size]  # in random order, so that the next one round is a random other
+        shown[ring] = np.roll(ring, 1)
+    return shown
+
+
+def _shuffled(n: int, seed: int, key: int) -> np.ndarray:
+    """0 .. n−1 in random order, int64 (n,): sorted by hash, so the same with any version of numpy."""
+    return np.argsort(mix(seed, key, np.arange(n)), kind="stable").astype(np.int64)
