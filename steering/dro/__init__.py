@@ -1,0 +1,6 @@
+"""The DRRho solver: from the losses of a row to its worst-case weights."""
+
+from steering.dro.divergences import KL, ChiSquare, CVaR, Divergence, distance, divergence
+from steering.dro.exact import Dual, WorstCase, worst_case
+
+__all__ = ["KL", "CVaR", "ChiSquare", "Divergence", "Dual", "WorstCase", "distance", "divergence", "worst_case"]
