@@ -35,19 +35,25 @@ class IndexedData(ABC):
         """Hex digest of the content (not the augmentation): equal for equal data on any machine."""
 
 
+# SplitMix64's constants (Steele, Lea and Flood 2014).
+_STEP = np.uint64(0x9E3779B97F4A7C15)
+_MULTIPLIERS = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+_SHIFTS = np.uint64(30), np.uint64(27), np.uint64(31)
+
+
 def mix(*keys: int | np.ndarray) -> np.ndarray:
     """Hash integers into uniform uint64s (SplitMix64 finaliser, chained); arrays broadcast.
 
     A stateless random number per (seed, epoch, example, ...): no generator to save, no order to keep.
     """
-    state = np.uint64(0x9E3779B97F4A7C15)
+    state = np.asarray(0x9E3779B97F4A7C15, dtype=np.uint64)
     with np.errstate(over="ignore"):
         for key in keys:
-            x = np.asarray(key).astype(np.uint64) + state * np.uint64(0xBF58476D1CE4E5B9) + np.uint64(0x9E3779B97F4A7C15)
-            x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-            x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-            state = x ^ (x >> np.uint64(31))
-    return np.asarray(state)
+            x: np.ndarray = np.asarray(key).astype(np.uint64) + state * _MULTIPLIERS[0] + _STEP
+            x = (x ^ (x >> _SHIFTS[0])) * _MULTIPLIERS[0]
+            x = (x ^ (x >> _SHIFTS[1])) * _MULTIPLIERS[1]
+            state = x ^ (x >> _SHIFTS[2])
+    return state
 
 
 def uniform(*keys: int | np.ndarray) -> np.ndarray:

@@ -19,6 +19,7 @@ from torch import nn
 from steering.data import IndexedData
 from steering.errors import SteeringError
 from steering.risk import ReferenceRisk
+from steering.storage import sha256
 
 
 @dataclass
@@ -74,7 +75,7 @@ class Task(ABC):
 
     @abstractmethod
     def evaluate(self, model: Model, device: torch.device) -> dict[str, float]:
-        """Metrics of a model in eval mode; names like "heldout_images/image_to_text_recall@1", higher is better."""
+        """Metrics of a model in eval mode; names like "heldout_images/image_to_text_R@1", higher is better."""
 
     @abstractmethod
     def figures(self, model: Model, device: torch.device) -> Mapping[str, Figure]:
@@ -95,7 +96,9 @@ def find_task(name: str) -> type[Task]:
         return known[name].load()
     where, colon, attribute = name.rpartition(":")
     if not colon:
-        raise SteeringError(f"task.name: no task {name!r}; installed: {', '.join(sorted(known))}; or give 'file.py:Class'")
+        raise SteeringError(
+            f"task.name: no task {name!r}; installed: {', '.join(sorted(known))}; or give 'file.py:Class'"
+        )
     module = _load_file(Path(where)) if where.endswith(".py") else _import(where)
     found = getattr(module, attribute, None)
     if not (isinstance(found, type) and issubclass(found, Task)):
@@ -113,7 +116,9 @@ def _import(module: str) -> Any:
 def _load_file(path: Path) -> Any:
     if not path.is_file():
         raise SteeringError(f"task.name: no such file: {path}")
-    name = f"steering_task_{path.stem}"
+    name = f"steering_task_{path.stem}_{sha256([str(path.resolve())])[:12]}"
+    if name in sys.modules:  # once: two loads would give two classes that do not know each other
+        return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None

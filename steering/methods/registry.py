@@ -77,5 +77,8 @@ def registered() -> dict[str, Entry]:
 
 
 def build_method(name: str, options: Any, num_examples: int) -> Method:
-    """Build a method for a training set of `num_examples` examples from its options."""
-    return find_method(name).build(options, num_examples)
+    """Build a method for a training set of `num_examples` examples; SteeringError when an option is out of range."""
+    try:
+        return find_method(name).build(options, num_examples)
+    except ValueError as error:
+        raise SteeringError(f"method ({name}): {error}") from error

@@ -1,0 +1,143 @@
+"""Results as tables and curves. A row is {"method", "seed", "metrics", "samples", "seconds"}; see `steering compare`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from rich.table import Table
+
+from steering.training.log import CONSOLE
+
+Row = Mapping[str, Any]
+Cells = tuple[list[str], list[list[str]]]  # header, lines
+
+
+def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and its standard error, s/√n with the n − 1 divisor; the error of one value is NaN."""
+    array = np.asarray(values, dtype=np.float64)
+    error = array.std(ddof=1) / math.sqrt(len(array)) if len(array) > 1 else math.nan
+    return float(array.mean()), float(error)
+
+
+def methods(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Rows by method, in order of first appearance."""
+    grouped: dict[str, list[Row]] = {}
+    for row in rows:
+        grouped.setdefault(row["method"], []).append(row)
+    return grouped
+
+
+def metric_groups(rows: Sequence[Row]) -> dict[str, list[str]]:
+    """Metric names by the part before their "/", in order of first appearance."""
+    groups: dict[str, list[str]] = {}
+    for name in dict.fromkeys(name for row in rows for name in row["metrics"]):
+        groups.setdefault(name.rpartition("/")[0], []).append(name)
+    return groups
+
+
+def tables(rows: Sequence[Row]) -> dict[str, Cells]:
+    """One table per group of metrics, percent, mean ± standard error over seeds; and last one with the cost."""
+    grouped = methods(rows)
+    found: dict[str, Cells] = {}
+    for group, names in metric_groups(rows).items():
+        header = ["method", *(name.rpartition("/")[2].replace("_", " ") for name in names)]
+        lines = [[method, *(_percent(runs, name) for name in names)] for method, runs in grouped.items()]
+        found[group or "evaluation"] = header, lines
+    cost = [
+        [method, str(len(runs)), _plain(runs, "samples"), _plain(runs, "seconds")] for method, runs in grouped.items()
+    ]
+    found["cost of one run"] = ["method", "runs", "samples", "seconds"], cost
+    return found
+
+
+def _percent(runs: Sequence[Row], name: str) -> str:
+    values = [run["metrics"][name] for run in runs if name in run["metrics"]]
+    if not values:
+        return "–"
+    mean, error = mean_and_error(values)
+    return f"{100 * mean:.1f}" if math.isnan(error) else f"{100 * mean:.1f} ± {100 * error:.1f}"
+
+
+def _plain(runs: Sequence[Row], key: str) -> str:
+    values = [run[key] for run in runs if run.get(key) is not None]
+    return f"{mean_and_error(values)[0]:,.0f}" if values else "–"
+
+
+def markdown_report(rows: Sequence[Row], title: str) -> str:
+    """All tables in Markdown; numbers are percent, mean ± standard error over the seeds."""
+    parts = [f"# {title}", "Percent; ± is one standard error over the runs' seeds."]
+    for name, (header, lines) in tables(rows).items():
+        table = [header, ["---"] * len(header), *lines]
+        parts += [f"## {name}", "\n".join("| " + " | ".join(line) + " |" for line in table)]
+    return "\n\n".join(parts) + "\n"
+
+
+def print_results(rows: Sequence[Row], title: str) -> None:
+    """The same tables on the terminal; the best of each column in bold."""
+    CONSOLE.rule(title)
+    for name, (header, lines) in tables(rows).items():
+        table = Table(title=name, title_justify="left", title_style="bold")
+        for number, head in enumerate(header):
+            table.add_column(head, justify="left" if number == 0 else "right")
+        best = _best(lines) if not name.startswith("cost") and len(lines) > 1 else {}
+        for line in lines:
+            table.add_row(
+                *(f"[bold]{cell}[/bold]" if cell == best.get(column) else cell for column, cell in enumerate(line))
+            )
+        CONSOLE.print(table)
+
+
+def _best(lines: Sequence[Sequence[str]]) -> dict[int, str]:
+    columns = {column: [line[column] for line in lines if line[column] != "–"] for column in range(1, len(lines[0]))}
+    return {column: max(cells, key=lambda cell: float(cell.split()[0])) for column, cells in columns.items() if cells}
+
+
+def curves_figure(
+    curves: Mapping[str, Sequence[Sequence[Mapping[str, float]]]], rows: Sequence[Row], batch_size: int
+) -> Figure:
+    """First metric of each group against samples seen; lines are means over seeds, bands one standard error.
+
+    Args:
+        curves: method -> for each seed the rows of its metrics.jsonl.
+        rows: as in the tables; the reference, which has no curve, becomes a dashed line.
+        batch_size: examples per step.
+    """
+    firsts = [names[0] for names in metric_groups(rows).values()]
+    figure = Figure(figsize=(4.2 * max(1, len(firsts)), 3.4), layout="constrained")
+    panels = figure.subplots(1, max(1, len(firsts)), squeeze=False)[0]
+    for axes, name in zip(panels, firsts, strict=False):
+        for method, seeds in curves.items():
+            _curve(axes, method, seeds, f"eval/{name}", batch_size)
+        for row in rows:
+            if row["method"] not in curves:
+                axes.axhline(
+                    100 * row["metrics"][name], color="black", linestyle="--", linewidth=1, label=row["method"]
+                )
+        axes.set_title(name.rpartition("/")[0].replace("_", " ") or "evaluation")
+        axes.set_xlabel("samples seen")
+        axes.set_ylabel(f"{name.rpartition('/')[2].replace('_', ' ')}, %")
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.3)
+    if firsts:
+        panels[0].legend()
+    return figure
+
+
+def _curve(axes: Any, method: str, seeds: Sequence[Sequence[Mapping[str, float]]], name: str, batch_size: int) -> None:
+    by_step: dict[float, list[float]] = {}
+    for seed in seeds:
+        for row in seed:
+            if name in row:
+                by_step.setdefault(row["step"], []).append(100 * row[name])
+    steps = sorted(by_step)
+    if not steps:
+        return
+    mean, error = np.array([mean_and_error(by_step[step]) for step in steps]).T
+    x = np.array(steps) * batch_size
+    (line,) = axes.plot(x, mean, marker="o", markersize=3, label=method)
+    if not np.isnan(error).all():
+        axes.fill_between(x, mean - error, mean + error, alpha=0.2, color=line.get_color())

@@ -1,0 +1,40 @@
+"""A batch of image–text pairs as the solver sees it. "Image" and "text" may be any two modalities.
+
+Shapes: b pairs in this process, B = K·b over all ranks, d feature width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Unit-norm features of b pairs; row i of every tensor belongs to example `index[i]`.
+
+    Attributes:
+        image, text: target features, (b, d), float32 or float64, with gradient.
+        reference_image, reference_text: features of the frozen reference, (b, d′), without gradient; both or neither.
+        index: stable example numbers, int64, (b,).
+    """
+
+    image: Tensor
+    text: Tensor
+    index: Tensor
+    reference_image: Tensor | None = None
+    reference_text: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.image.ndim != 2 or self.image.shape != self.text.shape:
+            raise ValueError(
+                f"image and text must both be (b, d), got {tuple(self.image.shape)}, {tuple(self.text.shape)}"
+            )
+        if self.index.shape != self.image.shape[:1]:
+            raise ValueError(f"index must be (b,) = ({len(self.image)},), got {tuple(self.index.shape)}")
+        if (self.reference_image is None) != (self.reference_text is None):
+            raise ValueError("give both reference_image and reference_text, or neither")
+        for reference in (self.reference_image, self.reference_text):
+            if reference is not None and len(reference) != len(self.image):
+                raise ValueError(f"reference features must have {len(self.image)} rows, got {len(reference)}")

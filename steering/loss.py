@@ -1,0 +1,160 @@
+"""Steering in anybody's loop: losses in, one loss out; no trainer, no config, state in `state_dict()`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from steering.contrastive.naive import negatives
+from steering.contrastive.pairs import Pairs
+from steering.dro.stochastic import StochasticKL
+from steering.methods.drrho import gathered
+from steering.risk import Units
+
+
+class DRRho(nn.Module):
+    """DRRho risk of per-example losses, estimated from mini-batches (arXiv 2505.06699; METHODS in docs/theory.md).
+
+        steer = DRRho(num_examples=len(train_set), tau=1.0)
+        loss = steer(losses, reference_losses[index], index)
+
+    The loss's gradient is Σ_i p_i ∇ℓ_i with p_i ∝ exp((ℓ_i − α·ℓ_ref,i)/τ), normalised by a running estimate. Under an
+    initialised process group the adversary sees the batches of all ranks, and averaging parameter gradients over the ranks
+    (what DDP does) gives the single-process gradient.
+
+    Args:
+        num_examples: size n of the training set; indices lie in [0, n).
+        divergence: "kl".
+        tau: temperature in nats; towards ∞ plain averaging, towards 0 the worst example alone. The initial value when a
+            `radius` is given.
+        radius: KL budget of the adversary in nats; the temperature is then a parameter to optimise (add
+            `steer.parameters()` to the optimiser, and average its gradient over the ranks). None: `tau` stays fixed.
+        strength: α, how much of the reference's loss is subtracted.
+        gamma: rate of the running estimate, in (0, 1]; 1 uses the batch alone.
+        epsilon: margin ε ≥ 0; examples whose excess loss is far below τ·ln ε pull no more.
+
+    Raises:
+        ValueError: an argument out of range.
+    """
+
+    def __init__(
+        self,
+        num_examples: int,
+        *,
+        divergence: str = "kl",
+        tau: float = 1.0,
+        radius: float | None = None,
+        strength: float = 1.0,
+        gamma: float = 0.9,
+        epsilon: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if num_examples < 1:
+            raise ValueError(f"num_examples must be at least 1, got {num_examples}")
+        if divergence != "kl":
+            raise ValueError(f"divergence must be 'kl', got {divergence!r}")
+        self.num_examples = num_examples
+        self.risk = StochasticKL(1, tau=tau, radius=radius, strength=strength, gamma=gamma, epsilon=epsilon)
+
+    def forward(self, losses: Tensor, reference_losses: Tensor | None, index: Tensor) -> Tensor:
+        """One batch.
+
+        Args:
+            losses: target losses, (b,), nats, with gradient.
+            reference_losses: the frozen reference's losses on the same examples, (b,); None for plain DRO.
+            index: example numbers, int64, (b,).
+
+        Returns:
+            Scalar, float32 or wider: its value estimates the risk, its gradient steers.
+
+        Raises:
+            ValueError: shapes differ, the batch is empty, an index or a loss is out of range or not finite (on a GPU the last
+                two are device-side assertions, so that nothing waits).
+        """
+        self._check(losses, reference_losses, index)
+        reference = None if reference_losses is None else _wide(reference_losses.detach())
+        rows = torch.zeros((), dtype=torch.int64, device=losses.device)
+        return self.risk(gathered(Units(_wide(losses), reference, rows))).loss
+
+    def _check(self, losses: Tensor, reference: Tensor | None, index: Tensor) -> None:
+        if losses.ndim != 1 or len(losses) == 0:
+            raise ValueError(f"losses must be (b,) with b ≥ 1, got {tuple(losses.shape)}; use reduction='none'")
+        if reference is not None and reference.shape != losses.shape:
+            raise ValueError(f"reference_losses must be {tuple(losses.shape)}, got {tuple(reference.shape)}")
+        if index.shape != losses.shape:
+            raise ValueError(f"index must be {tuple(losses.shape)}, got {tuple(index.shape)}")
+        _require((index >= 0) & (index < self.num_examples), index, f"index: outside [0, {self.num_examples})")
+        _require(torch.isfinite(losses.detach()), index, "losses: not finite")
+        if reference is not None:
+            _require(torch.isfinite(reference), index, "reference_losses: not finite")
+
+
+class GlobalContrastiveLoss(nn.Module):
+    """The global contrastive risk with a reference: DRRho-CLIP's loss (arXiv 2505.06699); without one FastCLIP's.
+
+        criterion = GlobalContrastiveLoss(num_examples=len(train_set), tau=0.05, epsilon=0.01)
+        loss = criterion(image_features, text_features, index, reference_image_features, reference_text_features)
+
+    Every image is an anchor whose adversary reweights the texts of the batch, and every text one over the images; the mean of
+    both directions is returned. Works under DDP: features are gathered from all ranks, with gradient.
+
+    Args:
+        num_examples: pairs in the training set, n; the state holds 2n running estimates.
+        tau: temperature in units of the cosine; initial value if `radius` is given.
+        radius, strength, epsilon: see `DRRho`.
+        gamma: final rate of the moving average over visits, in (0, 1]; `start_epoch` moves it there from 1.
+        gamma_decay_epochs: epochs of that cosine; 0: `gamma` from the start.
+    """
+
+    def __init__(
+        self,
+        num_examples: int,
+        *,
+        tau: float = 0.05,
+        radius: float | None = None,
+        strength: float = 1.0,
+        epsilon: float = 0.01,
+        gamma: float = 1.0,
+        gamma_decay_epochs: int = 0,
+    ) -> None:
+        super().__init__()
+        self.risk = StochasticKL(
+            2 * num_examples,
+            tau=tau,
+            radius=radius,
+            strength=strength,
+            epsilon=epsilon,
+            gamma=gamma,
+            gamma_decay_epochs=gamma_decay_epochs,
+            tau_min=0.01 if radius is not None else tau,
+        )
+
+    def start_epoch(self, epoch: int) -> None:
+        """Move γ along its schedule; call with 0, 1, ... at the start of each pass over the data."""
+        self.risk.start_epoch(epoch)
+
+    def forward(
+        self,
+        image: Tensor,
+        text: Tensor,
+        index: Tensor,
+        reference_image: Tensor | None = None,
+        reference_text: Tensor | None = None,
+    ) -> Tensor:
+        """Loss of one batch of unit-norm features, (b, d) each; the reference's may have another width. See `Pairs`."""
+        guide = None if reference_image is None else _wide(reference_image.detach())
+        guide_text = None if reference_text is None else _wide(reference_text.detach())
+        return self.risk(negatives(Pairs(_wide(image), _wide(text), index, guide, guide_text))).loss
+
+
+def _wide(x: Tensor) -> Tensor:
+    """At least float32, whatever autocast made of it."""
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
+def _require(ok: Tensor, index: Tensor, what: str) -> None:
+    if ok.device.type != "cpu":
+        torch._assert_async(ok.all(), what)
+    elif not ok.all():
+        place = int((~ok).nonzero()[0, 0])
+        raise ValueError(f"{what} at position {place} of the batch (example {int(index[place])})")

@@ -1,0 +1,1 @@
+"""Whole studies, each one function of a config."""

@@ -1,0 +1,220 @@
+"""One run from a config: train it, evaluate it, or cache its reference."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from steering import distributed
+from steering.analysis.report import print_results
+from steering.config import RunConfig, config_digest, to_yaml, with_overrides
+from steering.data import IndexedData
+from steering.errors import SteeringError
+from steering.methods import build_method
+from steering.reference import (
+    CachedReference,
+    Fingerprint,
+    LiveReference,
+    Reference,
+    ReferenceCache,
+    build_cache,
+    weights_fingerprint,
+)
+from steering.storage import write_atomically
+from steering.task import Model, ModelSpec, Task, find_task
+from steering.training.checkpoint import read_json
+from steering.training.loader import load
+from steering.training.log import CONSOLE
+from steering.training.loop import Job, run
+from steering.training.session import session
+
+_LOG = logging.getLogger("steering")
+
+
+def study_folder(config: RunConfig) -> Path:
+    """Where everything of a config goes: output/name."""
+    return Path(config.output) / config.name
+
+
+def run_folder(config: RunConfig, label: str | None = None) -> Path:
+    """Folder of one run; the label is the method's unless a study gives its own."""
+    return study_folder(config) / f"{label or config.method.name}-seed{config.seed}"
+
+
+def train(config: RunConfig) -> None:
+    """`steering train`: one run to its end, resumed if it was interrupted, and its metrics."""
+    with session(config.device, config.train.threads) as device:
+        folder = run_folder(config)
+        result = train_run(config, folder, config.method.name, device)
+        if distributed.rank() == 0:
+            print_results([result_row(config.method.name, config.seed, result)], title=str(folder))
+            CONSOLE.print(f"weights: {folder}/model.safetensors   TensorBoard: tensorboard --logdir {folder}")
+
+
+def evaluate(config: RunConfig) -> None:
+    """`steering evaluate`: the target (its given weights, else those of the finished run) and the reference, if any."""
+    with session(config.device, config.train.threads) as device:
+        task = find_task(config.task.name)(config.task)
+        spec, folder = config.target, run_folder(config)
+        if spec.checkpoint is None and spec.pretrained is None:
+            spec = replace(spec, checkpoint=str(folder / "model.safetensors"))
+            if not Path(str(spec.checkpoint)).is_file():
+                raise SteeringError(
+                    f"evaluate: no finished run in {folder}; train it, or set target.checkpoint or target.pretrained"
+                )
+        rows = [evaluated_row("target", task, task.build(spec), device)]
+        if config.reference is not None:
+            reference, _ = reference_model(config, task, device)
+            rows.append(evaluated_row("reference", task, reference, device))
+        if distributed.rank() == 0:
+            print_results(rows, title=f"{spec.name} {spec.checkpoint or spec.pretrained}")
+
+
+def cache(config: RunConfig) -> None:
+    """`steering cache`: run the reference once over the training data and keep its outputs."""
+    with session(config.device, config.train.threads) as device:
+        if config.reference is None:
+            raise SteeringError("reference: the config names none, so there is nothing to cache")
+        task = find_task(config.task.name)(config.task)
+        model, _ = reference_model(config, task, device)
+        start = time.monotonic()
+        cached, data = cached_reference(config, task, model, device)
+        if distributed.rank() == 0:
+            CONSOLE.print(f"{len(data)} examples cached in {cached} ({time.monotonic() - start:.1f} s)")
+
+
+def train_run(config: RunConfig, folder: Path, title: str, device: torch.device) -> dict[str, Any]:
+    """Train one config into a folder, or hand out its result if that has been done.
+
+    Raises:
+        SteeringError: the folder holds another run.
+    """
+    torch.manual_seed(config.seed)
+    task = find_task(config.task.name)(config.task)
+    target = task.build(config.target)
+    guide = _Guide(None, None, "none")
+    if method_uses_reference(config):
+        guide = _guide(config, task, device)
+        torch.manual_seed(config.seed)
+    data = task.train_data(target, guide.live, config.seed)
+    identity = {"config": config_digest(config), "data": data.fingerprint(), "reference": guide.fingerprint}
+    done = finished(folder, identity)
+    if done is not None:
+        return done
+    if distributed.rank() == 0:
+        write_atomically(folder / "config.yaml", lambda path: path.write_text(to_yaml(config), encoding="utf-8"))
+    distributed.barrier()
+    method = build_method(config.method.name, config.method.options, len(data))
+    return run(
+        Job(
+            folder=folder,
+            title=title,
+            task=task,
+            target=target,
+            reference=guide.reference,
+            method=method,
+            data=data,
+            optimizer=config.optimizer,
+            train=config.train,
+            seed=config.seed,
+            device=device,
+            identity=identity,
+        )
+    )
+
+
+def finished(folder: Path, identity: dict[str, str]) -> dict[str, Any] | None:
+    """The result of a finished run, None when there is none yet; SteeringError when it is another's."""
+    path = folder / "result.json"
+    if not path.is_file():
+        return None
+    result = read_json(path)
+    wrong = [key for key, value in identity.items() if result["identity"].get(key) != value]
+    if wrong:
+        raise SteeringError(
+            f"{folder} holds another run (other {', '.join(wrong)}); set name= or output=, or delete the folder"
+        )
+    return result
+
+
+@dataclass(frozen=True)
+class _Guide:
+    """What steers a run: the reference, the live model if it needs its own view of the data, and the weights' digest."""
+
+    reference: Reference | None
+    live: Model | None
+    fingerprint: str
+
+
+def method_uses_reference(config: RunConfig) -> bool:
+    """Whether the method asks for a reference; SteeringError when it does and the config has none."""
+    uses = build_method(config.method.name, config.method.options, 1).uses_reference
+    if uses and config.reference is None:
+        raise SteeringError(f"method.name: {config.method.name} needs a reference; add a reference: section")
+    return uses
+
+
+def _guide(config: RunConfig, task: Task, device: torch.device) -> _Guide:
+    assert config.reference is not None
+    model, digest = reference_model(config, task, device)
+    if config.reference.cache is None:
+        return _Guide(LiveReference(model.module.to(device), task.risk), model, digest)
+    folder, data = cached_reference(config, task, model, device)
+    wanted = Fingerprint(digest, model.inputs_fingerprint, data.fingerprint())
+    return _Guide(CachedReference(ReferenceCache(folder, wanted)), None, digest)
+
+
+def reference_model(config: RunConfig, task: Task, device: torch.device) -> tuple[Model, str]:
+    """The frozen reference and its weights' digest; trained first if the config says how and there are no weights yet."""
+    assert config.reference is not None
+    spec = ModelSpec(**{field.name: getattr(config.reference, field.name) for field in fields(ModelSpec)})
+    if config.reference.train is not None and spec.checkpoint is None:
+        folder = study_folder(config) / "reference"
+        train_run(reference_run(config), folder, "reference", device)
+        spec = replace(spec, checkpoint=str(folder / "model.safetensors"))
+    model = task.build(spec)
+    model.module.eval().requires_grad_(False)
+    return model, weights_fingerprint(model.module)
+
+
+def reference_run(config: RunConfig) -> RunConfig:
+    """The run that trains the reference itself: plain training of its architecture, with the changes of `reference.train`."""
+    assert config.reference is not None
+    spec = {field.name: getattr(config.reference, field.name) for field in fields(ModelSpec)}
+    base = with_overrides(config, {"target": spec, "reference": None, "method": {"name": "erm"}, "seed": 0})
+    return with_overrides(base, config.reference.train or {}, "reference.train")
+
+
+def cached_reference(config: RunConfig, task: Task, model: Model, device: torch.device) -> tuple[Path, IndexedData]:
+    """Folder of the reference's cache for the config's data, built if it is not there; and the data it stands for."""
+    assert config.reference is not None
+    data = task.plain_data(model)
+    where = config.reference.cache
+    folder = study_folder(config) / "reference-cache" if where in (None, "auto") else Path(str(where))
+    wanted = Fingerprint(weights_fingerprint(model.module), model.inputs_fingerprint, data.fingerprint())
+    if (folder / "cache.json").is_file():
+        ReferenceCache(folder, wanted)
+        return folder, data
+    size, rank, world = config.train.batch_size, distributed.rank(), distributed.world_size()
+    steps = -(-len(data) // (size * world))
+    # Every rank takes the same number of batches, since opening the files is a joint step; the last ones wrap around.
+    order = torch.arange(steps * size * world).remainder(len(data)).numpy().reshape(steps, world, size)
+    batches = load(data, ((0, rows[rank]) for rows in order), config.train.workers, pin=False)
+    build_cache(folder, task.risk, model.module.to(device), batches, data, wanted, device)
+    return folder, data
+
+
+def result_row(method: str, seed: int | None, result: dict[str, Any]) -> dict[str, Any]:
+    """A row of `compare.json`."""
+    return {"method": method, "seed": seed, **{key: result[key] for key in ("metrics", "samples", "seconds")}}
+
+
+def evaluated_row(label: str, task: Task, model: Model, device: torch.device) -> dict[str, Any]:
+    """A row for a model that was not trained here."""
+    model.module.to(device).eval()
+    return {"method": label, "seed": None, "metrics": task.evaluate(model, device), "samples": None, "seconds": None}

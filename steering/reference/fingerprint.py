@@ -1,0 +1,46 @@
+"""What a frozen reference *is*: its weights, its preprocessing, the data it saw, the number format. A mismatch is an error."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import nn
+
+from steering.errors import SteeringError
+from steering.storage import sha256
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """Hex digests (and a dtype name); equal fields mean the stored outputs are the ones a live run would compute."""
+
+    weights: str
+    inputs: str
+    data: str
+    dtype: str = "float32"
+
+    def require(self, wanted: Fingerprint, where: str) -> None:
+        """Raise SteeringError naming each field in which this (stored, at `where`) differs from what the run wants."""
+        mine, theirs = asdict(self), asdict(wanted)
+        meaning = {
+            "weights": "reference weights",
+            "inputs": "preprocessing",
+            "data": "data set",
+            "dtype": "number format",
+        }
+        wrong = [f"{meaning[k]}: {mine[k][:12]} stored, {theirs[k][:12]} wanted" for k in mine if mine[k] != theirs[k]]
+        if wrong:
+            raise SteeringError(
+                f"{where} was made for something else ({'; '.join(wrong)}); delete it or name another folder"
+            )
+
+
+def weights_fingerprint(module: nn.Module) -> str:
+    """Digest of every parameter and buffer: name, dtype, shape and bytes."""
+    parts: list[bytes | str] = []
+    for name, tensor in sorted(module.state_dict().items()):
+        value = tensor.detach().cpu().contiguous()
+        parts += [name, str(value.dtype), str(tuple(value.shape))]
+        parts.append(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return sha256(parts)

@@ -1,0 +1,81 @@
+"""Checkpoints: data, never code. Written atomically with a checksum; a damaged one is refused, an older one is used."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from steering.errors import SteeringError
+from steering.storage import file_sha256, write_atomically
+
+_LOG = logging.getLogger("steering")
+
+
+def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int = 2) -> None:
+    """Write the state after `step` steps and drop all but the newest `keep` checkpoints."""
+    path = folder / f"step-{step:09d}.pt"
+    write_atomically(path, lambda temporary: torch.save(state, temporary))
+    digest = file_sha256(path)
+    write_atomically(path.with_suffix(".sha256"), lambda temporary: temporary.write_text(digest))
+    for old in sorted(folder.glob("step-*.pt"))[:-keep]:
+        old.unlink()
+        old.with_suffix(".sha256").unlink(missing_ok=True)
+
+
+def load_newest(folder: Path, device: torch.device) -> tuple[int, dict[str, Any]] | None:
+    """(step, state) of the newest intact checkpoint, tensors on the CPU or `device`; None when there is none.
+
+    A file without its checksum was being written when the run died; one with another checksum is damaged. Both are passed
+    over with a warning.
+    """
+    for path in sorted(folder.glob("step-*.pt"), reverse=True):
+        record = path.with_suffix(".sha256")
+        if record.is_file() and record.read_text() == file_sha256(path):
+            return int(path.stem.removeprefix("step-")), torch.load(path, map_location=device, weights_only=True)
+        _LOG.warning("checkpoint %s is incomplete or damaged; it is ignored", path)
+    return None
+
+
+def save_weights(path: Path, module: nn.Module, about: dict[str, str]) -> None:
+    """A model's state dict as safetensors with a few strings of metadata."""
+    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in module.state_dict().items()}
+    write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=about))
+
+
+def load_weights(path: Path, module: nn.Module) -> None:
+    """Load `save_weights`'s file into a module of the same architecture.
+
+    Raises:
+        SteeringError: no such file, not safetensors, or other tensors than the module's; the first difference is named.
+    """
+    if not path.is_file():
+        raise SteeringError(f"checkpoint: no such file: {path}")
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise SteeringError(f"checkpoint: {path} is not a readable safetensors file: {error}") from error
+    wanted = module.state_dict()
+    for name in sorted(wanted.keys() | tensors.keys()):
+        if name not in tensors or name not in wanted:
+            where = "the model but not in the file" if name in wanted else "the file but not in the model"
+            raise SteeringError(f"checkpoint: {path} belongs to another architecture: {name} is in {where}")
+        if wanted[name].shape != tensors[name].shape:
+            shapes = f"{tuple(tensors[name].shape)} in the file, {tuple(wanted[name].shape)} in the model"
+            raise SteeringError(f"checkpoint: {path} belongs to another architecture: {name} is {shapes}")
+    module.load_state_dict(tensors)
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    text = json.dumps(value, indent=1, sort_keys=True)
+    write_atomically(path, lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"))

@@ -1,0 +1,44 @@
+"""From a plan to tensors: whole batches are made by the workers, so the process count never changes their content."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from steering.data import IndexedData
+
+
+class _Batches(Dataset):
+    def __init__(self, data: IndexedData) -> None:
+        self.data = data
+
+    def __getitem__(self, key: tuple[int, np.ndarray]) -> dict[str, Tensor]:
+        epoch, index = key
+        return dict(self.data.batch(index, epoch))
+
+
+class _Fixed(torch.utils.data.Sampler):
+    def __init__(self, keys: Iterable[tuple[int, np.ndarray]]) -> None:
+        self.keys = keys
+
+    def __iter__(self) -> Iterator[tuple[int, np.ndarray]]:
+        return iter(self.keys)
+
+
+def load(
+    data: IndexedData, keys: Iterable[tuple[int, np.ndarray]], workers: int, pin: bool
+) -> Iterator[dict[str, Tensor]]:
+    """Batches for (epoch, indices) keys, in order, made in this process or by `workers` others."""
+    loader = DataLoader(
+        _Batches(data),
+        batch_size=None,
+        sampler=_Fixed(keys),
+        num_workers=workers,
+        pin_memory=pin,
+        generator=torch.Generator(),  # otherwise starting the loader would draw from, and shift, the global generator
+    )
+    return iter(loader)

@@ -1,0 +1,98 @@
+"""What a run tells: TensorBoard, a `metrics.jsonl` beside it for scripts, and a progress line with an ETA."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from matplotlib import pyplot
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch.utils.tensorboard import SummaryWriter
+
+CONSOLE = Console(highlight=False)
+
+
+class RunLog:
+    """Scalars and figures of one run; a resumed run cuts off what it will write again.
+
+    Args:
+        folder: of the run; event files go to it directly, so `tensorboard --logdir` on any parent shows the run.
+        step: the step that the run starts or resumes from.
+    """
+
+    def __init__(self, folder: Path, step: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._path = folder / "metrics.jsonl"
+        kept = [row for row in read_metrics(self._path) if row["step"] <= step] if step else []
+        self._path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        self._writer = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+
+    def figures(self, step: int, figures: Mapping[str, Figure]) -> None:
+        for name, figure in figures.items():
+            self._writer.add_figure(name, figure, step, close=False)
+            pyplot.close(figure)
+
+    def text(self, name: str, text: str) -> None:
+        self._writer.add_text(name, text)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """Rows of a `metrics.jsonl`; an unfinished last line is left out."""
+    if not path.is_file():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
+
+
+class ProgressLine:
+    """A bar with an ETA on a terminal; elsewhere one plain line at every tenth of the way."""
+
+    def __init__(self, title: str, total: int, done: int, shown: bool) -> None:
+        self._title, self._total, self._shown = title, total, shown
+        self._begin, self._first, self._tenth = time.monotonic(), done, 0
+        self._bar: Progress | None = None
+        if shown and CONSOLE.is_terminal:
+            columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
+            self._bar = Progress(
+                *columns, TextColumn("ETA"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=CONSOLE
+            )
+            self._task = self._bar.add_task(title, total=total, completed=done, note="")
+            self._bar.start()
+
+    def update(self, done: int, note: str = "") -> None:
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done)
+            if note:
+                self._bar.update(self._task, note=note)
+        elif self._shown and done * 10 // self._total > self._tenth:
+            self._tenth = done * 10 // self._total
+            elapsed = time.monotonic() - self._begin
+            left = elapsed / max(1, done - self._first) * (self._total - done)
+            print(
+                f"{self._title}: {done}/{self._total} steps, {elapsed:.0f} s, ETA {left:.0f} s {note}",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()

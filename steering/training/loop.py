@@ -1,0 +1,281 @@
+"""The training loop: load, forward, steered loss, step, log. It knows no task, no divergence and no reference by name."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from steering import distributed
+from steering.data import IndexedData
+from steering.errors import SteeringError
+from steering.methods.registry import Method, Step
+from steering.reference.frozen import Reference
+from steering.schema import OptimizerConfig, TrainConfig
+from steering.task import Model, Task
+from steering.training.checkpoint import load_newest, save_checkpoint, save_weights, write_json
+from steering.training.loader import load
+from steering.training.log import ProgressLine, RunLog
+from steering.training.optim import build_optimizer, learning_rate_factor, set_learning_rate
+from steering.training.plan import Plan
+from steering.training.step import Gradient
+
+_LOG = logging.getLogger("steering")
+_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass
+class Job:
+    """Everything that one training run needs.
+
+    Attributes:
+        folder: of the run: checkpoints/, TensorBoard events, metrics.jsonl, model.safetensors, result.json.
+        title: for the progress line.
+        identity: strings that say which run this is; a checkpoint with others is refused.
+    """
+
+    folder: Path
+    title: str
+    task: Task
+    target: Model
+    reference: Reference | None
+    method: Method
+    data: IndexedData
+    optimizer: OptimizerConfig
+    train: TrainConfig
+    seed: int
+    device: torch.device
+    identity: dict[str, str] = field(default_factory=dict)
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Train to the end, from the newest checkpoint in the folder if there is one.
+
+    Returns:
+        The content of result.json: metrics, samples, seconds (of training, evaluations excluded), steps, skipped.
+
+    Raises:
+        SteeringError: the loss or its gradient is not finite, or the folder holds a checkpoint of another run.
+    """
+    state = _State(job)
+    start = state.restore()
+    plan = state.plan
+    log = RunLog(job.folder, start) if distributed.rank() == 0 else None
+    progress = ProgressLine(job.title, plan.steps, start, shown=distributed.rank() == 0)
+    try:
+        state.train(start, log, progress)
+        metrics = state.evaluate(plan.steps, log)
+        return state.finish(metrics)
+    finally:
+        progress.close()
+        if log is not None:
+            log.close()
+
+
+class _State:
+    """A run under way: what a checkpoint holds, and the steps that change it."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.plan = Plan(len(job.data), job.train.batch_size, job.train.samples, job.seed)
+        self.module = job.target.module.to(job.device).train()
+        self.method = job.method.to(job.device).train()
+        self.optimizer = build_optimizer(
+            self.module,
+            self.method,
+            lr=job.optimizer.lr,
+            weight_decay=job.optimizer.weight_decay,
+            betas=job.optimizer.betas,
+            eps=job.optimizer.eps,
+            temperature_lr=job.optimizer.temperature_lr,
+        )
+        self.scaler = torch.amp.GradScaler(job.device.type, enabled=job.train.precision == "fp16")
+        self.gradient = Gradient(
+            _data_parallel(self.module, job.device),
+            self.method,
+            job.task.risk,
+            job.reference,
+            job.train.accumulation,
+            self._autocast,
+            self.scaler.scale,
+        )
+        self.seconds, self.skipped = 0.0, 0
+        self.broken = torch.zeros((), device=job.device)  # counts steps whose loss or gradient was not finite
+
+    def train(self, start: int, log: RunLog | None, progress: ProgressLine) -> None:
+        job, plan, epoch = self.job, self.plan, -1
+        clock, clocked = time.monotonic(), start
+        for step, batch in enumerate(self._batches(start), start):
+            if plan.epoch(step) != epoch:
+                epoch = plan.epoch(step)
+                self.method.start_epoch(epoch)
+            done = step + 1
+            result = self._step(step, batch)
+            due = [
+                every and done % every == 0
+                for every in (job.train.log_every, job.train.eval_every, job.train.save_every)
+            ]
+            if any(due) or done == plan.steps or (job.device.type == "cpu" and not distributed.active()):
+                self._require_finite(done)
+            if any(due) or done == plan.steps:
+                passed = time.monotonic() - clock
+                self.seconds += passed
+                if log is not None:
+                    rate = (done - clocked) * plan.batch_size / max(passed, 1e-9)
+                    log.scalars(done, self._scalars(result, rate, epoch))
+                progress.update(done, f"loss {result.loss.item():.4g}")
+                if due[1] and done < plan.steps:
+                    self.evaluate(done, log)
+                if due[2] or done == plan.steps:
+                    self.save(done)
+                clock, clocked = time.monotonic(), done
+            elif not done % 5:
+                progress.update(done)
+
+    def _batches(self, start: int) -> Iterator[dict[str, Tensor]]:
+        job = self.job
+        keys = self.plan.batches(start, distributed.rank(), distributed.world_size())
+        for batch in load(job.data, keys, job.train.workers, pin=job.device.type == "cuda"):
+            self.skipped += int(batch.pop("skipped", torch.zeros(())))
+            yield {key: value.to(job.device, non_blocking=True) for key, value in batch.items()}
+
+    def _step(self, step: int, batch: dict[str, Tensor]) -> Step:
+        config = self.job.optimizer
+        factor = learning_rate_factor(step, self.plan.steps, config.warmup, config.schedule, config.final_lr)
+        set_learning_rate(self.optimizer, factor)
+        self.optimizer.zero_grad(set_to_none=True)
+        result = self.gradient(batch)
+        distributed.average_gradients(self.method)
+        self.broken += ~torch.isfinite(result.loss.detach())
+        if self.job.train.clip_norm is not None:
+            self.scaler.unscale_(self.optimizer)
+            norm = nn.utils.clip_grad_norm_(self.module.parameters(), self.job.train.clip_norm)
+            if not self.scaler.is_enabled():  # with fp16 an overflow is skipped, and expected now and then
+                self.broken += ~torch.isfinite(norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return result
+
+    def _autocast(self) -> AbstractContextManager:
+        dtype = _DTYPES[self.job.train.precision]
+        return nullcontext() if dtype is None else torch.autocast(self.job.device.type, dtype=dtype)
+
+    def _require_finite(self, done: int) -> None:
+        if distributed.mean(self.broken).item() > 0:
+            raise SteeringError(
+                f"training: the loss or its gradient was not finite by step {done} of {self.plan.steps} in {self.job.folder}; "
+                "lower optimizer.lr, raise method.tau, set train.clip_norm, or use train.precision=fp32"
+            )
+
+    def _scalars(self, result: Step, rate: float, epoch: int) -> dict[str, float]:
+        values = {f"train/{name}": value.item() for name, value in result.metrics.items()}
+        lr = self.optimizer.param_groups[0]["lr"]
+        return values | {
+            "train/loss": result.loss.item(),
+            "train/learning_rate": lr,
+            "train/samples_per_second": rate,
+            "train/epoch": float(epoch),
+            "train/skipped": float(self.skipped),
+        }
+
+    def evaluate(self, done: int, log: RunLog | None) -> dict[str, float]:
+        """Metrics on rank 0 (the others wait), with the random state left as it was."""
+        job, metrics = self.job, {}
+        if log is not None:
+            self.module.eval()
+            with torch.random.fork_rng(devices=[job.device] if job.device.type == "cuda" else []):
+                metrics = job.task.evaluate(job.target, job.device)
+                log.scalars(done, {f"eval/{name}": value for name, value in metrics.items()})
+                log.figures(done, job.task.figures(job.target, job.device))
+            self.module.train()
+        distributed.barrier()
+        return metrics
+
+    def save(self, done: int) -> None:
+        rng = _all_random_states(self.job.device)
+        if distributed.rank() == 0:
+            state = {
+                "identity": self.job.identity,
+                "target": self.module.state_dict(),
+                "method": self.method.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": self.scaler.state_dict(),
+                "random": rng,
+                "seconds": self.seconds,
+                "skipped": self.skipped,
+            }
+            save_checkpoint(self.job.folder / "checkpoints", done, state)
+        distributed.barrier()
+
+    def restore(self) -> int:
+        """Step to start from: 0, or that of the newest checkpoint, whose state is taken over."""
+        found = load_newest(self.job.folder / "checkpoints", torch.device("cpu"))
+        if found is None:
+            torch.manual_seed(self.job.seed + distributed.rank())
+            return 0
+        step, state = found
+        wrong = [key for key, value in self.job.identity.items() if state["identity"].get(key) != value]
+        if wrong:
+            raise SteeringError(
+                f"{self.job.folder} holds another run (other {', '.join(wrong)}); set name= or output=, or delete it"
+            )
+        self.module.load_state_dict(state["target"])
+        self.method.load_state_dict(state["method"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.seconds, self.skipped = state["seconds"], state["skipped"]
+        if len(state["random"]) == distributed.world_size():
+            _restore_random_state(state["random"][distributed.rank()], self.job.device)
+        else:
+            _LOG.warning("resuming on another number of processes: random numbers (dropout) will differ")
+        _LOG.info("resuming %s at step %d", self.job.folder, step)
+        return step
+
+    def finish(self, metrics: dict[str, float]) -> dict[str, Any]:
+        result: dict[str, Any] = {
+            "metrics": metrics,
+            "samples": self.plan.steps * self.plan.batch_size,
+            "seconds": round(self.seconds, 2),
+            "steps": self.plan.steps,
+            "skipped": self.skipped,
+            "identity": self.job.identity,
+        }
+        if distributed.rank() == 0:
+            save_weights(self.job.folder / "model.safetensors", self.module, self.job.identity)
+            write_json(self.job.folder / "result.json", result)
+            if self.skipped:
+                _LOG.warning("%s: %d unreadable examples were replaced by others", self.job.folder, self.skipped)
+        distributed.barrier()
+        return result
+
+
+def _data_parallel(module: nn.Module, device: torch.device) -> nn.Module:
+    if not distributed.active():
+        return module
+    return DistributedDataParallel(module, device_ids=[device] if device.type == "cuda" else None)
+
+
+def _all_random_states(device: torch.device) -> list[list[Tensor]]:
+    mine = [torch.random.get_rng_state()]
+    if device.type == "cuda":
+        mine.append(torch.cuda.get_rng_state(device))
+    if not distributed.active():
+        return [mine]
+    every: list[Any] = [None] * distributed.world_size()
+    dist.all_gather_object(every, mine)
+    return every
+
+
+def _restore_random_state(state: list[Tensor], device: torch.device) -> None:
+    torch.random.set_rng_state(state[0])
+    if device.type == "cuda" and len(state) > 1:
+        torch.cuda.set_rng_state(state[1], device)

@@ -1,0 +1,54 @@
+"""Where a command runs: device, threads, process group."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+
+from steering.errors import SteeringError
+
+
+@contextmanager
+def session(device: str, threads: int | None) -> Iterator[torch.device]:
+    """Set up this process and yield its device; under torchrun also join the process group, and leave it at the end.
+
+    Args:
+        device: "auto", "cpu", "cuda" or "cuda:N"; under torchrun a GPU's number is the local rank.
+        threads: CPU threads of torch, or None to leave them.
+
+    Raises:
+        SteeringError: a GPU is asked for where there is none.
+    """
+    logging.getLogger("steering").setLevel(logging.INFO)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    local_rank, world = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    chosen = choose_device(device, local_rank)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    if world > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+        try:
+            yield chosen
+        finally:
+            dist.destroy_process_group()
+    else:
+        yield chosen
+
+
+def choose_device(device: str, local_rank: int) -> torch.device:
+    """The torch device for a config's `device`."""
+    count = torch.cuda.device_count() if device != "cpu" else 0
+    if device == "cpu" or (device == "auto" and not count):
+        return torch.device("cpu")
+    number = int(device.partition(":")[2] or local_rank) if device.startswith("cuda") else local_rank
+    if number >= count:
+        raise SteeringError(
+            f"device: cuda:{number} was asked for, but {count} GPUs are visible; use device=cpu or device=auto"
+        )
+    return torch.device("cuda", number)

@@ -1,0 +1,118 @@
+"""One forward and backward pass over a batch, in one piece or in micro-batches, with the same gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from steering.methods.registry import Method, Step
+from steering.reference.frozen import Reference
+from steering.risk import Batch, Outputs, ReferenceRisk
+
+Autocast = Callable[[], AbstractContextManager]
+
+
+class Gradient:
+    """Computes loss and gradients of one batch.
+
+    With more than one micro-batch the loss still sees the whole batch (a contrastive loss does not split): features of all
+    micro-batches are computed without a graph, the method gives the gradient with respect to the features, and each
+    micro-batch is run again, from the same random state, to carry its part into the parameters. Exact for models whose
+    examples do not interact (no batch norm in train mode); costs one more forward pass.
+    Source: arXiv 2101.06983 (GradCache); here with a reference.
+
+    Args:
+        target: the model that is trained, wrapped in DDP when there are several ranks.
+        reference: None for methods that do not use one.
+        micro_batches: parts of this rank's batch; must divide it.
+        autocast: makes the context of the model's forward pass.
+        scale: multiplies a loss before its backward pass (fp16), the identity otherwise.
+    """
+
+    def __init__(
+        self,
+        target: nn.Module,
+        method: Method,
+        risk: ReferenceRisk,
+        reference: Reference | None,
+        micro_batches: int = 1,
+        autocast: Autocast = nullcontext,
+        scale: Callable[[Tensor], Tensor] = lambda loss: loss,
+    ) -> None:
+        self.target, self.method, self.risk, self.reference = target, method, risk, reference
+        self.micro_batches, self.autocast, self.scale = micro_batches, autocast, scale
+
+    def __call__(self, batch: Batch) -> Step:
+        """Add this batch's gradients to the parameters' `.grad` and return the (unscaled) loss and the log's scalars."""
+        if self.micro_batches == 1:
+            guide = self._guide(batch)
+            with self.autocast():
+                outputs = self.risk.outputs(self.target, batch)
+            step = self.method(self.risk.losses(outputs, guide, batch["index"]))
+            self.scale(step.loss).backward()
+            return step
+        return self._in_parts(batch)
+
+    def _guide(self, batch: Batch) -> Outputs | None:
+        if self.reference is None:
+            return None
+        with self.autocast():
+            return self.reference.outputs(batch)
+
+    def _in_parts(self, batch: Batch) -> Step:
+        parts = _split(batch, self.micro_batches)
+        states, pieces = [], []
+        with torch.no_grad():
+            for part in parts:
+                states.append(_random_state(batch["index"].device))
+                with self.autocast():
+                    pieces.append(self.risk.outputs(self.target, part))
+            guides = None if self.reference is None else _join([self._guide(part) or {} for part in parts])
+        leaves = {key: value.detach().requires_grad_(value.is_floating_point()) for key, value in _join(pieces).items()}
+        step = self.method(self.risk.losses(leaves, guides, batch["index"]))
+        self.scale(step.loss).backward()
+        gradients = {key: leaf.grad.tensor_split(len(parts)) for key, leaf in leaves.items() if leaf.grad is not None}
+        after = _random_state(batch["index"].device)
+        for number, (part, state) in enumerate(zip(parts, states, strict=True)):
+            _set_random_state(batch["index"].device, state)
+            with _sync_only(self.target, number == len(parts) - 1):
+                with self.autocast():
+                    outputs = self.risk.outputs(self.target, part)
+                kept = [key for key in gradients if outputs[key].requires_grad]
+                torch.autograd.backward([outputs[key] for key in kept], [gradients[key][number] for key in kept])
+        _set_random_state(batch["index"].device, after)
+        return step
+
+
+def _split(batch: Batch, count: int) -> list[dict[str, Tensor]]:
+    """Equal parts of every tensor with one row per example; the others are repeated."""
+    b = len(batch["index"])
+    whole = {
+        key: value.tensor_split(count) if value.ndim and len(value) == b else [value] * count
+        for key, value in batch.items()
+    }
+    return [{key: value[number] for key, value in whole.items()} for number in range(count)]
+
+
+def _join(pieces: list[Outputs]) -> Outputs:
+    return {key: torch.cat([piece[key] for piece in pieces]) for key in pieces[0]}
+
+
+def _random_state(device: torch.device) -> list[Tensor]:
+    state = [torch.random.get_rng_state()]
+    return [*state, torch.cuda.get_rng_state(device)] if device.type == "cuda" else state
+
+
+def _set_random_state(device: torch.device, state: list[Tensor]) -> None:
+    torch.random.set_rng_state(state[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state[1], device)
+
+
+def _sync_only(module: nn.Module, last: bool) -> AbstractContextManager:
+    """DDP reduces gradients in the last micro-batch alone."""
+    return module.no_sync() if isinstance(module, DistributedDataParallel) and not last else nullcontext()

@@ -1,0 +1,106 @@
+"""Glyphs as training batches and as retrieval sets: all in memory, prepared whole batches at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from steering.data import IndexedData, mix
+from steering.risk import Batch
+from steering.storage import sha256
+from tasks.clip.data.glyphs import Glyphs, load_glyphs, split
+from tasks.clip.data.pairs import noisy_captions, subset
+from tasks.clip.evaluation import RetrievalSet
+from tasks.clip.models import ClipInputs
+
+SHIFT = 2  # pixels, up to, in each direction
+EVALUATED = 3000  # images of a split at most: recall to ±1 %, in a second
+
+
+class GlyphData(IndexedData):
+    """Training images with their (possibly shuffled) names.
+
+    Args:
+        views: prefix -> a model's inputs; "" gives "image" and "text", "reference" gives "reference_image", ....
+        seed: of the augmentation: shifts by up to two pixels; None for none.
+        caption_noise, fraction, data_seed: which names are shuffled, and which images are kept, chosen by the data's own seed.
+    """
+
+    def __init__(
+        self,
+        views: Mapping[str, ClipInputs],
+        seed: int | None,
+        caption_noise: float = 0.0,
+        fraction: float = 1.0,
+        data_seed: int = 0,
+    ) -> None:
+        glyphs = load_glyphs()
+        train = split(glyphs).train
+        rows = train[subset(len(train), fraction, data_seed)]
+        self._images = torch.from_numpy(glyphs.images[rows])
+        self._names = glyphs.names
+        self._caption = glyphs.character[rows][noisy_captions(len(rows), caption_noise, data_seed)]
+        self._seed = seed
+        self._views = dict(views)
+        self._tokens = {prefix: inputs.tokenizer(glyphs.names) for prefix, inputs in views.items()}  # (m, context) each
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def batch(self, index: np.ndarray, epoch: int) -> Batch:
+        images = self._images[torch.from_numpy(index)]
+        if self._seed is not None:
+            images = shift(images, mix(self._seed, epoch, index))
+        batch = {"index": torch.from_numpy(index), "skipped": torch.zeros((), dtype=torch.int64)}
+        for prefix, inputs in self._views.items():
+            start = f"{prefix}_" if prefix else ""
+            batch[f"{start}image"] = prepare(images, inputs)
+            batch[f"{start}text"] = self._tokens[prefix][torch.from_numpy(self._caption[index])]
+        return batch
+
+    def fingerprint(self) -> str:
+        captions = [self._names[number] for number in self._caption]
+        return sha256([self._images.numpy().tobytes(), *captions])
+
+
+def shift(images: Tensor, random: np.ndarray) -> Tensor:
+    """Move each image by up to SHIFT pixels on white paper, as its own uint64 says; uint8 (b, h, w)."""
+    b, height, width = images.shape
+    steps = np.uint64(2 * SHIFT + 1)
+    down = torch.from_numpy((random % steps).astype(np.int64))[:, None] + torch.arange(height)  # (b, h)
+    right = torch.from_numpy((random // steps % steps).astype(np.int64))[:, None] + torch.arange(width)  # (b, w)
+    padded = F.pad(images, (SHIFT, SHIFT, SHIFT, SHIFT), value=255)
+    return padded[torch.arange(b)[:, None, None], down[:, :, None], right[:, None, :]]
+
+
+def prepare(images: Tensor, inputs: ClipInputs) -> Tensor:
+    """Grey uint8 (b, h, w) -> the model's normalised (b, 3, H, W)."""
+    grey = images.float().div(255)[:, None]  # (b, 1, h, w)
+    if grey.shape[-2:] != inputs.size:
+        grey = F.interpolate(grey, inputs.size, mode="bilinear", antialias=True)
+    mean, std = torch.tensor(inputs.mean), torch.tensor(inputs.std)
+    return (grey - mean[:, None, None]) / std[:, None, None]
+
+
+def glyph_retrieval() -> dict[str, RetrievalSet]:
+    """The three held-out splits against the names of all characters, at most EVALUATED images each."""
+    glyphs = load_glyphs()
+    parts = split(glyphs)
+    named = {"images": parts.images, "characters": parts.characters, "fonts": parts.fonts}
+    return {f"heldout_{name}": _retrieval(glyphs, rows) for name, rows in named.items()}
+
+
+def _retrieval(glyphs: Glyphs, rows: np.ndarray) -> RetrievalSet:
+    if len(rows) > EVALUATED:
+        rows = np.sort(rows[np.argsort(mix(0, rows), kind="stable")[:EVALUATED]])
+
+    def images(inputs: ClipInputs) -> Iterator[tuple[Tensor, Tensor]]:
+        for start in range(0, len(rows), 500):
+            part = rows[start : start + 500]
+            yield prepare(torch.from_numpy(glyphs.images[part]), inputs), torch.from_numpy(glyphs.character[part])
+
+    return RetrievalSet(glyphs.names, images)

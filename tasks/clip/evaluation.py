@@ -1,0 +1,130 @@
+"""Zero-shot evaluation: retrieval in both directions, and classification with prompt templates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import open_clip
+import torch
+from torch import Tensor, nn
+
+from steering.errors import SteeringError
+from tasks.clip.models import ClipInputs, image_features, text_features
+
+CHUNK = 1024
+
+
+@dataclass(frozen=True)
+class RetrievalSet:
+    """Images and the gallery of captions they are matched with.
+
+    Attributes:
+        captions: the gallery, m different strings.
+        images: the model's inputs -> batches of (images (b, 3, h, w), number of each one's caption in the gallery (b,)).
+    """
+
+    captions: Sequence[str]
+    images: Callable[[ClipInputs], Iterator[tuple[Tensor, Tensor]]]
+
+
+@torch.no_grad()
+def retrieve(
+    module: nn.Module, inputs: ClipInputs, data: RetrievalSet, device: torch.device, ks: Iterable[int]
+) -> dict[str, float]:
+    """Recall@k of image → caption over the whole gallery, and of caption → image over all images of the set.
+
+    Returns:
+        "image_to_text_R@k" and "text_to_image_R@k", shares in [0, 1].
+
+    Raises:
+        SteeringError: the set has no readable image, or features are not finite.
+    """
+    text = embed_texts(module, inputs, data.captions, device)  # (m, d)
+    parts = [(image_features(module, images.to(device)), captions) for images, captions in data.images(inputs)]
+    if not parts:
+        raise SteeringError("evaluation: the set has no readable image")
+    image = torch.cat([part for part, _ in parts])  # (n, d)
+    caption_of = torch.cat([captions for _, captions in parts]).to(device)  # (n,)
+    if not (torch.isfinite(text).all() and torch.isfinite(image).all()):
+        raise SteeringError("evaluation: the model's features are not finite")
+    ranks = {
+        "image_to_text": image_ranks(image, text, caption_of),
+        "text_to_image": text_ranks(image, text, caption_of),
+    }
+    return {f"{name}_R@{k}": (rank < k).float().mean().item() for name, rank in ranks.items() for k in ks}
+
+
+def embed_texts(module: nn.Module, inputs: ClipInputs, texts: Sequence[str], device: torch.device) -> Tensor:
+    """Unit-norm features of m texts, (m, d)."""
+    pieces = [list(texts[start : start + CHUNK]) for start in range(0, len(texts), CHUNK)]
+    return torch.cat([text_features(module, inputs.tokenizer(piece).to(device)) for piece in pieces])
+
+
+def image_ranks(image: Tensor, text: Tensor, caption_of: Tensor) -> Tensor:
+    """How many other captions each image likes at least as much as its own, int64 (n,); ties count against the model.
+
+    Args:
+        image: (n, d).  text: (m, d).  caption_of: right caption of each image, int64 (n,).
+    """
+    ranks = []
+    for rows, right in zip(image.split(CHUNK), caption_of.split(CHUNK), strict=True):
+        scores = rows @ text.T  # (b, m)
+        ranks.append((scores >= scores.gather(1, right[:, None])).sum(1) - 1)
+    return torch.cat(ranks)
+
+
+def text_ranks(image: Tensor, text: Tensor, caption_of: Tensor) -> Tensor:
+    """For each caption that has an image: how many wrong images score at least as high as its best right one, int64."""
+    queries = caption_of.unique()
+    ranks = []
+    for query in queries.split(CHUNK):
+        scores = text[query] @ image.T  # (q, n)
+        right = caption_of[None, :] == query[:, None]
+        best = scores.masked_fill(~right, -torch.inf).amax(1, keepdim=True)
+        ranks.append(((scores >= best) & ~right).sum(1))
+    return torch.cat(ranks)
+
+
+@torch.no_grad()
+def zero_shot_accuracy(
+    module: nn.Module,
+    inputs: ClipInputs,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    class_names: Sequence[str],
+    templates: Sequence[str],
+    device: torch.device,
+) -> dict[str, float]:
+    """Classify images by the nearest class prompt, averaged over templates as in arXiv 2103.00020, section 3.1.4.
+
+    Args:
+        batches: (images (b, 3, h, w), class numbers (b,)).
+        templates: prompts with one "{}" each.
+
+    Returns:
+        "zero_shot_top1" and, with more than 5 classes, "zero_shot_top5".
+    """
+    for template in templates:
+        if "{}" not in template:
+            raise SteeringError(f"task.zero_shot.templates: {template!r} has no {{}} for the class name")
+    prompts = [(lambda name, t=template: t.format(name)) for template in templates]
+    head = open_clip.build_zero_shot_classifier(
+        module, inputs.tokenizer, class_names, prompts, device=device
+    )  # (d, classes)
+    ranks = []
+    for images, labels in batches:
+        scores = image_features(module, images.to(device)) @ head.float()
+        right = scores.gather(1, labels.to(device)[:, None])
+        ranks.append((scores >= right).sum(1) - 1)
+    if not ranks:
+        raise SteeringError("evaluation: the zero-shot set has no readable image")
+    rank = torch.cat(ranks)
+    tops = [1, 5] if len(class_names) > 5 else [1]
+    return {f"zero_shot_top{k}": (rank < k).float().mean().item() for k in tops}
+
+
+def gallery(captions: Sequence[str]) -> tuple[list[str], np.ndarray]:
+    """The different captions in order of first appearance, and each caption's number among them, int64 (n,)."""
+    numbers = {caption: number for number, caption in enumerate(dict.fromkeys(captions))}
+    return list(numbers), np.array([numbers[caption] for caption in captions], dtype=np.int64)
