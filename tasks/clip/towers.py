@@ -35,11 +35,11 @@ def convnet(widths: tuple[int, ...], num_classes: int) -> nn.Sequential:
 def steering_convnet_small(pretrained: bool = False, *, num_classes: int, **_: Any) -> nn.Module:
     """timm's entry point; `pretrained` has nothing to load, and further arguments of timm's do not concern it."""
     del pretrained
-    return convnet((16, 32, 64, 96), num_classes)
+    return convnet((8, 16, 32, 48), num_classes)
 
 
 @register_model
 def steering_convnet(pretrained: bool = False, *, num_classes: int, **_: Any) -> nn.Module:
     """As `steering_convnet_small`, twice as wide."""
     del pretrained
-    return convnet((32, 64, 128, 192), num_classes)
+    return convnet((16, 32, 64, 96), num_classes)
