@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import logging
-from collections.abc import Callable
+import tempfile
+import textwrap
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +23,10 @@ from steering.storage import sha256
 from steering.task import Model, ModelSpec
 from steering.training.checkpoint import load_weights
 from tasks.clip import towers  # noqa: F401 (registers them with timm)
+
+_SCHEMAS = ("hf-hub:", "local-dir:")
+_PROBE = "a photo of a LATIN SMALL LETTER E WITH ACUTE, 1234"
+_LOG = logging.getLogger("steering")
 
 
 @dataclass(frozen=True)
@@ -50,70 +57,137 @@ def build_clip(spec: ModelSpec) -> Model:
             format; `pretrained` an open_clip tag ("openai") or a file of weights; `options` go to open_clip's factory.
 
     Raises:
-        SteeringError: unknown name, unreadable JSON, or weights that cannot be had.
+        SteeringError: unknown name, unreadable JSON, weights that cannot be had, or a model that does not take its inputs.
     """
-    name, tokenizer_options = _register(spec.name)
-    with _quiet():
-        try:
+    name = _register(spec)
+    # A model from the hub that comes without its weights would train from noise without a word.
+    options = {"require_pretrained": name.startswith("hf-hub:") and spec.checkpoint is None, **spec.options}
+    try:
+        with _overheard() as heard:
             module, train, plain = open_clip.create_model_and_transforms(
-                name, pretrained=spec.pretrained, output_dict=True, **spec.options
+                name, pretrained=spec.pretrained, output_dict=True, **options
             )
-            tokenizer = open_clip.get_tokenizer(name, **tokenizer_options)
-        except Exception as error:  # open_clip raises anything from RuntimeError to the hub's own types
-            raise SteeringError(
-                f"cannot build the CLIP model {spec.name!r} (pretrained={spec.pretrained!r}): {type(error).__name__}: {error}"
-            ) from error
+            tokenizer = open_clip.get_tokenizer(name)
+            tokens = tokenizer([_PROBE])  # (1, context)
+            preprocessing = open_clip.get_model_preprocess_cfg(module)
+            size = _pair(preprocessing["size"])
+            _try_out(module, torch.zeros(1, 3, *size), tokens)
+    except Exception as error:  # open_clip raises anything from AssertionError to the hub's own types
+        raise SteeringError(_failure(spec, name, f"{type(error).__name__}: {error}")) from error
+    if failed := [record.getMessage() for record in heard if record.levelno >= logging.ERROR]:
+        raise SteeringError(_failure(spec, name, failed[0]))
+    for record in heard:
+        _LOG.warning("%s: %s", spec.name, record.getMessage())
     if spec.checkpoint is not None:
         load_weights(Path(spec.checkpoint), module)
     # The temperature belongs to the method; a parameter that no loss uses would also stall DDP.
     module.logit_scale.requires_grad_(False)
     if getattr(module, "logit_bias", None) is not None:
         module.logit_bias.requires_grad_(False)
-    preprocessing = open_clip.get_model_preprocess_cfg(module)
-    inputs = ClipInputs(
-        train, plain, tokenizer, _pair(preprocessing["size"]), preprocessing["mean"], preprocessing["std"]
-    )
-    probe = tokenizer(["a photo of a LATIN SMALL LETTER E WITH ACUTE, 1234"]).numpy().tobytes()
-    return Model(module, inputs, sha256([json.dumps(preprocessing, sort_keys=True, default=str), probe]))
+    inputs = ClipInputs(train, plain, tokenizer, size, preprocessing["mean"], preprocessing["std"])
+    digest = sha256([json.dumps(preprocessing, sort_keys=True, default=str), *_tokenizer_parts(tokenizer, tokens)])
+    return Model(module, inputs, digest)
 
 
 def _pair(size: Any) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
-def _register(name: str) -> tuple[str, dict[str, Any]]:
-    """open_clip's name for a model, and options for its tokenizer that a JSON file gives relative to itself."""
-    if not name.endswith(".json"):
-        known = open_clip.list_models()
-        if ":" not in name and name not in known and name.replace("/", "-") not in known:
+@torch.no_grad()
+def _try_out(module: nn.Module, image: Tensor, tokens: Tensor) -> None:
+    """One pair through the model: a vocabulary or an image size that does not fit shows now, not in the first step."""
+    training = module.training
+    module.eval()(image, tokens)
+    module.train(training)
+
+
+def _tokenizer_parts(tokenizer: Any, tokens: Tensor) -> list[bytes | str]:
+    """What tells two tokenizers apart: how they spell a text, and open_clip's own by its merges too."""
+    parts: list[bytes | str] = [str(tuple(tokens.shape)), tokens.numpy().tobytes()]
+    if isinstance(tokenizer, open_clip.SimpleTokenizer):
+        parts += [" ".join(pair) for pair in tokenizer.bpe_ranks]
+    return parts
+
+
+def _failure(spec: ModelSpec, name: str, why: str) -> str:
+    """The message for a model that cannot be built, with what might help."""
+    hint = ""
+    if "transformers" in why:
+        hint = "; Hugging Face towers and tokenizers need transformers: pip install 'model-steering[hf]'"
+    elif "not a known tag" in why:
+        hint = f"; tags of this model: {', '.join(open_clip.list_pretrained_tags_by_model(name)) or 'none'}"
+    why = textwrap.shorten(why, 400, placeholder=" ...")  # of a wrong checkpoint torch lists every tensor
+    return f"cannot build the CLIP model {spec.name!r} (pretrained={spec.pretrained!r}): {why}{hint}"
+
+
+def _register(spec: ModelSpec) -> str:
+    """open_clip's name for the model of a spec; a JSON file is registered with it first."""
+    if spec.name.startswith(_SCHEMAS):
+        if spec.pretrained is not None:
             raise SteeringError(
-                f"no CLIP model {name!r}: neither an open_clip architecture (e.g. ViT-B-32) nor a .json file"
+                f"pretrained: {spec.name} brings its own weights; leave out pretrained={spec.pretrained!r}"
             )
-        return name, {}
-    path = Path(name)
+        return spec.name
+    if not spec.name.endswith(".json"):
+        known = open_clip.list_models()
+        if spec.name.replace("/", "-") not in known:
+            near = difflib.get_close_matches(spec.name, known, n=1)
+            hint = (
+                f"did you mean {near[0]!r}?"
+                if near
+                else "neither an open_clip architecture such as 'ViT-B-32' nor a .json file"
+            )
+            raise SteeringError(f"no CLIP model {spec.name!r}; {hint}")
+        return spec.name
+    path = Path(spec.name)
+    text = _json_config(path)
+    # open_clip knows a config by its file's stem; one with the content's digest cannot stand for another file or model.
+    name = f"{path.stem}-{sha256([text])[:12]}"
+    if name not in open_clip.list_models():
+        with tempfile.TemporaryDirectory() as folder:
+            copy = Path(folder) / f"{name}.json"
+            copy.write_text(text, encoding="utf-8")
+            open_clip.add_model_config(copy)
+    return name
+
+
+def _json_config(path: Path) -> str:
+    """A model config in open_clip's format; the tokenizer's `bpe_path` in it is made absolute, from beside the file."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-        options = dict(config["text_cfg"].get("tokenizer_kwargs") or {})
-    except FileNotFoundError:
-        raise SteeringError(f"no such model config: {path}") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        missing = {"embed_dim", "vision_cfg", "text_cfg"} - config.keys()
+        tokenizer = config["text_cfg"].get("tokenizer_kwargs", {}) if not missing else {}
+        if "bpe_path" in tokenizer:
+            tokenizer["bpe_path"] = str(path.parent.absolute() / tokenizer["bpe_path"])
+    except OSError as error:
+        raise SteeringError(f"cannot read the model config {path}: {error.strerror}") from error
+    except (ValueError, TypeError, AttributeError) as error:
         raise SteeringError(f"{path} is not an open_clip model config: {type(error).__name__}: {error}") from error
-    if "bpe_path" in options:
-        options["bpe_path"] = str(path.parent / options["bpe_path"])
-    open_clip.add_model_config(path)
-    return path.stem, options
+    if missing:
+        raise SteeringError(f"{path} is not an open_clip model config: it has no {', '.join(sorted(missing))}")
+    return json.dumps(config)
 
 
 @contextmanager
-def _quiet() -> Any:
-    """open_clip reports each step of a build, and that fresh weights are random, to the root logger; errors still pass."""
-    root = logging.getLogger()
-    level = root.level
-    root.setLevel(max(level, logging.ERROR))
+def _overheard() -> Iterator[list[logging.LogRecord]]:
+    """Keep what open_clip tells the root logger during a build off the console; yields its warnings and errors.
+
+    That fresh weights are random, it need not tell.
+    """
+    root, heard, handler = logging.getLogger(), [], logging.NullHandler()
+
+    def listen(record: logging.LogRecord) -> bool:
+        if record.levelno >= logging.WARNING and "initialized" not in record.getMessage():
+            heard.append(record)
+        return False
+
+    root.addHandler(handler)  # to a root logger with none, logging.info() would add one that stays
+    root.addFilter(listen)
     try:
-        yield
+        yield heard
     finally:
-        root.setLevel(level)
+        root.removeFilter(listen)
+        root.removeHandler(handler)
 
 
 def image_features(module: nn.Module, images: Tensor) -> Tensor:

@@ -8,27 +8,28 @@ from __future__ import annotations
 
 from typing import Any
 
-from einops.layers.torch import Rearrange
+from einops.layers.torch import Reduce
 from timm.models import register_model
 from torch import nn
 
 
 def convnet(widths: tuple[int, ...], num_classes: int) -> nn.Sequential:
-    """3×3 convolutions, halving the image three times, then one linear layer over all that is left.
+    """3×3 convolutions, halving the image three times, then one linear layer over what is left, averaged down to 4×4.
 
     Args:
         widths: channels of each layer, multiples of 8, four of them.
         num_classes: features that come out; open_clip passes its `embed_dim`.
 
     Returns:
-        Images (b, 3, 32, 32) -> (b, num_classes).
+        Images (b, 3, 32·i, 32·j) -> (b, num_classes).
     """
     layers: list[nn.Module] = []
     channels = 3
     for width, stride in zip(widths, (2, 2, 2, 1), strict=True):
         layers += [nn.Conv2d(channels, width, 3, stride, 1, bias=False), nn.GroupNorm(8, width), nn.GELU()]
         channels = width
-    return nn.Sequential(*layers, Rearrange("b c h w -> b (c h w)"), nn.Linear(channels * 4 * 4, num_classes))
+    flat = Reduce("b c (h i) (w j) -> b (c h w)", "mean", h=4, w=4)
+    return nn.Sequential(*layers, flat, nn.Linear(channels * 4 * 4, num_classes))
 
 
 @register_model
