@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import open_clip
@@ -31,7 +32,7 @@ class RetrievalSet:
 
 @torch.no_grad()
 def retrieve(
-    module: nn.Module, inputs: ClipInputs, data: RetrievalSet, device: torch.device, ks: Iterable[int]
+    module: nn.Module, inputs: ClipInputs, data: RetrievalSet, device: torch.device, ks: Sequence[int]
 ) -> dict[str, float]:
     """Recall@k of image → caption over the whole gallery, and of caption → image over all images of the set.
 
@@ -47,8 +48,7 @@ def retrieve(
         raise SteeringError("evaluation: the set has no readable image")
     image = torch.cat([part for part, _ in parts])  # (n, d)
     caption_of = torch.cat([captions for _, captions in parts]).to(device)  # (n,)
-    if not (torch.isfinite(text).all() and torch.isfinite(image).all()):
-        raise SteeringError("evaluation: the model's features are not finite")
+    _require_finite(text, image)
     ranks = {
         "image_to_text": image_ranks(image, text, caption_of),
         "text_to_image": text_ranks(image, text, caption_of),
@@ -100,21 +100,22 @@ def zero_shot_accuracy(
 
     Args:
         batches: (images (b, 3, h, w), class numbers (b,)).
-        templates: prompts with one "{}" each.
+        templates: prompts with a "{}" each.
 
     Returns:
-        "zero_shot_top1" and, with more than 5 classes, "zero_shot_top5".
+        "zero_shot_top1" and, with more than 5 classes, "zero_shot_top5"; ties count against the model.
+
+    Raises:
+        SteeringError: the set has no readable image, or features are not finite.
     """
-    for template in templates:
-        if "{}" not in template:
-            raise SteeringError(f"task.zero_shot.templates: {template!r} has no {{}} for the class name")
-    prompts = [(lambda name, t=template: t.format(name)) for template in templates]
-    head = open_clip.build_zero_shot_classifier(
-        module, inputs.tokenizer, class_names, prompts, device=device
-    )  # (d, classes)
+    # replace, as a class name or a template may hold other braces.
+    prompts = [partial(template.replace, "{}") for template in templates]
+    head = open_clip.build_zero_shot_classifier(module, inputs.tokenizer, class_names, prompts, device=device).float()
     ranks = []
     for images, labels in batches:
-        scores = image_features(module, images.to(device)) @ head.float()
+        features = image_features(module, images.to(device))  # (b, d)
+        _require_finite(features, head)
+        scores = features @ head  # (b, classes)
         right = scores.gather(1, labels.to(device)[:, None])
         ranks.append((scores >= right).sum(1) - 1)
     if not ranks:
@@ -122,6 +123,11 @@ def zero_shot_accuracy(
     rank = torch.cat(ranks)
     tops = [1, 5] if len(class_names) > 5 else [1]
     return {f"zero_shot_top{k}": (rank < k).float().mean().item() for k in tops}
+
+
+def _require_finite(*features: Tensor) -> None:
+    if not all(torch.isfinite(part).all() for part in features):
+        raise SteeringError("evaluation: the model's features are not finite")
 
 
 def gallery(captions: Sequence[str]) -> tuple[list[str], np.ndarray]:

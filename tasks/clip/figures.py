@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import unicodedata
+from functools import cache
+
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont
+from matplotlib.ft2font import FT2Font
 from torch import nn
 
+from steering.errors import SteeringError
 from tasks.clip.evaluation import RetrievalSet, embed_texts
 from tasks.clip.models import ClipInputs, image_features
 
+FONT = "DejaVu Sans"
 SHOWN, TOP = 12, 3
 RIGHT, WRONG = "#1a7f37", "#555555"
 
@@ -17,7 +25,10 @@ RIGHT, WRONG = "#1a7f37", "#555555"
 @torch.no_grad()
 def retrieved_captions(module: nn.Module, inputs: ClipInputs, data: RetrievalSet, device: torch.device) -> Figure:
     """Twelve images of a set, spread evenly over its first batch, each with its best three captions; the right one green."""
-    images, right = next(data.images(inputs))
+    first = next(data.images(inputs), None)
+    if first is None:
+        raise SteeringError("evaluation: the set has no readable image")
+    images, right = first
     chosen = np.linspace(0, len(images) - 1, min(SHOWN, len(images))).round().astype(int)
     text = embed_texts(module, inputs, data.captions, device)  # (m, d)
     scores = image_features(module, images[chosen].to(device)) @ text.T  # (12, m)
@@ -31,16 +42,37 @@ def retrieved_captions(module: nn.Module, inputs: ClipInputs, data: RetrievalSet
         picture, words = grid[number // 2, 2 * (number % 2)], grid[number // 2, 2 * (number % 2) + 1]
         picture.imshow((images[row] * std + mean).clamp(0, 1).permute(1, 2, 0).numpy())
         answer = int(right[row])
-        lines = [(f"true: {data.captions[answer]}", "black")]
-        for score, caption in zip(best.values[number].tolist(), best.indices[number].tolist(), strict=True):
-            lines.append((f"{score:+.2f}  {data.captions[caption]}", RIGHT if caption == answer else WRONG))
-        for line, (string, colour) in enumerate(lines):
-            words.text(
-                0, 0.92 - 0.27 * line, _shorten(string), color=colour, fontsize=7, va="top", transform=words.transAxes
-            )
+        _line(words, 0, "true", data.captions[answer], "black")
+        found = zip(best.values[number].tolist(), best.indices[number].tolist(), strict=True)
+        for line, (score, caption) in enumerate(found, 1):
+            _line(words, line, f"{score:+.2f}", data.captions[caption], RIGHT if caption == answer else WRONG)
     return figure
 
 
-def _shorten(text: str, width: int = 62) -> str:
-    text = text.replace("$", r"\$")
+def _line(axes: Axes, line: int, label: str, caption: str, colour: str) -> None:
+    """Label and caption in texts of their own, as one that runs from right to left would pull the label along."""
+    for x, text in ((0.0, label), (0.11, _shorten(caption))):
+        axes.text(
+            x,
+            0.92 - 0.27 * line,
+            text,
+            color=colour,
+            fontsize=7,
+            fontfamily=FONT,
+            va="top",
+            transform=axes.transAxes,
+            clip_on=True,
+            parse_math=False,  # a "$" is a dollar
+        )
+
+
+def _shorten(text: str, width: int = 60) -> str:
+    """One line of characters that the font can draw; Matplotlib warns of each of the others, and captions may hold any."""
+    visible = [character for character in " ".join(text.split()) if unicodedata.category(character) != "Cf"]
+    text = "".join(character if ord(character) in _charmap() else "\ufffd" for character in visible)
     return text if len(text) <= width else text[: width - 1] + "…"
+
+
+@cache
+def _charmap() -> set[int]:
+    return set(FT2Font(findfont(FONT)).get_charmap())

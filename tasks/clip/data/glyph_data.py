@@ -95,8 +95,9 @@ def glyph_retrieval() -> dict[str, RetrievalSet]:
 
 
 def _retrieval(glyphs: Glyphs, rows: np.ndarray) -> RetrievalSet:
-    if len(rows) > EVALUATED:
-        rows = np.sort(rows[np.argsort(mix(0, rows), kind="stable")[:EVALUATED]])
+    rows = rows[
+        np.argsort(mix(0, rows), kind="stable")[:EVALUATED]
+    ]  # mixed, so that the first batch shows of everything
 
     def images(inputs: ClipInputs) -> Iterator[tuple[Tensor, Tensor]]:
         for start in range(0, len(rows), 500):

@@ -84,7 +84,12 @@ def load_glyphs() -> Glyphs:
     folder = cache_dir("glyphs") / versions
     record, arrays = folder / "glyphs.json", folder / "glyphs.npz"
     if not _intact(record, arrays):
-        _save(_draw_all(), record, arrays)
+        try:
+            _save(_draw_all(), record, arrays)
+        except OSError as error:
+            raise SteeringError(
+                f"glyphs: cannot be kept in {folder}: {error.strerror}; set STEERING_CACHE to a folder that can be written"
+            ) from error
     meta = json.loads(record.read_text(encoding="utf-8"))
     with np.load(arrays, allow_pickle=False) as stored:
         return Glyphs(stored["images"], stored["character"], stored["font"], meta["names"], stored["codepoints"])
