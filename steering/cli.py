@@ -47,9 +47,10 @@ _COMMANDS = {
   steering compare {_EXAMPLE} 'compare.seeds=[0, 1, 2]'""",
     ),
     "evaluate": _Command(
-        "evaluate the target of a config",
+        "evaluate the target of a config: given weights, or those of its finished run",
         "steering.protocols.single:evaluate",
-        f"  steering evaluate {_EXAMPLE} smoke=true",
+        f"""  steering train {_EXAMPLE} smoke=true
+  steering evaluate {_EXAMPLE} smoke=true""",
     ),
     "cache": _Command(
         "compute the reference's outputs on the training data and keep them",
@@ -90,6 +91,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _execute(command: str, config: str, overrides: list[str]) -> None:
     """Imports late, so that --help and a usage error need no torch."""
+    # Idle threads that spin take the cores from whoever else is on the machine, and from us; OpenMP reads this on loading.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from steering.config import load_config
 
     run = load_config(config, overrides)
