@@ -33,6 +33,11 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """`write_atomically` for text, in UTF-8."""
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
 def sha256(parts: Iterable[bytes | str]) -> str:
     """Hex digest over parts with their boundaries kept: ("ab", "c") and ("a", "bc") differ."""
     digest = hashlib.sha256()

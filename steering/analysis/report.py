@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from rich.cells import cell_len
 from rich.table import Table
+from rich.text import Text
 
 from steering.training.log import CONSOLE
 
@@ -72,23 +74,45 @@ def markdown_report(rows: Sequence[Row], title: str) -> str:
     parts = [f"# {title}", "Percent; ± is one standard error over the runs' seeds."]
     for name, (header, lines) in tables(rows).items():
         table = [header, ["---"] * len(header), *lines]
-        parts += [f"## {name}", "\n".join("| " + " | ".join(line) + " |" for line in table)]
+        written = [" | ".join(cell.replace("|", "\\|") for cell in line) for line in table]
+        parts += [f"## {name}", "\n".join(f"| {line} |" for line in written)]
     return "\n\n".join(parts) + "\n"
 
 
 def print_results(rows: Sequence[Row], title: str) -> None:
-    """The same tables on the terminal; the best of each column in bold."""
-    CONSOLE.rule(title)
+    """The same tables on the terminal; the best of each column in bold. A wide table continues in a second one below."""
+    CONSOLE.rule(Text(title))
     for name, (header, lines) in tables(rows).items():
-        table = Table(title=name, title_justify="left", title_style="bold")
-        for number, head in enumerate(header):
-            table.add_column(head, justify="left" if number == 0 else "right")
         best = _best(lines) if not name.startswith("cost") and len(lines) > 1 else {}
-        for line in lines:
-            table.add_row(
-                *(f"[bold]{cell}[/bold]" if cell == best.get(column) else cell for column, cell in enumerate(line))
-            )
-        CONSOLE.print(table)
+        widths = [_width(head, [line[column] for line in lines]) for column, head in enumerate(header)]
+        for number, columns in enumerate(_fitting(widths, CONSOLE.width)):
+            table = Table(title=None if number else Text(name), title_justify="left", title_style="bold")
+            for column in (0, *columns):
+                table.add_column(
+                    Text(header[column]),
+                    justify="right" if column else "left",
+                    min_width=widths[column],
+                    overflow="fold",
+                )
+            for line in lines:
+                table.add_row(*(Text(line[c], style="bold" if line[c] == best.get(c) else "") for c in (0, *columns)))
+            CONSOLE.print(table)
+
+
+def _width(head: str, cells: Sequence[str]) -> int:
+    """Characters that keep every cell, and every word of the header, on one line."""
+    return max(cell_len(text) for text in [*head.split(), *cells])
+
+
+def _fitting(widths: Sequence[int], limit: int) -> list[list[int]]:
+    """The columns after the first in as few groups as fit, each beside the first, into `limit` characters."""
+    groups: list[list[int]] = [[]]
+    for column in range(1, len(widths)):
+        shown = [0, *groups[-1], column]
+        if groups[-1] and sum(widths[c] + 3 for c in shown) + 1 > limit:  # two blanks and a border for each
+            groups.append([])
+        groups[-1].append(column)
+    return groups
 
 
 def _best(lines: Sequence[Sequence[str]]) -> dict[int, str]:

@@ -23,7 +23,7 @@ from steering.protocols.single import (
     study_folder,
     train_run,
 )
-from steering.storage import write_atomically
+from steering.storage import write_atomically, write_text
 from steering.task import find_task
 from steering.training.checkpoint import read_json, write_json
 from steering.training.log import CONSOLE, read_metrics
@@ -36,10 +36,14 @@ def compare(config: RunConfig) -> None:
     Writes compare.json, compare.md and compare.png into output/name, beside the runs' folders.
 
     Raises:
-        SteeringError: `compare.methods` is empty.
+        SteeringError: `compare.methods` is empty, or names one "reference".
     """
     if not config.compare.methods:
         raise SteeringError("compare.methods: empty; name at least one, such as `drrho: {name: drrho}`")
+    if "reference" in config.compare.methods:
+        raise SteeringError(
+            "compare.methods.reference: this label is the reference's own in the tables; choose another"
+        )
     with session(config.device, config.train.threads) as device:
         start = time.monotonic()
         runs = {
@@ -61,10 +65,9 @@ def _reference_row(config: RunConfig, device: torch.device) -> list[dict[str, An
     assert config.reference is not None
     task = find_task(config.task.name)(config.task)
     model, _ = reference_model(config, task, device)
-    start = time.monotonic()
+    row = evaluated_row("reference", task, model, device)
     if config.reference.cache is not None:
-        cached_reference(config, task, model, device)
-    row = evaluated_row("reference", task, model, device) | {"cache_seconds": round(time.monotonic() - start, 2)}
+        row["cache_seconds"] = cached_reference(config, task, model, device).seconds
     trained = study_folder(config) / "reference" / "result.json"
     if config.reference.train is not None and trained.is_file():
         row |= {key: read_json(trained)[key] for key in ("samples", "seconds")}
@@ -75,7 +78,7 @@ def _report(config: RunConfig, rows: list[dict[str, Any]], seconds: float) -> No
     folder = study_folder(config)
     write_json(folder / "compare.json", rows)
     markdown = markdown_report(rows, f"{config.name}: {', '.join(config.compare.methods)}")
-    write_atomically(folder / "compare.md", lambda path: path.write_text(markdown, encoding="utf-8"))
+    write_text(folder / "compare.md", markdown)
     curves = {
         label: [read_metrics(_run_path(config, label, seed) / "metrics.jsonl") for seed in config.compare.seeds]
         for label in config.compare.methods

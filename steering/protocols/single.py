@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ import torch
 from steering import distributed
 from steering.analysis.report import print_results
 from steering.config import RunConfig, config_digest, to_yaml, with_overrides
-from steering.data import IndexedData
 from steering.errors import SteeringError
 from steering.methods import build_method
 from steering.reference import (
@@ -25,9 +23,8 @@ from steering.reference import (
     build_cache,
     weights_fingerprint,
 )
-from steering.storage import write_atomically
 from steering.task import Model, ModelSpec, Task, find_task
-from steering.training.checkpoint import read_json
+from steering.training.checkpoint import read_json, require_same_run
 from steering.training.loader import load
 from steering.training.log import CONSOLE
 from steering.training.loop import Job, run
@@ -82,10 +79,9 @@ def cache(config: RunConfig) -> None:
             raise SteeringError("reference: the config names none, so there is nothing to cache")
         task = find_task(config.task.name)(config.task)
         model, _ = reference_model(config, task, device)
-        start = time.monotonic()
-        cached, data = cached_reference(config, task, model, device)
+        found = cached_reference(config, task, model, device)
         if distributed.rank() == 0:
-            CONSOLE.print(f"{len(data)} examples cached in {cached} ({time.monotonic() - start:.1f} s)")
+            CONSOLE.print(f"{len(found)} examples cached in {found.folder} ({found.seconds:.1f} s)")
 
 
 def train_run(config: RunConfig, folder: Path, title: str, device: torch.device) -> dict[str, Any]:
@@ -97,18 +93,21 @@ def train_run(config: RunConfig, folder: Path, title: str, device: torch.device)
     torch.manual_seed(config.seed)
     task = find_task(config.task.name)(config.task)
     target = task.build(config.target)
-    guide = _Guide(None, None, "none")
+    guide = _Guide(None, None, {})
     if method_uses_reference(config):
         guide = _guide(config, task, device)
         torch.manual_seed(config.seed)
     data = task.train_data(target, guide.live, config.seed)
-    identity = {"config": config_digest(config), "data": data.fingerprint(), "reference": guide.fingerprint}
-    done = finished(folder, identity)
+    identity = {
+        "config": config_digest(config),
+        "preprocessing": target.inputs_fingerprint,
+        "data": data.fingerprint(),
+        **guide.identity,
+    }
+    done = finished(folder, identity, to_yaml(config))
     if done is not None:
         return done
-    if distributed.rank() == 0:
-        write_atomically(folder / "config.yaml", lambda path: path.write_text(to_yaml(config), encoding="utf-8"))
-    distributed.barrier()
+    distributed.barrier()  # nobody may find a result that another rank has just written
     method = build_method(config.method.name, config.method.options, len(data))
     return run(
         Job(
@@ -124,31 +123,28 @@ def train_run(config: RunConfig, folder: Path, title: str, device: torch.device)
             seed=config.seed,
             device=device,
             identity=identity,
+            config=to_yaml(config),
         )
     )
 
 
-def finished(folder: Path, identity: dict[str, str]) -> dict[str, Any] | None:
+def finished(folder: Path, identity: dict[str, str], config: str | None = None) -> dict[str, Any] | None:
     """The result of a finished run, None when there is none yet; SteeringError when it is another's."""
     path = folder / "result.json"
     if not path.is_file():
         return None
     result = read_json(path)
-    wrong = [key for key, value in identity.items() if result["identity"].get(key) != value]
-    if wrong:
-        raise SteeringError(
-            f"{folder} holds another run (other {', '.join(wrong)}); set name= or output=, or delete the folder"
-        )
+    require_same_run(folder, result["identity"], identity, config)
     return result
 
 
 @dataclass(frozen=True)
 class _Guide:
-    """What steers a run: the reference, the live model if it needs its own view of the data, and the weights' digest."""
+    """What steers a run: the reference, the live model if it needs its own view of the data, and what says who it is."""
 
     reference: Reference | None
     live: Model | None
-    fingerprint: str
+    identity: dict[str, str]
 
 
 def method_uses_reference(config: RunConfig) -> bool:
@@ -162,11 +158,10 @@ def method_uses_reference(config: RunConfig) -> bool:
 def _guide(config: RunConfig, task: Task, device: torch.device) -> _Guide:
     assert config.reference is not None
     model, digest = reference_model(config, task, device)
+    identity = {"reference weights": digest, "reference preprocessing": model.inputs_fingerprint}
     if config.reference.cache is None:
-        return _Guide(LiveReference(model.module.to(device), task.risk), model, digest)
-    folder, data = cached_reference(config, task, model, device)
-    wanted = Fingerprint(digest, model.inputs_fingerprint, data.fingerprint())
-    return _Guide(CachedReference(ReferenceCache(folder, wanted)), None, digest)
+        return _Guide(LiveReference(model.module.to(device), task.risk), model, identity)
+    return _Guide(CachedReference(cached_reference(config, task, model, device)), None, identity)
 
 
 def reference_model(config: RunConfig, task: Task, device: torch.device) -> tuple[Model, str]:
@@ -190,23 +185,22 @@ def reference_run(config: RunConfig) -> RunConfig:
     return with_overrides(base, config.reference.train or {}, "reference.train")
 
 
-def cached_reference(config: RunConfig, task: Task, model: Model, device: torch.device) -> tuple[Path, IndexedData]:
-    """Folder of the reference's cache for the config's data, built if it is not there; and the data it stands for."""
+def cached_reference(config: RunConfig, task: Task, model: Model, device: torch.device) -> ReferenceCache:
+    """The reference's cache for the config's data, built if it is not there."""
     assert config.reference is not None
     data = task.plain_data(model)
     where = config.reference.cache
     folder = study_folder(config) / "reference-cache" if where in (None, "auto") else Path(str(where))
     wanted = Fingerprint(weights_fingerprint(model.module), model.inputs_fingerprint, data.fingerprint())
     if (folder / "cache.json").is_file():
-        ReferenceCache(folder, wanted)
-        return folder, data
+        return ReferenceCache(folder, wanted)
     size, rank, world = config.train.batch_size, distributed.rank(), distributed.world_size()
     steps = -(-len(data) // (size * world))
     # Every rank takes the same number of batches, since opening the files is a joint step; the last ones wrap around.
     order = torch.arange(steps * size * world).remainder(len(data)).numpy().reshape(steps, world, size)
     batches = load(data, ((0, rows[rank]) for rows in order), config.train.workers, pin=False)
     build_cache(folder, task.risk, model.module.to(device), batches, data, wanted, device)
-    return folder, data
+    return ReferenceCache(folder, wanted)
 
 
 def result_row(method: str, seed: int | None, result: dict[str, Any]) -> dict[str, Any]:

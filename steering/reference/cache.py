@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -21,7 +22,7 @@ from steering.data import IndexedData
 from steering.errors import SteeringError
 from steering.reference.fingerprint import Fingerprint
 from steering.risk import Outputs, ReferenceRisk
-from steering.storage import file_sha256, write_atomically
+from steering.storage import file_sha256, write_text
 
 RECORD = "cache.json"
 VERIFY_UP_TO = 4 * 2**30  # bytes; hashing more would delay every start by many seconds
@@ -41,7 +42,8 @@ class ReferenceCache:
     def __init__(self, folder: Path, wanted: Fingerprint) -> None:
         record = _read_record(folder)
         Fingerprint(**record["fingerprint"]).require(wanted, f"reference cache {folder}")
-        self._folder = folder
+        self.folder = folder
+        self.seconds: float = record["seconds"]  # what building it took
         self._arrays: dict[str, np.ndarray] = {}
         small = sum(entry["bytes"] for entry in record["files"].values()) <= VERIFY_UP_TO
         for key, entry in record["files"].items():
@@ -63,7 +65,7 @@ class ReferenceCache:
         missing = rows[~self._valid[rows]]
         if len(missing):
             raise SteeringError(
-                f"reference cache {self._folder} holds nothing for example {missing[0]}, "
+                f"reference cache {self.folder} holds nothing for example {missing[0]}, "
                 "which could not be read when the cache was built"
             )
         return {key: torch.from_numpy(array[rows]) for key, array in self._arrays.items()}
@@ -71,10 +73,14 @@ class ReferenceCache:
 
 def _read_record(folder: Path) -> dict:
     try:
-        return json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        Fingerprint(**record["fingerprint"])
+        if isinstance(record["seconds"], float) and {"bytes", "sha256"} <= record["files"]["valid"].keys():
+            return record
+        raise ValueError("checksums or seconds are missing")
     except FileNotFoundError:
         raise SteeringError(f"no reference cache in {folder}; `steering cache CONFIG.yaml` makes it") from None
-    except ValueError as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise SteeringError(f"reference cache {folder}: {RECORD} is damaged ({error}); delete the folder") from None
 
 
@@ -92,7 +98,14 @@ def build_cache(
 
     An unreadable example arrives as another one's number; its own row stays marked as missing. The folder appears under its
     name only when it is complete.
+
+    Raises:
+        SteeringError: the folder holds something that is no cache, which is left alone.
     """
+    if folder.exists() and not (folder / RECORD).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise SteeringError(f"reference.cache: {folder} exists and is no reference cache; name another folder")
+    module.eval()
+    start = time.monotonic()
     partial = folder.with_name(folder.name + ".partial")
     if distributed.rank() == 0:
         shutil.rmtree(partial, ignore_errors=True)
@@ -112,7 +125,7 @@ def build_cache(
         array.flush()
     distributed.barrier()
     if distributed.rank() == 0:
-        _finish(partial, folder, sorted(arrays), fingerprint)
+        _finish(partial, folder, sorted(arrays), fingerprint, time.monotonic() - start)
     distributed.barrier()
 
 
@@ -124,14 +137,14 @@ def _open(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.memmap:
     return np.lib.format.open_memmap(path, mode="r+")
 
 
-def _finish(partial: Path, folder: Path, keys: list[str], fingerprint: Fingerprint) -> None:
+def _finish(partial: Path, folder: Path, keys: list[str], fingerprint: Fingerprint, seconds: float) -> None:
     files = {key: partial / f"{key}.npy" for key in keys}
     record = {
         "fingerprint": asdict(fingerprint),
+        "seconds": round(seconds, 2),
         "files": {key: {"bytes": path.stat().st_size, "sha256": file_sha256(path)} for key, path in files.items()},
     }
-    text = json.dumps(record, indent=1)
-    write_atomically(partial / RECORD, lambda path: path.write_text(text, encoding="utf-8"))
+    write_text(partial / RECORD, json.dumps(record, indent=1))
     if folder.exists():
         shutil.rmtree(folder)
     partial.rename(folder)

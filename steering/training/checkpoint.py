@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml  # type: ignore[import-untyped]
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from steering.errors import SteeringError
-from steering.storage import file_sha256, write_atomically
+from steering.storage import file_sha256, write_atomically, write_text
 
 _LOG = logging.getLogger("steering")
 
@@ -22,8 +23,9 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int = 
     """Write the state after `step` steps and drop all but the newest `keep` checkpoints."""
     path = folder / f"step-{step:09d}.pt"
     write_atomically(path, lambda temporary: torch.save(state, temporary))
-    digest = file_sha256(path)
-    write_atomically(path.with_suffix(".sha256"), lambda temporary: temporary.write_text(digest))
+    write_text(path.with_suffix(".sha256"), file_sha256(path))
+    for stale in folder.glob(".step-*"):  # left by a run that was killed while it wrote
+        stale.unlink()
     for old in sorted(folder.glob("step-*.pt"))[:-keep]:
         old.unlink()
         old.with_suffix(".sha256").unlink(missing_ok=True)
@@ -41,6 +43,47 @@ def load_newest(folder: Path, device: torch.device) -> tuple[int, dict[str, Any]
             return int(path.stem.removeprefix("step-")), torch.load(path, map_location=device, weights_only=True)
         _LOG.warning("checkpoint %s is incomplete or damaged; it is ignored", path)
     return None
+
+
+def require_same_run(folder: Path, stored: dict[str, str], wanted: dict[str, str], config: str | None) -> None:
+    """Raise SteeringError when the run that a folder holds is not the one that is wanted.
+
+    Args:
+        stored, wanted: the two identities; the message names both sides of what differs.
+        config: the wanted run's YAML, compared with the folder's config.yaml to name the keys that differ.
+    """
+    wrong = [
+        f"{key}: {stored.get(key, 'none')[:12]} stored, {value[:12]} wanted"
+        for key, value in wanted.items()
+        if stored.get(key) != value
+    ]
+    if wrong:
+        kept = folder / "config.yaml"
+        if config is not None and kept.is_file():
+            wrong += _differences(kept.read_text(encoding="utf-8"), config)
+        raise SteeringError(
+            f"{folder} holds another run ({'; '.join(wrong)}); set name= or output=, or delete the folder"
+        )
+
+
+def _differences(stored: str, wanted: str) -> list[str]:
+    """Dotted keys of two YAML texts whose values differ, with both values."""
+    one, other = (_leaves(yaml.safe_load(text), "") for text in (stored, wanted))
+    return [
+        f"{key}: {one.get(key)} stored, {other.get(key)} wanted"
+        for key in sorted(one.keys() | other.keys())
+        if one.get(key) != other.get(key)
+    ]
+
+
+def _leaves(value: Any, path: str) -> dict[str, Any]:
+    if not isinstance(value, dict) or not value:
+        return {path: value}
+    return {
+        leaf: found
+        for key, entry in value.items()
+        for leaf, found in _leaves(entry, f"{path}.{key}" if path else str(key)).items()
+    }
 
 
 def save_weights(path: Path, module: nn.Module, about: dict[str, str]) -> None:
@@ -77,5 +120,4 @@ def read_json(path: Path) -> Any:
 
 
 def write_json(path: Path, value: Any) -> None:
-    text = json.dumps(value, indent=1, sort_keys=True)
-    write_atomically(path, lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"))
+    write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")

@@ -10,15 +10,19 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from steering.data import IndexedData
+from steering.errors import SteeringError
 
 
 class _Batches(Dataset):
     def __init__(self, data: IndexedData) -> None:
         self.data = data
 
-    def __getitem__(self, key: tuple[int, np.ndarray]) -> dict[str, Tensor]:
+    def __getitem__(self, key: tuple[int, np.ndarray]) -> dict[str, Tensor] | SteeringError:
         epoch, index = key
-        return dict(self.data.batch(index, epoch))
+        try:
+            return dict(self.data.batch(index, epoch))
+        except SteeringError as error:  # handed over: torch would bury its message in the worker's traceback
+            return error
 
 
 class _Fixed(torch.utils.data.Sampler):
@@ -41,4 +45,7 @@ def load(
         pin_memory=pin,
         generator=torch.Generator(),  # otherwise starting the loader would draw from, and shift, the global generator
     )
-    return iter(loader)
+    for batch in loader:
+        if isinstance(batch, SteeringError):
+            raise batch
+        yield batch

@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
+from steering.storage import write_text
+
 CONSOLE = Console(highlight=False)
 
 
@@ -23,14 +25,18 @@ class RunLog:
     Args:
         folder: of the run; event files go to it directly, so `tensorboard --logdir` on any parent shows the run.
         step: the step that the run starts or resumes from.
+        last: the run's last step. A run that resumes there evaluates once more, so the evaluation is cut off too.
     """
 
-    def __init__(self, folder: Path, step: int) -> None:
+    def __init__(self, folder: Path, step: int, last: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / "metrics.jsonl"
-        kept = [row for row in read_metrics(self._path) if row["step"] <= step] if step else []
-        self._path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-        self._writer = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+        kept = [row for row in read_metrics(self._path) if row["step"] <= step]
+        if step == last:
+            kept = [row for row in kept if row["step"] < step or "train/loss" in row]
+        text = "".join(json.dumps(row) + "\n" for row in kept)
+        write_text(self._path, text)
+        self._writer = SummaryWriter(str(folder), purge_step=step + 1)  # also what died before its first checkpoint
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
@@ -42,9 +48,6 @@ class RunLog:
         for name, figure in figures.items():
             self._writer.add_figure(name, figure, step, close=False)
             pyplot.close(figure)
-
-    def text(self, name: str, text: str) -> None:
-        self._writer.add_text(name, text)
 
     def close(self) -> None:
         self._writer.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -21,15 +22,17 @@ from steering.errors import SteeringError
 from steering.methods.registry import Method, Step
 from steering.reference.frozen import Reference
 from steering.schema import OptimizerConfig, TrainConfig
+from steering.storage import write_text
 from steering.task import Model, Task
-from steering.training.checkpoint import load_newest, save_checkpoint, save_weights, write_json
+from steering.training.checkpoint import load_newest, require_same_run, save_checkpoint, save_weights, write_json
 from steering.training.loader import load
 from steering.training.log import ProgressLine, RunLog
 from steering.training.optim import build_optimizer, learning_rate_factor, set_learning_rate
 from steering.training.plan import Plan
-from steering.training.step import Gradient
+from steering.training.step import Gradient, random_state, set_random_state
 
 _LOG = logging.getLogger("steering")
+SMALLEST_SCALE = 2.0**-10  # fp16 halves its scale, 2^16, at every overflow: here no scale would have helped
 _DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -41,6 +44,7 @@ class Job:
         folder: of the run: checkpoints/, TensorBoard events, metrics.jsonl, model.safetensors, result.json.
         title: for the progress line.
         identity: strings that say which run this is; a checkpoint with others is refused.
+        config: the run's config as YAML, kept as config.yaml beside the results; None keeps none.
     """
 
     folder: Path
@@ -55,6 +59,7 @@ class Job:
     seed: int
     device: torch.device
     identity: dict[str, str] = field(default_factory=dict)
+    config: str | None = None
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -64,12 +69,15 @@ def run(job: Job) -> dict[str, Any]:
         The content of result.json: metrics, samples, seconds (of training, evaluations excluded), steps, skipped.
 
     Raises:
-        SteeringError: the loss or its gradient is not finite, or the folder holds a checkpoint of another run.
+        SteeringError: the loss or its gradient is not finite, the batch does not split evenly, or the folder holds a
+            checkpoint of another run.
     """
     state = _State(job)
     start = state.restore()
     plan = state.plan
-    log = RunLog(job.folder, start) if distributed.rank() == 0 else None
+    log = RunLog(job.folder, start, plan.steps) if distributed.rank() == 0 else None
+    if distributed.rank() == 0 and job.config is not None:
+        write_text(job.folder / "config.yaml", job.config)
     progress = ProgressLine(job.title, plan.steps, start, shown=distributed.rank() == 0)
     try:
         state.train(start, log, progress)
@@ -87,6 +95,7 @@ class _State:
     def __init__(self, job: Job) -> None:
         self.job = job
         self.plan = Plan(len(job.data), job.train.batch_size, job.train.samples, job.seed)
+        _require_even_parts(job.train)
         self.module = job.target.module.to(job.device).train()
         self.method = job.method.to(job.device).train()
         self.optimizer = build_optimizer(
@@ -129,10 +138,11 @@ class _State:
             if any(due) or done == plan.steps:
                 passed = time.monotonic() - clock
                 self.seconds += passed
+                rate = (done - clocked) * plan.batch_size / max(passed, 1e-9)
+                values = self._scalars(result, rate, epoch)
                 if log is not None:
-                    rate = (done - clocked) * plan.batch_size / max(passed, 1e-9)
-                    log.scalars(done, self._scalars(result, rate, epoch))
-                progress.update(done, f"loss {result.loss.item():.4g}")
+                    log.scalars(done, values)
+                progress.update(done, f"loss {values['train/loss']:.4g}")
                 if due[1] and done < plan.steps:
                     self.evaluate(done, log)
                 if due[2] or done == plan.steps:
@@ -156,11 +166,11 @@ class _State:
         result = self.gradient(batch)
         distributed.average_gradients(self.method)
         self.broken += ~torch.isfinite(result.loss.detach())
-        if self.job.train.clip_norm is not None:
-            self.scaler.unscale_(self.optimizer)
-            norm = nn.utils.clip_grad_norm_(self.module.parameters(), self.job.train.clip_norm)
-            if not self.scaler.is_enabled():  # with fp16 an overflow is skipped, and expected now and then
-                self.broken += ~torch.isfinite(norm)
+        self.scaler.unscale_(self.optimizer)
+        limit = self.job.train.clip_norm
+        norm = nn.utils.clip_grad_norm_(self.module.parameters(), math.inf if limit is None else limit)
+        if not self.scaler.is_enabled():  # with fp16 an overflow is skipped, and expected now and then
+            self.broken += ~torch.isfinite(norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return result
@@ -170,22 +180,28 @@ class _State:
         return nullcontext() if dtype is None else torch.autocast(self.job.device.type, dtype=dtype)
 
     def _require_finite(self, done: int) -> None:
-        if distributed.mean(self.broken).item() > 0:
+        never_finite = self.scaler.is_enabled() and self.scaler.get_scale() < SMALLEST_SCALE
+        if distributed.mean(self.broken).item() > 0 or never_finite:
             raise SteeringError(
                 f"training: the loss or its gradient was not finite by step {done} of {self.plan.steps} in {self.job.folder}; "
                 "lower optimizer.lr, raise method.tau, set train.clip_norm, or use train.precision=fp32"
             )
 
     def _scalars(self, result: Step, rate: float, epoch: int) -> dict[str, float]:
-        values = {f"train/{name}": value.item() for name, value in result.metrics.items()}
-        lr = self.optimizer.param_groups[0]["lr"]
-        return values | {
-            "train/loss": result.loss.item(),
-            "train/learning_rate": lr,
+        """What is logged of a step: the method's numbers, averaged over the ranks, and the loop's own."""
+        values = {"loss": result.loss, **result.metrics}
+        means = distributed.mean(torch.stack([value.detach().double() for value in values.values()])).tolist()
+        return {f"train/{name}": mean for name, mean in zip(values, means, strict=True)} | {
+            "train/learning_rate": self.optimizer.param_groups[0]["lr"],
             "train/samples_per_second": rate,
             "train/epoch": float(epoch),
-            "train/skipped": float(self.skipped),
+            "train/skipped": float(self._all_skipped()),
         }
+
+    def _all_skipped(self) -> int:
+        """Unreadable examples met by all ranks."""
+        mine = torch.tensor(self.skipped, dtype=torch.float64, device=self.job.device)
+        return round(distributed.mean(mine).item() * distributed.world_size())
 
     def evaluate(self, done: int, log: RunLog | None) -> dict[str, float]:
         """Metrics on rank 0 (the others wait), with the random state left as it was."""
@@ -201,7 +217,7 @@ class _State:
         return metrics
 
     def save(self, done: int) -> None:
-        rng = _all_random_states(self.job.device)
+        rng, skipped = _all_random_states(self.job.device), self._all_skipped()
         if distributed.rank() == 0:
             state = {
                 "identity": self.job.identity,
@@ -211,7 +227,7 @@ class _State:
                 "scaler": self.scaler.state_dict(),
                 "random": rng,
                 "seconds": self.seconds,
-                "skipped": self.skipped,
+                "skipped": skipped,
             }
             save_checkpoint(self.job.folder / "checkpoints", done, state)
         distributed.barrier()
@@ -223,39 +239,45 @@ class _State:
             torch.manual_seed(self.job.seed + distributed.rank())
             return 0
         step, state = found
-        wrong = [key for key, value in self.job.identity.items() if state["identity"].get(key) != value]
-        if wrong:
-            raise SteeringError(
-                f"{self.job.folder} holds another run (other {', '.join(wrong)}); set name= or output=, or delete it"
-            )
+        require_same_run(self.job.folder, state["identity"], self.job.identity, self.job.config)
         self.module.load_state_dict(state["target"])
         self.method.load_state_dict(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
-        self.seconds, self.skipped = state["seconds"], state["skipped"]
+        self.seconds, self.skipped = state["seconds"], state["skipped"] if distributed.rank() == 0 else 0
         if len(state["random"]) == distributed.world_size():
-            _restore_random_state(state["random"][distributed.rank()], self.job.device)
+            set_random_state(self.job.device, state["random"][distributed.rank()])
         else:
             _LOG.warning("resuming on another number of processes: random numbers (dropout) will differ")
         _LOG.info("resuming %s at step %d", self.job.folder, step)
         return step
 
     def finish(self, metrics: dict[str, float]) -> dict[str, Any]:
+        skipped = self._all_skipped()
         result: dict[str, Any] = {
             "metrics": metrics,
             "samples": self.plan.steps * self.plan.batch_size,
             "seconds": round(self.seconds, 2),
             "steps": self.plan.steps,
-            "skipped": self.skipped,
+            "skipped": skipped,
             "identity": self.job.identity,
         }
         if distributed.rank() == 0:
             save_weights(self.job.folder / "model.safetensors", self.module, self.job.identity)
             write_json(self.job.folder / "result.json", result)
-            if self.skipped:
-                _LOG.warning("%s: %d unreadable examples were replaced by others", self.job.folder, self.skipped)
+            if skipped:
+                _LOG.warning("%s: %d unreadable examples were replaced by others", self.job.folder, skipped)
         distributed.barrier()
         return result
+
+
+def _require_even_parts(train: TrainConfig) -> None:
+    ranks = distributed.world_size()
+    if train.batch_size % (ranks * train.accumulation):
+        raise SteeringError(
+            f"train.batch_size: {train.batch_size} does not split into equal parts for {ranks} processes "
+            f"times train.accumulation {train.accumulation}"
+        )
 
 
 def _data_parallel(module: nn.Module, device: torch.device) -> nn.Module:
@@ -265,17 +287,9 @@ def _data_parallel(module: nn.Module, device: torch.device) -> nn.Module:
 
 
 def _all_random_states(device: torch.device) -> list[list[Tensor]]:
-    mine = [torch.random.get_rng_state()]
-    if device.type == "cuda":
-        mine.append(torch.cuda.get_rng_state(device))
-    if not distributed.active():
-        return [mine]
-    every: list[Any] = [None] * distributed.world_size()
-    dist.all_gather_object(every, mine)
+    """The random state of every rank, on every rank."""
+    every: list[Any] = [random_state(device)]
+    if distributed.active():
+        every *= distributed.world_size()
+        dist.all_gather_object(every, random_state(device))
     return every
-
-
-def _restore_random_state(state: list[Tensor], device: torch.device) -> None:
-    torch.random.set_rng_state(state[0])
-    if device.type == "cuda" and len(state) > 1:
-        torch.cuda.set_rng_state(state[1], device)

@@ -27,8 +27,8 @@ def session(device: str, threads: int | None) -> Iterator[torch.device]:
     logging.getLogger("steering").setLevel(logging.INFO)
     if threads is not None:
         torch.set_num_threads(threads)
-    local_rank, world = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    chosen = choose_device(device, local_rank)
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    chosen = choose_device(device, int(os.environ["LOCAL_RANK"]) if world > 1 else None)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     if world > 1 and not dist.is_initialized():
@@ -41,12 +41,12 @@ def session(device: str, threads: int | None) -> Iterator[torch.device]:
         yield chosen
 
 
-def choose_device(device: str, local_rank: int) -> torch.device:
-    """The torch device for a config's `device`."""
+def choose_device(device: str, local_rank: int | None) -> torch.device:
+    """The torch device for a config's `device`; `local_rank` is None outside torchrun."""
     count = torch.cuda.device_count() if device != "cpu" else 0
     if device == "cpu" or (device == "auto" and not count):
         return torch.device("cpu")
-    number = int(device.partition(":")[2] or local_rank) if device.startswith("cuda") else local_rank
+    number = int(device.partition(":")[2] or 0) if local_rank is None else local_rank
     if number >= count:
         raise SteeringError(
             f"device: cuda:{number} was asked for, but {count} GPUs are visible; use device=cpu or device=auto"

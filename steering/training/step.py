@@ -68,7 +68,7 @@ class Gradient:
         states, pieces = [], []
         with torch.no_grad():
             for part in parts:
-                states.append(_random_state(batch["index"].device))
+                states.append(random_state(batch["index"].device))
                 with self.autocast():
                     pieces.append(self.risk.outputs(self.target, part))
             guides = None if self.reference is None else _join([self._guide(part) or {} for part in parts])
@@ -76,15 +76,15 @@ class Gradient:
         step = self.method(self.risk.losses(leaves, guides, batch["index"]))
         self.scale(step.loss).backward()
         gradients = {key: leaf.grad.tensor_split(len(parts)) for key, leaf in leaves.items() if leaf.grad is not None}
-        after = _random_state(batch["index"].device)
+        after = random_state(batch["index"].device)
         for number, (part, state) in enumerate(zip(parts, states, strict=True)):
-            _set_random_state(batch["index"].device, state)
+            set_random_state(batch["index"].device, state)
             with _sync_only(self.target, number == len(parts) - 1):
                 with self.autocast():
                     outputs = self.risk.outputs(self.target, part)
                 kept = [key for key in gradients if outputs[key].requires_grad]
                 torch.autograd.backward([outputs[key] for key in kept], [gradients[key][number] for key in kept])
-        _set_random_state(batch["index"].device, after)
+        set_random_state(batch["index"].device, after)
         return step
 
 
@@ -102,14 +102,15 @@ def _join(pieces: list[Outputs]) -> Outputs:
     return {key: torch.cat([piece[key] for piece in pieces]) for key in pieces[0]}
 
 
-def _random_state(device: torch.device) -> list[Tensor]:
+def random_state(device: torch.device) -> list[Tensor]:
+    """Of torch's generators: the CPU's, and the device's own."""
     state = [torch.random.get_rng_state()]
     return [*state, torch.cuda.get_rng_state(device)] if device.type == "cuda" else state
 
 
-def _set_random_state(device: torch.device, state: list[Tensor]) -> None:
+def set_random_state(device: torch.device, state: list[Tensor]) -> None:
     torch.random.set_rng_state(state[0])
-    if device.type == "cuda":
+    if device.type == "cuda" and len(state) > 1:
         torch.cuda.set_rng_state(state[1], device)
 
 
