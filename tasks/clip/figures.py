@@ -54,7 +54,7 @@ def _line(axes: Axes, line: int, label: str, caption: str, colour: str) -> None:
     for x, text in ((0.0, label), (0.11, _shorten(caption))):
         axes.text(
             x,
-            0.92 - 0.27 * line,
+            0.98 - 0.26 * line,
             text,
             color=colour,
             fontsize=7,
