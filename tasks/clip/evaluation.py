@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -32,9 +32,17 @@ class RetrievalSet:
 
 @torch.no_grad()
 def retrieve(
-    module: nn.Module, inputs: ClipInputs, data: RetrievalSet, device: torch.device, ks: Sequence[int]
+    module: nn.Module,
+    inputs: ClipInputs,
+    data: RetrievalSet,
+    device: torch.device,
+    ks: Sequence[int],
+    text: Tensor | None = None,
 ) -> dict[str, float]:
     """Recall@k of image → caption over the whole gallery, and of caption → image over all images of the set.
+
+    Args:
+        text: features of the gallery, (m, d), where they are at hand.
 
     Returns:
         "image_to_text_R@k" and "text_to_image_R@k", shares in [0, 1].
@@ -42,7 +50,8 @@ def retrieve(
     Raises:
         SteeringError: the set has no readable image, or features are not finite.
     """
-    text = embed_texts(module, inputs, data.captions, device)  # (m, d)
+    if text is None:
+        text = embed_texts(module, inputs, data.captions, device)  # (m, d)
     parts = [(image_features(module, images.to(device)), captions) for images, captions in data.images(inputs)]
     if not parts:
         raise SteeringError("evaluation: the set has no readable image")
@@ -56,6 +65,18 @@ def retrieve(
     return {f"{name}_R@{k}": (rank < k).float().mean().item() for name, rank in ranks.items() for k in ks}
 
 
+def embed_galleries(
+    module: nn.Module, inputs: ClipInputs, sets: Mapping[str, RetrievalSet], device: torch.device
+) -> dict[str, Tensor]:
+    """Features of every set's captions by label, (m, d) each; sets that share one gallery share the work."""
+    found: dict[int, Tensor] = {}
+    for data in sets.values():
+        if id(data.captions) not in found:
+            found[id(data.captions)] = embed_texts(module, inputs, data.captions, device)
+    return {label: found[id(data.captions)] for label, data in sets.items()}
+
+
+@torch.no_grad()
 def embed_texts(module: nn.Module, inputs: ClipInputs, texts: Sequence[str], device: torch.device) -> Tensor:
     """Unit-norm features of m texts, (m, d)."""
     pieces = [list(texts[start : start + CHUNK]) for start in range(0, len(texts), CHUNK)]

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont
 from matplotlib.ft2font import FT2Font
-from torch import nn
+from torch import Tensor, nn
 
 from steering.errors import SteeringError
 from tasks.clip.evaluation import RetrievalSet, embed_texts
@@ -23,14 +23,20 @@ RIGHT, WRONG = "#1a7f37", "#555555"
 
 
 @torch.no_grad()
-def retrieved_captions(module: nn.Module, inputs: ClipInputs, data: RetrievalSet, device: torch.device) -> Figure:
-    """Twelve images of a set, spread evenly over its first batch, each with its best three captions; the right one green."""
+def retrieved_captions(
+    module: nn.Module, inputs: ClipInputs, data: RetrievalSet, device: torch.device, text: Tensor | None = None
+) -> Figure:
+    """Twelve images of a set, spread evenly over its first batch, each with its best three captions; the right one green.
+
+    `text` are the features of its captions, (m, d), where they are at hand.
+    """
     first = next(data.images(inputs), None)
     if first is None:
         raise SteeringError("evaluation: the set has no readable image")
     images, right = first
     chosen = np.linspace(0, len(images) - 1, min(SHOWN, len(images))).round().astype(int)
-    text = embed_texts(module, inputs, data.captions, device)  # (m, d)
+    if text is None:
+        text = embed_texts(module, inputs, data.captions, device)  # (m, d)
     scores = image_features(module, images[chosen].to(device)) @ text.T  # (12, m)
     best = scores.topk(min(TOP, len(data.captions)), dim=1)
     figure = Figure(figsize=(10, 0.95 * len(chosen) / 2 + 0.3), layout="constrained")

@@ -21,7 +21,7 @@ from tasks.clip.data.pairs import PairData, View
 from tasks.clip.data.shards import ShardSource
 from tasks.clip.data.source import ImageTextSource
 from tasks.clip.data.table import TableSource
-from tasks.clip.evaluation import RetrievalSet, retrieve, zero_shot_accuracy
+from tasks.clip.evaluation import RetrievalSet, embed_galleries, retrieve, zero_shot_accuracy
 from tasks.clip.figures import retrieved_captions
 from tasks.clip.models import ClipInputs, build_clip
 from tasks.clip.risk import ClipRisk
@@ -153,8 +153,9 @@ class ClipTask(Task):
         options = self.options
         metrics: dict[str, float] = {}
         retrieval, classes = self._held_out()
+        texts = embed_galleries(model.module, model.inputs, retrieval, device)
         for label, held_out in retrieval.items():
-            found = retrieve(model.module, model.inputs, held_out, device, options.recall_at)
+            found = retrieve(model.module, model.inputs, held_out, device, options.recall_at, texts[label])
             metrics |= {f"{label}/{name}": value for name, value in found.items()}
         if classes is not None:
             metrics |= zero_shot_accuracy(
@@ -168,9 +169,11 @@ class ClipTask(Task):
         return metrics
 
     def figures(self, model: Model, device: torch.device) -> Mapping[str, Figure]:
+        sets, _ = self._held_out()
+        texts = embed_galleries(model.module, model.inputs, sets, device)
         return {
-            f"retrieved/{label}": retrieved_captions(model.module, model.inputs, held_out, device)
-            for label, held_out in self._held_out()[0].items()
+            f"retrieved/{label}": retrieved_captions(model.module, model.inputs, held_out, device, texts[label])
+            for label, held_out in sets.items()
         }
 
     def _held_out(self) -> tuple[dict[str, RetrievalSet], ClassFolder | None]:

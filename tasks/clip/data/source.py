@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from steering.errors import SteeringError
 from steering.storage import sha256
@@ -134,6 +134,8 @@ def decode_image(data: bytes, where: str) -> Image.Image:
                 return image.convert("RGB")
             white = Image.new("RGBA", image.size, "white")
             return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+    except UnidentifiedImageError:  # Pillow's own words hold the address of a buffer
+        raise Unreadable(where, f"cannot decode the image (none of {', '.join(_FORMATS)})") from None
     except Exception as error:  # decoders meet broken bytes with many types: OSError, SyntaxError, struct.error, ...
         raise Unreadable(where, f"cannot decode the image ({type(error).__name__}: {error})") from error
 
