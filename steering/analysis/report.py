@@ -88,12 +88,7 @@ def print_results(rows: Sequence[Row], title: str) -> None:
         for number, columns in enumerate(_fitting(widths, CONSOLE.width)):
             table = Table(title=None if number else Text(name), title_justify="left", title_style="bold")
             for column in (0, *columns):
-                table.add_column(
-                    Text(header[column]),
-                    justify="right" if column else "left",
-                    min_width=widths[column],
-                    overflow="fold",
-                )
+                table.add_column(Text(header[column]), justify="right" if column else "left", width=widths[column])
             for line in lines:
                 table.add_row(*(Text(line[c], style="bold" if line[c] == best.get(c) else "") for c in (0, *columns)))
             CONSOLE.print(table)
