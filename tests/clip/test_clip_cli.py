@@ -85,8 +85,8 @@ def test_a_study_on_shards(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 def test_training_finds_the_captions(tmp_path: Path) -> None:
     # 32 different captions; chance is 1 in 32.
     config = run_yaml(tmp_path)
-    assert main(["train", config, "method=erm", "train.samples=4096", "train.batch_size=64", "optimizer.lr=3e-3"]) == 0
-    assert result(tmp_path / "runs/study/erm-seed0")["metrics"]["held/image_to_text_R@1"] > 0.3
+    assert main(["train", config, "method=erm", "train.samples=2560", "train.batch_size=64", "optimizer.lr=3e-3"]) == 0
+    assert result(tmp_path / "runs/study/erm-seed0")["metrics"]["held/image_to_text_R@1"] > 0.2
 
 
 def test_a_folder_with_a_table(tmp_path: Path) -> None:
@@ -111,6 +111,7 @@ def test_a_folder_with_a_table(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("at_home")
 def test_glyphs_smoke(tmp_path: Path) -> None:
     words = ["configs/clip/glyphs.yaml", "smoke=true", f"output={tmp_path}", "train.eval_every=0", "device=cpu"]
+    words.append("task.data.fraction=0.05")  # of which the reference's features are kept
     assert main(["train", *words]) == 0
     found = result(tmp_path / "glyphs/drrho-seed0")
     assert found["samples"] == 1024
@@ -167,11 +168,8 @@ BAD_SHARDS = {
 }
 
 
-@pytest.mark.parametrize("kind", [*BAD_SHARDS, "truncated"])
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(("kind", "workers"), [*((kind, 0) for kind in [*BAD_SHARDS, "truncated"]), ("undecodable", 1)])
 def test_bad_shards(tmp_path: Path, kind: str, workers: int, capsys: pytest.CaptureFixture[str]) -> None:
-    if workers and kind != "undecodable":
-        pytest.skip("is found before there are workers")
     config = run_yaml(tmp_path)
     content, words = BAD_SHARDS.get(kind, (b"", "train.tar: the tar is cut short"))
     train = tmp_path / "train.tar"
