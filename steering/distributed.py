@@ -30,10 +30,14 @@ def gather(x: Tensor) -> Tensor:
     """
     if not active():
         return x
-    if x.requires_grad:
-        return torch.cat(all_gather_with_gradient(x.contiguous()))
+    x = x.contiguous()
+    if x.requires_grad and torch.is_grad_enabled():
+        whole = torch.cat(all_gather_with_gradient(x))
+        # Torch's backward for gloo receives into buffers strided like the gradient, and scrambles a transposed one.
+        whole.register_hook(lambda gradient: gradient.contiguous())
+        return whole
     parts = [torch.empty_like(x) for _ in range(world_size())]
-    dist.all_gather(parts, x.contiguous())
+    dist.all_gather(parts, x)
     return torch.cat(parts)
 
 

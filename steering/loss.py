@@ -49,8 +49,7 @@ class DRRho(nn.Module):
         epsilon: float = 0.0,
     ) -> None:
         super().__init__()
-        if num_examples < 1:
-            raise ValueError(f"num_examples must be at least 1, got {num_examples}")
+        _require_positive(num_examples)
         if divergence != "kl":
             raise ValueError(f"divergence must be 'kl', got {divergence!r}")
         self.num_examples = num_examples
@@ -83,7 +82,7 @@ class DRRho(nn.Module):
             raise ValueError(f"reference_losses must be {tuple(losses.shape)}, got {tuple(reference.shape)}")
         if index.shape != losses.shape:
             raise ValueError(f"index must be {tuple(losses.shape)}, got {tuple(index.shape)}")
-        _require((index >= 0) & (index < self.num_examples), index, f"index: outside [0, {self.num_examples})")
+        _require_index(index, self.num_examples)
         _require(torch.isfinite(losses.detach()), index, "losses: not finite")
         if reference is not None:
             _require(torch.isfinite(reference), index, "reference_losses: not finite")
@@ -92,7 +91,7 @@ class DRRho(nn.Module):
 class GlobalContrastiveLoss(nn.Module):
     """The global contrastive risk with a reference: DRRho-CLIP's loss (arXiv 2505.06699); without one FastCLIP's.
 
-        criterion = GlobalContrastiveLoss(num_examples=len(train_set), tau=0.05, epsilon=0.01)
+        criterion = GlobalContrastiveLoss(num_examples=len(train_set), tau=0.07)
         loss = criterion(image_features, text_features, index, reference_image_features, reference_text_features)
 
     Every image is an anchor whose adversary reweights the texts of the batch, and every text one over the images; the mean of
@@ -110,14 +109,16 @@ class GlobalContrastiveLoss(nn.Module):
         self,
         num_examples: int,
         *,
-        tau: float = 0.05,
+        tau: float = 0.07,
         radius: float | None = None,
         strength: float = 1.0,
-        epsilon: float = 0.01,
+        epsilon: float = 1e-4,
         gamma: float = 1.0,
         gamma_decay_epochs: int = 0,
     ) -> None:
         super().__init__()
+        _require_positive(num_examples)
+        self.num_examples = num_examples
         self.risk = StochasticKL(
             2 * num_examples,
             tau=tau,
@@ -141,15 +142,40 @@ class GlobalContrastiveLoss(nn.Module):
         reference_image: Tensor | None = None,
         reference_text: Tensor | None = None,
     ) -> Tensor:
-        """Loss of one batch of unit-norm features, (b, d) each; the reference's may have another width. See `Pairs`."""
+        """Loss of one batch.
+
+        Args:
+            image, text: unit-norm features, (b, d) each, with gradient; at least 2 pairs over all ranks.
+            index: example numbers, int64, (b,).
+            reference_image, reference_text: the frozen reference's features of the same pairs, (b, d′); both or neither.
+
+        Raises:
+            ValueError: as in `DRRho`.
+        """
         guide = None if reference_image is None else _wide(reference_image.detach())
         guide_text = None if reference_text is None else _wide(reference_text.detach())
-        return self.risk(negatives(Pairs(_wide(image), _wide(text), index, guide, guide_text))).loss
+        pairs = Pairs(_wide(image), _wide(text), index, guide, guide_text)
+        _require_index(index, self.num_examples)
+        for name in ("image", "text", "reference_image", "reference_text"):
+            if (features := getattr(pairs, name)) is not None:
+                _require(torch.isfinite(features.detach()).all(-1), index, f"{name}: not finite")
+        return self.risk(negatives(pairs)).loss
 
 
 def _wide(x: Tensor) -> Tensor:
     """At least float32, whatever autocast made of it."""
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
+def _require_positive(num_examples: int) -> None:
+    if num_examples < 1:
+        raise ValueError(f"num_examples must be at least 1, got {num_examples}")
+
+
+def _require_index(index: Tensor, num_examples: int) -> None:
+    if index.dtype != torch.int64:
+        raise ValueError(f"index must be int64, got {index.dtype}")
+    _require((index >= 0) & (index < num_examples), index, f"index: outside [0, {num_examples})")
 
 
 def _require(ok: Tensor, index: Tensor, what: str) -> None:

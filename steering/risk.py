@@ -31,8 +31,11 @@ class Units:
         target: target losses, (..., n), nats, with gradient, float32 or float64.
         reference: reference losses on the same items, (..., n), without gradient; None means "no reference".
         rows: int64 key of each row's running estimate, (...). Zero for the single row of a plain batch of examples.
-        mask: (..., n), True where an item counts; None means all do.
+        mask: bool, (..., n), True where an item counts; None means all do. What stands at the others may be anything.
         sharded: False when every rank holds the same rows, True when the rows are split over the ranks.
+
+    Raises:
+        ValueError: shapes differ, a row has no items, or the mask is not bool. Broadcasting would hide such a mistake.
     """
 
     target: Tensor
@@ -41,17 +44,41 @@ class Units:
     mask: Tensor | None = None
     sharded: bool = False
 
+    def __post_init__(self) -> None:
+        shape = tuple(self.target.shape)
+        if not shape or shape[-1] == 0:
+            raise ValueError(f"target must be (..., n) with n ≥ 1, got {shape}")
+        if self.reference is not None and tuple(self.reference.shape) != shape:
+            raise ValueError(f"reference must be {shape} like target, got {tuple(self.reference.shape)}")
+        if tuple(self.rows.shape) != shape[:-1]:
+            raise ValueError(f"rows must be {shape[:-1]}, one key per row of target, got {tuple(self.rows.shape)}")
+        if self.mask is not None and (tuple(self.mask.shape) != shape or self.mask.dtype != torch.bool):
+            raise ValueError(f"mask must be bool, {shape}, got {self.mask.dtype}, {tuple(self.mask.shape)}")
+
     def excess(self, strength: float = 1.0) -> Tensor:
         """h = ℓ − α·ℓ_ref, (..., n): the loss that training can still reduce. α = 1 is arXiv 2505.06699, α = 0 plain DRO."""
-        if self.reference is None or strength == 0.0:
-            return self.target
-        return self.target - strength * self.reference
+        excess = self.target
+        if self.reference is not None and strength != 0.0:
+            excess = excess - strength * self.reference.detach()
+        # Zero where masked: a NaN there would survive a weight of zero.
+        return excess if self.mask is None else excess.masked_fill(~self.mask, 0.0)
 
     def counts(self) -> Tensor:
-        """Number of items that count in each row, (...), in the dtype of the losses."""
+        """Number of items that count in each row, (...), in the dtype of the losses; ValueError if a row has none."""
         if self.mask is None:
             return torch.full_like(self.target[..., 0], self.target.shape[-1]).detach()
-        return self.mask.sum(-1).to(self.target.dtype)
+        counts = self.mask.sum(-1)
+        require_items(counts)
+        return counts.to(self.target.dtype)
+
+
+def require_items(counts: Tensor) -> None:
+    """ValueError where a mask leaves nothing, which would become a NaN; on a GPU a device-side assertion."""
+    if counts.device.type != "cpu":
+        torch._assert_async((counts > 0).all(), "mask: a row of losses has no items")
+    elif not (counts > 0).all():
+        place = (counts == 0).nonzero()[0].tolist()
+        raise ValueError(f"mask: row {place or 0} of the losses has no items, expected at least one")
 
 
 class ReferenceRisk(ABC):

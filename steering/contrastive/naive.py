@@ -42,9 +42,14 @@ def negatives(pairs: Pairs) -> Units:
 
     Returns:
         Units of shape (2, b, B); the positive is masked out; row key 2·index + direction; rows are split over the ranks.
+
+    Raises:
+        ValueError: B < 2, an anchor without negatives.
     """
     b, device = len(pairs.index), pairs.image.device
     target = pairwise_losses(pairs.image, pairs.text)
+    if target.shape[-1] < 2:
+        raise ValueError(f"a contrastive batch needs at least 2 pairs over all ranks, got {target.shape[-1]}")
     reference = None
     if pairs.reference_image is not None and pairs.reference_text is not None:
         with torch.no_grad():

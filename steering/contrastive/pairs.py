@@ -35,6 +35,8 @@ class Pairs:
             raise ValueError(f"index must be (b,) = ({len(self.image)},), got {tuple(self.index.shape)}")
         if (self.reference_image is None) != (self.reference_text is None):
             raise ValueError("give both reference_image and reference_text, or neither")
-        for reference in (self.reference_image, self.reference_text):
-            if reference is not None and len(reference) != len(self.image):
-                raise ValueError(f"reference features must have {len(self.image)} rows, got {len(reference)}")
+        if self.reference_image is None or self.reference_text is None:
+            return
+        shapes = tuple(self.reference_image.shape), tuple(self.reference_text.shape)
+        if len(shapes[0]) != 2 or shapes[0] != shapes[1] or shapes[0][0] != len(self.image):
+            raise ValueError(f"reference features must both be ({len(self.image)}, d'), got {shapes[0]}, {shapes[1]}")

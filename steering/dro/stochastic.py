@@ -77,7 +77,9 @@ class Temperature(nn.Module):
 
     def __init__(self, initial: float, learned: bool, minimum: float = 1e-4, maximum: float = math.inf) -> None:
         super().__init__()
-        if not (0 < minimum <= initial <= maximum and math.isfinite(initial)):
+        if not 0 < minimum <= maximum:
+            raise ValueError(f"tau_min must lie in (0, {maximum}], got {minimum}")
+        if not (minimum <= initial <= maximum and math.isfinite(initial)):
             raise ValueError(f"tau must be a number in [{minimum}, {maximum}], got {initial}")
         self.bounds = (math.log(minimum), math.log(maximum) if math.isfinite(maximum) else math.inf)
         self.log_tau = nn.Parameter(torch.tensor(math.log(initial), dtype=torch.float32), requires_grad=learned)
@@ -138,15 +140,17 @@ class StochasticKL(nn.Module):
         tau_max: float = math.inf,
     ) -> None:
         super().__init__()
-        for name, value, ok in [
-            ("radius", radius, radius is None or (radius >= 0 and math.isfinite(radius))),
-            ("strength", strength, strength >= 0 and math.isfinite(strength)),
-            ("epsilon", epsilon, epsilon >= 0 and math.isfinite(epsilon)),
-            ("gamma", gamma, 0 < gamma <= 1),
-            ("gamma_decay_epochs", gamma_decay_epochs, gamma_decay_epochs >= 0),
+        for name, value, ok, expected in [
+            ("tau", tau, 0 < tau < math.inf, "a number > 0"),
+            ("tau_min", tau_min, 0 < tau_min < math.inf, "a number > 0"),
+            ("radius", radius, radius is None or 0 <= radius < math.inf, "a number ≥ 0, or None"),
+            ("strength", strength, 0 <= strength < math.inf, "a number ≥ 0"),
+            ("epsilon", epsilon, 0 <= epsilon < math.inf, "a number ≥ 0"),
+            ("gamma", gamma, 0 < gamma <= 1, "in (0, 1]"),
+            ("gamma_decay_epochs", gamma_decay_epochs, gamma_decay_epochs >= 0, "≥ 0"),
         ]:
             if not ok:
-                raise ValueError(f"{name} = {value} is out of range")
+                raise ValueError(f"{name} must be {expected}, got {value}")
         self.temperature = Temperature(
             tau, radius is not None, tau_min if radius is not None else min(tau, tau_min), tau_max
         )

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from steering import distributed
 from steering.contrastive.naive import info_nce
 from steering.contrastive.pairs import Pairs
 from steering.dro.stochastic import Temperature
 from steering.methods.registry import Method, Step, register
-from steering.risk import Units
+from steering.risk import Units, require_items
 
 
 @dataclass
@@ -35,7 +36,10 @@ class Erm(Method):
         if losses.mask is None:
             return Step(losses.target.mean(), {})
         kept = losses.target.masked_fill(~losses.mask, 0.0).sum()
-        return Step(kept / losses.mask.sum(), {})
+        # Over all ranks: a mean of the ranks' means would favour the items of a rank that keeps few.
+        count = distributed.mean(losses.mask.sum().to(kept.dtype))
+        require_items(count)
+        return Step(kept / count, {})
 
 
 @register("erm", ErmOptions)

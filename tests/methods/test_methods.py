@@ -1,0 +1,213 @@
+"""What each method is: erm, dro and drrho on rows of losses and on pairs, against closed forms and each other."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import steering
+from steering.contrastive import Pairs, info_nce, negatives
+from steering.dro.stochastic import StochasticKL
+from steering.methods import Method, build_method, find_method, registered
+from steering.methods.drrho import DroOptions, DrrhoOptions
+from steering.methods.erm import ErmOptions
+from steering.risk import Units
+
+ALL = 8
+INDEX = torch.tensor([6, 1, 0, 4, 7])
+EXACT = {"rtol": 1e-10, "atol": 1e-12}
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def features(seed: int, width: int = 4) -> Tensor:
+    return F.normalize(random(len(INDEX), width, seed=seed), dim=-1)
+
+
+def units(seed: int = 0, guided: bool = True, mask: Tensor | None = None) -> Units:
+    """One row of five examples, target requiring a gradient."""
+    reference = random(5, seed=seed + 100) if guided else None
+    return Units(random(5, seed=seed).requires_grad_(), reference, torch.tensor(0), mask)
+
+
+def pairs(seed: int = 0, guided: bool = True) -> Pairs:
+    guide = (features(seed + 3, 6), features(seed + 4, 6)) if guided else (None, None)
+    return Pairs(features(seed + 1).requires_grad_(), features(seed + 2).requires_grad_(), INDEX, *guide)
+
+
+def leaf(losses: Units | Pairs) -> Tensor:
+    return losses.target if isinstance(losses, Units) else losses.image
+
+
+def step(method: Method, losses: Units | Pairs) -> tuple[Tensor, Tensor]:
+    """Loss and gradient with respect to the target."""
+    loss = method(losses).loss
+    (gradient,) = torch.autograd.grad(loss, leaf(losses))
+    return loss.detach(), gradient
+
+
+def same(found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -> None:
+    assert torch.equal(found[0], expected[0])
+    assert torch.equal(found[1], expected[1])
+
+
+# ---- erm ------------------------------------------------------------------------------------------------------------
+
+
+def test_erm_is_the_mean():
+    losses = units()
+    loss, gradient = step(build_method("erm", ErmOptions(), ALL), losses)
+    torch.testing.assert_close(loss, losses.target.detach().mean(), **EXACT)
+    torch.testing.assert_close(gradient, torch.full((5,), 0.2, dtype=torch.float64), **EXACT)
+
+
+@pytest.mark.parametrize("garbage", [1e30, math.nan, math.inf])
+def test_erm_counts_what_the_mask_keeps(garbage):
+    target = torch.tensor([[1.0, garbage, 3.0], [garbage, garbage, 8.0]], requires_grad=True)
+    losses = Units(target, None, torch.arange(2), torch.tensor([[True, False, True], [False, False, True]]))
+    loss, gradient = step(build_method("erm", ErmOptions(), ALL), losses)
+    assert loss == 4
+    torch.testing.assert_close(gradient, torch.tensor([[1.0, 0, 1], [0, 0, 1]]) / 3)
+
+
+def test_erm_of_nothing_is_an_error():
+    with pytest.raises(ValueError, match="has no items"):
+        build_method("erm", ErmOptions(), ALL)(units(mask=torch.zeros(5, dtype=torch.bool)))
+
+
+def test_erm_on_pairs_is_clip():
+    # Cross-entropy of the matching pair in both directions, averaged, logits divided by τ.
+    losses = pairs()
+    loss, gradient = step(build_method("erm", ErmOptions(tau=0.5), ALL).double(), losses)
+    logits, diagonal = losses.image @ losses.text.T / 0.5, torch.arange(5)
+    expected = (F.cross_entropy(logits, diagonal) + F.cross_entropy(logits.T, diagonal)) / 2
+    torch.testing.assert_close(loss, expected.detach(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected, losses.image)[0], rtol=1e-6, atol=1e-9)
+
+
+def test_erm_learns_its_temperature():
+    method, losses, at = build_method("erm", ErmOptions(tau=0.5), ALL).double(), pairs(), 1e-5
+    method(losses).loss.backward()
+    log_tau = method.get_parameter("temperature.log_tau")
+    up, down = (info_nce(losses.image, losses.text, math.exp(log_tau.item() + s)).mean() for s in (at, -at))
+    assert log_tau.grad is not None
+    assert log_tau.grad.item() == pytest.approx(((up - down) / (2 * at)).item(), rel=1e-7)
+    assert method(losses).metrics["tau"].item() == pytest.approx(0.5, rel=1e-6)
+    log_tau.data.fill_(5.0)
+    assert method(losses).metrics["tau"] == 1  # open_clip's logit scale stays at or above 1 ...
+    log_tau.data.fill_(-9.0)
+    assert method(losses).metrics["tau"].item() == pytest.approx(0.01)  # ... and at or below 100
+
+
+@pytest.mark.parametrize("make", [units, pairs])
+def test_erm_ignores_a_reference(make):
+    method = build_method("erm", ErmOptions(), ALL)
+    same(step(method, make(guided=True)), step(method, make(guided=False)))
+
+
+# ---- dro and drrho --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [units, pairs])
+def test_dro_ignores_a_reference(make):
+    # METHODS 8: the no-reference switch reproduces the unguided method exactly.
+    options = {"tau": 0.3, "gamma": 0.4, "epsilon": 0.1}
+    dro = build_method("dro", DroOptions(**options), ALL)
+    same(step(dro, make(guided=True)), step(build_method("drrho", DrrhoOptions(**options), ALL), make(0, guided=False)))
+    switched_off = build_method("drrho", DrrhoOptions(**options, strength=0.0), ALL)
+    same(step(build_method("dro", DroOptions(**options), ALL), make()), step(switched_off, make()))
+
+
+def test_who_uses_a_reference():
+    uses = {name: entry.build(entry.options(), ALL).uses_reference for name, entry in registered().items()}
+    assert (uses["erm"], uses["dro"], uses["drrho"]) == (False, False, True)
+    assert not build_method("drrho", DrrhoOptions(strength=0.0), ALL).uses_reference
+
+
+def test_drrho_on_examples_is_the_function_of_the_same_name():
+    options = {"tau": 0.7, "radius": 0.2, "strength": 0.6, "gamma": 0.4, "epsilon": 0.05}
+    method, steer = build_method("drrho", DrrhoOptions(**options), ALL), steering.DRRho(ALL, **options)
+    for seed in (1, 2):
+        losses = units(seed)
+        other = losses.target.detach().clone().requires_grad_()
+        loss = steer(other, losses.reference, INDEX)
+        same(step(method, losses), (loss.detach(), torch.autograd.grad(loss, other)[0]))
+
+
+def test_drrho_on_pairs_is_the_function_of_the_same_name():
+    options = {"tau": 0.3, "radius": 0.2, "strength": 0.6, "gamma": 0.4, "epsilon": 0.05}
+    method, criterion = (
+        build_method("drrho", DrrhoOptions(**options), ALL),
+        steering.GlobalContrastiveLoss(ALL, **options),
+    )
+    for seed in (1, 20):
+        p = pairs(seed)
+        image = p.image.detach().clone().requires_grad_()
+        loss = criterion(image, p.text, INDEX, p.reference_image, p.reference_text)
+        same(step(method, p), (loss.detach(), torch.autograd.grad(loss, image)[0]))
+
+
+OTHER = {
+    "tau": 0.3,
+    "radius": 0.4,
+    "epsilon": 0.5,
+    "gamma": 0.2,
+    "gamma_decay_epochs": 3,
+    "strength": 0.4,
+    "tau_min": 0.04,
+}
+
+
+@pytest.mark.parametrize("option", OTHER)
+def test_every_option_arrives(option):
+    """Each option alone changes the outcome, and to what the risk with that option gives."""
+    base = {"tau": 0.05, "gamma": 0.6, "epsilon": 0.01, "tau_min": 0.01}
+    if option == "tau_min":
+        base |= {"radius": 0.4}
+    changed = base | {option: OTHER[option]}
+
+    def outcome(risk: StochasticKL, method: Method | None = None) -> list[Tensor]:
+        found = []
+        for epoch, seed in enumerate((1, 20, 40)):
+            (method or risk).start_epoch(epoch)
+            p = pairs(seed)
+            loss = method(p).loss if method else risk(negatives(p)).loss
+            found += [loss.detach(), torch.autograd.grad(loss, p.image)[0]]
+            risk.temperature.log_tau.data -= 1.0  # a learned temperature would run into its bound
+        return found
+
+    def through_method(options: dict[str, float]) -> list[Tensor]:
+        method = build_method("drrho", DrrhoOptions(**options), ALL)
+        return outcome(method.get_submodule("risk"), method)
+
+    found, expected = through_method(changed), outcome(StochasticKL(2 * ALL, **changed))
+    assert all(torch.equal(x, y) for x, y in zip(found, expected, strict=True))
+    assert not all(torch.equal(x, y) for x, y in zip(found, through_method(base), strict=True))
+
+
+def test_default_options_are_the_documented_ones():
+    # The paper's headline run: fixed temperature, no moving average (METHODS 1.10).
+    options = find_method("drrho").options()
+    assert (options.radius, options.gamma, options.gamma_decay_epochs, options.strength) == (None, 1.0, 0, 1.0)
+
+
+def test_high_temperature_is_erm():
+    # Fact 1.
+    flat = step(build_method("dro", DroOptions(tau=1e8, epsilon=0.0), ALL), units())
+    mean = step(build_method("erm", ErmOptions(), ALL), units())
+    torch.testing.assert_close(flat[1], mean[1], rtol=1e-6, atol=0)
+
+
+def test_examples_without_a_number_of_pairs_share_one_estimate():
+    # A batch of examples is one row of key 0, whatever examples it holds; pairs have a row each.
+    method = build_method("dro", DroOptions(gamma=0.5), ALL)
+    method(units())
+    assert method.get_buffer("risk.average.visited").nonzero().tolist() == [[0]]
+    method = build_method("dro", DroOptions(gamma=0.5), ALL)
+    method(pairs())
+    expected = sorted([*(2 * INDEX).tolist(), *(2 * INDEX + 1).tolist()])
+    assert method.get_buffer("risk.average.visited").nonzero().flatten().tolist() == expected

@@ -1,0 +1,235 @@
+"""METHODS fact 11: K ranks with a share of the batch each descend the gradient of one process with the whole batch.
+
+Twice over: K threads that play the ranks of one process (the gathers share one graph), and K real gloo processes.
+"""
+
+import itertools
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import steering
+from steering import distributed
+from steering.contrastive import Pairs
+from steering.methods import build_method
+from steering.methods.drrho import DroOptions, DrrhoOptions
+from steering.methods.erm import ErmOptions
+from steering.risk import Units
+
+B, ALL, STEPS = 8, 12, 2
+INDEX = [torch.tensor([7, 2, 0, 11, 3, 5, 1, 10]), torch.tensor([0, 11, 9, 2, 5, 6, 7, 8])]  # five pairs come back
+
+# ---- the cases: a module, and its loss of one rank's share of a batch -------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Share:
+    """Rows `part` of a global batch; `leaf` is what a model would have computed on the whole of it."""
+
+    leaf: nn.ParameterDict
+    part: slice
+    step: int
+
+    def target(self, name: str) -> Tensor:
+        return self.leaf[f"{name}{self.step}"][self.part]
+
+    def constant(self, seed: int, *shape: int) -> Tensor:
+        return random(B, *shape, seed=seed + self.step)[self.part]
+
+    @property
+    def index(self) -> Tensor:
+        return INDEX[self.step][self.part]
+
+
+def random(*shape: int, seed: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def leaves() -> nn.ParameterDict:
+    """Features and losses of every step, for the whole batch."""
+    made = nn.ParameterDict()
+    for step in range(STEPS):
+        made[f"image{step}"] = F.normalize(random(B, 4, seed=10 + step), dim=-1)
+        made[f"text{step}"] = F.normalize(random(B, 4, seed=20 + step), dim=-1)
+        made[f"losses{step}"] = random(B, seed=30 + step)
+        made[f"grid{step}"] = random(B, 3, seed=40 + step)
+    return made
+
+
+def pairs(module: nn.Module, share: Share) -> Tensor:
+    guide = (F.normalize(share.constant(seed, 6), dim=-1) for seed in (50, 60))
+    return module(Pairs(share.target("image"), share.target("text"), share.index, *guide)).loss
+
+
+def examples(module: nn.Module, share: Share) -> Tensor:
+    return module(share.target("losses"), share.constant(70), share.index)
+
+
+def grid(module: nn.Module, share: Share) -> Tensor:
+    """Three rows over the batch, and a mask that keeps more items on some ranks than on others.
+
+    Some tensors are transposed views, some are not: collectives deal with memory.
+    """
+    mask = (torch.linspace(-2, 1, B)[share.part] < share.constant(90, 3).T).contiguous()
+    reference = share.constant(80, 3).T.contiguous()
+    return module(Units(share.target("grid").T, reference, torch.arange(3), mask)).loss
+
+
+Case = tuple[Callable[[], nn.Module], Callable[[nn.Module, Share], Tensor]]
+CASES: dict[str, Case] = {
+    "InfoNCE": (lambda: build_method("erm", ErmOptions(tau=0.3), ALL), pairs),
+    "global risk": (lambda: build_method("dro", DroOptions(tau=0.4, gamma=0.3), ALL), pairs),
+    "global risk with a reference": (
+        lambda: build_method("drrho", DrrhoOptions(tau=0.4, gamma=0.3, radius=0.2, strength=0.7), ALL),
+        pairs,
+    ),
+    "DRRho on examples": (lambda: steering.DRRho(ALL, tau=0.6, gamma=0.3, radius=0.2), examples),
+    "DRRho on a masked grid": (lambda: build_method("drrho", DrrhoOptions(tau=0.6, gamma=0.3, radius=0.2), ALL), grid),
+    "ERM on a masked grid": (lambda: build_method("erm", ErmOptions(), ALL), grid),
+}
+
+
+def total_loss(case: Case, leaf: nn.ParameterDict, rank: int, count: int) -> tuple[Tensor, nn.Module]:
+    """Loss of one rank over all steps (the second reads the history of the first), and its module afterwards."""
+    make, loss_of = case
+    module, b = make().double(), B // count
+    loss = sum(loss_of(module, Share(leaf, slice(rank * b, (rank + 1) * b), step)) for step in range(STEPS))
+    assert isinstance(loss, Tensor)
+    return loss, module
+
+
+@dataclass(frozen=True)
+class Outcome:
+    loss: float
+    gradients: dict[str, Tensor]
+    state: dict[str, Tensor]
+
+
+def single(case: Case) -> Outcome:
+    leaf = leaves()
+    loss, module = total_loss(case, leaf, 0, 1)
+    loss.backward()
+    return outcome(loss, leaf, module)
+
+
+def outcome(loss: Tensor, leaf: nn.ParameterDict, module: nn.Module) -> Outcome:
+    named = itertools.chain(leaf.named_parameters(), module.named_parameters())
+    gradients = {name: p.grad.clone() for name, p in named if p.grad is not None and p.grad.any()}
+    return Outcome(loss.item(), gradients, {name: value.clone() for name, value in module.state_dict().items()})
+
+
+def same(found: Outcome, expected: Outcome) -> None:
+    assert found.loss == pytest.approx(expected.loss, rel=1e-12)
+    assert found.gradients.keys() == expected.gradients.keys()
+    assert len(found.gradients) >= STEPS
+    for name, gradient in expected.gradients.items():
+        torch.testing.assert_close(found.gradients[name], gradient, rtol=1e-10, atol=1e-12)
+    same_state(found.state, expected.state, rtol=1e-12)
+
+
+def same_state(found: dict[str, Tensor], expected: dict[str, Tensor], rtol: float = 0) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=rtol, atol=rtol)
+
+
+# ---- ranks as threads -------------------------------------------------------------------------------------------------
+
+
+class Threads:
+    """Collectives among threads: everybody lays a tensor on the table, everybody takes all of them."""
+
+    def __init__(self, count: int) -> None:
+        self.count, self.local, self.table = count, threading.local(), [torch.empty(0)] * count
+        self.barrier = threading.Barrier(count, timeout=60)
+
+    def exchange(self, x: Tensor) -> list[Tensor]:
+        self.table[self.local.rank] = x
+        self.barrier.wait()
+        everything = list(self.table)
+        self.barrier.wait()
+        return everything
+
+    def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(distributed, "active", lambda: self.count > 1)
+        monkeypatch.setattr(distributed, "rank", lambda: self.local.rank)
+        monkeypatch.setattr(distributed, "world_size", lambda: self.count)
+        monkeypatch.setattr(distributed, "gather", lambda x: torch.cat(self.exchange(x)))
+        monkeypatch.setattr(distributed, "mean", lambda x: torch.stack(self.exchange(x.detach())).mean(0))
+
+    def run(self, job: Callable[[int], tuple[Tensor, nn.Module]]) -> list[tuple[Tensor, nn.Module]]:
+        def as_rank(rank: int) -> tuple[Tensor, nn.Module]:
+            self.local.rank = rank
+            try:
+                return job(rank)
+            except BaseException:
+                self.barrier.abort()
+                raise
+
+        with ThreadPoolExecutor(self.count) as pool:
+            return list(pool.map(as_rank, range(self.count)))
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 8])
+@pytest.mark.parametrize("name", CASES)
+def test_threads_descend_the_gradient_of_one_process(name, count, monkeypatch):
+    expected = single(CASES[name])
+    ranks, leaf = Threads(count), leaves()
+    ranks.install(monkeypatch)
+    results = ranks.run(lambda rank: total_loss(CASES[name], leaf, rank, count))
+    loss = torch.stack([loss for loss, _ in results]).mean()
+    loss.backward()  # one graph: gives the leaves the average over the ranks
+    for _, module in results[1:]:
+        for p, q in zip(results[0][1].parameters(), module.parameters(), strict=True):
+            if p.grad is not None:
+                p.grad += q.grad
+    same(outcome(loss, leaf, results[0][1]), expected)
+    for _, module in results[1:]:
+        same_state(module.state_dict(), results[0][1].state_dict())
+
+
+# ---- ranks as processes -----------------------------------------------------------------------------------------------
+
+
+def process(rank: int, count: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    torch.distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=count)
+    found = {}
+    for name, case in CASES.items():
+        leaf = leaves()
+        loss, module = total_loss(case, leaf, rank, count)
+        loss.backward()
+        distributed.average_gradients(leaf)  # what DDP does
+        distributed.average_gradients(module)
+        found[name] = outcome(distributed.mean(loss), leaf, module)
+    torch.save(found, folder / f"{rank}.pt")
+    distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_processes_descend_the_gradient_of_one_process(count, tmp_path):
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["steering.loss", "steering.methods", "pytest"])
+    workers = [context.Process(target=process, args=(rank, count, tmp_path)) for rank in range(count)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(timeout=90)
+    assert [worker.exitcode for worker in workers] == [0] * count
+    with torch.serialization.safe_globals([Outcome]):
+        found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(count)]
+    for name, case in CASES.items():
+        same(found[0][name], single(case))
+        for other in found[1:]:
+            same_state(other[name].state, found[0][name].state)  # to the bit
