@@ -132,7 +132,7 @@ def curves_figure(
         for method, seeds in curves.items():
             _curve(axes, method, seeds, f"eval/{name}", batch_size)
         for row in rows:
-            if row["method"] not in curves:
+            if row["method"] not in curves and name in row["metrics"]:
                 axes.axhline(
                     100 * row["metrics"][name], color="black", linestyle="--", linewidth=1, label=row["method"]
                 )
@@ -141,7 +141,7 @@ def curves_figure(
         axes.set_ylabel(f"{name.rpartition('/')[2].replace('_', ' ')}, %")
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
-    if firsts:
+    if panels[0].get_legend_handles_labels()[0]:
         panels[0].legend()
     return figure
 

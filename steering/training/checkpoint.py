@@ -87,9 +87,10 @@ def _leaves(value: Any, path: str) -> dict[str, Any]:
 
 
 def save_weights(path: Path, module: nn.Module, about: dict[str, str]) -> None:
-    """A model's state dict as safetensors with a few strings of metadata."""
+    """A model's state dict as safetensors; the strings are its metadata "steering", as JSON."""
+    metadata = {"steering": json.dumps(about, sort_keys=True)}  # one key: safetensors writes several in random order
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in module.state_dict().items()}
-    write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=about))
+    write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
 
 
 def load_weights(path: Path, module: nn.Module) -> None:

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 import toys
+from safetensors import safe_open
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
@@ -188,6 +189,8 @@ def test_result_and_weights(tmp_path):
     assert result["metrics"] == job.task.evaluate(job.target, torch.device("cpu"))
     torch.testing.assert_close(load_file(tmp_path / "model.safetensors"), dict(job.target.module.state_dict()))
     assert (tmp_path / "config.yaml").read_text() == "seed: 0\n"
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        assert file.metadata() == {"steering": '{"config": "abc"}'}
 
 
 def test_training_reduces_the_loss(tmp_path):

@@ -1,0 +1,262 @@
+"""Whole studies on the toy task: what they write, that they do nothing twice, and their errors."""
+
+import json
+import logging
+import math
+import time
+
+import pytest
+import torch
+import toys
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from steering.cli import main
+from steering.config import load_config
+from steering.errors import SteeringError
+from steering.protocols.compare import compare
+from steering.protocols.single import cache, evaluate, train
+from steering.training.session import choose_device
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """A finished comparison: three methods, two seeds; (config file, folder of the study)."""
+    folder = tmp_path_factory.mktemp("study")
+    path = toys.write_config(folder)
+    compare(load_config(path))
+    return path, folder / "runs/study"
+
+
+def _files(folder):
+    return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_compare_writes_a_row_for_every_run_and_the_reference(study):
+    _, folder = study
+    rows = json.loads((folder / "compare.json").read_text())
+    expected = [("reference", None), *((label, seed) for label in ("plain", "global", "drrho") for seed in (0, 1))]
+    assert [(row["method"], row["seed"]) for row in rows] == expected
+    for row in rows[1:]:
+        result = json.loads((folder / f"{row['method']}-seed{row['seed']}/result.json").read_text())
+        assert row == {key: row[key] for key in ("method", "seed")} | {
+            key: result[key] for key in ("metrics", "samples", "seconds")
+        }
+        assert row["samples"] == 320
+    trained = json.loads((folder / "reference/result.json").read_text())
+    assert rows[0]["metrics"] == trained["metrics"]
+    assert (rows[0]["samples"], rows[0]["seconds"]) == (64, trained["seconds"])
+    assert rows[0]["cache_seconds"] == json.loads((folder / "reference-cache/cache.json").read_text())["seconds"]
+
+
+def test_the_tables_hold_mean_and_standard_error_by_hand(study):
+    _, folder = study
+    rows = json.loads((folder / "compare.json").read_text())
+    text = (folder / "compare.md").read_text()
+    assert text.startswith("# study: plain, global, drrho\n")
+    lines = {line.split(" | ")[0].removeprefix("| "): line for line in text.split("## ")[1].splitlines()[2:]}
+    for label in ("plain", "global", "drrho"):
+        one, two = (row["metrics"]["seen/image_to_text_R@1"] for row in rows if row["method"] == label)
+        mean, error = 100 * (one + two) / 2, 100 * abs(one - two) / 2  # s = |a − b|/√2, and s/√2 is the error
+        assert lines[label].startswith(f"| {label} | {mean:.1f} ± {error:.1f} |")
+    assert "±" not in lines["reference"]
+    assert "| plain | 2 | 320 |" in text.split("## ")[3]
+
+
+def test_compare_draws_curves_and_writes_tensorboard(study):
+    _, folder = study
+    with Image.open(folder / "compare.png") as image:
+        assert image.format == "PNG"
+        assert min(image.size) > 300
+    events = EventAccumulator(str(folder / "comparison")).Reload()
+    assert events.Tags()["images"] == ["compare"]
+    assert events.Tags()["tensors"] == ["compare/text_summary"]
+
+
+def test_a_second_compare_trains_nothing(study, monkeypatch):
+    path, folder = study
+    before, rows = _files(folder), (folder / "compare.json").read_bytes()
+
+    def never(*_):
+        raise AssertionError("a finished run was trained again")
+
+    monkeypatch.setattr("steering.protocols.single.run", never)
+    monkeypatch.setattr("steering.protocols.single.build_cache", never)
+    start = time.monotonic()
+    compare(load_config(path))
+    assert time.monotonic() - start < 20
+    assert (folder / "compare.json").read_bytes() == rows
+    changed = {path for path, stamp in _files(folder).items() if before.get(path) != stamp}
+    assert {path.relative_to(folder).parts[0] for path in changed} == {
+        "compare.json",
+        "compare.md",
+        "compare.png",
+        "comparison",
+    }
+
+
+def test_a_study_can_grow(study):
+    path, folder = study
+    before = {(path, stamp) for path, stamp in _files(folder).items() if "seed" in path.parent.name}
+    compare(load_config(path, ["compare.methods={drrho: {name: drrho}, half: {name: drrho, strength: 0.5}}"]))
+    assert before <= set(_files(folder).items())
+    rows = json.loads((folder / "compare.json").read_text())
+    assert [row["method"] for row in rows] == ["reference", "drrho", "drrho", "half", "half"]
+
+
+def test_a_label_may_not_be_the_references(tmp_path):
+    config = load_config(toys.write_config(tmp_path), ["compare.methods={reference: {name: erm}}"])
+    with pytest.raises(SteeringError, match=r"compare.methods.reference: this label is the reference's own"):
+        compare(config)
+
+
+def test_compare_needs_methods(tmp_path):
+    with pytest.raises(SteeringError, match=r"compare.methods: empty"):
+        compare(load_config(toys.write_config(tmp_path), ["compare.methods={}"]))
+
+
+def test_compare_without_a_reference(tmp_path):
+    methods = "compare.methods={plain: {name: erm}, global: {name: dro}}"
+    compare(load_config(toys.write_config(tmp_path), ["reference=null", methods, "compare.seeds=[4]"]))
+    rows = json.loads((tmp_path / "runs/study/compare.json").read_text())
+    assert [(row["method"], row["seed"]) for row in rows] == [("plain", 4), ("global", 4)]
+    with pytest.raises(SteeringError, match=r"method.name: drrho needs a reference; add a reference: section"):
+        compare(load_config(toys.write_config(tmp_path), ["reference=null"]))
+
+
+def test_train_caches_the_reference_and_keeps_its_config(tmp_path, capsys):
+    config = load_config(toys.write_config(tmp_path))
+    train(config)
+    folder = tmp_path / "runs/study"
+    assert sorted(path.name for path in folder.iterdir()) == ["drrho-seed0", "reference", "reference-cache"]
+    assert load_config(folder / "drrho-seed0/config.yaml") == config
+    identity = json.loads((folder / "drrho-seed0/result.json").read_text())["identity"]
+    assert identity.keys() == {
+        "config",
+        "preprocessing",
+        "data",
+        "reference weights",
+        "reference preprocessing",
+    }
+    assert "drrho" in capsys.readouterr().out
+
+
+def test_a_live_and_a_cached_reference_give_the_same_run(tmp_path):
+    path = toys.write_config(tmp_path)
+    results = []
+    for name, where in {"live": "null", "cached": "auto"}.items():
+        train(load_config(path, [f"name={name}", f"reference.cache={where}"]))
+        results.append(json.loads((tmp_path / f"runs/{name}/drrho-seed0/result.json").read_text()))
+    assert not (tmp_path / "runs/live/reference-cache").exists()
+    assert results[0]["identity"]["reference weights"] == results[1]["identity"]["reference weights"]
+    assert results[0]["metrics"] == pytest.approx(results[1]["metrics"], abs=0.07)
+
+
+def test_a_folder_of_another_run_is_refused_with_the_key(tmp_path):
+    path = toys.write_config(tmp_path)
+    train(load_config(path))
+    folder = tmp_path / "runs/study/drrho-seed0"
+    for unfinished in (False, True):
+        if unfinished:
+            (folder / "result.json").unlink()
+        before = _files(folder)
+        with pytest.raises(SteeringError, match=r"holds another run .*optimizer.lr: 0.02 stored, 0.03 wanted.*name="):
+            train(load_config(path, ["optimizer.lr=0.03"]))
+        assert _files(folder) == before
+
+
+def test_a_reference_that_changed_is_refused_in_cache_and_run(tmp_path):
+    path = toys.write_config(tmp_path)
+    train(load_config(path))
+    weights = tmp_path / "runs/study/reference/model.safetensors"
+    save_file({key: value + 0.5 for key, value in load_file(weights).items()}, weights)
+    with pytest.raises(SteeringError, match=r"reference cache .* made for something else \(reference weights: "):
+        train(load_config(path))
+    with pytest.raises(SteeringError, match=r"holds another run \(.*reference weights: \w+ stored, \w+ wanted"):
+        train(load_config(path, ["reference.cache=null", "method=drrho", "name=study"]))
+
+
+def test_a_cache_for_other_data_is_refused(tmp_path):
+    path = toys.write_config(tmp_path)
+    cache(load_config(path, [f"reference.cache={tmp_path}/cache"]))
+    checkpoint = tmp_path / "runs/study/reference/model.safetensors"
+    other = ["task.n=80", f"reference.cache={tmp_path}/cache", f"reference.checkpoint={checkpoint}", "name=other"]
+    with pytest.raises(SteeringError, match=r"data set: \w{12} stored, \w{12} wanted"):
+        train(load_config(path, other))
+
+
+def test_cache_builds_once_and_says_where(tmp_path, capsys):
+    path = toys.write_config(tmp_path)
+    config = load_config(path, [f"reference.cache={tmp_path}/cache", "task.n=50"])
+    cache(config)
+    assert f"50 examples cached in {tmp_path}/cache" in capsys.readouterr().out.replace("\n", "")
+    before = _files(tmp_path / "cache")
+    cache(config)
+    assert _files(tmp_path / "cache") == before
+
+
+def test_cache_needs_a_reference(tmp_path):
+    with pytest.raises(SteeringError, match="reference: the config names none, so there is nothing to cache"):
+        cache(load_config(toys.write_config(tmp_path), ["reference=null", "method=erm"]))
+
+
+def test_evaluate_shows_target_and_reference(study, capsys):
+    path, folder = study
+    config = load_config(path, ["method.gamma=1.0"])
+    train(config)  # the same run as the study's, so it is there already
+    capsys.readouterr()
+    evaluate(config)
+    shown = capsys.readouterr().out
+    result = json.loads((folder / "drrho-seed0/result.json").read_text())["metrics"]
+    assert f"{100 * result['seen/image_to_text_R@1']:.1f}" in shown
+    assert "target" in shown
+    assert "reference" in shown
+
+
+def test_evaluate_of_given_weights(study, capsys):
+    path, folder = study
+    evaluate(load_config(path, [f"target.checkpoint={folder}/plain-seed1/model.safetensors", "reference=null"]))
+    metrics = json.loads((folder / "plain-seed1/result.json").read_text())["metrics"]
+    shown = capsys.readouterr().out
+    assert f"{100 * metrics['seen/image_to_text_R@1']:.1f}" in shown
+    assert "reference" not in shown
+
+
+def test_evaluate_needs_a_finished_run(tmp_path):
+    with pytest.raises(SteeringError, match=r"evaluate: no finished run in .*drrho-seed0; train it, or set target"):
+        evaluate(load_config(toys.write_config(tmp_path)))
+
+
+def test_the_command_line_shows_one_line_for_an_error(tmp_path, capsys):
+    path = toys.write_config(tmp_path)
+    assert main(["train", str(path), "train.accumulation=8", "train.batch_size=32", "task.nan_at=1"]) == 1
+    error = [line for line in capsys.readouterr().err.splitlines() if not line.startswith(("reference:", "drrho:"))]
+    assert len(error) == 1
+    assert error[0].startswith("steering: error: training: the loss or its gradient was not finite by step ")
+
+
+@pytest.mark.parametrize(("device", "local_rank"), [("auto", None), ("cpu", None), ("cpu", 1), ("auto", 1)])
+def test_without_a_gpu_the_device_is_the_cpu(monkeypatch, device, local_rank):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert choose_device(device, local_rank) == torch.device("cpu")
+
+
+def test_the_device_of_a_process(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    cases = {("auto", None): 0, ("cuda", None): 0, ("cuda:2", None): 2, ("cuda:2", 1): 1, ("auto", 3): 3}
+    for (device, local_rank), number in cases.items():
+        assert choose_device(device, local_rank) == torch.device("cuda", number)
+    for device, local_rank in [("cuda:4", None), ("cuda", 4)]:
+        with pytest.raises(SteeringError, match="device: cuda:4 was asked for, but 4 GPUs are visible"):
+            choose_device(device, local_rank)
+
+
+def test_progress_goes_to_stderr_and_the_log_is_quiet(tmp_path, capsys, caplog):
+    with caplog.at_level(logging.WARNING, "steering"):
+        train(load_config(toys.write_config(tmp_path), ["task.unreadable=3", "reference=null", "method=dro"]))
+    assert "20/20 steps" in capsys.readouterr().err
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tmp_path}/runs/study/dro-seed0: 5 unreadable examples were replaced by others"
+    ]
+    assert math.isfinite(json.loads((tmp_path / "runs/study/dro-seed0/result.json").read_text())["seconds"])
