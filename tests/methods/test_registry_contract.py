@@ -82,6 +82,12 @@ def check_step(name: str, kind: str, dtype: torch.dtype, guided: bool) -> None:
             assert not gradient[~losses.mask].any()
 
 
+def check_buffers(found: Method, expected: Method) -> None:
+    """Also those that a state dict leaves out."""
+    for (_, x), (_, y) in zip(found.named_buffers(), expected.named_buffers(), strict=True):
+        assert torch.equal(x, y)
+
+
 def check_state(name: str, kind: str, dtype: torch.dtype) -> None:
     """A method loaded from the state of another goes on as the other does, to the bit."""
 
@@ -102,13 +108,13 @@ def check_state(name: str, kind: str, dtype: torch.dtype) -> None:
         step(first, seed)
     second = build(name)
     second.load_state_dict({key: value.clone() for key, value in first.state_dict().items()})
+    check_buffers(second, first)
     for method in (first, second):
         method.start_epoch(2)
     for seed in range(2, 4):
         for x, y in zip(step(first, seed), step(second, seed), strict=True):
             assert torch.equal(x, y)
-    for (_, value), (_, other) in zip(first.named_buffers(), second.named_buffers(), strict=True):
-        assert torch.equal(other, value)  # also a buffer that the state dict leaves out
+    check_buffers(second, first)
 
 
 @every_method
