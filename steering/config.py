@@ -45,7 +45,7 @@ from steering.task import ModelSpec, find_task  # noqa: F401
 _DOTTED = ("smoke_overrides", "reference.train")  # mappings whose own keys are dotted
 _NAMED = ("task", "target", "reference", "method")  # sections that `key=name` may replace
 _NOT_IN_DIGEST = ("name", "output", "smoke", "smoke_overrides", "compare")
-_NOT_IN_TRAIN_DIGEST = ("log_every", "save_every", "workers", "threads")
+_NOT_IN_TRAIN_DIGEST = ("log_every", "eval_every", "save_every", "workers", "threads")
 _AT_LEAST = {
     **dict.fromkeys(("seed", "train.workers", "train.eval_every", "train.save_every"), 0),
     **dict.fromkeys(("optimizer." + key for key in ("lr", "weight_decay", "eps", "final_lr", "temperature_lr")), 0),
@@ -94,7 +94,7 @@ def to_yaml(config: RunConfig) -> str:
 def config_digest(config: RunConfig, *more: str) -> str:
     """Hex digest (64 digits) of all that changes the result.
 
-    Left out: name, output, compare, the smoke keys, and log_every, save_every, workers and threads of `train`. Of a
+    Left out: name, output, compare, the smoke keys, and log_every, eval_every, save_every, workers and threads of `train`. Of a
     reference's cache only whether there is one counts. The files a config points to count by path: give their
     fingerprints as `more`.
     """

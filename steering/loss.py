@@ -13,7 +13,7 @@ from steering.risk import Units
 
 
 class DRRho(nn.Module):
-    """DRRho risk of per-example losses, estimated from mini-batches (arXiv 2505.06699; METHODS in docs/theory.md).
+    """DRRho risk of per-example losses, estimated from mini-batches (arXiv 2505.06699; docs/theory.md).
 
         steer = DRRho(num_examples=len(train_set), tau=1.0)
         loss = steer(losses, reference_losses[index], index)

@@ -134,7 +134,7 @@ def _tilted(divergence: Divergence, x: Tensor, mask: Tensor, tau: Tensor) -> tup
     safe = torch.where(sharp | flat, 1.0, tau)
     ratios, nu = divergence.tilt(x / safe[..., None], mask)
     ties = (x == 0) & mask
-    ratios_sharp = ties * (mask.sum(-1, keepdim=True) / ties.sum(-1, keepdim=True))
+    ratios_sharp = ties.double() * mask.sum(-1, keepdim=True) / ties.sum(-1, keepdim=True)
     ratios = torch.where(sharp[..., None], ratios_sharp, torch.where(flat[..., None], mask.double(), ratios))
     return ratios, torch.where(sharp, 0.0, torch.where(flat, masked_mean(x, mask), safe * nu))
 

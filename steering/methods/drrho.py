@@ -18,11 +18,11 @@ from steering.risk import Units
 class DroOptions:
     divergence: str = "kl"
     """Shape of the uncertainty set; "kl"."""
-    tau: float = 0.05
+    tau: float = 0.07
     """Temperature, in nats for example losses and in cosine for pairs; the initial value when a radius is given."""
     radius: float | None = None
     """Constrained form: KL budget in nats, and the temperature is learned. null: penalised form, fixed temperature."""
-    epsilon: float = 0.01
+    epsilon: float = 1e-4
     """Margin: a row stops pulling once all its excess losses are below tau·ln(epsilon). 0: never."""
     gamma: float = 1.0
     """Final rate of the moving average over visits, in (0, 1]; 1 keeps no history."""

@@ -34,8 +34,8 @@ _LOG = logging.getLogger("steering")
 
 
 def study_folder(config: RunConfig) -> Path:
-    """Where everything of a config goes: output/name."""
-    return Path(config.output) / config.name
+    """Where everything of a config goes: output/name, or output/name-smoke, so that a trial never stands in a real run's way."""
+    return Path(config.output) / (f"{config.name}-smoke" if config.smoke else config.name)
 
 
 def run_folder(config: RunConfig, label: str | None = None) -> Path:

@@ -113,7 +113,7 @@ def test_glyphs_smoke(tmp_path: Path) -> None:
     words = ["configs/clip/glyphs.yaml", "smoke=true", f"output={tmp_path}", "train.eval_every=0", "device=cpu"]
     words.append("task.data.fraction=0.05")  # of which the reference's features are kept
     assert main(["train", *words]) == 0
-    found = result(tmp_path / "glyphs/drrho-seed0")
+    found = result(tmp_path / "glyphs-smoke/drrho-seed0")
     assert found["samples"] == 1024
     assert {name.split("/")[0] for name in found["metrics"]} == {
         "heldout_images",
@@ -138,7 +138,7 @@ def test_our_example_config_for_shards(tmp_path: Path) -> None:
     held = write_shard(tmp_path / "test-0.tar", members(*range(96, 128)))
     words = [f"task.data.path={train[0].parent}/train-*.tar", f"task.retrieval.heldout={held}", f"output={tmp_path}"]
     assert main(["train", "configs/clip/shards.yaml", "smoke=true", *words]) == 0
-    assert result(tmp_path / "shards/drrho-seed0")["samples"] == 192
+    assert result(tmp_path / "shards-smoke/drrho-seed0")["samples"] == 192
 
 
 def test_a_skipped_sample_and_an_undecodable_image_are_counted(

@@ -505,6 +505,7 @@ strengths = st.one_of(st.floats(0, 1e3), st.sampled_from([0.0, 1e-300, 1e-35, 1e
 @given(losses_of_any_kind, st.sampled_from(["radius", "penalty"]), strengths, st.booleans())
 @example([0.0, -1e-300, -1.0], "radius", 0.9, False)
 @example([1.0, 1 + 1e-15, 0.0], "radius", 1.0, True)
+@example([0.0, 1.0, 1.0, 1.0], "radius", 1.0, False)  # a quotient of two counts is a float32
 def test_any_budget_on_any_row(values: list[float], kind: str, strength: float, half: bool):
     phi = ChiSquare() if half else KL()
     losses = rows(*values)

@@ -29,5 +29,11 @@ def test_contrastive_loss_is_the_same_on_the_gpu():
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_training_runs_on_the_gpu(precision, tmp_path):
-    arguments = ["configs/clip/glyphs.yaml", "smoke=true", "device=cuda", f"train.precision={precision}", f"output={tmp_path}"]
+    arguments = [
+        "configs/clip/glyphs.yaml",
+        "smoke=true",
+        "device=cuda",
+        f"train.precision={precision}",
+        f"output={tmp_path}",
+    ]
     assert main(["train", *arguments]) == 0
