@@ -146,6 +146,15 @@ def test_plain_data_has_the_numbers_and_the_content_of_the_training_data(shard: 
     assert torch.equal(plain.batch(np.arange(4), 3)["image"], batch["image"])
 
 
+def test_the_runs_seed_does_not_move_the_data(shard: str, model: Model) -> None:
+    # One reference cache serves the runs of all seeds.
+    noisy = ClipTask(ClipOptions(data=ClipData("shards", shard, caption_noise=0.5, fraction=0.5, seed=3)))
+    digests = {noisy.train_data(model, None, seed).fingerprint() for seed in (0, 7)}
+    assert digests == {noisy.plain_data(model).fingerprint()}
+    other = ClipTask(ClipOptions(data=ClipData("shards", shard, caption_noise=0.5, fraction=0.5, seed=4)))
+    assert other.plain_data(model).fingerprint() not in digests
+
+
 def test_the_risk_pairs_target_and_reference_features(shard: str, model: Model, tmp_path: Path) -> None:
     batch = task(shard).plain_data(model).batch(np.array([3, 1, 2]), 0)
     risk, other = ClipRisk(), build(tmp_path, "narrow", embed_dim=16)
