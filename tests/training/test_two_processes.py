@@ -41,7 +41,7 @@ SAME = {
     "units, accumulated": BASE | {"kind": "units", "gamma": 0.3, "accumulation": 2},
     "units, erm": {"dtype": "float64", "kind": "units", "method": "erm", "guided": False},
 }
-RANDOM = {"dropout": 0.3, "augment": True, "gamma": 0.5, "accumulation": 2, "save_every": 4}
+RANDOM = {"dropout": 0.3, "augment": True, "gamma": 0.5, "accumulation": 2, "save_every": 4, "unreadable": 3}
 
 
 class Killed(Exception):  # noqa: N818
