@@ -24,7 +24,11 @@ def session(device: str, threads: int | None) -> Iterator[torch.device]:
     Raises:
         SteeringError: a GPU is asked for where there is none.
     """
-    logging.getLogger("steering").setLevel(logging.INFO)
+    with _log_to_stderr():
+        yield from _joined(device, threads)
+
+
+def _joined(device: str, threads: int | None) -> Iterator[torch.device]:
     if threads is not None:
         torch.set_num_threads(threads)
     world = int(os.environ.get("WORLD_SIZE", "1"))
@@ -39,6 +43,23 @@ def session(device: str, threads: int | None) -> Iterator[torch.device]:
             dist.destroy_process_group()
     else:
         yield chosen
+
+
+@contextmanager
+def _log_to_stderr() -> Iterator[None]:
+    """Show the log's lines, unless the surrounding program handles them; ranks but the first show warnings only."""
+    logger = logging.getLogger("steering")
+    logger.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING)
+    if logger.hasHandlers():
+        yield
+        return
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("steering: %(message)s"))
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 def choose_device(device: str, local_rank: int | None) -> torch.device:
