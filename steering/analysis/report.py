@@ -86,7 +86,11 @@ def print_results(rows: Sequence[Row], title: str) -> None:
         best = _best(lines) if not name.startswith("cost") and len(lines) > 1 else {}
         widths = [_width(head, [line[column] for line in lines]) for column, head in enumerate(header)]
         for number, columns in enumerate(_fitting(widths, CONSOLE.width)):
-            table = Table(title=None if number else Text(name), title_justify="left", title_style="bold")
+            table = Table(
+                title=None if number else Text(name if name.startswith("cost") else f"{name}, %"),
+                title_justify="left",
+                title_style="bold",
+            )
             for column in (0, *columns):
                 table.add_column(Text(header[column]), justify="right" if column else "left", width=widths[column])
             for line in lines:
@@ -100,14 +104,16 @@ def _width(head: str, cells: Sequence[str]) -> int:
 
 
 def _fitting(widths: Sequence[int], limit: int) -> list[list[int]]:
-    """The columns after the first in as few groups as fit, each beside the first, into `limit` characters."""
-    groups: list[list[int]] = [[]]
-    for column in range(1, len(widths)):
-        shown = [0, *groups[-1], column]
-        if groups[-1] and sum(widths[c] + 3 for c in shown) + 1 > limit:  # two blanks and a border for each
-            groups.append([])
-        groups[-1].append(column)
-    return groups
+    """The columns after the first in as few equal groups as fit, each beside the first, into `limit` characters."""
+    columns = range(1, len(widths))
+    for size in range(len(columns), 0, -1):
+        groups = [list(columns[start : start + size]) for start in range(0, len(columns), size)]
+        # Two blanks and a border for each column. A single column is shown however wide.
+        fits = all(sum(widths[c] + 3 for c in (0, *group)) + 1 <= limit for group in groups)
+        equal = len(columns) % size == 0 or len(columns) % size > size // 2
+        if size == 1 or (fits and equal):
+            return groups
+    return [[]]
 
 
 def _best(lines: Sequence[Sequence[str]]) -> dict[int, str]:
