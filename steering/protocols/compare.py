@@ -69,7 +69,7 @@ def _reference_row(config: RunConfig, device: torch.device) -> list[dict[str, An
     if config.reference.cache is not None:
         row["cache_seconds"] = cached_reference(config, task, model, device).seconds
     trained = study_folder(config) / "reference" / "result.json"
-    if config.reference.train is not None and trained.is_file():
+    if config.reference.train is not None and config.reference.checkpoint is None and trained.is_file():
         row |= {key: read_json(trained)[key] for key in ("samples", "seconds")}
     return [row]
 

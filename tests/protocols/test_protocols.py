@@ -125,6 +125,18 @@ def test_compare_without_a_reference(tmp_path):
         compare(load_config(toys.write_config(tmp_path), ["reference=null"]))
 
 
+def test_given_weights_are_not_trained_again(study, tmp_path):
+    """And a reference that no method asks for is still shown, without a cost that was paid elsewhere."""
+    path, folder = study
+    checkpoint = f"reference.checkpoint={folder}/reference/model.safetensors"
+    methods = "compare.methods={plain: {name: erm}}"
+    compare(load_config(path, [f"output={tmp_path}", checkpoint, methods, "compare.seeds=[0]", "reference.cache=null"]))
+    assert not (tmp_path / "study/reference").exists()
+    reference, _ = json.loads((tmp_path / "study/compare.json").read_text())
+    assert (reference["method"], reference["samples"], reference["seconds"]) == ("reference", None, None)
+    assert "cache_seconds" not in reference
+
+
 def test_train_caches_the_reference_and_keeps_its_config(tmp_path, capsys):
     config = load_config(toys.write_config(tmp_path))
     train(config)

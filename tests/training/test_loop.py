@@ -369,3 +369,20 @@ def test_modules_are_in_train_mode_while_training(tmp_path):
     assert modes.count(True) == 20
     assert modes.count(False) == 3
     assert isinstance(job.target.module.image[0], nn.Dropout)
+
+
+def test_a_method_is_told_every_epoch_and_again_after_a_resume(tmp_path):
+    def told(job):
+        start, epochs = job.method.start_epoch, []
+        job.method.start_epoch = lambda epoch: (epochs.append(epoch), start(epoch))
+        return epochs
+
+    job = _killed_at(toys.make_job(tmp_path, save_every=6), 14)  # four steps are an epoch
+    epochs = told(job)
+    with pytest.raises(Killed):
+        run(job)
+    assert epochs == [0, 1, 2, 3]
+    job = toys.make_job(tmp_path, save_every=6)
+    epochs = told(job)
+    run(job)
+    assert epochs == [3, 4]
