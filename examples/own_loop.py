@@ -1,6 +1,6 @@
 """Steering in a loop of your own: a small clean reference steers a larger target on data with wrong labels.
 
-    python examples/own_loop.py        (seconds on a CPU; prints accuracies on clean test data)
+python examples/own_loop.py        (seconds on a CPU; prints accuracies on clean test data)
 """
 
 import torch
@@ -20,7 +20,9 @@ def mlp(width: int) -> torch.nn.Module:
     return torch.nn.Sequential(torch.nn.Linear(20, width), torch.nn.ReLU(), torch.nn.Linear(width, 2))
 
 
-def fit(model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, guide: torch.nn.Module | None, epochs: int) -> torch.nn.Module:
+def fit(
+    model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, guide: torch.nn.Module | None, epochs: int
+) -> torch.nn.Module:
     """Plain training, or steered by `guide`."""
     steer = steering.DRRho(num_examples=len(x), tau=1.0)
     reference_losses = None

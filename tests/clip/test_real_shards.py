@@ -72,7 +72,9 @@ def test_held_out_concepts(tmp_path: Path) -> None:
         words += [f"target.name={model}", f"reference.name={model}"]
         assert main(["train", f"configs/clip/{config}.yaml", *words]) == 0
     # The same pairs in another layout are the same data, and give the same run.
-    by_layout = [json.loads((tmp_path / f"{name}-smoke" / "drrho-seed0/result.json").read_text()) for name in ("shards", "table")]
+    by_layout = [
+        json.loads((tmp_path / f"{name}-smoke" / "drrho-seed0/result.json").read_text()) for name in ("shards", "table")
+    ]
     assert by_layout[0]["metrics"] == by_layout[1]["metrics"]
 
 
