@@ -91,8 +91,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _execute(command: str, config: str, overrides: list[str]) -> None:
     """Imports late, so that --help and a usage error need no torch."""
-    # Idle threads that spin take the cores from whoever else is on the machine, and from us; OpenMP reads this on loading.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # An idle thread that spins for long takes the core from whoever else is on the machine, and one that sleeps at once wakes
+    # too late (docs/log.md, "Threads that spin"). OpenMP reads these when torch loads it.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ["OMP_WAIT_POLICY"] = "passive"
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     from steering.config import load_config
 
     run = load_config(config, overrides)
