@@ -8,8 +8,7 @@ from torch import Tensor, nn
 from steering.contrastive.naive import negatives
 from steering.contrastive.pairs import Pairs
 from steering.dro.stochastic import StochasticKL
-from steering.methods.drrho import gathered
-from steering.risk import Units
+from steering.risk import Units, gathered
 
 
 class DRRho(nn.Module):
@@ -127,7 +126,7 @@ class GlobalContrastiveLoss(nn.Module):
             epsilon=epsilon,
             gamma=gamma,
             gamma_decay_epochs=gamma_decay_epochs,
-            tau_min=0.01 if radius is not None else tau,
+            tau_min=0.01,
         )
 
     def start_epoch(self, epoch: int) -> None:

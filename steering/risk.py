@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from steering import distributed
+
 if TYPE_CHECKING:
     from steering.contrastive.pairs import Pairs
 
@@ -70,6 +72,19 @@ class Units:
         counts = self.mask.sum(-1)
         require_items(counts)
         return counts.to(self.target.dtype)
+
+
+def gathered(units: Units) -> Units:
+    """The same rows over the items of all ranks: (..., n) becomes (..., K·n) on every rank."""
+    if units.sharded or not distributed.active():
+        return units
+
+    def last_axis(x: Tensor) -> Tensor:
+        return distributed.gather(x.movedim(-1, 0)).movedim(0, -1)
+
+    reference = None if units.reference is None else last_axis(units.reference)
+    mask = None if units.mask is None else last_axis(units.mask)
+    return Units(last_axis(units.target), reference, units.rows, mask)
 
 
 def require_items(counts: Tensor) -> None:

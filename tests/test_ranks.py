@@ -228,7 +228,7 @@ def test_processes_descend_the_gradient_of_one_process(count, tmp_path):
         worker.join(timeout=90)
     assert [worker.exitcode for worker in workers] == [0] * count
     with torch.serialization.safe_globals([Outcome]):
-        found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(count)]
+        found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(count)]
     for name, case in CASES.items():
         same(found[0][name], single(case))
         for other in found[1:]:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from steering import distributed
 from steering.contrastive.naive import negatives
 from steering.contrastive.pairs import Pairs
 from steering.dro.stochastic import StochasticKL
 from steering.methods.registry import Method, Step, register
-from steering.risk import Units
+from steering.risk import Units, gathered
 
 
 @dataclass
@@ -65,19 +62,6 @@ class Drrho(Method):
         units = negatives(losses) if isinstance(losses, Pairs) else gathered(losses)
         estimate = self.risk(units)
         return Step(estimate.loss, estimate.metrics)
-
-
-def gathered(units: Units) -> Units:
-    """The same rows over the items of all ranks: (..., n) becomes (..., K·n) on every rank."""
-    if units.sharded or not distributed.active():
-        return units
-
-    def last_axis(x: Tensor) -> Tensor:
-        return distributed.gather(x.movedim(-1, 0)).movedim(0, -1)
-
-    reference = None if units.reference is None else last_axis(units.reference)
-    mask = None if units.mask is None else last_axis(units.mask)
-    return Units(last_axis(units.target), reference, units.rows, mask)
 
 
 @register("dro", DroOptions)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -57,32 +56,33 @@ def compare(config: RunConfig) -> None:
             title = label if len(config.compare.seeds) == 1 else f"{label} seed {seed}"
             rows.append(result_row(label, seed, train_run(run, run_folder(run, label), title, device)))
         if distributed.rank() == 0:
-            _report(config, rows, time.monotonic() - start)
+            _report(config, runs, rows, time.monotonic() - start)
 
 
 def _reference_row(config: RunConfig, device: torch.device) -> list[dict[str, Any]]:
     """The reference as a contestant, with the cost of training it here (if it was) and of caching it."""
     assert config.reference is not None
     task = find_task(config.task.name)(config.task)
-    model, _ = reference_model(config, task, device)
+    model, digest = reference_model(config, task, device)
     row = evaluated_row("reference", task, model, device)
     if config.reference.cache is not None:
-        row["cache_seconds"] = cached_reference(config, task, model, device).seconds
+        row["cache_seconds"] = cached_reference(config, task, model, digest, device).seconds
     trained = study_folder(config) / "reference" / "result.json"
     if config.reference.train is not None and config.reference.checkpoint is None and trained.is_file():
         row |= {key: read_json(trained)[key] for key in ("samples", "seconds")}
     return [row]
 
 
-def _report(config: RunConfig, rows: list[dict[str, Any]], seconds: float) -> None:
+def _report(
+    config: RunConfig, runs: dict[tuple[str, int], RunConfig], rows: list[dict[str, Any]], seconds: float
+) -> None:
     folder = study_folder(config)
     write_json(folder / "compare.json", rows)
     markdown = markdown_report(rows, f"{config.name}: {', '.join(config.compare.methods)}")
     write_text(folder / "compare.md", markdown)
-    curves = {
-        label: [read_metrics(_run_path(config, label, seed) / "metrics.jsonl") for seed in config.compare.seeds]
-        for label in config.compare.methods
-    }
+    curves: dict[str, list[list[dict[str, float]]]] = {label: [] for label in config.compare.methods}
+    for (label, _), run in runs.items():
+        curves[label].append(read_metrics(run_folder(run, label) / "metrics.jsonl"))
     figure = curves_figure(curves, rows, config.train.batch_size)
     write_atomically(folder / "compare.png", lambda path: figure.savefig(path, format="png", dpi=150))
     with SummaryWriter(str(folder / "comparison")) as writer:
@@ -93,7 +93,3 @@ def _report(config: RunConfig, rows: list[dict[str, Any]], seconds: float) -> No
         f"table: {folder}/compare.md   rows: {folder}/compare.json   curves: {folder}/compare.png", soft_wrap=True
     )
     CONSOLE.print(f"TensorBoard: tensorboard --logdir {folder}", soft_wrap=True)
-
-
-def _run_path(config: RunConfig, label: str, seed: int) -> Path:
-    return run_folder(with_overrides(config, {"seed": seed}), label)

@@ -78,8 +78,7 @@ def cache(config: RunConfig) -> None:
         if config.reference is None:
             raise SteeringError("reference: the config names none, so there is nothing to cache")
         task = find_task(config.task.name)(config.task)
-        model, _ = reference_model(config, task, device)
-        found = cached_reference(config, task, model, device)
+        found = cached_reference(config, task, *reference_model(config, task, device), device)
         if distributed.rank() == 0:
             CONSOLE.print(f"{len(found)} examples cached in {found.folder} ({found.seconds:.1f} s)")
 
@@ -161,7 +160,7 @@ def _guide(config: RunConfig, task: Task, device: torch.device) -> _Guide:
     identity = {"reference weights": digest, "reference preprocessing": model.inputs_fingerprint}
     if config.reference.cache is None:
         return _Guide(LiveReference(model.module.to(device), task.risk), model, identity)
-    return _Guide(CachedReference(cached_reference(config, task, model, device)), None, identity)
+    return _Guide(CachedReference(cached_reference(config, task, model, digest, device)), None, identity)
 
 
 def reference_model(config: RunConfig, task: Task, device: torch.device) -> tuple[Model, str]:
@@ -185,13 +184,13 @@ def reference_run(config: RunConfig) -> RunConfig:
     return with_overrides(base, config.reference.train or {}, "reference.train")
 
 
-def cached_reference(config: RunConfig, task: Task, model: Model, device: torch.device) -> ReferenceCache:
-    """The reference's cache for the config's data, built if it is not there."""
+def cached_reference(config: RunConfig, task: Task, model: Model, weights: str, device: torch.device) -> ReferenceCache:
+    """The reference's cache for the config's data, built if it is not there; `weights` is the digest of the model's."""
     assert config.reference is not None
     data = task.plain_data(model)
     where = config.reference.cache
     folder = study_folder(config) / "reference-cache" if where in (None, "auto") else Path(str(where))
-    wanted = Fingerprint(weights_fingerprint(model.module), model.inputs_fingerprint, data.fingerprint())
+    wanted = Fingerprint(weights, model.inputs_fingerprint, data.fingerprint())
     if (folder / "cache.json").is_file():
         return ReferenceCache(folder, wanted)
     size, rank, world = config.train.batch_size, distributed.rank(), distributed.world_size()

@@ -84,7 +84,7 @@ def _interrupted(folder):
 def _cache(folder):
     config = load_config(toys.write_config(folder), ["task.n=50"])
     task = find_task(config.task.name)(config.task)
-    cached_reference(config, task, reference_model(config, task, torch.device("cpu"))[0], torch.device("cpu"))
+    cached_reference(config, task, *reference_model(config, task, torch.device("cpu")), torch.device("cpu"))
 
 
 def _nan_loss(folder, clip_norm=1.0):

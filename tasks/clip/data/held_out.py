@@ -15,7 +15,7 @@ from torchvision.datasets import ImageFolder
 
 from steering import distributed
 from steering.errors import SteeringError
-from tasks.clip.data.source import ImageTextSource, Unreadable, decode_image
+from tasks.clip.data.source import ImageTextSource, Unreadable, read_image
 from tasks.clip.evaluation import RetrievalSet, gallery
 from tasks.clip.models import ClipInputs
 
@@ -69,12 +69,7 @@ class ClassFolder:
         return _readable(self._image, self._labels, inputs.plain, "task.zero_shot.path")
 
     def _image(self, i: int) -> Image.Image:
-        path = self._files[i]
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise Unreadable(str(path), f"cannot be read: {error.strerror}") from error
-        return decode_image(data, str(path))
+        return read_image(self._files[i])
 
 
 def _readable(

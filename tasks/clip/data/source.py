@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
@@ -143,6 +144,15 @@ def decode_image(data: bytes, where: str) -> Image.Image:
 def clean_caption(text: str) -> str:
     """A caption as written but for line ends around it, which files add; "" if nothing but white space is left."""
     return text.strip("\r\n") if text.strip() else ""
+
+
+def read_image(path: Path) -> Image.Image:
+    """The picture in a file of its own; see `decode_image`. Raises Unreadable if there is none to be had."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise Unreadable(str(path), f"cannot be read: {error.strerror}") from error
+    return decode_image(data, str(path))
 
 
 def pair_digest(key: bytes, image_size: int, caption: str) -> bytes:

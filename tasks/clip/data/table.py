@@ -18,11 +18,10 @@ from tasks.clip.data.source import (
     NO_CAPTION,
     NO_IMAGE,
     ImageTextSource,
-    Unreadable,
     clean_caption,
-    decode_image,
     name_skipped,
     pair_digest,
+    read_image,
 )
 
 _DIALECTS = {".csv": "excel", ".tsv": "excel-tab", ".tab": "excel-tab"}
@@ -70,12 +69,7 @@ class TableSource(ImageTextSource):
         return len(self._images)
 
     def pair(self, i: int) -> tuple[Image.Image, str]:
-        path = self._root / self._images[i]
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise Unreadable(str(path), f"cannot be read: {error.strerror}") from error
-        return decode_image(data, str(path)), self._captions[i]
+        return read_image(self._root / self._images[i]), self._captions[i]
 
     def caption(self, i: int) -> str:
         return self._captions[i]
