@@ -57,10 +57,10 @@ class Units:
         if self.mask is not None and (tuple(self.mask.shape) != shape or self.mask.dtype != torch.bool):
             raise ValueError(f"mask must be bool, {shape}, got {self.mask.dtype}, {tuple(self.mask.shape)}")
 
-    def excess(self, strength: float = 1.0) -> Tensor:
+    def excess(self, strength: float | Tensor = 1.0) -> Tensor:
         """h = ℓ − α·ℓ_ref, (..., n): the loss that training can still reduce. α = 1 is arXiv 2505.06699, α = 0 plain DRO."""
         excess = self.target
-        if self.reference is not None and strength != 0.0:
+        if self.reference is not None and (isinstance(strength, Tensor) or strength != 0.0):
             excess = excess - strength * self.reference.detach()
         # Zero where masked: a NaN there would survive a weight of zero.
         return excess if self.mask is None else excess.masked_fill(~self.mask, 0.0)

@@ -33,6 +33,10 @@ class Divergence(ABC):
         """φ*(s) = max_t (t s − φ(t))."""
 
     @abstractmethod
+    def ratio(self, s: Tensor) -> Tensor:
+        """t = φ*′(s) ≥ 0, the likelihood ratio that a score s buys; where φ* has a kink, the smaller one."""
+
+    @abstractmethod
     def tilt(self, scores: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Best reply to one row of scores: the maximiser of mean(t s) − mean φ(t) over t ≥ 0 with mean(t) = 1.
 
@@ -64,6 +68,9 @@ class KL(Divergence):
     def conjugate(self, s: Tensor) -> Tensor:
         return s.expm1()
 
+    def ratio(self, s: Tensor) -> Tensor:
+        return s.exp()
+
     def tilt(self, scores: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """t_i = exp(s_i − ν), ν = log mean exp(s). Source: φ'(t) = log t = s − ν, our derivation."""
         n = mask.sum(-1)  # (...)
@@ -92,6 +99,9 @@ class ChiSquare(Divergence):
     def conjugate(self, s: Tensor) -> Tensor:
         s = s.clamp_min(-1)
         return s + s.square() / 2
+
+    def ratio(self, s: Tensor) -> Tensor:
+        return (1 + s).clamp_min(0)
 
     def tilt(self, scores: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """t_i = [1 + s_i − ν]_+: water filling, a projection onto the simplex.
@@ -138,6 +148,9 @@ class CVaR(Divergence):
 
     def conjugate(self, s: Tensor) -> Tensor:
         return s.clamp_min(0) / self.level
+
+    def ratio(self, s: Tensor) -> Tensor:
+        return (s > 0).to(s.dtype) / self.level
 
     def tilt(self, scores: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """t_i = 1/level above the (1 − level)-quantile ν; what is left goes to the items at ν in equal shares.
