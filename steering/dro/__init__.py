@@ -1,6 +1,27 @@
 """The DRRho solver: from the losses of a row to its worst-case weights."""
 
-from steering.dro.divergences import KL, ChiSquare, CVaR, Divergence, distance, divergence
+from steering.dro.divergences import (
+    KL,
+    ChiSquare,
+    CressieRead,
+    CVaR,
+    Divergence,
+    TotalVariation,
+    distance,
+    divergence,
+)
 from steering.dro.exact import Dual, WorstCase, worst_case
 
-__all__ = ["KL", "CVaR", "ChiSquare", "Divergence", "Dual", "WorstCase", "distance", "divergence", "worst_case"]
+__all__ = [
+    "KL",
+    "CVaR",
+    "ChiSquare",
+    "CressieRead",
+    "Divergence",
+    "Dual",
+    "TotalVariation",
+    "WorstCase",
+    "distance",
+    "divergence",
+    "worst_case",
+]

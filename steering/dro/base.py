@@ -1,0 +1,170 @@
+"""What a φ-divergence is to the solver, and the solution of one that knows nothing but its tilt.
+
+D_φ(p‖q) = Σ_i q_i φ(p_i / q_i) is the price that the adversary of a row pays for leaving the prior q, uniform as a rule.
+
+Legend: m rows, n items in a row, t_i = p_i / q_i the likelihood ratio of item i (mean 1 under q). A row is solved scaled:
+x = (h − max h) / (max h − min h) ∈ [−1, 0], so neither the unit nor the offset of the losses costs digits.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from steering.dro.search import LOG_RANGE, falling_root
+
+EPS = torch.finfo(torch.float64).eps
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Scaled rows and their prior.
+
+    Attributes:
+        x: (m, n), float32 or float64, in [−1, 0], 0 at the largest item (and where the prior is 0).
+        prior: q, (m, n), float64, ≥ 0, each row sums to 1; None is uniform.
+    """
+
+    x: Tensor
+    prior: Tensor | None = None
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Σ_i q_i v_i, (m, n) → (m,), float64."""
+        if self.prior is None:
+            return values.sum(-1).double() / values.shape[-1]
+        return (values * self.prior).sum(-1)
+
+    def share(self, items: Tensor) -> Tensor:
+        """Prior mass of the items that are True, (m, n) → (m,), float64."""
+        return self.mean(items.to(self.x.dtype))
+
+    def weights(self, ratios: Tensor) -> Tensor:
+        """p = q·t, (m, n). Overwrites the ratios."""
+        return ratios.div_(ratios.shape[-1]) if self.prior is None else ratios.mul_(self.prior)
+
+    def ratios(self, weights: Tensor) -> Tensor:
+        """t = p / q, (m, n), float64; zero where the prior is zero."""
+        if self.prior is None:
+            return weights.double() * weights.shape[-1]
+        return torch.where(self.prior > 0, weights / self.prior, 0.0)
+
+    def column(self, rows: Tensor) -> Tensor:
+        """(m,) → (m, 1) in the dtype of x."""
+        return rows.to(self.x.dtype)[:, None]
+
+
+class Solution(NamedTuple):
+    """Worst case of scaled rows: weights p (m, n) in the dtype of x; value, τ and ν, (m,), float64, in the unit of x."""
+
+    weights: Tensor
+    value: Tensor
+    tau: Tensor
+    nu: Tensor
+
+
+class Divergence(ABC):
+    """Convex φ ≥ 0 on t ≥ 0 with φ(1) = 0; +∞ for t < 0. φ, φ* and φ*′ are elementwise, of any floating dtype.
+
+    A new divergence brings these four. `penalised` and `constrained` then work by search, in float64; those that can do
+    better override them.
+    """
+
+    name: ClassVar[str]
+    """What a config calls it."""
+    takes_budget: ClassVar[bool]
+    """Whether a penalty or a radius sets its strength; False when φ is 0 or +∞ only: scaling would change nothing."""
+
+    @abstractmethod
+    def phi(self, t: Tensor) -> Tensor:
+        """φ(t)."""
+
+    @abstractmethod
+    def conjugate(self, s: Tensor) -> Tensor:
+        """φ*(s) = max_t (t s − φ(t))."""
+
+    @abstractmethod
+    def ratio(self, s: Tensor) -> Tensor:
+        """t = φ*′(s) ≥ 0, the likelihood ratio that a score s buys; where φ* has a kink, the smaller one."""
+
+    @abstractmethod
+    def tilt(self, scores: Tensor, mask: Tensor, prior: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Best reply to each row of scores: the maximiser of Σ q (t s − φ(t)) over t ≥ 0 with Σ q t = 1.
+
+        Equal scores get equal ratios.
+
+        Args:
+            scores: s, (..., n), pure numbers, finite where the mask is True.
+            mask: bool, (..., n), True where an item counts; at least one in each row.
+            prior: q, (..., n), zero where masked, each row sums to 1; None is uniform over the mask.
+
+        Returns:
+            t, (..., n), zero where masked, and the multiplier ν of Σ q t = 1, (...): t_i ∈ ∂φ*(s_i − ν).
+        """
+
+    def penalised(self, rows: Rows, tau: Tensor) -> Solution:
+        """max_p Σ p x − τ D(p‖q), for a finite τ > 0, float64, (m,). May overwrite rows.x."""
+        x, q = rows.x.double(), rows.prior
+        t, nu = self.tilt(x / tau[:, None], _mask(rows), q)
+        value = rows.mean(t * x) - tau * rows.mean(self.phi(t))
+        return Solution(rows.weights(t).to(rows.x.dtype), value, tau, tau * nu)
+
+    def constrained(self, rows: Rows, radius: Tensor) -> Solution:
+        """max_p Σ p x with D(p‖q) ≤ R, for 0 < R < the divergence of the largest items, float64, (m,)."""
+        rows = Rows(rows.x.double(), rows.prior)
+        # Rounding in log D: ratios are good to ε, and stray from 1 by about √R.
+        noise = (8 * EPS * (1 + radius.rsqrt())).clamp_max(1e-3)
+
+        def excess(log_tau: Tensor) -> Tensor:
+            t, _ = self.tilt(rows.x / log_tau.exp()[:, None], _mask(rows), rows.prior)
+            # In logarithms: D is near Var(x)/(2τ²) on flat rows, a straight line that interpolation hits at once.
+            gap = rows.mean(self.phi(t)).clamp_min(1e-300).log() - radius.log()
+            return torch.where(gap.abs() <= noise, 0.0, gap)
+
+        start = -(8 * radius).log() / 2  # D ≤ about Var(x)/(2τ²) ≤ 1/(8τ²)
+        solution = self.penalised(rows, falling_root(excess, start, LOG_RANGE).exp())
+        return solution._replace(value=rows.mean(rows.ratios(solution.weights) * rows.x))
+
+
+def tilted(divergence: Divergence, scores: Tensor, mask: Tensor, prior: Tensor | None) -> tuple[Tensor, Tensor]:
+    """`tilt` by way of `penalised` with τ = 1 on the scores less their maximum (not scaled: they are pure numbers)."""
+    shape = scores.shape
+    top = scores.masked_fill(~mask, -torch.inf).amax(-1, keepdim=True)
+    x = (scores - top).masked_fill(~mask, 0.0).double().reshape(-1, shape[-1])
+    q = mask.double() / mask.sum(-1, keepdim=True) if prior is None else prior.double()
+    rows = Rows(x, q.expand(shape).reshape(-1, shape[-1]))
+    solution = divergence.penalised(rows, torch.ones(len(x), dtype=torch.float64, device=x.device))
+    t = rows.ratios(solution.weights).to(scores.dtype)
+    return t.reshape(shape), (top[..., 0].double() + solution.nu.reshape(shape[:-1])).to(scores.dtype)
+
+
+def _mask(rows: Rows) -> Tensor:
+    return torch.ones_like(rows.x, dtype=torch.bool) if rows.prior is None else rows.prior > 0
+
+
+def distance(p: Tensor, phi: Divergence, mask: Tensor | None = None, prior: Tensor | None = None) -> Tensor:
+    """D_φ(p‖q) = Σ_i q_i φ(p_i / q_i) of each row, over the items that the mask leaves.
+
+    Args:
+        p: weights, (..., n); those that count are non-negative and sum to 1, the others are not looked at.
+        phi: which divergence.
+        mask: bool, broadcasts to p, True where an item counts; None means all do.
+        prior: q, broadcasts to p, ≥ 0, any scale; None is uniform over the mask. Items of prior zero are not looked at.
+
+    Returns:
+        (...), dtype of p: nats for KL, pure numbers else; +∞ where a weight leaves the domain of φ. Nothing is raised.
+    """
+    mask = torch.ones_like(p, dtype=torch.bool) if mask is None else mask.expand_as(p)
+    if prior is None:
+        return masked_mean(phi.phi(p * mask.sum(-1, keepdim=True)), mask)
+    q = prior.to(p.dtype).expand_as(p).masked_fill(~mask, 0.0)
+    q = q / q.sum(-1, keepdim=True)
+    return (q * phi.phi(p / q)).masked_fill(q == 0, 0.0).sum(-1)
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean over the items that count, (..., n) → (...); what stands at the others does not matter, not even NaN."""
+    return values.masked_fill(~mask, 0.0).sum(-1) / mask.sum(-1)

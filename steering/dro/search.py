@@ -1,0 +1,57 @@
+"""Root of a falling function, for many rows at once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+# Temperatures of scaled rows, as logarithms: outside, x/τ or its sums could leave float64.
+LOG_RANGE = (math.log(1e-290), math.log(1e290))
+
+
+def falling_root(f: Callable[[Tensor], Tensor], start: Tensor, bounds: tuple[float, float]) -> Tensor:
+    """An x with f(x) = 0, (m,), float64, of a falling f in each row; if f jumps over 0, just behind the jump.
+
+    A row that is done stands still, so its answer does not depend on its neighbours.
+
+    Source: Chandrupatla (1997), inverse quadratic interpolation where it is safe, else bisection; the bracket is kept.
+    """
+    a, fa = _march(f, start, bounds, -1)
+    b, fb = _march(f, start, bounds, +1)
+    stuck = fa <= 0  # f never gets positive: its lowest x is the answer
+    b, fb = torch.where(stuck, a, b), torch.where(stuck, fa, fb)
+    t = torch.full_like(a, 0.5)
+    for _ in range(100):
+        tolerance = 1e-14 + 4 * torch.finfo(a.dtype).eps * a.abs()
+        searching = ~stuck & (fa != 0) & (fb != 0) & ((b - a).abs() > tolerance)
+        if not searching.any():
+            break
+        x = torch.where(searching, a + t * (b - a), a)
+        fx = f(x)
+        same = (fx > 0) == (fa > 0)
+        c, fc = torch.where(same, a, b), torch.where(same, fa, fb)
+        b, fb = torch.where(same, b, a), torch.where(same, fb, fa)
+        a, fa = x, fx  # a is the newest point, b its opposite in sign, c the one before
+        xi, level = (a - b) / (c - b), (fa - fb) / (fc - fb)
+        smooth = (level.square() < xi) & ((1 - level).square() < 1 - xi)
+        quadratic = fa / (fb - fa) * fc / (fb - fc) + (c - a) / (b - a) * fa / (fc - fa) * fb / (fc - fb)
+        edge = (0.5 * tolerance / (b - a).abs()).clamp_max(0.5)
+        t = torch.where(smooth, quadratic, 0.5).clamp(edge, 1 - edge)
+    return torch.where(fa <= 0, a, b)
+
+
+def _march(
+    f: Callable[[Tensor], Tensor], start: Tensor, bounds: tuple[float, float], direction: int
+) -> tuple[Tensor, Tensor]:
+    """Walk from `start` in doubling steps until f > 0 (direction −1) or f ≤ 0 (direction +1); the point and its f."""
+    x, fx = start.clamp(*bounds), f(start.clamp(*bounds))
+    for power in range(11):
+        wrong = (fx > 0) if direction > 0 else (fx <= 0)
+        if not wrong.any():
+            break
+        x = torch.where(wrong, (x + direction * 2.0**power).clamp(*bounds), x)
+        fx = f(x)
+    return x, fx

@@ -1,0 +1,132 @@
+"""Divergences whose φ is piecewise linear: the adversary moves mass until a wall or a price stops it.
+
+The worst case is found by sorting, or by selecting the largest items alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from steering.dro.base import EPS, Divergence, Rows, Solution, tilted
+
+
+@dataclass(frozen=True)
+class CVaR(Divergence):
+    """Conditional value at risk, φ(t) = 0 for t ≤ 1/level and +∞ above, φ*(s) = max(s, 0)/level.
+
+    The worst case is the mean of the k = level · n largest losses; when k is not whole, the next loss enters with the
+    fraction that is left. Below level = 1/n it is the largest loss. With a prior, p_i ≤ q_i/level.
+
+    Attributes:
+        level: share of the items in the tail, 0 < level ≤ 1.
+    """
+
+    level: float
+
+    name: ClassVar[str] = "cvar"
+    takes_budget: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.level <= 1:
+            raise ValueError(f"level: expected 0 < level <= 1, got {self.level}")
+
+    def phi(self, t: Tensor) -> Tensor:
+        # The bound is met with equality by every optimum, so it must bear the rounding of n p.
+        bound = (1 + 8 * torch.finfo(t.dtype).eps) / self.level
+        return torch.zeros_like(t).masked_fill((t < 0) | (t > bound), torch.inf).masked_fill(t.isnan(), torch.nan)
+
+    def conjugate(self, s: Tensor) -> Tensor:
+        return s.clamp_min(0) / self.level
+
+    def ratio(self, s: Tensor) -> Tensor:
+        return (s > 0).to(s.dtype) / self.level
+
+    def tilt(self, scores: Tensor, mask: Tensor, prior: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """t_i = 1/level above the (1 − level)-quantile ν; what is left goes to the items at ν in equal shares."""
+        return tilted(self, scores, mask, prior)
+
+    def penalised(self, rows: Rows, tau: Tensor) -> Solution:
+        """The tail itself, whatever τ.
+
+        Source: Rockafellar and Uryasev (2000), Theorem 1, for ν and the value; equal shares among ties are our choice.
+        """
+        x = rows.x
+        nu = self._quantile(rows)
+        at, above = rows.column(nu), torch.empty_like(x)
+        tied = torch.eq(x, at, out=torch.empty_like(x))
+        share_above, share_tied = rows.mean(torch.gt(x, at, out=above)), rows.mean(tied)
+        rest = ((self.level - share_above) / share_tied).clamp_min(0)
+        total = share_above + rest * share_tied  # the level, but for a level below one item
+        t = above.add_(tied.mul_(rows.column(rest))).div_(rows.column(total))
+        value = rows.mean(torch.mul(t, x, out=tied))
+        return Solution(rows.weights(t), value, tau, nu)
+
+    def _quantile(self, rows: Rows) -> Tensor:
+        """ν, (m,): the largest item such that those at or above it have a share of at least the level."""
+        if rows.prior is None:
+            k = self.level * rows.x.shape[-1]
+            whole = round(k)
+            count = max(1, whole if abs(k - whole) <= 4 * EPS * k else int(k) + 1)  # 0.55 · 100 is 55, not 55 + ε
+            return rows.x.topk(count, sorted=False).values.amin(-1).double()
+        x, order = rows.x.sort(-1, descending=True)
+        reached = rows.prior.gather(-1, order).cumsum(-1) < self.level * (1 - 4 * EPS)
+        return x.gather(-1, reached.sum(-1, keepdim=True).clamp_max(x.shape[-1] - 1))[:, 0].double()
+
+    def constrained(self, rows: Rows, radius: Tensor) -> Solution:
+        raise NotImplementedError("CVaR has no radius: its level is its size")
+
+
+@dataclass(frozen=True)
+class TotalVariation(Divergence):
+    """Total variation, φ(t) = |t − 1|/2, φ*(s) = max(s, −1/2) for s ≤ 1/2 and +∞ above; D = (1/2) Σ |p_i − q_i|, in [0, 1).
+
+    The adversary moves mass from the smallest losses to the largest: as much as the radius says, or, with a penalty, from
+    all that lie more than τ below.
+    """
+
+    name: ClassVar[str] = "tv"
+    takes_budget: ClassVar[bool] = True
+
+    def phi(self, t: Tensor) -> Tensor:
+        return ((t - 1).abs() / 2).masked_fill(t < 0, torch.inf)
+
+    def conjugate(self, s: Tensor) -> Tensor:
+        beyond = s > 0.5 * (1 + 8 * torch.finfo(s.dtype).eps)  # every optimum has its largest item at s = 1/2
+        return s.clamp_min(-0.5).masked_fill(beyond, torch.inf)
+
+    def ratio(self, s: Tensor) -> Tensor:
+        return (s > -0.5).to(s.dtype)
+
+    def tilt(self, scores: Tensor, mask: Tensor, prior: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """t_i = 0 for s_i < max s − 1; the largest take what these had, the others keep t = 1. ν = max s − 1/2."""
+        return tilted(self, scores, mask, prior)
+
+    def penalised(self, rows: Rows, tau: Tensor) -> Solution:
+        """Moves the mass of all x < −τ to the largest, each unit for the price τ. Source: our derivation from φ*."""
+        kept = (rows.x >= -tau[:, None]).double()
+        solution = self._moved(rows, kept)
+        price = tau * rows.mean(1 - kept)
+        return Solution(solution, (solution.double() * rows.x).sum(-1) - price, tau, -tau / 2)
+
+    def constrained(self, rows: Rows, radius: Tensor) -> Solution:
+        """Moves the share R of the smallest items; equal items lose equal parts. τ = max x − the last item touched."""
+        x, order = rows.x.sort(-1)
+        q = torch.full_like(x, 1 / x.shape[-1], dtype=torch.float64) if rows.prior is None else rows.prior
+        emptied = q.gather(-1, order).cumsum(-1) <= radius[:, None] * (1 - 4 * EPS)
+        edge = x.gather(-1, emptied.sum(-1, keepdim=True).clamp_max(x.shape[-1] - 1))
+        above, tied = (rows.x > edge).double(), (rows.x == edge).double()
+        share_tied = rows.mean(tied)
+        left = ((1 - radius - rows.mean(above)) / share_tied).clamp(0, 1)
+        weights = self._moved(rows, above + left[:, None] * tied)
+        tau = -edge[:, 0].double()
+        return Solution(weights, (weights.double() * rows.x).sum(-1), tau, -tau / 2)
+
+    def _moved(self, rows: Rows, kept: Tensor) -> Tensor:
+        """Weights p, (m, n), when the items keep these ratios and the largest get the rest."""
+        top = (rows.x == 0).double()
+        extra = rows.mean(1 - kept) / rows.mean(top)
+        return rows.weights(kept + extra[:, None] * top).to(rows.x.dtype)
