@@ -27,10 +27,18 @@ class Rows:
     Attributes:
         x: (m, n), float32 or float64, in [−1, 0], 0 at the largest item (and where the prior is 0).
         prior: q, (m, n), float64, ≥ 0, each row sums to 1; None is uniform.
+        spare: memory for temporaries, (2, m·n or more); fresh megabytes would cost more than most passes over a row.
     """
 
     x: Tensor
     prior: Tensor | None = None
+    spare: Tensor | None = None
+
+    def like_x(self, number: int) -> Tensor:
+        """Uninitialised (m, n): temporary 0 or 1."""
+        if self.spare is None or self.spare.dtype != self.x.dtype:
+            return torch.empty_like(self.x)
+        return self.spare[number, : self.x.numel()].view_as(self.x)
 
     def mean(self, values: Tensor) -> Tensor:
         """Σ_i q_i v_i, (m, n) → (m,), float64."""

@@ -49,10 +49,10 @@ class KL(Divergence):
     def penalised(self, rows: Rows, tau: Tensor) -> Solution:
         """p ∝ q·exp(x/τ), value = ν = τ log Σ q exp(x/τ)."""
         s = rows.x.mul_(rows.column(1 / tau))
-        log_mean = _log_mean_exp(rows, s, 1 / tau) if (tau > 2).any() else None
+        log_z = _log_mean_exp(rows, s, 1 / tau) if (tau > 2).any() else None
         e = s.exp_()
         z = rows.mean(e)
-        value = tau * (z.log() if log_mean is None else log_mean)
+        value = tau * (z.log() if log_z is None else log_z)
         return Solution(rows.weights(e.div_(rows.column(z))), value, tau, value)
 
     def constrained(self, rows: Rows, radius: Tensor) -> Solution:
@@ -67,13 +67,13 @@ class KL(Divergence):
         low, high = (8 * radius).log() / 2 - 1e-6, torch.full_like(log_beta, math.inf)  # D ≤ β²/8 on [−1, 0]
         log_beta = torch.maximum(log_beta, low).clamp(*_LOG_BETA[x.dtype])
         eps = torch.finfo(x.dtype).eps
-        e, ex = torch.empty_like(x), torch.empty_like(x)
+        e, ex = rows.like_x(0), rows.like_x(1)
         for _ in range(200):
             beta = log_beta.exp()
             torch.mul(x, rows.column(beta), out=e)
-            log_z = _log_mean_exp(rows, e, beta) if (beta < 0.5).any() else None
+            near = _log_mean_exp(rows, e, beta) if (beta < 0.5).any() else None
             z = rows.mean(e.exp_())
-            log_z = z.log() if log_z is None else log_z
+            log_z = z.log() if near is None else near
             mean = rows.mean(torch.mul(e, x, out=ex)) / z
             variance = rows.mean(ex.mul_(x)) / z - mean.square()
             spent = beta * mean - log_z
@@ -120,7 +120,7 @@ class ChiSquare(Divergence):
 
     def penalised(self, rows: Rows, tau: Tensor) -> Solution:
         """t = [1 + (x − ν)/τ]_+; over the active items A, Σ_A q t = 1 reads ν = (Σ_A q x − τ·q(not A)) / q(A)."""
-        x, work = rows.x, torch.empty_like(rows.x)
+        x, work = rows.x, rows.like_x(0)
         nu, inside = rows.mean(x), torch.full_like(tau, 2.0)
         while True:
             active = torch.gt(x, rows.column(nu - tau), out=work)
@@ -128,7 +128,7 @@ class ChiSquare(Divergence):
             if (share >= inside).all():
                 break
             inside = share
-            outside = rows.mean(1 - active)
+            outside = rows.mean(torch.sub(1, active, out=rows.like_x(1)))
             nu = torch.maximum(nu, (rows.mean(active.mul_(x)) - tau * outside) / share)
         excess = x.sub_(rows.column(nu)).div_(rows.column(tau)).clamp_min_(-1)  # t − 1
         # Σ p x = ν + τ Σ q (t − 1)², as (x − ν)/τ = t − 1 wherever t > 0; the price takes half of the second term.
@@ -141,22 +141,22 @@ class ChiSquare(Divergence):
 
         Source: our derivation, from Σ_A q t² = 1 + 2R with C = Q (μ − η); τ = C, ν = η + C.
         """
-        x, work = rows.x, torch.empty_like(rows.x)
+        x, work, other = rows.x, rows.like_x(0), rows.like_x(1)
         eta, inside = torch.full_like(radius, -math.inf), torch.full_like(radius, 2.0)
         while True:
             active = torch.gt(x, rows.column(eta), out=work)
             share = rows.mean(active)
             if (share >= inside).all():
                 break
-            inside, outside = share, rows.mean(1 - active)
-            mu = rows.mean(active * x) / share
-            variance = rows.mean(active.mul_(x - rows.column(mu)).square_()) / share
+            inside, outside = share, rows.mean(torch.sub(1, active, out=other))
+            mu = rows.mean(torch.mul(active, x, out=other)) / share
+            variance = rows.mean(active.mul_(torch.sub(x, rows.column(mu), out=other)).square_()) / share
             surplus = (2 * radius * share - outside).clamp_min(torch.finfo(torch.float64).tiny)
             eta = torch.maximum(eta, mu - (variance / surplus).sqrt())
         t = torch.sub(x, rows.column(eta), out=work).clamp_min_(0)
         level = rows.mean(t)
-        weights = rows.weights(t.div_(rows.column(level)))
-        return Solution(weights, (weights * x).sum(-1).double(), level, eta + level)
+        value = rows.mean(torch.mul(t, x, out=other)) / level
+        return Solution(rows.weights(t.div_(rows.column(level))), value, level, eta + level)
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,8 @@ from torch import Tensor
 from steering.dro.base import Divergence, Rows, Solution
 from steering.dro.checks import Problem, checked
 
-_BLOCK = {"cpu": 2**18}  # items solved at once: their temporaries stay in a core's cache
+_BLOCK = {"cpu": 2**20}  # items solved at once: their temporaries stay in the cache
 _BLOCK_ELSEWHERE = 2**27
-_RANGE32 = 1e30  # spreads and prices beyond it, or below its inverse, are left to float64
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,73 +153,69 @@ class _Envelope(torch.autograd.Function):
 
 def _solved(problem: Problem) -> Solution:
     """All rows, block by block; weights (rows, n) in the dtype of the losses, the rest float64, (rows,), scaled."""
-    m, n = problem.losses.shape
-    block = max(1, _BLOCK.get(problem.losses.device.type, _BLOCK_ELSEWHERE) // n)
-    if m <= block:
-        return _block(problem)
-    weights = torch.empty_like(problem.losses)
-    parts = []
-    for start in range(0, m, block):
-        some = slice(start, start + block)
-        part = _block(problem.rows(some))
-        weights[some] = part.weights
-        parts.append(part[1:])
+    weights, blocks, parts = torch.empty_like(problem.losses), _blocks(problem), []
+    spare = weights.new_empty(2, weights[blocks[0]].numel())
+    for some in blocks:
+        solution = _block(problem.rows(some), weights[some], spare)
+        if solution.weights.data_ptr() != weights[some].data_ptr():
+            weights[some] = solution.weights
+        parts.append(solution[1:])
     return Solution(weights, *(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
-def _block(problem: Problem) -> Solution:
-    """One block of rows: the limits of the budget, and the divergence's own solution in between."""
-    divergence, limits = problem.divergence, torch.finfo(problem.losses.dtype).eps
-    rows = _scaled(problem)
-    ones = torch.ones_like(problem.top)
+def _blocks(problem: Problem) -> list[slice]:
+    """Some rows at a time; one slice at least."""
+    m, n = problem.losses.shape
+    size = max(1, _BLOCK.get(problem.losses.device.type, _BLOCK_ELSEWHERE) // n)
+    return [slice(start, start + size) for start in range(0, max(m, 1), size)]
+
+
+def _block(problem: Problem, out: Tensor, spare: Tensor) -> Solution:
+    """One block of rows: the limits of the budget, and the divergence's own solution in between.
+
+    The scaled rows are written to `out`, where a solution that needs them no more leaves its weights.
+    """
+    divergence, eps = problem.divergence, torch.finfo(problem.losses.dtype).eps
+    rows = _scaled(problem, out, spare)
     if not divergence.takes_budget:
-        return _typed(divergence.penalised(rows, ones), problem)
-    largest = rows.x == 0
+        return divergence.penalised(rows, torch.ones_like(problem.top))
     if problem.radius is None:
+        solve: Callable[[Rows, Tensor], Solution] = divergence.penalised
         budget = problem.tau / problem.spread
-        flat, sharp = budget > 1 / limits**1.1, budget < 1e-290
+        flat, sharp = budget > eps**-1.1, budget < 1e-290
     else:
-        budget = problem.radius
-        share = rows.share(largest)
-        most = share * divergence.phi(1 / share) + torch.where(
-            share < 1, (1 - share) * divergence.phi(torch.zeros_like(share)), 0.0
-        )
-        flat, sharp = budget < limits**2, budget >= most * (1 - 8 * torch.finfo(torch.float64).eps)
-    limit = flat | sharp
-    if not limit.any():
-        return _typed(
-            (divergence.penalised if problem.radius is None else divergence.constrained)(rows, budget), problem
-        )
-    solution = _limits(rows, largest, flat)
+        solve, budget = divergence.constrained, problem.radius
+        share = rows.share(rows.x == 0)
+        least = torch.where(share < 1, (1 - share) * divergence.phi(torch.zeros_like(share)), 0.0)  # φ(0) may be ∞
+        most = share * divergence.phi(1 / share) + least
+        flat, sharp = budget < eps**2, budget >= most * (1 - 8 * torch.finfo(torch.float64).eps)
+    if not (limit := flat | sharp).any():
+        return solve(rows, budget)
+    solution = _limits(rows, flat)
     if not limit.all():
         inner = (~limit).nonzero()[:, 0]
-        some = Rows(rows.x[inner], None if rows.prior is None else rows.prior[inner])
-        found = (divergence.penalised if problem.radius is None else divergence.constrained)(some, budget[inner])
+        found = solve(Rows(rows.x[inner], None if rows.prior is None else rows.prior[inner]), budget[inner])
         for whole, part in zip(solution, found, strict=True):
             whole[inner] = part.to(whole.dtype)
-    return _typed(solution, problem)
+    return solution
 
 
-def _limits(rows: Rows, largest: Tensor, flat: Tensor) -> Solution:
+def _limits(rows: Rows, flat: Tensor) -> Solution:
     """τ = ∞, the prior itself, in the rows that are flat; τ = 0, the largest items alone, in the others."""
-    top = largest.to(rows.x.dtype) / rows.column(rows.share(largest))
-    weights = rows.weights(torch.where(flat[:, None], torch.ones_like(top), top))
+    largest = (rows.x == 0).to(rows.x.dtype)
+    ratios = torch.where(flat[:, None], 1.0, largest / rows.column(rows.mean(largest)))
     mean = torch.where(flat, rows.mean(rows.x), 0.0)
-    return Solution(weights, mean, torch.where(flat, torch.inf, 0.0).double(), mean.clone())
+    return Solution(rows.weights(ratios), mean, torch.where(flat, torch.inf, 0.0).double(), mean.clone())
 
 
-def _typed(solution: Solution, problem: Problem) -> Solution:
-    return solution._replace(weights=solution.weights.to(problem.losses.dtype))
-
-
-def _scaled(problem: Problem, dtype: torch.dtype | None = None) -> Rows:
-    """x = (h − top)/spread ∈ [−1, 0], 0 where the prior is 0. In float64 unless float32 is safe."""
+def _scaled(problem: Problem, out: Tensor | None = None, spare: Tensor | None = None) -> Rows:
+    """x = (h − top)/spread ∈ [−1, 0], 0 where the prior is 0; written to `out` if its dtype can hold it, else float64."""
     h = problem.losses
-    wide = problem.prior is not None or h.shape[-1] > 2**24 or not problem.modest
-    dtype = dtype or (torch.float64 if wide else h.dtype)
-    top, spread = (x.to(dtype)[:, None] for x in (problem.top, problem.spread))
-    x = torch.sub(h.to(dtype), top).div_(spread)
-    return Rows(x if problem.prior is None else x.masked_fill_(problem.prior == 0, 0.0), problem.prior)
+    if out is None or problem.prior is not None or h.shape[-1] > 2**24 or not problem.modest:
+        h, out = h.double(), None
+    top, spread = (x.to(h.dtype)[:, None] for x in (problem.top, problem.spread))
+    x = torch.sub(h, top, out=out).div_(spread)
+    return Rows(x if problem.prior is None else x.masked_fill_(problem.prior == 0, 0.0), problem.prior, spare)
 
 
 def certificate(problem: Problem, solution: Solution) -> Tensor:
@@ -228,25 +223,20 @@ def certificate(problem: Problem, solution: Solution) -> Tensor:
 
     Primal: Σ p x, less τ D_φ(p‖q) with a penalty. Dual: ν + τ Σ q φ*((x − ν)/τ), plus τ R with a radius.
     """
-    m, n = problem.losses.shape
-    block = max(1, _BLOCK.get(problem.losses.device.type, _BLOCK_ELSEWHERE) // n)
-    if m > block:
-        parts = [slice(start, start + block) for start in range(0, m, block)]
-        return torch.cat([certificate(problem.rows(some), Solution(*(x[some] for x in solution))) for some in parts])
-    rows, divergence = _scaled(problem, torch.float64), problem.divergence
-    budgeted = divergence.takes_budget
-    tau = solution.tau
-    sharp, flat = (tau < 1e-290) & budgeted, tau.isinf()
-    price = torch.where(sharp | flat, 1.0, tau) if budgeted else torch.ones_like(tau)
+    blocks = _blocks(problem)
+    if len(blocks) > 1:
+        return torch.cat([certificate(problem.rows(some), Solution(*(x[some] for x in solution))) for some in blocks])
+    rows, divergence, tau = _scaled(problem), problem.divergence, solution.tau
+    sharp, flat = (x & divergence.takes_budget for x in (tau < 1e-290, tau.isinf()))
+    tau = torch.where(sharp | flat, 1.0, tau)
     weights = solution.weights.double()
     weights = weights / weights.sum(-1, keepdim=True)
-    ratios = rows.ratios(weights)
     primal = (weights * rows.x).sum(-1)
-    s = (rows.x - solution.nu[:, None]) / price[:, None]
-    dual = solution.nu + price * rows.mean(divergence.conjugate(s))
-    if budgeted:
-        paid = price * (rows.mean(divergence.phi(ratios)) if problem.radius is None else problem.radius)
+    s = (rows.x - solution.nu[:, None]) / tau[:, None]
+    dual = solution.nu + tau * rows.mean(divergence.conjugate(s))
+    if divergence.takes_budget:
         # At τ = 0, τ φ*((x − ν)/τ) is 0 for x ≤ ν; at τ = ∞ it is x − ν, and p = q pays nothing.
         dual = torch.where(sharp, solution.nu, torch.where(flat, rows.mean(rows.x), dual))
-        primal = primal - torch.where(sharp | flat, 0.0, paid)
+        paid = rows.mean(divergence.phi(rows.ratios(weights))) if problem.radius is None else problem.radius
+        primal = primal - torch.where(sharp | flat, 0.0, tau * paid)
     return dual - primal

@@ -54,27 +54,28 @@ class CVaR(Divergence):
 
         Source: Rockafellar and Uryasev (2000), Theorem 1, for ν and the value; equal shares among ties are our choice.
         """
-        x = rows.x
-        nu = self._quantile(rows)
-        at, above = rows.column(nu), torch.empty_like(x)
-        tied = torch.eq(x, at, out=torch.empty_like(x))
-        share_above, share_tied = rows.mean(torch.gt(x, at, out=above)), rows.mean(tied)
-        rest = ((self.level - share_above) / share_tied).clamp_min(0)
-        total = share_above + rest * share_tied  # the level, but for a level below one item
-        t = above.add_(tied.mul_(rows.column(rest))).div_(rows.column(total))
-        value = rows.mean(torch.mul(t, x, out=tied))
+        nu, value, above = self._quantile(rows)
+        side = rows.x.sub_(rows.column(nu)).sign_()  # 1 above the quantile, 0 at it, −1 below
+        tied = 1 - rows.mean(torch.abs(side, out=rows.like_x(0)))
+        rest = ((self.level - above) / tied).clamp(0, 1)  # ratio of the tied items, in units of 1/level
+        t = side.add_(rows.column(rest)).clamp_(0, 1).div_(rows.column(above + rest * tied))
         return Solution(rows.weights(t), value, tau, nu)
 
-    def _quantile(self, rows: Rows) -> Tensor:
-        """ν, (m,): the largest item such that those at or above it have a share of at least the level."""
+    def _quantile(self, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
+        """ν, the largest item such that those at or above it have a share of at least the level; value; share above ν."""
+        x, n = rows.x, rows.x.shape[-1]
         if rows.prior is None:
-            k = self.level * rows.x.shape[-1]
+            k = self.level * n
             whole = round(k)
             count = max(1, whole if abs(k - whole) <= 4 * EPS * k else int(k) + 1)  # 0.55 · 100 is 55, not 55 + ε
-            return rows.x.topk(count, sorted=False).values.amin(-1).double()
-        x, order = rows.x.sort(-1, descending=True)
-        reached = rows.prior.gather(-1, order).cumsum(-1) < self.level * (1 - 4 * EPS)
-        return x.gather(-1, reached.sum(-1, keepdim=True).clamp_max(x.shape[-1] - 1))[:, 0].double()
+            tail = x.topk(count, sorted=False).values
+            nu = tail.amin(-1, keepdim=True)
+            excess = tail.sub_(nu).sum(-1).double() / k
+            return nu[:, 0].double(), nu[:, 0].double() + excess, tail.sign_().sum(-1).double() / n
+        falling, order = x.sort(-1, descending=True)
+        short = rows.prior.gather(-1, order).cumsum(-1) < self.level * (1 - 4 * EPS)
+        nu = falling.gather(-1, short.sum(-1, keepdim=True).clamp_max(n - 1))
+        return nu[:, 0], nu[:, 0] + rows.mean((x - nu).clamp_min(0)) / self.level, rows.share(x > nu)
 
     def constrained(self, rows: Rows, radius: Tensor) -> Solution:
         raise NotImplementedError("CVaR has no radius: its level is its size")
