@@ -44,7 +44,7 @@ class Rows:
         """Σ_i q_i v_i, (m, n) → (m,), float64."""
         if self.prior is None:
             return values.sum(-1).double() / values.shape[-1]
-        return (values * self.prior).sum(-1)
+        return torch.where(self.prior > 0, values * self.prior, 0.0).sum(-1)  # φ(0) may be ∞
 
     def share(self, items: Tensor) -> Tensor:
         """Prior mass of the items that are True, (m, n) → (m,), float64."""

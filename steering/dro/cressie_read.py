@@ -164,7 +164,8 @@ class CressieRead(Divergence):
     """φ_k(t) = (t^k − k t + k − 1)/(k (k − 1)), φ*_k(s) = ([1 + (k − 1)s]_+^{k/(k−1)} − 1)/k; k = 0 reverse KL, −log t + t − 1.
 
     For k > 1 weights can be zero, and the larger k the fewer items share the worst case. For k < 1 none is zero, and φ*
-    is ∞ from s = 1/(1 − k) on. Orders within 1e-6 of 1 would lose digits; there, use KL.
+    is ∞ from s = 1/(1 − k) on. Orders within 1e-6 of 1 would lose digits; there, use KL. So do orders above 4 if an item
+    sits where weights become zero: t rises there like the (k − 1)-th root. The gap of the solution tells how many.
 
     Attributes:
         order: k, any finite number but 1.
@@ -196,12 +197,9 @@ class CressieRead(Divergence):
 
     def conjugate(self, s: Tensor) -> Tensor:
         k = self.order
-        base = 1 + (k - 1) * s
-        if k == 0:
-            found = -base.clamp_min(0).log()
-        else:
-            found = (k / (k - 1) * ((k - 1) * s).clamp_min(-1).log1p()).expm1() / k
-        return found if k > 1 else found.masked_fill(base < 0, torch.inf)
+        log_base = ((k - 1) * s).clamp_min(-1).log1p()
+        found = -log_base if k == 0 else (k / (k - 1) * log_base).expm1() / k
+        return found if k > 1 else found.masked_fill((k - 1) * s < -1, torch.inf)
 
     def ratio(self, s: Tensor) -> Tensor:
         return _deformed_exp(s, self.order)

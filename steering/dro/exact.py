@@ -237,6 +237,9 @@ def certificate(problem: Problem, solution: Solution) -> Tensor:
     if divergence.takes_budget:
         # At τ = 0, τ φ*((x − ν)/τ) is 0 for x ≤ ν; at τ = ∞ it is x − ν, and p = q pays nothing.
         dual = torch.where(sharp, solution.nu, torch.where(flat, rows.mean(rows.x), dual))
-        paid = rows.mean(divergence.phi(rows.ratios(weights))) if problem.radius is None else problem.radius
+        ratios = rows.ratios(weights)
+        rounding = 4 * torch.finfo(problem.losses.dtype).eps  # of the weights: a large τ must not be made to pay for it
+        ratios = torch.where((ratios - 1).abs() <= rounding, 1.0, ratios)
+        paid = rows.mean(divergence.phi(ratios)) if problem.radius is None else problem.radius
         primal = primal - torch.where(sharp | flat, 0.0, tau * paid)
     return dual - primal

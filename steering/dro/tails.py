@@ -111,7 +111,8 @@ class TotalVariation(Divergence):
         kept = (rows.x >= -tau[:, None]).double()
         solution = self._moved(rows, kept)
         price = tau * rows.mean(1 - kept)
-        return Solution(solution, (solution.double() * rows.x).sum(-1) - price, tau, -tau / 2)
+        nu = -tau.clamp_max(1) / 2  # beyond τ = 1 nothing moves, and any ν near the row does
+        return Solution(solution, (solution.double() * rows.x).sum(-1) - price, tau, nu)
 
     def constrained(self, rows: Rows, radius: Tensor) -> Solution:
         """Moves the share R of the smallest items; equal items lose equal parts. τ = max x − the last item touched."""
