@@ -9,7 +9,7 @@ x = (h − max h) / (max h − min h) ∈ [−1, 0], so neither the unit nor the
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -25,20 +25,23 @@ class Rows:
     """Scaled rows and their prior.
 
     Attributes:
-        x: (m, n), float32 or float64, in [−1, 0], 0 at the largest item (and where the prior is 0).
+        x: (m, n), float32 or float64, ≤ 0, 0 at the largest item (and where the prior is 0).
+        extent: −min x, (m,), float64: 1 where a radius rules, the spread of the losses over τ where a penalty does.
         prior: q, (m, n), float64, ≥ 0, each row sums to 1; None is uniform.
-        spare: memory for temporaries, (2, m·n or more); fresh megabytes would cost more than most passes over a row.
+        spare: memory of temporaries that blocks of rows share; fresh megabytes would cost more than a pass over them.
     """
 
     x: Tensor
+    extent: Tensor
     prior: Tensor | None = None
-    spare: Tensor | None = None
+    spare: dict[int, Tensor] = field(default_factory=dict)
 
     def like_x(self, number: int) -> Tensor:
         """Uninitialised (m, n): temporary 0 or 1."""
-        if self.spare is None or self.spare.dtype != self.x.dtype:
-            return torch.empty_like(self.x)
-        return self.spare[number, : self.x.numel()].view_as(self.x)
+        held = self.spare.get(number)
+        if held is None or held.dtype != self.x.dtype or held.numel() < self.x.numel():
+            held = self.spare[number] = torch.empty_like(self.x).view(-1)
+        return held[: self.x.numel()].view_as(self.x)
 
     def mean(self, values: Tensor) -> Tensor:
         """Σ_i q_i v_i, (m, n) → (m,), float64."""
@@ -50,9 +53,12 @@ class Rows:
         """Prior mass of the items that are True, (m, n) → (m,), float64."""
         return self.mean(items.to(self.x.dtype))
 
-    def weights(self, ratios: Tensor) -> Tensor:
-        """p = q·t, (m, n). Overwrites the ratios."""
-        return ratios.div_(ratios.shape[-1]) if self.prior is None else ratios.mul_(self.prior)
+    def weights(self, ratios: Tensor, level: Tensor | None = None) -> Tensor:
+        """p = q·t, or q·t/level for ratios of that mean, (m, n). Overwrites the ratios."""
+        if self.prior is None:
+            n = ratios.shape[-1]
+            return ratios.div_(n if level is None else self.column(n * level))
+        return (ratios if level is None else ratios.div_(self.column(level))).mul_(self.prior)
 
     def ratios(self, weights: Tensor) -> Tensor:
         """t = p / q, (m, n), float64; zero where the prior is zero."""
@@ -113,38 +119,37 @@ class Divergence(ABC):
             t, (..., n), zero where masked, and the multiplier ν of Σ q t = 1, (...): t_i ∈ ∂φ*(s_i − ν).
         """
 
-    def penalised(self, rows: Rows, tau: Tensor) -> Solution:
-        """max_p Σ p x − τ D(p‖q), for a finite τ > 0, float64, (m,). May overwrite rows.x."""
-        x, q = rows.x.double(), rows.prior
-        t, nu = self.tilt(x / tau[:, None], _mask(rows), q)
-        value = rows.mean(t * x) - tau * rows.mean(self.phi(t))
-        return Solution(rows.weights(t).to(rows.x.dtype), value, tau, tau * nu)
+    def penalised(self, rows: Rows) -> Solution:
+        """max_p Σ p x − D(p‖q): x in units of the penalty. May overwrite rows.x."""
+        t, nu = self.tilt(rows.x.double(), _mask(rows), rows.prior)
+        value = rows.mean(t * rows.x) - rows.mean(self.phi(t))
+        return Solution(rows.weights(t).to(rows.x.dtype), value, torch.ones_like(nu), nu)
 
     def constrained(self, rows: Rows, radius: Tensor) -> Solution:
-        """max_p Σ p x with D(p‖q) ≤ R, for 0 < R < the divergence of the largest items, float64, (m,)."""
-        rows = Rows(rows.x.double(), rows.prior)
+        """max_p Σ p x with D(p‖q) ≤ R, for 0 < R < the divergence of the largest items, float64, (m,); x in [−1, 0]."""
+        x = rows.x.double()
         # Rounding in log D: ratios are good to ε, and stray from 1 by about √R.
         noise = (8 * EPS * (1 + radius.rsqrt())).clamp_max(1e-3)
 
         def excess(log_tau: Tensor) -> Tensor:
-            t, _ = self.tilt(rows.x / log_tau.exp()[:, None], _mask(rows), rows.prior)
+            t, _ = self.tilt(x / log_tau.exp()[:, None], _mask(rows), rows.prior)
             # In logarithms: D is near Var(x)/(2τ²) on flat rows, a straight line that interpolation hits at once.
             gap = rows.mean(self.phi(t)).clamp_min(1e-300).log() - radius.log()
             return torch.where(gap.abs() <= noise, 0.0, gap)
 
-        start = -(8 * radius).log() / 2  # D ≤ about Var(x)/(2τ²) ≤ 1/(8τ²)
-        solution = self.penalised(rows, falling_root(excess, start, LOG_RANGE).exp())
-        return solution._replace(value=rows.mean(rows.ratios(solution.weights) * rows.x))
+        tau = falling_root(excess, -(8 * radius).log() / 2, LOG_RANGE).exp()  # D ≤ about Var(x)/(2τ²) ≤ 1/(8τ²)
+        t, nu = self.tilt(x / tau[:, None], _mask(rows), rows.prior)
+        return Solution(rows.weights(t.clone()).to(rows.x.dtype), rows.mean(t * x), tau, tau * nu)
 
 
 def tilted(divergence: Divergence, scores: Tensor, mask: Tensor, prior: Tensor | None) -> tuple[Tensor, Tensor]:
-    """`tilt` by way of `penalised` with τ = 1 on the scores less their maximum (not scaled: they are pure numbers)."""
+    """`tilt` by way of `penalised`, on the scores less their maximum."""
     shape = scores.shape
     top = scores.masked_fill(~mask, -torch.inf).amax(-1, keepdim=True)
     x = (scores - top).masked_fill(~mask, 0.0).double().reshape(-1, shape[-1])
     q = mask.double() / mask.sum(-1, keepdim=True) if prior is None else prior.double()
-    rows = Rows(x, q.expand(shape).reshape(-1, shape[-1]))
-    solution = divergence.penalised(rows, torch.ones(len(x), dtype=torch.float64, device=x.device))
+    rows = Rows(x, -x.amin(-1), q.expand(shape).reshape(-1, shape[-1]))
+    solution = divergence.penalised(rows)
     t = rows.ratios(solution.weights).to(scores.dtype)
     return t.reshape(shape), (top[..., 0].double() + solution.nu.reshape(shape[:-1])).to(scores.dtype)
 

@@ -88,10 +88,10 @@ def checked(
     tau, limit = _budget(losses, phi, radius, rho, penalty, counts, shape)
     if limit is not None:
         _require_within_reach(phi, limit, flat, q, shape, "radius" if rho is None else "rho/n")
-    modest = bool(((spread > 1 / _RANGE32) & (spread < _RANGE32)).all())
-    if limit is None and phi.takes_budget and modest:
-        prices = tau / spread
-        modest = bool(((prices > 1 / _RANGE32) | (prices == 0)).all())
+    sizes = [spread, 1 / spread]
+    if limit is None and phi.takes_budget:
+        sizes.append(spread / tau)
+    modest = bool((torch.cat(sizes) < _RANGE32).all())
     return Problem(flat, phi, q, top, spread, tau, limit, modest)
 
 
@@ -132,13 +132,14 @@ def _ends(flat: Tensor, q: Tensor | None, shape: _Shape) -> tuple[Tensor, Tensor
     else:
         top = flat.masked_fill(q == 0, -torch.inf).amax(-1)
         low = flat.masked_fill(q == 0, torch.inf).amin(-1)
-    if not (top.isfinite() & low.isfinite()).all():
+    top = top.double()
+    spread = top - low  # not finite if an item is not
+    if not spread.isfinite().all():
         counts = torch.ones_like(flat, dtype=torch.bool) if q is None else q > 0
-        shape.fail(counts & ~flat.isfinite(), "losses", flat, "finite numbers")
-    top, low = top.double(), low.double()
-    spread = top - low
-    if (wide := spread.isinf()).any():
-        raise ValueError(f"losses: {shape.row(wide)} spans more than float64 can hold, expected max - min < 1.8e308")
+        if (bad := counts & ~flat.isfinite()).any():
+            shape.fail(bad, "losses", flat, "finite numbers")
+        wide = shape.row(spread.isinf())
+        raise ValueError(f"losses: {wide} spans more than float64 can hold, expected max - min < 1.8e308")
     return top, torch.where(spread > 0, spread, 1.0)
 
 

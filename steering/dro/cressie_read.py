@@ -46,14 +46,10 @@ class KL(Divergence):
         """t_i = exp(s_i − ν), ν = log Σ q exp(s). Source: φ′(t) = log t = s − ν, our derivation."""
         return tilted(self, scores, mask, prior)
 
-    def penalised(self, rows: Rows, tau: Tensor) -> Solution:
-        """p ∝ q·exp(x/τ), value = ν = τ log Σ q exp(x/τ)."""
-        s = rows.x.mul_(rows.column(1 / tau))
-        log_z = _log_mean_exp(rows, s, 1 / tau) if (tau > 2).any() else None
-        e = s.exp_()
-        z = rows.mean(e)
-        value = tau * (z.log() if log_z is None else log_z)
-        return Solution(rows.weights(e.div_(rows.column(z))), value, tau, value)
+    def penalised(self, rows: Rows) -> Solution:
+        """p ∝ q·exp(x), value = ν = log Σ q exp(x)."""
+        e, level, log_z = _exp(rows, rows.x, rows.extent)
+        return Solution(rows.weights(e, level), log_z, torch.ones_like(log_z), log_z)
 
     def constrained(self, rows: Rows, radius: Tensor) -> Solution:
         """p ∝ q·exp(βx) with D(β) = β E_p[x] − Λ(β) = R, Λ = log Σ q exp(βx), by Newton steps on log β; D′ = β Var_p(x).
@@ -67,15 +63,11 @@ class KL(Divergence):
         low, high = (8 * radius).log() / 2 - 1e-6, torch.full_like(log_beta, math.inf)  # D ≤ β²/8 on [−1, 0]
         log_beta = torch.maximum(log_beta, low).clamp(*_LOG_BETA[x.dtype])
         eps = torch.finfo(x.dtype).eps
-        e, ex = rows.like_x(0), rows.like_x(1)
         for _ in range(200):
             beta = log_beta.exp()
-            torch.mul(x, rows.column(beta), out=e)
-            near = _log_mean_exp(rows, e, beta) if (beta < 0.5).any() else None
-            z = rows.mean(e.exp_())
-            log_z = z.log() if near is None else near
-            mean = rows.mean(torch.mul(e, x, out=ex)) / z
-            variance = rows.mean(ex.mul_(x)) / z - mean.square()
+            e, level, log_z = _exp(rows, torch.mul(x, rows.column(beta), out=rows.like_x(0)), beta)
+            mean = rows.mean(torch.mul(e, x, out=rows.like_x(1))) / level
+            variance = rows.mean(rows.like_x(1).mul_(x)) / level - mean.square()
             spent = beta * mean - log_z
             found = (spent - radius).abs() <= 4 * eps * (beta * mean.abs() + log_z.abs() + radius)
             low = torch.where(~found & (spent < radius), log_beta, low)
@@ -88,7 +80,7 @@ class KL(Divergence):
             middle = torch.where(high.isinf(), low + 2, (low + high) / 2)
             inside = (step > low) & (step < torch.minimum(high, low + 4))
             log_beta = torch.where(found, log_beta, torch.where(inside, step, middle)).clamp(*_LOG_BETA[x.dtype])
-        return Solution(rows.weights(e.div_(rows.column(z))), mean, 1 / beta, log_z / beta)
+        return Solution(rows.weights(e, level), mean, 1 / beta, log_z / beta)
 
 
 @dataclass(frozen=True)
@@ -118,23 +110,23 @@ class ChiSquare(Divergence):
         """t_i = [1 + s_i − ν]_+: a projection onto the simplex. Source: our derivation from φ′(t) = t − 1 = s − ν."""
         return tilted(self, scores, mask, prior)
 
-    def penalised(self, rows: Rows, tau: Tensor) -> Solution:
-        """t = [1 + (x − ν)/τ]_+; over the active items A, Σ_A q t = 1 reads ν = (Σ_A q x − τ·q(not A)) / q(A)."""
+    def penalised(self, rows: Rows) -> Solution:
+        """t = [1 + x − ν]_+; over the active items A, Σ_A q t = 1 reads ν = (Σ_A q x − q(not A)) / q(A)."""
         x, work = rows.x, rows.like_x(0)
-        nu, inside = rows.mean(x), torch.full_like(tau, 2.0)
+        nu, inside = rows.mean(x), torch.full_like(rows.extent, 2.0)
         while True:
-            active = torch.gt(x, rows.column(nu - tau), out=work)
+            active = torch.gt(x, rows.column(nu - 1), out=work)
             share = rows.mean(active)
             if (share >= inside).all():
                 break
             inside = share
             outside = rows.mean(torch.sub(1, active, out=rows.like_x(1)))
-            nu = torch.maximum(nu, (rows.mean(active.mul_(x)) - tau * outside) / share)
-        excess = x.sub_(rows.column(nu)).div_(rows.column(tau)).clamp_min_(-1)  # t − 1
-        # Σ p x = ν + τ Σ q (t − 1)², as (x − ν)/τ = t − 1 wherever t > 0; the price takes half of the second term.
-        value = nu + tau * rows.mean(torch.square(excess, out=work)) / 2
+            nu = torch.maximum(nu, (rows.mean(active.mul_(x)) - outside) / share)
+        excess = x.sub_(rows.column(nu)).clamp_min_(-1)  # t − 1
+        # Σ p x = ν + Σ q (t − 1)², as x − ν = t − 1 wherever t > 0; the price takes half of the second term.
+        value = nu + rows.mean(torch.square(excess, out=work)) / 2
         t = excess.add_(1)
-        return Solution(rows.weights(t.div_(rows.column(rows.mean(t)))), value, tau, nu)
+        return Solution(rows.weights(t, rows.mean(t)), value, torch.ones_like(nu), nu)
 
     def constrained(self, rows: Rows, radius: Tensor) -> Solution:
         """t = [x − η]_+ / C; over the active items A with share Q, mean μ, variance v: (μ − η)² = v / (2 R Q − q(not A)).
@@ -156,7 +148,7 @@ class ChiSquare(Divergence):
         t = torch.sub(x, rows.column(eta), out=work).clamp_min_(0)
         level = rows.mean(t)
         value = rows.mean(torch.mul(t, x, out=other)) / level
-        return Solution(rows.weights(t.div_(rows.column(level))), value, level, eta + level)
+        return Solution(rows.weights(t, level), value, level, eta + level)
 
 
 @dataclass(frozen=True)
@@ -208,40 +200,38 @@ class CressieRead(Divergence):
         """t_i = exp_k(s_i − ν), by a search for ν. Source: our derivation."""
         return tilted(self, scores, mask, prior)
 
-    def penalised(self, rows: Rows, tau: Tensor) -> Solution:
-        """The β at which Z^{k−1}/β = τ."""
-        rows = Rows(rows.x.double(), rows.prior)
+    def penalised(self, rows: Rows) -> Solution:
+        """The β at which Z^{k−1}/β = 1."""
+        x = rows.x.double()
 
-        def too_dear(log_beta: Tensor) -> Tensor:  # log of the price at β over τ
-            z = rows.mean(_deformed_exp(rows.x * log_beta.exp()[:, None], self.order))
-            return (self.order - 1) * z.log() - log_beta - tau.log()
+        def too_dear(log_beta: Tensor) -> Tensor:
+            z = rows.mean(_deformed_exp(x * log_beta.exp()[:, None], self.order))
+            return (self.order - 1) * z.log() - log_beta
 
-        return self._solution(rows, falling_root(too_dear, -tau.log(), LOG_RANGE).exp(), tau)
+        t, _, nu = self._tilt(rows, x, falling_root(too_dear, torch.zeros_like(rows.extent), LOG_RANGE).exp())
+        value = rows.mean(t * x) - rows.mean(self.phi(t))
+        return Solution(rows.weights(t), value, torch.ones_like(nu), nu)
 
     def constrained(self, rows: Rows, radius: Tensor) -> Solution:
         """The β at which D = R."""
-        rows = Rows(rows.x.double(), rows.prior)
+        x = rows.x.double()
 
         def unspent(log_beta: Tensor) -> Tensor:
-            e = _deformed_exp(rows.x * log_beta.exp()[:, None], self.order)
+            e = _deformed_exp(x * log_beta.exp()[:, None], self.order)
             spent = rows.mean(self.phi(e / rows.mean(e)[:, None]))
             return radius.log() - spent.clamp_min(1e-300).log()
 
-        log_beta = falling_root(unspent, (2 * radius / _variance(rows)).log() / 2, LOG_RANGE)
-        return self._solution(rows, log_beta.exp(), None)
+        start = (2 * radius / _variance(rows)).log() / 2
+        t, tau, nu = self._tilt(rows, x, falling_root(unspent, start, LOG_RANGE).exp())
+        value = rows.mean(t * x)
+        return Solution(rows.weights(t), value, tau, nu)
 
-    def _solution(self, rows: Rows, beta: Tensor, tau: Tensor | None) -> Solution:
-        """Weights, value, τ and ν at one β; with a penalty τ the value is less τ D."""
-        k = self.order
-        e = _deformed_exp(rows.x * beta[:, None], k)
+    def _tilt(self, rows: Rows, x: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Ratios, (m, n), τ and ν, (m,), at one β."""
+        k, e = self.order, _deformed_exp(x * beta[:, None], self.order)
         z = rows.mean(e)
-        t = e / z[:, None]
-        value = rows.mean(t * rows.x)
-        if tau is not None:
-            value = value - tau * rows.mean(self.phi(t))
-        price = ((k - 1) * z.log()).exp() / beta
-        nu = ((k - 1) * z.log()).expm1() / ((k - 1) * beta)
-        return Solution(rows.weights(t), value, price if tau is None else tau, nu)
+        log_power = (k - 1) * z.log()
+        return e / z[:, None], log_power.exp() / beta, log_power.expm1() / ((k - 1) * beta)
 
 
 _LOG_BETA = {torch.float32: (-30.0, 85.0), torch.float64: LOG_RANGE}
@@ -252,10 +242,22 @@ def _deformed_exp(y: Tensor, k: float) -> Tensor:
     return (((k - 1) * y).clamp_min(-1).log1p() / (k - 1)).exp()
 
 
-def _log_mean_exp(rows: Rows, s: Tensor, beta: Tensor) -> Tensor:
-    """log Σ q exp(s) for s = βx; nearly flat rows need log1p of the mean of expm1, for which β < 1/2 is the sign."""
-    dip = rows.mean(s.expm1())  # in (−1, 0]
-    return torch.where(beta < 0.5, dip.log1p(), rows.mean(s.exp()).log())
+def _exp(rows: Rows, s: Tensor, extent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """exp(s) times a constant of each row, (m, n), in the memory of s; its mean; and log Σ q exp(s). −min s is the extent.
+
+    torch's softmax is the faster exponential, but sums a long row so carelessly that its mean is taken again.
+    """
+    flat = extent < 0.5  # nearly flat rows lose their digits in a mean near 1
+    dip = rows.mean(s.expm1()) if flat.any() else extent
+    if rows.prior is None:
+        e = torch.softmax(s, -1, out=s if s.device.type == "cpu" else None)
+        level = rows.mean(e)
+        log_z = (level / e.amax(-1)).log()  # the largest item has s = 0
+    else:
+        e = s.exp_()
+        level = rows.mean(e)
+        log_z = level.log()
+    return e, level, torch.where(flat, dip.log1p(), log_z)
 
 
 def _variance(rows: Rows) -> Tensor:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from steering.dro.base import Divergence, Rows, Solution
+from steering.dro.base import EPS, Divergence, Rows, Solution
 from steering.dro.checks import Problem, checked
 
 _BLOCK = {"cpu": 2**20}  # items solved at once: their temporaries stay in the cache
@@ -153,14 +153,14 @@ class _Envelope(torch.autograd.Function):
 
 def _solved(problem: Problem) -> Solution:
     """All rows, block by block; weights (rows, n) in the dtype of the losses, the rest float64, (rows,), scaled."""
-    weights, blocks, parts = torch.empty_like(problem.losses), _blocks(problem), []
-    spare = weights.new_empty(2, weights[blocks[0]].numel())
-    for some in blocks:
+    weights, parts = torch.empty_like(problem.losses), []
+    spare: dict[int, Tensor] = {}
+    for some in _blocks(problem):
         solution = _block(problem.rows(some), weights[some], spare)
         if solution.weights.data_ptr() != weights[some].data_ptr():
             weights[some] = solution.weights
         parts.append(solution[1:])
-    return Solution(weights, *(torch.cat(column) for column in zip(*parts, strict=True)))
+    return Solution(weights, *(parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts, strict=True))))
 
 
 def _blocks(problem: Problem) -> list[slice]:
@@ -170,34 +170,40 @@ def _blocks(problem: Problem) -> list[slice]:
     return [slice(start, start + size) for start in range(0, max(m, 1), size)]
 
 
-def _block(problem: Problem, out: Tensor, spare: Tensor) -> Solution:
+def _block(problem: Problem, out: Tensor, spare: dict[int, Tensor]) -> Solution:
     """One block of rows: the limits of the budget, and the divergence's own solution in between.
 
     The scaled rows are written to `out`, where a solution that needs them no more leaves its weights.
     """
     divergence, eps = problem.divergence, torch.finfo(problem.losses.dtype).eps
-    rows = _scaled(problem, out, spare)
-    if not divergence.takes_budget:
-        return divergence.penalised(rows, torch.ones_like(problem.top))
     if problem.radius is None:
-        solve: Callable[[Rows, Tensor], Solution] = divergence.penalised
-        budget = problem.tau / problem.spread
-        flat, sharp = budget > eps**-1.1, budget < 1e-290
+        prices = problem.tau / problem.spread
+        flat, sharp = (x & divergence.takes_budget for x in (prices > eps**-1.1, prices < 1e-290))
+        unit = torch.where(flat | sharp, problem.spread, problem.tau) if divergence.takes_budget else problem.spread
+        rows = _scaled(problem, unit, out, spare)
     else:
-        solve, budget = divergence.constrained, problem.radius
+        unit, rows = problem.spread, _scaled(problem, problem.spread, out, spare)
         share = rows.share(rows.x == 0)
         least = torch.where(share < 1, (1 - share) * divergence.phi(torch.zeros_like(share)), 0.0)  # φ(0) may be ∞
         most = share * divergence.phi(1 / share) + least
-        flat, sharp = budget < eps**2, budget >= most * (1 - 8 * torch.finfo(torch.float64).eps)
+        flat, sharp = problem.radius < eps**2, problem.radius >= most * (1 - 8 * EPS)
     if not (limit := flat | sharp).any():
-        return solve(rows, budget)
+        weights, value, tau, nu = _inner(divergence, rows, problem.radius)
+        change = unit / problem.spread
+        return Solution(weights, value * change, tau * change, nu * change)
     solution = _limits(rows, flat)
     if not limit.all():
         inner = (~limit).nonzero()[:, 0]
-        found = solve(Rows(rows.x[inner], None if rows.prior is None else rows.prior[inner]), budget[inner])
-        for whole, part in zip(solution, found, strict=True):
-            whole[inner] = part.to(whole.dtype)
+        some = Rows(rows.x[inner], rows.extent[inner], None if rows.prior is None else rows.prior[inner])
+        weights, *numbers = _inner(divergence, some, None if problem.radius is None else problem.radius[inner])
+        solution.weights[inner] = weights.to(solution.weights.dtype)
+        for whole, part in zip(solution[1:], numbers, strict=True):
+            whole[inner] = part * (unit / problem.spread)[inner]
     return solution
+
+
+def _inner(divergence: Divergence, rows: Rows, radius: Tensor | None) -> Solution:
+    return divergence.penalised(rows) if radius is None else divergence.constrained(rows, radius)
 
 
 def _limits(rows: Rows, flat: Tensor) -> Solution:
@@ -208,14 +214,16 @@ def _limits(rows: Rows, flat: Tensor) -> Solution:
     return Solution(rows.weights(ratios), mean, torch.where(flat, torch.inf, 0.0).double(), mean.clone())
 
 
-def _scaled(problem: Problem, out: Tensor | None = None, spare: Tensor | None = None) -> Rows:
-    """x = (h − top)/spread ∈ [−1, 0], 0 where the prior is 0; written to `out` if its dtype can hold it, else float64."""
+def _scaled(problem: Problem, unit: Tensor, out: Tensor | None = None, spare: dict[int, Tensor] | None = None) -> Rows:
+    """x = (h − top)/unit, 0 where the prior is 0; written to `out` if its dtype can hold it, else float64."""
     h = problem.losses
     if out is None or problem.prior is not None or h.shape[-1] > 2**24 or not problem.modest:
         h, out = h.double(), None
-    top, spread = (x.to(h.dtype)[:, None] for x in (problem.top, problem.spread))
-    x = torch.sub(h, top, out=out).div_(spread)
-    return Rows(x if problem.prior is None else x.masked_fill_(problem.prior == 0, 0.0), problem.prior, spare)
+    top, divisor = (x.to(h.dtype)[:, None] for x in (problem.top, unit))
+    x = torch.sub(h, top, out=out).div_(divisor)
+    if problem.prior is not None:
+        x.masked_fill_(problem.prior == 0, 0.0)
+    return Rows(x, problem.spread / unit, problem.prior, {} if spare is None else spare)
 
 
 def certificate(problem: Problem, solution: Solution) -> Tensor:
@@ -226,14 +234,19 @@ def certificate(problem: Problem, solution: Solution) -> Tensor:
     blocks = _blocks(problem)
     if len(blocks) > 1:
         return torch.cat([certificate(problem.rows(some), Solution(*(x[some] for x in solution))) for some in blocks])
-    rows, divergence, tau = _scaled(problem), problem.divergence, solution.tau
+    rows, divergence, tau = _scaled(problem, problem.spread), problem.divergence, solution.tau
     sharp, flat = (x & divergence.takes_budget for x in (tau < 1e-290, tau.isinf()))
     tau = torch.where(sharp | flat, 1.0, tau)
     weights = solution.weights.double()
     weights = weights / weights.sum(-1, keepdim=True)
     primal = (weights * rows.x).sum(-1)
-    s = (rows.x - solution.nu[:, None]) / tau[:, None]
-    dual = solution.nu + tau * rows.mean(divergence.conjugate(s))
+    dual = torch.full_like(tau, torch.inf)
+    for nudge in (0, 4, 64):  # φ* may have a wall where the largest item stands; any ν gives a bound
+        nu = solution.nu + nudge * EPS * (1 + solution.nu.abs())
+        found = nu + tau * rows.mean(divergence.conjugate((rows.x - nu[:, None]) / tau[:, None]))
+        dual = torch.minimum(dual, found)
+        if dual.isfinite().all():
+            break
     if divergence.takes_budget:
         # At τ = 0, τ φ*((x − ν)/τ) is 0 for x ≤ ν; at τ = ∞ it is x − ν, and p = q pays nothing.
         dual = torch.where(sharp, solution.nu, torch.where(flat, rows.mean(rows.x), dual))

@@ -49,8 +49,8 @@ class CVaR(Divergence):
         """t_i = 1/level above the (1 − level)-quantile ν; what is left goes to the items at ν in equal shares."""
         return tilted(self, scores, mask, prior)
 
-    def penalised(self, rows: Rows, tau: Tensor) -> Solution:
-        """The tail itself, whatever τ.
+    def penalised(self, rows: Rows) -> Solution:
+        """The tail itself, in any unit.
 
         Source: Rockafellar and Uryasev (2000), Theorem 1, for ν and the value; equal shares among ties are our choice.
         """
@@ -58,8 +58,8 @@ class CVaR(Divergence):
         side = rows.x.sub_(rows.column(nu)).sign_()  # 1 above the quantile, 0 at it, −1 below
         tied = 1 - rows.mean(torch.abs(side, out=rows.like_x(0)))
         rest = ((self.level - above) / tied).clamp(0, 1)  # ratio of the tied items, in units of 1/level
-        t = side.add_(rows.column(rest)).clamp_(0, 1).div_(rows.column(above + rest * tied))
-        return Solution(rows.weights(t), value, tau, nu)
+        t = side.add_(rows.column(rest)).clamp_(0, 1)
+        return Solution(rows.weights(t, above + rest * tied), value, torch.ones_like(nu), nu)
 
     def _quantile(self, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
         """ν, the largest item such that those at or above it have a share of at least the level; value; share above ν."""
@@ -106,13 +106,13 @@ class TotalVariation(Divergence):
         """t_i = 0 for s_i < max s − 1; the largest take what these had, the others keep t = 1. ν = max s − 1/2."""
         return tilted(self, scores, mask, prior)
 
-    def penalised(self, rows: Rows, tau: Tensor) -> Solution:
-        """Moves the mass of all x < −τ to the largest, each unit for the price τ. Source: our derivation from φ*."""
-        kept = (rows.x >= -tau[:, None]).double()
-        solution = self._moved(rows, kept)
-        price = tau * rows.mean(1 - kept)
-        nu = -tau.clamp_max(1) / 2  # beyond τ = 1 nothing moves, and any ν near the row does
-        return Solution(solution, (solution.double() * rows.x).sum(-1) - price, tau, nu)
+    def penalised(self, rows: Rows) -> Solution:
+        """Moves the mass of all x < −1 to the largest, for the price of its amount. Source: our derivation from φ*."""
+        kept = (rows.x >= -1).double()
+        weights = self._moved(rows, kept)
+        value = (weights.double() * rows.x).sum(-1) - rows.mean(1 - kept)
+        nu = -rows.extent.clamp_max(1) / 2  # in a row shorter than 1 nothing moves, and any ν near it does
+        return Solution(weights, value, torch.ones_like(nu), nu)
 
     def constrained(self, rows: Rows, radius: Tensor) -> Solution:
         """Moves the share R of the smallest items; equal items lose equal parts. τ = max x − the last item touched."""
