@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from steering.contrastive.naive import negatives
 from steering.contrastive.pairs import Pairs
-from steering.dro.stochastic import StochasticKL
+from steering.dro.divergences import CVaR, Divergence
+from steering.dro.stochastic import StochasticRisk
 from steering.risk import Units, gathered
 
 
@@ -17,20 +20,22 @@ class DRRho(nn.Module):
         steer = DRRho(num_examples=len(train_set), tau=1.0)
         loss = steer(losses, reference_losses[index], index)
 
-    The loss's gradient is Σ_i p_i ∇ℓ_i with p_i ∝ exp((ℓ_i − α·ℓ_ref,i)/τ), normalised by a running estimate. Under an
+    The loss's gradient is Σ_i p_i ∇ℓ_i; for KL p_i ∝ exp((ℓ_i − α·ℓ_ref,i)/τ), normalised by a running estimate. Under an
     initialised process group the adversary sees the batches of all ranks, and averaging parameter gradients over the ranks
     (what DDP does) gives the single-process gradient.
 
     Args:
         num_examples: size n of the training set; indices lie in [0, n).
-        divergence: "kl".
-        tau: temperature in nats; towards ∞ plain averaging, towards 0 the worst example alone. The initial value when a
-            `radius` is given.
-        radius: KL budget of the adversary in nats; the temperature is then a parameter to optimise (add
-            `steer.parameters()` to the optimiser, and average its gradient over the ranks). None: `tau` stays fixed.
-        strength: α, how much of the reference's loss is subtracted.
-        gamma: rate of the running estimate, in (0, 1]; 1 uses the batch alone.
-        epsilon: margin ε ≥ 0; examples whose excess loss is far below τ·ln ε pull no more.
+        divergence: "kl", "chi2" (half chi-square), "cvar" with `level`, "cressie-read" with `order`, "tv" (total variation),
+            or an object of `steering.dro`.
+        tau: temperature in nats; towards ∞ plain averaging, towards 0 the worst examples alone. The initial value when a
+            `radius` is given. None is 1, and nothing for CVaR, which has no temperature.
+        radius: budget of the adversary in the unit of the divergence (nats for KL); the temperature is then a parameter to
+            optimise (add `steer.parameters()` to the optimiser, and average its gradient over the ranks). None: `tau` stays.
+        strength: α, how much of the reference's loss is subtracted; "auto" tracks the α of least variance.
+        options: `level` of CVaR; `order` of Cressie–Read; `epsilon` ≥ 0, the margin of KL: examples whose excess loss is far
+            below τ·ln ε pull no more; `estimator` and its `gamma` (rate of the moving average, default 0.9; 1 uses the
+            batch alone), `log_alpha` or `step`: see `steering.dro.estimates`.
 
     Raises:
         ValueError: an argument out of range.
@@ -40,19 +45,24 @@ class DRRho(nn.Module):
         self,
         num_examples: int,
         *,
-        divergence: str = "kl",
-        tau: float = 1.0,
+        divergence: str | Divergence = "kl",
+        tau: float | None = None,
         radius: float | None = None,
-        strength: float = 1.0,
-        gamma: float = 0.9,
-        epsilon: float = 0.0,
+        strength: float | str = 1.0,
+        **options: Any,
     ) -> None:
         super().__init__()
         _require_positive(num_examples)
-        if divergence != "kl":
-            raise ValueError(f"divergence must be 'kl', got {divergence!r}")
         self.num_examples = num_examples
-        self.risk = StochasticKL(1, tau=tau, radius=radius, strength=strength, gamma=gamma, epsilon=epsilon)
+        cvar = divergence == CVaR.name or isinstance(divergence, CVaR)
+        self.risk = StochasticRisk(
+            1,
+            divergence=divergence,
+            tau=1.0 if tau is None and not cvar else tau,
+            radius=radius,
+            strength=strength,
+            **{"gamma": 0.9, **options},
+        )
 
     def forward(self, losses: Tensor, reference_losses: Tensor | None, index: Tensor) -> Tensor:
         """One batch.
@@ -110,7 +120,7 @@ class GlobalContrastiveLoss(nn.Module):
         *,
         tau: float = 0.07,
         radius: float | None = None,
-        strength: float = 1.0,
+        strength: float | str = 1.0,
         epsilon: float = 1e-4,
         gamma: float = 1.0,
         gamma_decay_epochs: int = 0,
@@ -118,7 +128,7 @@ class GlobalContrastiveLoss(nn.Module):
         super().__init__()
         _require_positive(num_examples)
         self.num_examples = num_examples
-        self.risk = StochasticKL(
+        self.risk = StochasticRisk(
             2 * num_examples,
             tau=tau,
             radius=radius,

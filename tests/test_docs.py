@@ -27,7 +27,7 @@ import tasks
 from steering import schema
 from steering.cli import _parsed
 from steering.config import load_config
-from steering.dro.stochastic import StochasticKL
+from steering.dro.stochastic import StochasticRisk
 from steering.methods import registry
 from steering.risk import Units
 from tasks.clip import ClipOptions
@@ -182,7 +182,7 @@ def test_every_config_key_is_documented_with_its_default() -> None:
 
 def test_every_scalar_is_documented() -> None:
     units = Units(torch.zeros(4), torch.zeros(4), torch.tensor(0))
-    logged = [f"train/{name}" for name in StochasticKL(1, tau=1.0)(units).metrics]
+    logged = [f"train/{name}" for name in StochasticRisk(1, tau=1.0)(units).metrics]
     text = GUIDE.read_text(encoding="utf-8")
     assert [name for name in logged if f"`{name}`" not in text] == []
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from steering.contrastive.naive import negatives
 from steering.contrastive.pairs import Pairs
-from steering.dro.stochastic import StochasticKL
+from steering.dro.stochastic import StochasticRisk
 from steering.methods.registry import Method, Step, register
 from steering.risk import Units, gathered
 
@@ -14,46 +15,61 @@ from steering.risk import Units, gathered
 @dataclass
 class DroOptions:
     divergence: str = "kl"
-    """Shape of the uncertainty set; "kl"."""
+    """Shape of the uncertainty set: "kl", "chi2" (half chi-square), "cvar", "cressie-read" or "tv" (total variation)."""
+    level: float | None = None
+    """CVaR's share of items in the tail, in (0, 1]; for "cvar" only."""
+    order: float | None = None
+    """Order of the Cressie–Read family, 1 being KL and 2 half chi-square; for "cressie-read" only."""
     tau: float = 0.07
-    """Temperature, in nats for example losses and in cosine for pairs; the initial value when a radius is given."""
+    """Temperature, in nats for example losses and in cosine for pairs; the initial value when a radius is given. Not for CVaR."""
     radius: float | None = None
-    """Constrained form: KL budget in nats, and the temperature is learned. null: penalised form, fixed temperature."""
-    epsilon: float = 1e-4
-    """Margin: a row stops pulling once all its excess losses are below tau·ln(epsilon). 0: never."""
+    """Constrained form: budget in the unit of the divergence, and the temperature is learned. null: penalised, tau stays."""
+    epsilon: float | None = None
+    """Margin, KL only: a row stops pulling once all its excess losses are below tau·ln(epsilon). 0: never; null: 1e-4 for KL."""
+    estimator: str | None = None
+    """How a row's dual is tracked: "moving_average", "mirror_descent" (both KL), "proximal", "batch"; null: by divergence."""
     gamma: float = 1.0
-    """Final rate of the moving average over visits, in (0, 1]; 1 keeps no history."""
+    """moving_average: final rate over visits, in (0, 1]; 1 keeps no history."""
     gamma_decay_epochs: int = 0
-    """Epochs of the cosine that takes the rate from 1 to gamma."""
+    """moving_average: epochs of the cosine that takes the rate from 1 to gamma."""
+    log_alpha: float = 0.0
+    """mirror_descent: log of its step; -nu gives the rate 1/2."""
+    step: float = 1.0
+    """proximal: step of the second visit, in units of tau; it falls with the square root of the visits."""
     tau_min: float = 0.01
     """Smallest learned temperature."""
 
 
 @dataclass
 class DrrhoOptions(DroOptions):
-    strength: float = 1.0
-    """α in h = ℓ − α·ℓ_ref: 1 is arXiv 2505.06699, 0 is dro."""
+    strength: Any = 1.0
+    """α in h = ℓ − α·ℓ_ref: 1 is arXiv 2505.06699, 0 is dro; "auto" tracks the α that minimises the variance of h."""
 
 
 class Drrho(Method):
-    """One KL adversary per row: over the batch's examples, or for pairs over each anchor's negatives."""
+    """One adversary per row: over the batch's examples, or for pairs over each anchor's negatives."""
 
-    def __init__(self, options: DroOptions, strength: float, num_examples: int) -> None:
+    def __init__(self, options: DroOptions, strength: float | str, num_examples: int) -> None:
         super().__init__()
-        if options.divergence != "kl":
-            raise ValueError(f"divergence must be 'kl', got {options.divergence!r}")
-        self.uses_reference = strength > 0
+        kl = options.divergence == "kl"
         # One row per (example, direction) serves pairs; a plain batch of examples is one row, key 0.
-        self.risk = StochasticKL(
+        self.risk = StochasticRisk(
             2 * num_examples,
-            tau=options.tau,
+            divergence=options.divergence,
+            level=options.level,
+            order=options.order,
+            tau=None if options.divergence == "cvar" else options.tau,
             radius=options.radius,
             strength=strength,
-            epsilon=options.epsilon,
+            epsilon=(1e-4 if kl else 0.0) if options.epsilon is None else options.epsilon,
+            estimator=options.estimator,
             gamma=options.gamma,
             gamma_decay_epochs=options.gamma_decay_epochs,
+            log_alpha=options.log_alpha,
+            step=options.step,
             tau_min=options.tau_min,
         )
+        self.uses_reference = self.risk.strength.uses_reference
 
     def start_epoch(self, epoch: int) -> None:
         self.risk.start_epoch(epoch)
@@ -66,7 +82,7 @@ class Drrho(Method):
 
 @register("dro", DroOptions)
 def build_dro(options: DroOptions, num_examples: int) -> Method:
-    """KL-DRO without a reference; for image-text pairs the global contrastive loss (FastCLIP)."""
+    """DRO without a reference; for image-text pairs the global contrastive loss (FastCLIP)."""
     return Drrho(options, 0.0, num_examples)
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from steering.contrastive import Pairs, info_nce, negatives, pairwise_losses
-from steering.dro.stochastic import Estimate, StochasticKL
+from steering.dro.stochastic import Estimate, StochasticRisk
 
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
 ALL, BATCH, WIDTH = 9, 6, 4
@@ -26,12 +26,12 @@ def features(seed: int, width: int = WIDTH, count: int = BATCH, gradient: bool =
     return F.normalize(x, dim=-1).requires_grad_(gradient)
 
 
-def exact_risk(**options) -> StochasticKL:
+def exact_risk(**options) -> StochasticRisk:
     """The risk in float64 throughout: its tables and temperature are float32 by default."""
-    return StochasticKL(2 * ALL, **options).double()
+    return StochasticRisk(2 * ALL, **options).double()
 
 
-def tau_of(risk: StochasticKL) -> float:
+def tau_of(risk: StochasticRisk) -> float:
     return risk.temperature().item()
 
 
@@ -100,7 +100,7 @@ def close(found: Tensor, truth: np.ndarray | float, **tolerance: float) -> None:
     )
 
 
-def run(risk: StochasticKL, image: Tensor, text: Tensor, *guide: Tensor, index: Tensor = INDEX) -> Estimate:
+def run(risk: StochasticRisk, image: Tensor, text: Tensor, *guide: Tensor, index: Tensor = INDEX) -> Estimate:
     """One step with fresh gradients, through the code under test."""
     image.grad = text.grad = risk.temperature.log_tau.grad = None
     estimate = risk(negatives(Pairs(image, text, index, *guide)))
@@ -108,10 +108,10 @@ def run(risk: StochasticKL, image: Tensor, text: Tensor, *guide: Tensor, index: 
     return estimate
 
 
-def plant_history(risk: StochasticKL, seed: int = 5) -> np.ndarray:
+def plant_history(risk: StochasticRisk, seed: int = 5) -> np.ndarray:
     """Estimates of earlier visits for about 3 rows in 4, a zero logarithm among them; returns u, (2, B), NaN if none."""
     generator = torch.Generator().manual_seed(seed)
-    table = risk.average
+    table = risk.estimator
     table.log_u.copy_(torch.randn(len(table.log_u), generator=generator, dtype=torch.float64))
     table.visited.copy_(torch.arange(2 * ALL) % 4 != 1)
     table.log_u[2 * INDEX[0]] = 0.0
@@ -181,7 +181,7 @@ def test_global_risk_against_loops(strength, epsilon, gamma, radius):
     options = {"strength": 1.0 if strength is None else strength, "epsilon": epsilon, "gamma": gamma}
     risk = exact_risk(tau=0.4, radius=radius, **options)
     history = plant_history(risk)
-    before = risk.average.log_u.clone()
+    before = risk.estimator.log_u.clone()
     image, text = features(1, gradient=True), features(2, gradient=True)
     estimate = run(risk, image, text, *guide)
 
@@ -206,12 +206,12 @@ def test_global_risk_against_loops(strength, epsilon, gamma, radius):
         close(risk.temperature.log_tau.grad, tau_of(risk) * truth.tau)
 
     rows = 2 * INDEX + torch.arange(2)[:, None]
-    close(risk.average.log_u[rows].exp(), truth.u)
-    assert risk.average.visited[rows].all()
+    close(risk.estimator.log_u[rows].exp(), truth.u)
+    assert risk.estimator.visited[rows].all()
     untouched = torch.ones(2 * ALL, dtype=torch.bool)
     untouched[rows] = False
-    torch.testing.assert_close(risk.average.log_u[untouched], before[untouched], rtol=0, atol=0)
-    assert not risk.average.visited[untouched].all()
+    torch.testing.assert_close(risk.estimator.log_u[untouched], before[untouched], rtol=0, atol=0)
+    assert not risk.estimator.visited[untouched].all()
 
 
 def test_history_over_three_steps_against_loops():
@@ -232,8 +232,8 @@ def test_history_over_three_steps_against_loops():
         close(estimate.loss, truth.value)
         close(image.grad, truth.image)
         close(text.grad, truth.text)
-    close(risk.average.visited.view(ALL, 2).T, ~np.isnan(u))
-    close(risk.average.log_u.view(ALL, 2).T[:, [0, 2, 3, 7, 8]].exp(), u[:, [0, 2, 3, 7, 8]])
+    close(risk.estimator.visited.view(ALL, 2).T, ~np.isnan(u))
+    close(risk.estimator.log_u.view(ALL, 2).T[:, [0, 2, 3, 7, 8]].exp(), u[:, [0, 2, 3, 7, 8]])
 
 
 def closed_form(image: Tensor, text: Tensor, tau: Tensor, guide: tuple[Tensor, Tensor], radius: float, eps: float):
@@ -344,7 +344,7 @@ def test_a_permutation_of_the_batch_permutes_the_gradient(seed):
         plant_history(risk)
         image, text = (features(k)[order].requires_grad_() for k in (1, 2))
         loss = run(risk, image, text, guide[0][order], guide[1][order], index=INDEX[order]).loss
-        return loss.detach(), image.grad, text.grad, risk.average.log_u
+        return loss.detach(), image.grad, text.grad, risk.estimator.log_u
 
     loss, image, text, table = step(torch.arange(BATCH))
     other = step(order)
@@ -393,9 +393,9 @@ def test_value_and_weights_stay_in_their_bounds(seed, tau, strength, epsilon):
 
 def test_float32_features_agree_with_float64():
     pairs = [features(k) for k in (1, 2, 3, 4)]
-    exact = StochasticKL(2 * ALL, tau=0.05)(negatives(Pairs(pairs[0], pairs[1], INDEX, pairs[2], pairs[3])))
+    exact = StochasticRisk(2 * ALL, tau=0.05)(negatives(Pairs(pairs[0], pairs[1], INDEX, pairs[2], pairs[3])))
     single = [x.float() for x in pairs]
-    found = StochasticKL(2 * ALL, tau=0.05)(negatives(Pairs(single[0], single[1], INDEX, single[2], single[3])))
+    found = StochasticRisk(2 * ALL, tau=0.05)(negatives(Pairs(single[0], single[1], INDEX, single[2], single[3])))
     assert found.loss.dtype == torch.float32
     assert exact.loss.dtype == torch.float64
     torch.testing.assert_close(found.loss.double(), exact.loss, rtol=1e-5, atol=1e-6)

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from steering.dro import KL, worst_case
-from steering.dro.stochastic import Estimate, MovingAverage, StochasticKL, Temperature, gamma_schedule
+from steering.dro.estimates import MovingAverage, gamma_schedule
+from steering.dro.stochastic import Estimate, StochasticRisk, Temperature
 from steering.risk import Units
 
 EXACT = {"rtol": 1e-10, "atol": 1e-12}
@@ -33,9 +34,9 @@ def units(target: Tensor, reference: Tensor | None = None, mask: Tensor | None =
     return Units(target, reference, rows, mask)
 
 
-def exact_risk(num_rows: int = 1, *, tau: float, **options: Any) -> StochasticKL:
+def exact_risk(num_rows: int = 1, *, tau: float, **options: Any) -> StochasticRisk:
     """The risk in float64 throughout, with exactly this temperature."""
-    risk = StochasticKL(num_rows, tau=tau, **options).double()
+    risk = StochasticRisk(num_rows, tau=tau, **options).double()
     risk.temperature.log_tau.data.fill_(math.log(tau))
     return risk
 
@@ -136,13 +137,13 @@ def test_gamma_schedule_falls_from_exactly_one(final, decay):
 
 
 def test_start_epoch_moves_the_rate():
-    risk = StochasticKL(1, tau=1.0, gamma=0.2, gamma_decay_epochs=10)
+    risk = StochasticRisk(1, tau=1.0, gamma=0.2, gamma_decay_epochs=10)
     rates = []
     for epoch in (0, 5, 10):
         risk.start_epoch(epoch)
-        rates.append(risk.gamma)
+        rates.append(risk.estimator.gamma)
     assert rates == pytest.approx([1, 0.6, 0.2])
-    assert StochasticKL(1, tau=1.0, gamma=0.2).gamma == 0.2
+    assert StochasticRisk(1, tau=1.0, gamma=0.2).estimator.gamma == 0.2
 
 
 def test_the_rate_is_the_one_of_the_schedule():
@@ -209,8 +210,8 @@ def test_temperature_gradient_of_a_row_with_history(gamma, epsilon):
     # 1.5.4: log(ε + u) + R − Σ p h/τ, with u the running estimate.
     h, tau, R, old = losses(0.3, -1.0, 2.0), 0.8, 0.25, 1.7
     risk = exact_risk(tau=tau, radius=R, gamma=gamma, epsilon=epsilon)
-    risk.average.log_u.fill_(math.log(old))
-    risk.average.visited.fill_(True)
+    risk.estimator.log_u.fill_(math.log(old))
+    risk.estimator.visited.fill_(True)
     risk(units(h)).loss.backward()
     u = (1 - gamma) * old + gamma * (h / tau).exp().mean()
     p = (h / tau).exp() / 3 / (epsilon + u)
@@ -417,7 +418,7 @@ def test_rows_of_different_length_average_as_rows():
 def test_a_row_without_items_is_an_error():
     mask = torch.tensor([[True, False], [False, False]])
     with pytest.raises(ValueError, match=r"mask: row \[1\] of the losses has no items"):
-        StochasticKL(2, tau=1.0)(units(random(2, 2), None, mask))
+        StochasticRisk(2, tau=1.0)(units(random(2, 2), None, mask))
 
 
 # ---- the log --------------------------------------------------------------------------------------------------------
@@ -432,6 +433,7 @@ def test_metrics_by_hand():
         "effective_sample_share": 0.8,
         "weight_sum": 1.0,
         "tau": 1.0,
+        "strength": 1.0,
     }
     assert metrics.keys() == expected.keys()
     for name, value in expected.items():
@@ -450,7 +452,7 @@ def test_effective_sample_share_of_equal_losses_and_of_none():
 
 
 def test_a_saved_state_continues_to_the_bit():
-    def step(risk: StochasticKL, seed: int) -> Tensor:
+    def step(risk: StochasticRisk, seed: int) -> Tensor:
         h = random(3, 5, seed=seed).float()
         risk.zero_grad()
         loss = risk(units(h)).loss
@@ -459,10 +461,10 @@ def test_a_saved_state_continues_to_the_bit():
         return loss.detach()
 
     options: dict[str, Any] = {"tau": 0.5, "radius": 0.2, "gamma": 0.4}
-    whole = StochasticKL(3, **options)
+    whole = StochasticRisk(3, **options)
     for seed in range(3):
         step(whole, seed)
-    resumed = StochasticKL(3, **options)
+    resumed = StochasticRisk(3, **options)
     resumed.load_state_dict({name: value.clone() for name, value in whole.state_dict().items()})
     for seed in range(3, 6):
         assert torch.equal(step(resumed, seed), step(whole, seed))
@@ -478,14 +480,14 @@ def test_a_saved_state_continues_to_the_bit():
 )
 def test_weights_stay_finite_in_float32(batches, gamma, epsilon):
     # History pulls u away from the batch's own mean, yet no weight exceeds 1/γ and nothing overflows.
-    risk = StochasticKL(1, tau=1.0, gamma=gamma, epsilon=epsilon)
+    risk = StochasticRisk(1, tau=1.0, gamma=gamma, epsilon=epsilon)
     for batch in batches:
         estimate = risk(units(torch.tensor(batch)))
         assert estimate.loss.isfinite()
         assert estimate.weights.isfinite().all()
         assert (estimate.weights >= 0).all()
         assert estimate.weights.sum() <= 1.01 / gamma  # float32 keeps a logarithm of 1e4 to 1e-3
-    assert risk.average.log_u.isfinite().all()
+    assert risk.estimator.log_u.isfinite().all()
 
 
 @pytest.mark.parametrize(
@@ -503,13 +505,13 @@ def test_weights_stay_finite_in_float32(batches, gamma, epsilon):
 )
 def test_an_option_out_of_range_is_named(option, value):
     with pytest.raises(ValueError, match=f"{option} must be .*, got {value}"):
-        StochasticKL(**{"num_rows": 1, "tau": 1.0, option: value})
+        StochasticRisk(**{"num_rows": 1, "tau": 1.0, option: value})
 
 
 def test_a_learned_temperature_starts_inside_its_bounds():
     with pytest.raises(ValueError, match=r"tau must be a number in \[0.01, 1.0\], got 0.001"):
-        StochasticKL(1, tau=0.001, radius=0.1, tau_min=0.01, tau_max=1.0)
-    assert StochasticKL(1, tau=0.001, tau_min=0.01).temperature().item() == pytest.approx(0.001)  # fixed: any
+        StochasticRisk(1, tau=0.001, radius=0.1, tau_min=0.01, tau_max=1.0)
+    assert StochasticRisk(1, tau=0.001, tau_min=0.01).temperature().item() == pytest.approx(0.001)  # fixed: any
 
 
 @pytest.mark.parametrize(

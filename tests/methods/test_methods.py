@@ -9,7 +9,7 @@ from torch import Tensor
 
 import steering
 from steering.contrastive import Pairs, info_nce, negatives
-from steering.dro.stochastic import StochasticKL
+from steering.dro.stochastic import StochasticRisk
 from steering.methods import Method, build_method, find_method, registered
 from steering.methods.drrho import DroOptions, DrrhoOptions
 from steering.methods.erm import ErmOptions
@@ -170,7 +170,7 @@ def test_every_option_arrives(option):
         base |= {"radius": 0.4}
     changed = base | {option: OTHER[option]}
 
-    def outcome(risk: StochasticKL, method: Method | None = None) -> list[Tensor]:
+    def outcome(risk: StochasticRisk, method: Method | None = None) -> list[Tensor]:
         found = []
         for epoch, seed in enumerate((1, 20, 40)):
             (method or risk).start_epoch(epoch)
@@ -184,7 +184,7 @@ def test_every_option_arrives(option):
         method = build_method("drrho", DrrhoOptions(**options), ALL)
         return outcome(method.get_submodule("risk"), method)
 
-    found, expected = through_method(changed), outcome(StochasticKL(2 * ALL, **changed))
+    found, expected = through_method(changed), outcome(StochasticRisk(2 * ALL, **changed))
     assert all(torch.equal(x, y) for x, y in zip(found, expected, strict=True))
     assert not all(torch.equal(x, y) for x, y in zip(found, through_method(base), strict=True))
 
@@ -206,8 +206,8 @@ def test_examples_without_a_number_of_pairs_share_one_estimate():
     # A batch of examples is one row of key 0, whatever examples it holds; pairs have a row each.
     method = build_method("dro", DroOptions(gamma=0.5), ALL)
     method(units())
-    assert method.get_buffer("risk.average.visited").nonzero().tolist() == [[0]]
+    assert method.get_buffer("risk.estimator.visited").nonzero().tolist() == [[0]]
     method = build_method("dro", DroOptions(gamma=0.5), ALL)
     method(pairs())
     expected = sorted([*(2 * INDEX).tolist(), *(2 * INDEX + 1).tolist()])
-    assert method.get_buffer("risk.average.visited").nonzero().flatten().tolist() == expected
+    assert method.get_buffer("risk.estimator.visited").nonzero().flatten().tolist() == expected

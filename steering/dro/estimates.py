@@ -1,0 +1,297 @@
+"""Dual variables from mini-batches: one running ν per adversary, four ways to move it.
+
+For a row of scores s = h/τ the worst case of a penalty is  min_ν ν + mean φ*(s − ν)  with ratios t = φ*′(s − ν). A mini-batch
+sees some of the items; what differs is how much of ν it believes:
+
+    batch            ν solves the batch. No memory; biased, the more the smaller the batch
+    moving_average   e^ν ← (1 − γ) e^ν + γ mean e^s                                  KL   SogCLR, FastCLIP, DRRho-CLIP
+    mirror_descent   the same with γ = σ(log α + ν), large while ν is too large      KL   SCENT
+    proximal         ν ← argmin ν + mean φ*(s − ν) + (ν − ν′)²/2λ                    any
+
+The state is in log space for KL (ν = log u), keyed by row, with an explicit "never visited"; a first visit takes the batch.
+On every rank the table is whole and the same.  Legend: (...) rows, n items in a row.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from steering import distributed
+from steering.dro.base import Divergence
+from steering.dro.cressie_read import KL
+from steering.dro.tails import TotalVariation
+
+
+class Estimator(nn.Module, ABC):
+    """Takes in the scores of a batch, answers with ratios and ν."""
+
+    @abstractmethod
+    def forward(self, rows: Tensor, scores: Tensor, mask: Tensor, sharded: bool = False) -> tuple[Tensor, Tensor]:
+        """One batch.
+
+        Args:
+            rows: keys in [0, num_rows), int64, (...); each at most once in a batch.
+            scores: s = h/τ, (..., n), detached.
+            mask: bool, (..., n), True where an item counts; at least one in each row.
+            sharded: rows differ between the ranks, whose updates are then exchanged (O(rows) numbers).
+
+        Returns:
+            t, (..., n), zero where masked; their mean over all batches of a row is 1, that of one batch need not be. And ν,
+            (...), in units of τ.
+        """
+
+    @abstractmethod
+    def start_epoch(self, epoch: int) -> None:
+        """Called with 0, 1, ... at the start of each pass over the data."""
+
+
+class MiniBatch(Estimator):
+    """ν of the batch alone: what a softmax over the batch does. Biased by about (κ − 1)/2m; docs/theory.md, (16)."""
+
+    def __init__(self, divergence: Divergence) -> None:
+        super().__init__()
+        self.divergence = divergence
+
+    def start_epoch(self, epoch: int) -> None: ...
+
+    @torch.no_grad()
+    def forward(self, rows: Tensor, scores: Tensor, mask: Tensor, sharded: bool = False) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+        if isinstance(self.divergence, KL):  # written out: the general way waits for the device
+            nu, scores = _log_mean_exp(scores, mask)
+            return (scores - nu[..., None]).exp(), nu
+        return self.divergence.tilt(scores, mask)
+
+
+class MovingAverage(Estimator):
+    """log u of every row of the data set: u ← (1−γ)·u + γ·g, and u ← g on the first visit, in log space (KL).
+
+    A flag per row says "never visited": zero, and any other number, is a legal value of log u.
+
+    Args:
+        num_rows: adversaries in the whole data set: 1 for a plain batch of examples, 2n for n pairs in two directions.
+        gamma: final rate in (0, 1]; 1 forgets the past.
+        decay_epochs: epochs of the cosine from 1 to `gamma`; 0 uses `gamma` from the start.
+
+    Source: arXiv 2407.01445 (FastCLIP).
+    """
+
+    def __init__(self, num_rows: int, gamma: float = 1.0, decay_epochs: int = 0) -> None:
+        super().__init__()
+        _require_rows(num_rows)
+        self.log_u: Tensor
+        self.visited: Tensor
+        self.register_buffer("log_u", torch.zeros(num_rows))
+        self.register_buffer("visited", torch.zeros(num_rows, dtype=torch.bool))
+        self.final, self.decay_epochs = gamma, decay_epochs
+        self.start_epoch(0)
+
+    def start_epoch(self, epoch: int) -> None:
+        self.gamma = gamma_schedule(epoch, self.final, self.decay_epochs)
+
+    def forward(self, rows: Tensor, scores: Tensor, mask: Tensor, sharded: bool = False) -> tuple[Tensor, Tensor]:
+        log_g, scores = _log_mean_exp(scores, mask)
+        nu = self.update(rows, log_g, self.gamma, sharded)
+        return (scores - nu[..., None]).exp(), nu
+
+    @torch.no_grad()
+    def update(self, rows: Tensor, log_g: Tensor, gamma: float, sharded: bool = False) -> Tensor:
+        """Take in one batch's estimates and return the new log u of its rows, in the dtype of `log_g`.
+
+        Args:
+            rows: keys, as in `forward`.
+            log_g: log of the batch mean of exp(h/τ), (...).
+            gamma: rate in (0, 1].
+            sharded: as in `forward`.
+        """
+        if not 0 < gamma <= 1:
+            raise ValueError(f"gamma must lie in (0, 1], got {gamma}")
+        mixed = log_g
+        if gamma < 1:
+            mixed = torch.logaddexp(self.log_u[rows].to(log_g.dtype) + math.log1p(-gamma), log_g + math.log(gamma))
+        new = torch.where(self.visited[rows], mixed, log_g)
+        all_rows, all_new = _of_all_ranks(rows, new, sharded)
+        self.log_u[all_rows] = all_new.to(self.log_u.dtype)
+        self.visited[all_rows] = True
+        return new
+
+
+class MirrorDescent(Estimator):
+    """ν ← ν′ + log(1 + α e^s) − log(1 + α e^ν′) with e^s the batch mean of exp(h/τ): stochastic proximal mirror descent (KL).
+
+    It is a moving average of u = e^ν whose rate is σ(log α + ν′): a row whose ν is too large moves fast, one whose ν is too
+    small moves slowly, since the Bregman divergence of e^−ν is steep there. α → ∞ is the batch, α → 0 keeps ν′.
+
+    Args:
+        num_rows: as in `MovingAverage`.
+        log_alpha: log of the step size α, in the unit of −ν: log α = −ν gives the rate 1/2.
+
+    Source: arXiv 2602.02877 (SCENT), closed form of the dual step.
+    """
+
+    def __init__(self, num_rows: int, log_alpha: float = 0.0) -> None:
+        super().__init__()
+        _require_rows(num_rows)
+        self.nu: Tensor
+        self.visited: Tensor
+        self.register_buffer("nu", torch.zeros(num_rows))
+        self.register_buffer("visited", torch.zeros(num_rows, dtype=torch.bool))
+        self.log_alpha = log_alpha
+
+    def start_epoch(self, epoch: int) -> None: ...
+
+    @torch.no_grad()
+    def forward(self, rows: Tensor, scores: Tensor, mask: Tensor, sharded: bool = False) -> tuple[Tensor, Tensor]:
+        log_g, scores = _log_mean_exp(scores, mask)
+        new = torch.where(self.visited[rows], mirror_step(self.nu[rows].to(log_g.dtype), log_g, self.log_alpha), log_g)
+        all_rows, all_new = _of_all_ranks(rows, new, sharded)
+        self.nu[all_rows] = all_new.to(self.nu.dtype)
+        self.visited[all_rows] = True
+        return (scores - new[..., None]).exp(), new
+
+
+class ProximalPoint(Estimator):
+    """ν ← argmin_ν ν + mean φ*(s − ν) + (ν − ν′)²/(2λ), λ = step/√visits: stochastic proximal point, for any φ.
+
+    Joint minimisation over the model and ν is free of the mini-batch's bias, as ν stands outside of every expectation but
+    linearly inside. The proximal step, unlike a gradient step on ν, is stable for any λ: λ → ∞ is the batch. At the kink of
+    CVaR, the items at ν get the ratio that the optimality condition leaves them.
+
+    Args:
+        num_rows: as in `MovingAverage`.
+        divergence: φ; not total variation, whose φ* is a wall.
+        step: λ of the second visit, in units of τ squared over τ (for CVaR in the unit of the losses).
+
+    Source: opt4ml.org, section 2.2, for the joint problem; the proximal step is our choice.
+    """
+
+    def __init__(self, num_rows: int, divergence: Divergence, step: float = 1.0) -> None:
+        super().__init__()
+        _require_rows(num_rows)
+        self.nu: Tensor
+        self.visits: Tensor
+        self.register_buffer("nu", torch.zeros(num_rows))
+        self.register_buffer("visits", torch.zeros(num_rows, dtype=torch.int32))
+        self.divergence, self.step = divergence, step
+
+    def start_epoch(self, epoch: int) -> None: ...
+
+    @torch.no_grad()
+    def forward(self, rows: Tensor, scores: Tensor, mask: Tensor, sharded: bool = False) -> tuple[Tensor, Tensor]:
+        visits = self.visits[rows]
+        first, first_nu = self.divergence.tilt(scores, mask)
+        step = self.step / visits.clamp_min(1).to(scores.dtype).sqrt()
+        moved, nu = proximal_step(self.divergence, scores, mask, self.nu[rows].to(scores.dtype), step)
+        new = torch.where(visits > 0, nu, first_nu)
+        all_rows, all_new = _of_all_ranks(rows, new, sharded)
+        self.nu[all_rows] = all_new.to(self.nu.dtype)
+        self.visits[all_rows] += 1
+        return torch.where((visits > 0)[..., None], moved, first), new
+
+
+def mirror_step(nu: Tensor, s: Tensor, log_alpha: float | Tensor) -> Tensor:
+    """argmin_x e^{s − x} + x + (1/α)·[e^−x − e^−ν + e^−ν (x − ν)], elementwise: ν + log(1 + α e^s) − log(1 + α e^ν).
+
+    Written as a mean in log space, log((1 − g) e^ν + g e^s) with g = σ(log α + ν), which lies between ν and s in floating
+    point too. Source: arXiv 2602.02877.
+    """
+    rate = nu + log_alpha
+    return torch.logaddexp(F.logsigmoid(-rate) + nu, F.logsigmoid(rate) + s)
+
+
+def proximal_step(
+    divergence: Divergence, scores: Tensor, mask: Tensor, nu: Tensor, step: Tensor
+) -> tuple[Tensor, Tensor]:
+    """t, (..., n), and argmin_x x + mean φ*(s − x) + (x − ν)²/(2λ), (...), by bisection of its rising derivative.
+
+    The derivative is 1 − mean t(x) + (x − ν)/λ with t = φ*′(s − x). Between the two ends of the last bracket t is mixed
+    such that it is zero: at a kink of φ* that is the only right ratio.
+    """
+    s, before, counts = scores.double(), nu.double(), mask.sum(-1)
+    lam = step.double().clamp_min(1e-300)
+
+    def ratios(x: Tensor) -> Tensor:
+        return divergence.ratio(s - x[..., None]).masked_fill(~mask, 0.0)
+
+    low = torch.minimum(s.masked_fill(~mask, math.inf).amin(-1), before) - 1  # there t ≥ 1
+    high = torch.maximum(s.masked_fill(~mask, -math.inf).amax(-1), before)  # there t ≤ 1
+    for _ in range(64):
+        x = low + (high - low) / 2
+        rising = 1 - ratios(x).sum(-1) / counts + (x - before) / lam > 0
+        low, high = torch.where(rising, low, x), torch.where(rising, x, high)
+    steep, gentle = ratios(low), ratios(high)
+    goal = counts * (1 + (high - before) / lam)
+    span = (steep - gentle).sum(-1)
+    share = torch.where(span > 0, (goal - gentle.sum(-1)) / span, 0.0).clamp(0, 1)
+    t = gentle + share[..., None] * torch.where(steep > gentle, steep - gentle, 0.0)
+    return t.to(scores.dtype), high.to(scores.dtype)
+
+
+def gamma_schedule(epoch: int, final: float, decay_epochs: int) -> float:
+    """Rate of the moving average: γ_min + (1 − γ_min)(1 + cos(πe/E))/2, γ_min from epoch E on.
+
+    Epoch 0 gives 1: a young model's history is worthless. Source: arXiv 2407.01445 (FastCLIP), γ schedule.
+    """
+    if epoch >= decay_epochs:
+        return final
+    return final + (1 - final) * (1 + math.cos(math.pi * epoch / decay_epochs)) / 2
+
+
+ESTIMATORS = ("batch", "moving_average", "mirror_descent", "proximal")
+
+
+def build_estimator(
+    name: str | None,
+    divergence: Divergence,
+    num_rows: int,
+    *,
+    gamma: float = 1.0,
+    gamma_decay_epochs: int = 0,
+    log_alpha: float = 0.0,
+    step: float = 1.0,
+) -> Estimator:
+    """The estimator of that name; None is moving_average for KL, batch for total variation, proximal for all others.
+
+    Raises:
+        ValueError: unknown name, an option out of range, or a pair of estimator and divergence that does not exist.
+    """
+    kl = isinstance(divergence, KL)
+    wall = isinstance(divergence, TotalVariation)
+    name = name or ("moving_average" if kl else "batch" if wall else "proximal")
+    _require_rows(num_rows)
+    for key, value, ok, expected in [
+        ("estimator", name, name in ESTIMATORS, f"one of {', '.join(ESTIMATORS)}"),
+        ("gamma", gamma, 0 < gamma <= 1, "in (0, 1]"),
+        ("gamma_decay_epochs", gamma_decay_epochs, gamma_decay_epochs >= 0, "≥ 0"),
+        ("log_alpha", log_alpha, math.isfinite(log_alpha), "finite"),
+        ("step", step, 0 < step < math.inf, "a number > 0"),
+    ]:
+        if not ok:
+            raise ValueError(f"{key} must be {expected}, got {value!r}")
+    if (name in ("moving_average", "mirror_descent") and not kl) or (name == "proximal" and wall):
+        raise ValueError(f"estimator {name!r} does not work for the divergence {divergence.name!r}; use 'batch'")
+    if name == "moving_average":
+        return MovingAverage(num_rows, gamma, gamma_decay_epochs)
+    if name == "mirror_descent":
+        return MirrorDescent(num_rows, log_alpha)
+    return ProximalPoint(num_rows, divergence, step) if name == "proximal" else MiniBatch(divergence)
+
+
+def _log_mean_exp(scores: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """log mean exp(s) over the items that count, (...), and the scores with −∞ elsewhere."""
+    scores = scores.masked_fill(~mask, -math.inf)
+    return scores.logsumexp(-1) - mask.sum(-1).to(scores.dtype).log(), scores
+
+
+def _of_all_ranks(rows: Tensor, new: Tensor, sharded: bool) -> tuple[Tensor, Tensor]:
+    rows, new = rows.reshape(-1), new.reshape(-1)
+    return (distributed.gather(rows), distributed.gather(new)) if sharded else (rows, new)
+
+
+def _require_rows(num_rows: int) -> None:
+    if num_rows < 1:
+        raise ValueError(f"num_rows must be at least 1, got {num_rows}")

@@ -1,0 +1,86 @@
+"""The strength α of the reference: a number, or estimated as the control-variate coefficient while training."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from steering import distributed
+from steering.risk import Units
+
+
+class Strength(nn.Module):
+    """α in h = ℓ − α·ℓ_ref.
+
+    "auto" tracks  α* = Cov(ℓ, ℓ_ref) / Var(ℓ_ref),  the α that minimises the variance of the excess loss, which is what the
+    adversary of a row, and the generalisation bound, pay for. Deviations are taken from the mean of each row, because the
+    adversary of a row does not feel a constant of that row. Both moments are averaged over the batch's rows (of all ranks)
+    and then over time, each for itself; the first batch counts whole. α* < 0 counts as 0: a reference that anti-correlates is
+    ignored. Scaling the reference's losses by any c > 0 scales α by 1/c and leaves h as it is.
+
+    Args:
+        value: a finite number ≥ 0, or "auto".
+        rate: share of the newest batch in the running moments, in (0, 1].
+
+    Raises:
+        ValueError: value or rate out of range.
+
+    Source: control variates, e.g. Owen (2013), section 8.9; docs/theory.md, section 8, our derivation for rows.
+    """
+
+    def __init__(self, value: float | str, rate: float = 0.1) -> None:
+        super().__init__()
+        self.auto = value == "auto"
+        if not self.auto and not (_is_number(value) and 0 <= float(value) < math.inf):
+            raise ValueError(f"strength must be a number ≥ 0 or 'auto', got {value!r}")
+        if not 0 < rate <= 1:
+            raise ValueError(f"rate must lie in (0, 1], got {rate}")
+        self.value, self.rate = (0.0 if self.auto else float(value)), rate
+        self.covariance: Tensor
+        self.variance: Tensor
+        self.visited: Tensor
+        if self.auto:  # a fixed strength has no memory
+            self.register_buffer("covariance", torch.zeros((), dtype=torch.float64))
+            self.register_buffer("variance", torch.zeros((), dtype=torch.float64))
+            self.register_buffer("visited", torch.zeros((), dtype=torch.bool))
+
+    @property
+    def uses_reference(self) -> bool:
+        return self.auto or self.value > 0
+
+    @torch.no_grad()
+    def forward(self, units: Units) -> float | Tensor:
+        """α for this batch: the number, or () in the dtype of the losses; "auto" takes the batch in first.
+
+        The estimate sees the batch it is used on, so a weight depends on all losses of the batch a little more than the
+        batch's own normaliser makes it anyway: an effect of order rate/items, which vanishes with the batch.
+        """
+        if not self.auto or units.reference is None:
+            return self.value
+        moments = _moments(units)
+        if units.sharded:
+            moments = torch.stack([distributed.mean(moment) for moment in moments])
+        rate = torch.where(self.visited, self.rate, 1.0)
+        self.covariance.lerp_(moments[0] / moments[2], rate)
+        self.variance.lerp_(moments[1] / moments[2], rate)
+        self.visited.fill_(True)
+        alpha = (self.covariance / self.variance).clamp_min(0.0)
+        # A constant reference says nothing, nor does one whose moments leave float64.
+        return torch.where(alpha.isfinite(), alpha, 0.0).to(units.target.dtype)
+
+
+def _moments(units: Units) -> Tensor:
+    """Sums over rows and items of (ℓ − ℓ̄)(ℓ_ref − ℓ̄_ref), of (ℓ_ref − ℓ̄_ref)², and of 1, float64, (3,); bars: row means."""
+    assert units.reference is not None
+    mask = torch.ones_like(units.target, dtype=torch.bool) if units.mask is None else units.mask
+    counts = mask.sum(-1, keepdim=True)
+    target, reference = (x.detach().double().masked_fill(~mask, 0.0) for x in (units.target, units.reference))
+    deviation = (target - target.sum(-1, keepdim=True) / counts).masked_fill(~mask, 0.0)
+    guide = (reference - reference.sum(-1, keepdim=True) / counts).masked_fill(~mask, 0.0)
+    return torch.stack([(deviation * guide).sum(), guide.square().sum(), counts.sum().double()])
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
