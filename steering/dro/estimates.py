@@ -219,7 +219,7 @@ def proximal_step(
 
     low = torch.minimum(s.masked_fill(~mask, math.inf).amin(-1), before) - 1  # there t ≥ 1
     high = torch.maximum(s.masked_fill(~mask, -math.inf).amax(-1), before)  # there t ≤ 1
-    for _ in range(64):
+    for _ in range(52):
         x = low + (high - low) / 2
         rising = 1 - ratios(x).sum(-1) / counts + (x - before) / lam > 0
         low, high = torch.where(rising, low, x), torch.where(rising, x, high)

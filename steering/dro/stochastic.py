@@ -125,18 +125,20 @@ class StochasticRisk(nn.Module):
         self.estimator.start_epoch(epoch)
 
     def forward(self, units: Units) -> Estimate:
-        """Risk of one batch of loss items; updates the running estimates of its rows."""
+        """Risk of one batch of loss items, averaged over its rows; updates the running estimates of the rows."""
+        risks, weights, metrics = self.per_row(units)
+        return Estimate(risks.mean(), weights, metrics)
+
+    def per_row(self, units: Units) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """The risk of each row, (...), with its stochastic gradient; weights and metrics as in `Estimate`."""
         tau, alpha = self.temperature(), self.strength(units)
         excess = units.excess(alpha)  # (..., n)
         weights, height, slope = self._weights(units, excess.detach(), tau.detach())
-        surrogate = (weights * excess).sum(-1).mean() + (tau - tau.detach()) * slope.mean()
-        value = tau.detach() * (height.mean() + self.radius)
+        surrogate = (weights * excess).sum(-1) + (tau - tau.detach()) * slope
+        value = tau.detach() * (height + self.radius)
         metrics = excess_metrics(units, excess.detach()) | weight_metrics(units, weights) | {"tau": tau.detach()}
-        return Estimate(
-            loss=surrogate + (value - surrogate).detach(),
-            weights=weights,
-            metrics=metrics | {"strength": torch.as_tensor(alpha, device=excess.device)},
-        )
+        metrics["strength"] = torch.as_tensor(alpha, dtype=excess.dtype, device=excess.device)
+        return surrogate + (value - surrogate).detach(), weights, metrics
 
     @torch.no_grad()
     def _weights(self, units: Units, excess: Tensor, tau: Tensor) -> tuple[Tensor, Tensor, Tensor]:

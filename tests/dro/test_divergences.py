@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 
-from steering.dro import KL, ChiSquare, CVaR, Divergence, distance, divergence
+from steering.dro import KL, ChiSquare, CressieRead, CVaR, Divergence, TotalVariation, distance, divergence
 
-EVERY = [KL(), ChiSquare(), CVaR(0.3)]
+ORDERS = [-1.0, 0.0, 0.5, 1.5, 3.0]
+EVERY = [KL(), ChiSquare(), CVaR(0.3), TotalVariation(), *map(CressieRead, ORDERS)]
 GRID = torch.linspace(0, 12, 240_001, dtype=torch.float64)
 
 
@@ -44,10 +45,53 @@ def test_kl_near_zero(dtype: torch.dtype):
 
 @pytest.mark.parametrize("phi", EVERY)
 def test_conjugate_is_the_supremum_on_a_grid(phi: Divergence):
-    for s in (-3.0, -1.0, -0.4, 0.0, 0.7, 2.0):  # every maximiser lies inside the grid
+    wall = {TotalVariation(): 0.5, CressieRead(-1.0): 0.5, CressieRead(0.0): 1.0, CressieRead(0.5): 2.0}.get(
+        phi, math.inf
+    )
+    for s in (-3.0, -1.0, -0.4, 0.0, 0.3, 0.7, 2.0):  # every maximiser lies inside the grid
+        if s >= wall or (phi == CressieRead(0.5) and s > 1):
+            continue
         sup = (GRID * s - phi.phi(GRID)).max()
         torch.testing.assert_close(phi.conjugate(rows(s))[0], sup, rtol=0, atol=1e-4)
         assert phi.conjugate(rows(s))[0] >= sup - 1e-12
+
+
+@pytest.mark.parametrize(
+    ("phi", "wall"), [(TotalVariation(), 0.5), *((CressieRead(k), 1 / (1 - k)) for k in ORDERS[:3])]
+)
+def test_conjugates_with_a_wall(phi: Divergence, wall: float):
+    assert phi.conjugate(rows(wall + 1e-9))[0] == math.inf
+    assert phi.conjugate(rows(wall - 1e-9))[0] < math.inf
+
+
+@pytest.mark.parametrize("phi", EVERY)
+def test_the_ratio_is_the_slope_of_the_conjugate(phi: Divergence):
+    s = torch.linspace(-2.03, 0.46, 60, dtype=torch.float64)  # off the kinks at −1, −1/2 and 0
+    slope = (phi.conjugate(s + 1e-6) - phi.conjugate(s - 1e-6)) / 2e-6
+    torch.testing.assert_close(phi.ratio(s), slope, rtol=1e-5, atol=1e-6)
+
+
+def test_the_family_contains_its_members():
+    t, s = torch.linspace(0.01, 6, 100, dtype=torch.float64), torch.linspace(-3, 0.4, 100, dtype=torch.float64)
+    for k, member, close in [(2.0, ChiSquare(), 1e-12), (1 + 1e-5, KL(), 1e-3), (1 - 1e-5, KL(), 1e-3)]:
+        torch.testing.assert_close(CressieRead(k).phi(t), member.phi(t), rtol=close, atol=close * 1e-2)
+        torch.testing.assert_close(CressieRead(k).conjugate(s), member.conjugate(s), rtol=close, atol=close * 1e-2)
+    reverse = -t.log() + t - 1
+    torch.testing.assert_close(CressieRead(0.0).phi(t), reverse)
+    torch.testing.assert_close(CressieRead(0.5).phi(t), 2 * (t.sqrt() - 1) ** 2)  # four times squared Hellinger
+
+
+@pytest.mark.parametrize("k", [*ORDERS, 8.0, -4.0])
+@pytest.mark.parametrize("e", [1e-9, -1e-7, 1e-4, 3e-3, -0.02, 0.049, 0.051])
+def test_the_family_keeps_its_digits_near_uniform(k: float, e: float):
+    # φ_k(1 + e) as a Taylor series in exact fractions: e²/2 Π_{j=3}^{…} (k − j + 1)/j e.
+    t = rows(1.0) + e
+    e = t.item() - 1
+    term, expected = e * e / 2, 0.0
+    for j in range(3, 60):
+        expected += term
+        term *= (k - j + 1) / j * e
+    torch.testing.assert_close(CressieRead(k).phi(t).item(), expected, rtol=1e-9, atol=0)
 
 
 @pytest.mark.parametrize("phi", EVERY)
@@ -121,11 +165,13 @@ def test_names_resolve():
     assert divergence("chi2") == ChiSquare()
     assert divergence("cvar", level=0.2) == CVaR(0.2)
     assert divergence(CVaR(0.2)) == CVaR(0.2)
-    assert [d.name for d in EVERY] == ["kl", "chi2", "cvar"]
+    assert divergence("tv") == TotalVariation()
+    assert divergence("cressie-read", order=0.5) == CressieRead(0.5)
+    assert divergence("cressie-read", order=1) == KL()
 
 
 def test_wrong_names_and_levels():
-    with pytest.raises(ValueError, match="'kl', 'chi2' or 'cvar', got 'hellinger'"):
+    with pytest.raises(ValueError, match="expected one of kl, chi2, tv, cvar, cressie-read, got 'hellinger'"):
         divergence("hellinger")
     with pytest.raises(ValueError, match=r"level: 'cvar' needs .* got None"):
         divergence("cvar")

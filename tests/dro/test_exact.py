@@ -1,93 +1,15 @@
-"""The exact worst case: METHODS section 1 facts 1 to 8, hand-computed cases, naive twins, invariances, bad input."""
+"""The exact worst case: METHODS section 1 facts 1 to 8, hand-computed cases, naive twins, invariances, gradients."""
 
 import math
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
+from solver_cases import EVERY, check, every, naive_value, random, rows
 from torch import Tensor
 
-from steering.dro import KL, ChiSquare, CVaR, Divergence, WorstCase, distance, worst_case
+from steering.dro import KL, ChiSquare, CVaR, Divergence, distance, worst_case
 
-# Every way to set the strength: (divergence, budget).
-PENALTIES: list[tuple[Divergence, dict[str, float]]] = [
-    (d, {"penalty": t}) for d in (KL(), ChiSquare()) for t in (0.2, 3)
-]
-RADII: list[tuple[Divergence, dict[str, float]]] = [
-    (d, {"radius": r}) for d in (KL(), ChiSquare()) for r in (0.05, 0.9)
-]
-BUDGETED = PENALTIES + RADII
-EVERY = [*BUDGETED, (CVaR(0.4), {}), (CVaR(0.37), {})]
-every = pytest.mark.parametrize(("phi", "budget"), EVERY)
-
-
-def rows(*values: Any) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
-
-
-def random(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def spread(losses: Tensor) -> Tensor:
-    return losses.amax(-1) - losses.amin(-1)
-
-
-def naive_value(losses: Tensor, phi: Divergence, radius: float | None = None, penalty: float | None = None) -> float:
-    """The dual of METHODS 1.1 as printed, minimised by nested golden section: slow, and shares nothing but φ*."""
-
-    def dual(tau: float, nu: float) -> float:
-        return tau * phi.conjugate((losses - nu) / tau).mean().item() + nu
-
-    # The best ν lies between the largest loss and what the largest loss alone would need.
-    def over_nu(tau: float) -> float:
-        return golden(lambda nu: dual(tau, nu), losses.min().item() - 20 * tau, losses.max().item() + 2 * tau)
-
-    if radius is None:
-        return over_nu(penalty if penalty is not None else 1.0)
-    return golden(lambda log_tau: over_nu(math.exp(log_tau)) + radius * math.exp(log_tau), -6, 4)
-
-
-def golden(f: Callable[[float], float], low: float, high: float, steps: int = 42) -> float:
-    shrink = (math.sqrt(5) - 1) / 2
-    c, d = high - shrink * (high - low), low + shrink * (high - low)
-    fc, fd = f(c), f(d)
-    for _ in range(steps):
-        if fc < fd:
-            high, d, fd = d, c, fc
-            c = high - shrink * (high - low)
-            fc = f(c)
-        else:
-            low, c, fc = c, d, fd
-            d = low + shrink * (high - low)
-            fd = f(d)
-    return min(fc, fd)
-
-
-def check(found: WorstCase, losses: Tensor, phi: Divergence, mask: Tensor | None = None, **budget: float) -> None:
-    """What holds of every solution: a distribution, feasible, its value attained, no gap. Rounding in units of n."""
-    mask = torch.ones_like(losses, dtype=torch.bool) if mask is None else mask
-    exact, p = losses.double().masked_fill(~mask, 0), found.weights.double()
-    scale = spread(exact.masked_fill(~mask, exact[mask].mean().item())) + exact.abs().amax(-1) + 1e-300
-    eps = 200 * torch.finfo(losses.dtype).eps
-    for part in (found.value, found.weights, found.dual.nu, found.gap):
-        assert part.isfinite().all()
-        assert part.dtype == losses.dtype
-    assert (p >= 0).all()
-    assert (p[~mask] == 0).all()
-    torch.testing.assert_close(p.sum(-1), torch.ones_like(p[..., 0]), rtol=0, atol=eps)
-    assert (found.gap.double().abs() <= eps * scale).all()
-    spent = distance(p, phi, mask)
-    if "radius" in budget:
-        assert (spent <= budget["radius"] + eps * (1 + budget["radius"])).all()
-    paid = budget.get("penalty", 0.0) * spent if budget.get("penalty") and phi.takes_budget else torch.zeros_like(spent)
-    if budget.get("penalty", 0.0) < 1e6:  # beyond, the rounding of float weights times τ says nothing
-        attained = (p * exact).sum(-1) - paid
-        assert ((found.value.double() - attained).abs() <= eps * (scale + budget.get("penalty", 0.0))).all()
-
+HAND: list[tuple[Divergence, dict[str, float]]] = [(d, {"penalty": t}) for d in (KL(), ChiSquare()) for t in (0.2, 3)]
 
 # Hand-computed cases
 
@@ -170,7 +92,7 @@ def test_a_weak_adversary_is_nearly_the_mean(phi: Divergence):
 
 @pytest.mark.parametrize(
     ("phi", "budget"),
-    [(KL(), {"radius": r}) for r in (math.log(5), 7.0, math.inf)]
+    [(KL(), {"radius": r}) for r in (math.log(5), math.inf)]
     + [(ChiSquare(), {"radius": r}) for r in (2.0, math.inf)]
     + [(d, {"penalty": t}) for d in (KL(), ChiSquare()) for t in (0.0, 1e-3, 1e-300)]
     + [(CVaR(0.2), {}), (CVaR(0.01), {})],
@@ -192,7 +114,7 @@ def test_a_free_adversary_takes_the_maximum(phi: Divergence, budget: dict[str, f
 def test_tied_maxima_share_and_need_less_radius(phi: Divergence, radius: float):
     # Fact 2 with k = 2 ties: R ≥ log(n/k), or (n/k − 1)/2.
     losses = rows(2.0, -1.0, 2.0, 1.5, -3.0)
-    for budget in ({"radius": radius}, {"radius": 50.0}, {"penalty": 0.0}):
+    for budget in ({"radius": radius}, {"radius": math.inf}, {"penalty": 0.0}):
         found = worst_case(losses, phi, **budget)
         torch.testing.assert_close(found.weights, rows(0.5, 0, 0.5, 0, 0))
         assert found.value == 2
@@ -204,9 +126,10 @@ def test_value_is_between_mean_and_max_and_monotone(phi: Divergence):
     # Fact 3.
     losses = random(4, 9).expand(60, 4, 9)
     strength = torch.logspace(-6, 3, 60, dtype=torch.float64)[:, None]
+    most = phi.phi(rows(9.0)) / 9 + phi.phi(rows(0.0)) * 8 / 9  # of all weight on one item
     for sign, value in (
         (-1, worst_case(losses, phi, penalty=strength).value),
-        (+1, worst_case(losses, phi, radius=strength).value),
+        (+1, worst_case(losses, phi, radius=strength.clamp_max(min(float(most), 1e3))).value),
     ):
         assert (value >= losses.mean(-1) - 1e-12).all()
         assert (value <= losses.amax(-1) + 1e-12).all()
@@ -301,7 +224,7 @@ def test_reference_that_says_nothing(phi: Divergence, budget: dict[str, float]):
 
 
 @pytest.mark.parametrize("row", [(0.3, -1.2, 0.8, 2.0), (0.0, 0.0, 1.0), (5.0, 4.9, -3.0, -3.1, 0.2, 0.0)])
-@pytest.mark.parametrize(("phi", "budget"), [*PENALTIES, (KL(), {"radius": 0.3}), (ChiSquare(), {"radius": 0.8})])
+@pytest.mark.parametrize(("phi", "budget"), [*HAND, (KL(), {"radius": 0.3}), (ChiSquare(), {"radius": 0.8})])
 def test_dual_minimised_numerically(row: tuple[float, ...], phi: Divergence, budget: dict[str, float]):
     expected = naive_value(rows(*row), phi, **budget)
     torch.testing.assert_close(worst_case(rows(*row), phi, **budget).value.item(), expected, rtol=0, atol=1e-6)
@@ -341,9 +264,12 @@ class TwiceKL(Divergence):
     def conjugate(self, s: Tensor) -> Tensor:
         return 2 * KL().conjugate(s / 2)
 
-    def tilt(self, scores: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def ratio(self, s: Tensor) -> Tensor:
+        return KL().ratio(s / 2)
+
+    def tilt(self, scores: Tensor, mask: Tensor, prior: Tensor | None = None) -> tuple[Tensor, Tensor]:
         self.tilts += 1
-        ratios, nu = KL().tilt(scores / 2, mask)
+        ratios, nu = KL().tilt(scores / 2, mask, prior)
         return ratios, 2 * nu
 
 
@@ -372,9 +298,9 @@ def test_rows_are_solved_one_by_one(phi: Divergence, budget: dict[str, float]):
                 (alone.weights, together.weights),
                 (alone.dual.tau, together.dual.tau),
                 (alone.dual.nu, together.dual.nu),
-                (alone.gap, together.gap),
             ):
                 torch.testing.assert_close(a, b[i, j], rtol=1e-13, atol=1e-13)
+            torch.testing.assert_close(alone.gap, together.gap[i, j], rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("phi", [KL(), ChiSquare()])
@@ -449,120 +375,3 @@ def test_gradient_does_not_depend_on_the_number_of_steps_of_the_search():
     losses = random(2, 6).requires_grad_()
     (gradient,) = torch.autograd.grad(worst_case(losses, KL(), radius=0.3).value.sum(), losses, create_graph=True)
     torch.testing.assert_close(gradient, worst_case(losses, KL(), radius=0.3).weights)
-
-
-# Stability
-
-
-@every
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_extreme_rows(phi: Divergence, budget: dict[str, float], dtype: torch.dtype):
-    losses = torch.tensor(
-        [
-            [1e30, -1e30, 0.0, 1.0, 1e29],
-            [1e-30, -1e-30, 0.0, 1e-31, 2e-30],
-            [7.0, 7.0, 7.0, 7.0, 7.0],
-            [3e37, 3e37, 3e37, 3e37, -3e38],
-            [1e6, 1e6 + 1, 1e6 + 2, 1e6, 1e6],
-            [0.0, 0.0, 0.0, 0.0, 1e-38],
-        ],
-        dtype=dtype,
-    )
-    check(worst_case(losses, phi, **budget), losses, phi, **budget)
-
-
-def test_small_temperature_in_float32():
-    # Scores go up to 1e5; softmax(h/τ) is the naive twin in float64.
-    losses = (10 * random(4, 50)).float()
-    losses[:, 1] = losses.amax(-1) - 1e-4
-    found = worst_case(losses, KL(), penalty=1e-4)
-    torch.testing.assert_close(found.weights, (losses.double() / 1e-4).softmax(-1).float())
-    expected = 1e-4 * ((losses.double() / 1e-4).logsumexp(-1) - math.log(50))
-    torch.testing.assert_close(found.value, expected.float())
-
-
-def test_float32_is_the_rounded_float64_solution():
-    losses = random(4, 30).float()
-    for phi, budget in EVERY:
-        single, double = worst_case(losses, phi, **budget), worst_case(losses.double(), phi, **budget)
-        torch.testing.assert_close(single.weights, double.weights.float(), rtol=0, atol=0)
-        torch.testing.assert_close(single.value, double.value.float(), rtol=0, atol=0)
-
-
-losses_of_any_kind = st.lists(
-    st.one_of(
-        st.floats(-1e30, 1e30, allow_subnormal=True),
-        st.floats(-3, 3),
-        st.sampled_from([0.0, 1.0, -1.0, 1e30, -1e30, 1e-300, 1e-12, 1 + 1e-15]),
-    ),
-    min_size=1,
-    max_size=12,
-)
-strengths = st.one_of(st.floats(0, 1e3), st.sampled_from([0.0, 1e-300, 1e-35, 1e-20, 1e-8, 1e6, 1e300, math.inf]))
-
-
-@settings(max_examples=150, derandomize=True, deadline=None)
-@given(losses_of_any_kind, st.sampled_from(["radius", "penalty"]), strengths, st.booleans())
-@example([0.0, -1e-300, -1.0], "radius", 0.9, False)
-@example([1.0, 1 + 1e-15, 0.0], "radius", 1.0, True)
-@example([0.0, 1.0, 1.0, 1.0], "radius", 1.0, False)  # a quotient of two counts is a float32
-def test_any_budget_on_any_row(values: list[float], kind: str, strength: float, half: bool):
-    phi = ChiSquare() if half else KL()
-    losses = rows(*values)
-    found = worst_case(losses, phi, **{kind: strength})
-    check(found, losses, phi, **{kind: strength})
-    slack = 1e-12 * (losses.abs().max().item() + 1e-300)
-    assert losses.mean().item() - slack <= found.value.item() <= losses.max().item() + slack
-
-
-@settings(max_examples=60, derandomize=True, deadline=None)
-@given(losses_of_any_kind, st.floats(1e-6, 1))
-def test_cvar_of_any_level_on_any_row(values: list[float], level: float):
-    losses = rows(*values)
-    found = worst_case(losses, CVaR(level))
-    check(found, losses, CVaR(level))
-    k = max(level * len(values), 1.0)
-    falling = sorted(values, reverse=True)
-    shares = [min(1.0, max(0.0, k - i)) / k for i in range(len(values))]
-    expected = sum(share * value for share, value in zip(shares, falling, strict=True))
-    assert abs(found.value.item() - expected) <= 1e-9 * (max(map(abs, values)) + 1e-300)
-
-
-# Bad input
-
-
-@pytest.mark.parametrize(
-    ("message", "losses", "arguments"),
-    [
-        (r"losses: row 1 holds nan at item 2", rows([1, 2, 3], [1, 2, math.nan]), {"radius": 0.1}),
-        (r"losses: row \(0, 1\) holds -inf at item 0", rows([[1, 2], [-math.inf, 2]]), {"penalty": 0.1}),
-        (r"losses: the only row holds inf at item 1", rows(1, math.inf), {"penalty": 0.1}),
-        (r"losses: row 1 spans more than float64", rows([0, 1], [1.5e308, -1.5e308]), {"radius": 0.1}),
-        (r"losses: expected at least one item in each row, got shape \(3, 0\)", torch.zeros(3, 0), {"radius": 0.1}),
-        (r"losses: expected at least one item in each row, got shape \(\)", torch.zeros(()), {"radius": 0.1}),
-        (r"losses: expected float32 or float64, got torch.int64", torch.arange(3), {"radius": 0.1}),
-        (r"losses: expected float32 or float64, got torch.bfloat16", torch.zeros(3).bfloat16(), {"radius": 0.1}),
-        (r"mask: row 1 hides every item", torch.zeros(2, 2), {"radius": 0.1, "mask": torch.tensor([[True], [False]])}),
-        (r"mask: expected dtype bool, got torch.float32", torch.zeros(2, 2), {"radius": 0.1, "mask": torch.ones(2, 2)}),
-        (
-            r"mask: expected a shape that broadcasts to \(2, 2\), got \(3, 2\)",
-            torch.zeros(2, 2),
-            {"radius": 0.1, "mask": torch.ones(3, 2, dtype=torch.bool)},
-        ),
-        (r"radius: expected a number >= 0, got -0.1 for row 0", torch.zeros(2, 2), {"radius": -0.1}),
-        (r"penalty: expected a number >= 0, got nan for row 1", torch.zeros(2, 2), {"penalty": rows(0, math.nan)}),
-        (r"penalty: expected .* broadcasts to \(2,\), got \(3,\)", torch.zeros(2, 2), {"penalty": rows(1, 2, 3)}),
-        (r"penalty: gets no gradient", torch.zeros(2, 2), {"penalty": rows(1, 2).requires_grad_()}),
-        (r"radius, penalty: expected exactly one of them, got neither", torch.zeros(2), {}),
-        (r"radius, penalty: expected exactly one of them, got both", torch.zeros(2), {"radius": 0.1, "penalty": 0.1}),
-    ],
-)
-def test_bad_input_is_named(message: str, losses: Tensor, arguments: dict[str, Any]):
-    with pytest.raises(ValueError, match=message):
-        worst_case(losses, KL(), **arguments)
-
-
-@pytest.mark.parametrize(("named", "arguments"), [("radius", {"radius": 0.1}), ("penalty", {"penalty": 0.0})])
-def test_cvar_refuses_a_budget(named: str, arguments: dict[str, float]):
-    with pytest.raises(ValueError, match=rf"{named}: CVaR\(level=0.5\) takes no budget"):
-        worst_case(torch.zeros(2), CVaR(0.5), **arguments)

@@ -1,0 +1,119 @@
+"""Nested risk: an adversary over the anchors on top of each anchor's adversary over its negatives (ours).
+
+The inner adversary of anchor i makes  G_i = max_p Σ_j p_j h_ij − τ·KL(p ‖ uniform)  of its excess losses. Whether the *pair*
+can be learned at all is a property of the anchor, which no weights over its negatives express. So a second, outer adversary
+weighs the anchors by what the target loses beyond the reference:
+
+    F(θ) = max_q Σ_i q_i [ G_i(θ) − β·G_i^ref ] − λ·KL(q ‖ uniform),   ∇F = Σ_i q_i Σ_j p_ij ∇h_ij
+
+λ = ∞ is `drrho`; β·G^ref = 0 and λ = τ is one adversary over all (anchor, negative) pairs at once, since
+KL(q_i p_ij) = KL(q) + Σ_i q_i KL(p_i). A pair whose caption the reference finds wrong has a large G^ref, and drops out.
+Derivation: docs/theory.md, "Nested risk".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from steering.contrastive.naive import negatives
+from steering.contrastive.pairs import Pairs
+from steering.dro.stochastic import StochasticRisk
+from steering.errors import SteeringError
+from steering.methods.registry import Method, Step, register
+from steering.risk import Units, gathered
+
+
+@dataclass
+class NestedOptions:
+    tau: float = 0.07
+    """Temperature of the inner adversaries, in the unit of the losses (cosine for pairs); the initial value with a radius."""
+    radius: float | None = None
+    """Inner constrained form: KL budget of each anchor in nats, and tau is learned. null: tau stays."""
+    strength: Any = 0.0
+    """α of the inner excess loss, or "auto"; 0 leaves the reference to the outer adversary."""
+    epsilon: float = 1e-4
+    """Inner margin: an anchor stops pulling once all its excess losses are below tau·ln(epsilon). 0: never."""
+    gamma: float = 1.0
+    """Final rate of the inner moving averages over visits, in (0, 1]; 1 keeps no history."""
+    gamma_decay_epochs: int = 0
+    """Epochs of the cosine that takes that rate from 1 to gamma."""
+    tau_min: float = 0.01
+    """Smallest learned temperature, inner or outer."""
+    outer_tau: float = 0.1
+    """λ, temperature of the outer adversary over pairs, in the same unit; the initial value with an outer radius."""
+    outer_radius: float | None = None
+    """Outer constrained form: KL budget over pairs in nats, and outer_tau is learned. null: outer_tau stays."""
+    outer_strength: Any = 1.0
+    """β, how much of the reference's own inner risk is subtracted from a pair's, or "auto"."""
+    outer_gamma: float = 1.0
+    """Rate of the outer moving average over steps, in (0, 1]; 1 uses the batch alone."""
+
+
+class Nested(Method):
+    """Two risks, one inside the other; both KL."""
+
+    uses_reference = True
+
+    def __init__(self, options: NestedOptions, num_examples: int) -> None:
+        super().__init__()
+        self.inner = StochasticRisk(
+            2 * num_examples,
+            tau=options.tau,
+            radius=options.radius,
+            strength=options.strength,
+            epsilon=options.epsilon,
+            gamma=options.gamma,
+            gamma_decay_epochs=options.gamma_decay_epochs,
+            tau_min=options.tau_min,
+        )
+        try:
+            self.outer = StochasticRisk(
+                1,
+                tau=options.outer_tau,
+                radius=options.outer_radius,
+                strength=options.outer_strength,
+                gamma=options.outer_gamma,
+                tau_min=options.tau_min,
+            )
+        except ValueError as error:
+            raise ValueError(f"outer_{error}") from error
+        self.uses_reference = self.inner.strength.uses_reference or self.outer.strength.uses_reference
+
+    def start_epoch(self, epoch: int) -> None:
+        self.inner.start_epoch(epoch)
+
+    def forward(self, losses: Units | Pairs) -> Step:
+        units = negatives(losses) if isinstance(losses, Pairs) else gathered(losses)
+        if units.target.ndim < 2:
+            raise SteeringError(
+                "method (nested): needs rows of losses, such as a contrastive task's, got one row of examples"
+            )
+        risks, _, metrics = self.inner.per_row(units)
+        guide = self._reference_risks(units)
+        if isinstance(losses, Pairs):  # one weight for a pair: its caption is wrong for both directions
+            risks, guide = risks.mean(0), None if guide is None else guide.mean(0)
+        row = torch.zeros((), dtype=torch.int64, device=risks.device)
+        pairs = Units(risks.flatten(), None if guide is None else guide.flatten(), row)
+        estimate = self.outer(gathered(pairs) if units.sharded else pairs)
+        return Step(estimate.loss, metrics | {f"outer_{name}": value for name, value in estimate.metrics.items()})
+
+    @torch.no_grad()
+    def _reference_risks(self, units: Units) -> Tensor | None:
+        """G^ref: the inner risk of the reference's own losses on the same items, at the target's temperature, (...)."""
+        if units.reference is None:
+            return None
+        tau, mask = self.inner.temperature().detach(), units.mask
+        d = units.reference / tau
+        d = d if mask is None else d.masked_fill(~mask, -torch.inf)
+        log_u = d.logsumexp(-1) - units.counts().log()
+        return tau * torch.logaddexp(log_u, torch.full_like(log_u, self.inner.log_epsilon))
+
+
+@register("nested", NestedOptions)
+def build(options: NestedOptions, num_examples: int) -> Method:
+    """Nested risk: the anchors are weighted too, against pairs that the reference finds unlearnable."""
+    return Nested(options, num_examples)
