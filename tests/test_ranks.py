@@ -20,9 +20,11 @@ from torch import Tensor, nn
 import steering
 from steering import distributed
 from steering.contrastive import Pairs
+from steering.dro.groups import GroupWeights, group_means
 from steering.methods import build_method
 from steering.methods.drrho import DroOptions, DrrhoOptions
 from steering.methods.erm import ErmOptions
+from steering.methods.nested import NestedOptions
 from steering.risk import Units
 
 B, ALL, STEPS = 8, 12, 2
@@ -84,6 +86,12 @@ def grid(module: nn.Module, share: Share) -> Tensor:
     return module(Units(share.target("grid").T, reference, torch.arange(3), mask)).loss
 
 
+def grouped(module: nn.Module, share: Share) -> Tensor:
+    """Three groups, the last of which the second half of the batch lacks."""
+    groups = torch.tensor([2, 0, 1, 2, 1, 0, 0, 1])[share.part]
+    return module(*group_means(share.target("losses"), groups, 3))
+
+
 Case = tuple[Callable[[], nn.Module], Callable[[nn.Module, Share], Tensor]]
 CASES: dict[str, Case] = {
     "InfoNCE": (lambda: build_method("erm", ErmOptions(tau=0.3), ALL), pairs),
@@ -94,6 +102,26 @@ CASES: dict[str, Case] = {
     ),
     "DRRho on examples": (lambda: steering.DRRho(ALL, tau=0.6, gamma=0.3, radius=0.2), examples),
     "DRRho on a masked grid": (lambda: build_method("drrho", DrrhoOptions(tau=0.6, gamma=0.3, radius=0.2), ALL), grid),
+    "SCENT over pairs": (
+        lambda: build_method("drrho", DrrhoOptions(tau=0.4, estimator="mirror_descent", log_alpha=-0.5), ALL),
+        pairs,
+    ),
+    "half chi-square over pairs": (lambda: build_method("drrho", DrrhoOptions(tau=0.4, divergence="chi2"), ALL), pairs),
+    "CVaR on examples": (lambda: steering.DRRho(ALL, divergence="cvar", level=0.4, step=0.3), examples),
+    "strength auto over pairs": (lambda: build_method("drrho", DrrhoOptions(tau=0.4, strength="auto"), ALL), pairs),
+    "strength auto on a masked grid": (
+        lambda: build_method("drrho", DrrhoOptions(tau=0.6, strength="auto", gamma=0.3), ALL),
+        grid,
+    ),
+    "nested over pairs": (
+        lambda: build_method("nested", NestedOptions(tau=0.4, outer_tau=0.3, outer_radius=0.1, outer_gamma=0.5), ALL),
+        pairs,
+    ),
+    "nested on a masked grid": (
+        lambda: build_method("nested", NestedOptions(tau=0.6, outer_strength="auto"), ALL),
+        grid,
+    ),
+    "groups": (lambda: GroupWeights(3, step=0.5, smoothing=0.01), grouped),
     "ERM on a masked grid": (lambda: build_method("erm", ErmOptions(), ALL), grid),
 }
 

@@ -1,0 +1,148 @@
+"""Groups instead of examples: mean losses of groups, and weights over them that are learned by mirror ascent.
+
+The exact solver takes groups as it takes examples: `worst_case(means, ..., prior=shares, mask=counts > 0)`. This file has
+what training needs beside it. A mini-batch shows few examples of a group, or none, so group DRO and DoReMi keep the weights q
+and let them move a little with each batch.
+
+Legend: b examples (or tokens) of a batch, k groups.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from steering import distributed
+
+
+def group_means(losses: Tensor, groups: Tensor, num_groups: int) -> tuple[Tensor, Tensor]:
+    """Mean loss and number of items of each group, over the batches of all ranks.
+
+    Args:
+        losses: (b,), with or without gradient.
+        groups: int64, (b,), in [0, num_groups).
+
+    Returns:
+        Means, (k,), zero where a group is absent, and counts, (k,), in the dtype of the losses. The same on every rank;
+        averaging parameter gradients over the ranks gives the gradient of one process.
+
+    Raises:
+        ValueError: shapes differ, or a group out of range.
+    """
+    if losses.ndim != 1 or groups.shape != losses.shape:
+        raise ValueError(f"losses and groups must both be (b,), got {tuple(losses.shape)}, {tuple(groups.shape)}")
+    _require_groups(groups, num_groups)
+    sums = losses.new_zeros(num_groups).index_add(0, groups, losses)
+    counts = losses.new_zeros(num_groups).index_add(0, groups, torch.ones_like(losses))
+    if distributed.active():
+        sums, counts = (distributed.gather(x[None]).sum(0) for x in (sums, counts))
+    return sums / counts.clamp_min(1), counts
+
+
+class GroupWeights(nn.Module):
+    """Weights q over groups by exponentiated gradient: the primal–dual way to a robust risk.
+
+        q_g ← q_g·exp(η·L_g),  normalised;  q ← (1 − c)·q + c·q⁰                       group DRO; DoReMi with c > 0
+        with a penalty τ:  log q ← (log q + η·(L + τ·log q⁰)) / (1 + η·τ),  normalised   resting at q ∝ q⁰·exp(L/τ)
+
+    Without a penalty the adversary goes for the worst group, however slowly. With one, its resting point on standing losses
+    is `worst_case(L, "kl", penalty=τ, prior=q⁰)`. An absent group keeps its last loss.
+
+    Args:
+        num_groups: k.
+        step: η > 0.
+        smoothing: c in [0, 1): the least share of q⁰ in every q. DoReMi's is 1e-3.
+        penalty: τ ≥ 0 in the unit of the losses; 0 is none.
+        prior: q⁰, (k,), > 0, any scale; None is uniform.
+
+    Attributes:
+        mean: running mean of q over the updates, (k,): DoReMi's data mix, and the iterate that theory speaks of.
+
+    Raises:
+        ValueError: an argument out of range.
+
+    Source: arXiv 1911.08731 (group DRO), arXiv 2305.10429 (DoReMi); the penalised step is the proximal one, our derivation.
+    """
+
+    def __init__(
+        self,
+        num_groups: int,
+        *,
+        step: float = 1.0,
+        smoothing: float = 0.0,
+        penalty: float = 0.0,
+        prior: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        for name, value, ok, expected in [
+            ("num_groups", num_groups, num_groups >= 1, "at least 1"),
+            ("step", step, 0 < step < math.inf, "a number > 0"),
+            ("smoothing", smoothing, 0 <= smoothing < 1, "in [0, 1)"),
+            ("penalty", penalty, 0 <= penalty < math.inf, "a number ≥ 0"),
+        ]:
+            if not ok:
+                raise ValueError(f"{name} must be {expected}, got {value}")
+        prior = torch.ones(num_groups) if prior is None else torch.as_tensor(prior)
+        if prior.shape != (num_groups,) or not (prior > 0).all() or not prior.isfinite().all():
+            raise ValueError(f"prior must be {num_groups} finite numbers > 0, got {prior.tolist()}")
+        self.log_prior: Tensor
+        self.log_q: Tensor
+        self.losses: Tensor
+        self.mean: Tensor
+        self.updates: Tensor
+        log_prior = prior.double().log().log_softmax(0)
+        self.register_buffer("log_prior", log_prior)
+        self.register_buffer("log_q", log_prior.clone())
+        self.register_buffer("losses", torch.zeros(num_groups, dtype=torch.float64))
+        self.register_buffer("mean", torch.zeros(num_groups, dtype=torch.float64))
+        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+        self.step, self.smoothing, self.penalty = step, smoothing, penalty
+
+    def forward(self, means: Tensor, counts: Tensor) -> Tensor:
+        """Σ_g q_g L_g over the groups that are present, (), after an update of q; the gradient is that of the losses alone.
+
+        Args:
+            means: L, (k,), with gradient: `group_means` of the losses, or of excess losses.
+            counts: (k,), > 0 where a group is present.
+        """
+        q = self.update(means, counts).to(means.dtype)
+        return (q * means.masked_fill(counts == 0, 0.0)).sum()
+
+    @torch.no_grad()
+    def update(self, scores: Tensor, counts: Tensor) -> Tensor:
+        """Take in a batch's group losses and return q, (k,), float64.
+
+        DoReMi's scores are means of [ℓ − ℓ_ref]_+, clipped for each token before `group_means`.
+        """
+        present = counts > 0
+        self.losses.copy_(torch.where(present, scores.detach().double(), self.losses))
+        pulled = self.log_q + self.step * (self.losses + self.penalty * self.log_prior)
+        log_q = (pulled / (1 + self.step * self.penalty)).log_softmax(0)
+        if self.smoothing:
+            mixed = self.log_prior + math.log(self.smoothing)
+            log_q = torch.logaddexp(log_q + math.log1p(-self.smoothing), mixed)
+        self.log_q.copy_(log_q)
+        self.updates += 1
+        self.mean += (log_q.exp() - self.mean) / self.updates
+        return log_q.exp()
+
+    def item_weights(self, groups: Tensor, shares: Tensor) -> Tensor:
+        """q_g over the share of the group in the data, for each item, (b,): weights that make a batch look like the mix q.
+
+        Args:
+            groups: int64, (b,).
+            shares: probability of each group under the sampling, (k,), > 0.
+        """
+        _require_groups(groups, len(self.log_q))
+        return (self.log_q.exp() / shares.double())[groups].to(shares.dtype)
+
+
+def _require_groups(groups: Tensor, num_groups: int) -> None:
+    ok = (groups >= 0) & (groups < num_groups)
+    if ok.device.type != "cpu":
+        torch._assert_async(ok.all(), f"groups: outside [0, {num_groups})")
+    elif not ok.all():
+        place = int((~ok).nonzero()[0, 0])
+        raise ValueError(f"groups: {int(groups[place])} at position {place}, expected numbers in [0, {num_groups})")
