@@ -192,3 +192,29 @@ def test_every_module_imports() -> None:
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             if not module.name.endswith("__main__"):
                 importlib.import_module(module.name)
+
+
+def test_every_line_of_the_table_of_divergences_runs() -> None:
+    table = (
+        (ROOT / "docs" / "index.md")
+        .read_text(encoding="utf-8")
+        .partition("### Every divergence")[2]
+        .partition("\n## ")[0]
+    )
+    lines = re.findall(r"`((?:worst_case|steering\.)[^`]+)`", table)
+    assert len(lines) >= 18
+    torch.manual_seed(0)
+    h, n, q = torch.randn(2, 6), 6, torch.tensor([1.0, 2.0, 3.0, 1.0, 1.0, 1.0])
+    reference, index = torch.randn(n), torch.arange(n)
+    importlib.import_module("steering.dro.groups")
+    for line in lines:
+        made = eval(line, {"worst_case": steering.worst_case, "steering": steering, "h": h, "n": n, "q": q})
+        if line.startswith("worst_case"):
+            torch.testing.assert_close(made.weights.sum(-1), torch.ones(2))
+            assert (made.gap.abs() < 1e-5).all(), line
+        elif line.startswith("steering.DRRho"):  # the five lines
+            losses = h[0].clone().requires_grad_()
+            made(losses, reference, index).backward()
+            torch.testing.assert_close(losses.grad.sum(), torch.tensor(1.0), msg=line)
+        else:
+            assert made(h[0], torch.ones(n)).isfinite(), line

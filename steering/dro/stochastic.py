@@ -137,7 +137,7 @@ class StochasticRisk(nn.Module):
         surrogate = (weights * excess).sum(-1) + (tau - tau.detach()) * slope
         value = tau.detach() * (height + self.radius)
         metrics = excess_metrics(units, excess.detach()) | weight_metrics(units, weights) | {"tau": tau.detach()}
-        metrics["strength"] = torch.as_tensor(alpha, dtype=excess.dtype, device=excess.device)
+        metrics["strength"] = alpha if isinstance(alpha, Tensor) else excess.new_full((), alpha)
         return surrogate + (value - surrogate).detach(), weights, metrics
 
     @torch.no_grad()

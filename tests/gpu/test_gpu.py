@@ -3,8 +3,10 @@
 import pytest
 import torch
 
-from steering import GlobalContrastiveLoss
+from steering import GlobalContrastiveLoss, worst_case
 from steering.cli import main
+from steering.dro.stochastic import StochasticRisk
+from steering.risk import Units
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU here")]
 
@@ -37,3 +39,48 @@ def test_training_runs_on_the_gpu(precision, tmp_path):
         f"output={tmp_path}",
     ]
     assert main(["train", *arguments]) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("divergence", "options"),
+    [
+        ("kl", {"penalty": 0.5}),
+        ("kl", {"radius": 0.3}),
+        ("chi2", {"penalty": 0.5}),
+        ("chi2", {"radius": 0.3}),
+        ("cvar", {"level": 0.3}),
+        ("cressie-read", {"order": 1.5, "radius": 0.3}),
+        ("tv", {"radius": 0.3}),
+    ],
+)
+def test_the_exact_solver_is_the_same_on_the_gpu(divergence, options, dtype):
+    losses = torch.randn(37, 501, generator=torch.Generator().manual_seed(0)).to(dtype)
+    mask = torch.rand(37, 501, generator=torch.Generator().manual_seed(1)) < 0.8
+    for kept in (None, mask):
+        expected = worst_case(losses, divergence, mask=kept, **options)
+        found = worst_case(losses.cuda(), divergence, mask=None if kept is None else kept.cuda(), **options)
+        tolerance = 1e-10 if dtype == torch.float64 else 1e-5
+        torch.testing.assert_close(found.value.cpu(), expected.value, rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(found.weights.cpu(), expected.weights, rtol=1e3 * tolerance, atol=tolerance)
+        assert found.gap.abs().max() < 100 * tolerance
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"estimator": "moving_average", "strength": "auto"},
+        {"estimator": "mirror_descent"},
+        {"estimator": "batch"},
+    ],
+)
+def test_a_step_of_a_kl_risk_does_not_wait_for_the_gpu(options):
+    risk = StochasticRisk(100, tau=0.5, **options).cuda()
+    target, reference = (torch.randn(4, 64, device="cuda") for _ in range(2))
+    units = Units(target.requires_grad_(), reference, torch.arange(4, device="cuda"))
+    risk(units).loss.backward()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        risk(units).loss.backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
