@@ -114,7 +114,9 @@ CASES: dict[str, Case] = {
         grid,
     ),
     "nested over pairs": (
-        lambda: build_method("nested", NestedOptions(tau=0.4, outer_tau=0.3, outer_radius=0.1, outer_gamma=0.5), ALL),
+        lambda: build_method(
+            "nested", NestedOptions(tau=0.4, outer_tau=0.3, outer_radius=0.1, outer_gamma=0.5, outer_prior=2), ALL
+        ),
         pairs,
     ),
     "nested on a masked grid": (

@@ -124,16 +124,22 @@ class StochasticRisk(nn.Module):
     def start_epoch(self, epoch: int) -> None:
         self.estimator.start_epoch(epoch)
 
-    def forward(self, units: Units) -> Estimate:
-        """Risk of one batch of loss items, averaged over its rows; updates the running estimates of the rows."""
-        risks, weights, metrics = self.per_row(units)
+    def forward(self, units: Units, log_prior: Tensor | None = None) -> Estimate:
+        """Risk of one batch of loss items, averaged over its rows; updates the running estimates of the rows.
+
+        Args:
+            log_prior: log(n·q), (..., n), of a prior q over the items of a row; KL only. None is uniform.
+        """
+        risks, weights, metrics = self.per_row(units, log_prior)
         return Estimate(risks.mean(), weights, metrics)
 
-    def per_row(self, units: Units) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def per_row(self, units: Units, log_prior: Tensor | None = None) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """The risk of each row, (...), with its stochastic gradient; weights and metrics as in `Estimate`."""
+        if log_prior is not None and not self.is_kl:
+            raise ValueError(f"log_prior: works for 'kl' only, got {self.divergence.name!r}")
         tau, alpha = self.temperature(), self.strength(units)
         excess = units.excess(alpha)  # (..., n)
-        weights, height, slope = self._weights(units, excess.detach(), tau.detach())
+        weights, height, slope = self._weights(units, excess.detach(), tau.detach(), log_prior)
         surrogate = (weights * excess).sum(-1) + (tau - tau.detach()) * slope
         value = tau.detach() * (height + self.radius)
         metrics = excess_metrics(units, excess.detach()) | weight_metrics(units, weights) | {"tau": tau.detach()}
@@ -141,14 +147,17 @@ class StochasticRisk(nn.Module):
         return surrogate + (value - surrogate).detach(), weights, metrics
 
     @torch.no_grad()
-    def _weights(self, units: Units, excess: Tensor, tau: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _weights(
+        self, units: Units, excess: Tensor, tau: Tensor, log_prior: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """p, (..., n); F/τ − R per row, (...); and ∂F/∂τ per row, which is R − D_φ(p) at an exact ν."""
         s, counts = excess / tau, units.counts()
+        tilted = s if log_prior is None else s + log_prior
         mask = torch.ones_like(s, dtype=torch.bool) if units.mask is None else units.mask
-        ratios, nu = self.estimator(units.rows, s, mask, units.sharded)
+        ratios, nu = self.estimator(units.rows, tilted, mask, units.sharded)
         if self.is_kl:
             height = torch.logaddexp(nu, torch.full_like(nu, self.log_epsilon))
-            weights = (s - height[..., None]).exp().masked_fill(~mask, 0.0) / counts[..., None]
+            weights = (tilted - height[..., None]).exp().masked_fill(~mask, 0.0) / counts[..., None]
             return weights, height, height + self.radius - (weights * s).sum(-1)
         # mean φ*(s − ν) by Fenchel's equality with these ratios: at a kink φ*′ is not one number.
         paid = masked_mean(self.divergence.phi(ratios), mask)

@@ -4,15 +4,17 @@ The inner adversary of anchor i makes  G_i = max_p Σ_j p_j h_ij − τ·KL(p �
 can be learned at all is a property of the anchor, which no weights over its negatives express. So a second, outer adversary
 weighs the anchors by what the target loses beyond the reference:
 
-    F(θ) = max_q Σ_i q_i [ G_i(θ) − β·G_i^ref ] − λ·KL(q ‖ uniform),   ∇F = Σ_i q_i Σ_j p_ij ∇h_ij
+    F(θ) = max_q Σ_i q_i [ G_i(θ) − β·G_i^ref ] − λ·KL(q ‖ q⁰),   q⁰_i ∝ exp(−κ·G_i^ref),   ∇F = Σ_i q_i Σ_j p_ij ∇h_ij
 
-λ = ∞ is `drrho`; β·G^ref = 0 and λ = τ is one adversary over all (anchor, negative) pairs at once, since
-KL(q_i p_ij) = KL(q) + Σ_i q_i KL(p_i). A pair whose caption the reference finds wrong has a large G^ref, and drops out.
+The prior q⁰ trusts pairs as far as the reference can make sense of them: a caption that it finds wrong has a large G^ref.
+κ = 0 and λ = ∞ is `drrho`, λ = ∞ alone a soft filter; κ = β = 0 and λ = τ is one adversary over all (anchor, negative)
+pairs at once, since KL(q_i p_ij) = KL(q) + Σ_i q_i KL(p_i).
 Derivation: docs/theory.md, "Nested risk".
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +51,8 @@ class NestedOptions:
     """Outer constrained form: KL budget over pairs in nats, and outer_tau is learned. null: outer_tau stays."""
     outer_strength: Any = 1.0
     """β, how much of the reference's own inner risk is subtracted from a pair's, or "auto"."""
+    outer_prior: float = 0.0
+    """κ ≥ 0: the outer adversary starts from q⁰ ∝ exp(−κ·G^ref), so that pairs which the reference finds wrong count less."""
     outer_gamma: float = 1.0
     """Rate of the outer moving average over steps, in (0, 1]; 1 uses the batch alone."""
 
@@ -70,6 +74,9 @@ class Nested(Method):
             gamma_decay_epochs=options.gamma_decay_epochs,
             tau_min=options.tau_min,
         )
+        if not 0 <= options.outer_prior < math.inf:
+            raise ValueError(f"outer_prior must be a number ≥ 0, got {options.outer_prior}")
+        self.prior = options.outer_prior
         try:
             self.outer = StochasticRisk(
                 1,
@@ -81,7 +88,8 @@ class Nested(Method):
             )
         except ValueError as error:
             raise ValueError(f"outer_{error}") from error
-        self.uses_reference = self.inner.strength.uses_reference or self.outer.strength.uses_reference
+        strengths = (self.inner.strength, self.outer.strength)
+        self.uses_reference = self.prior > 0 or any(strength.uses_reference for strength in strengths)
 
     def start_epoch(self, epoch: int) -> None:
         self.inner.start_epoch(epoch)
@@ -98,8 +106,16 @@ class Nested(Method):
             risks, guide = risks.mean(0), None if guide is None else guide.mean(0)
         row = torch.zeros((), dtype=torch.int64, device=risks.device)
         pairs = Units(risks.flatten(), None if guide is None else guide.flatten(), row)
-        estimate = self.outer(gathered(pairs) if units.sharded else pairs)
+        pairs = gathered(pairs) if units.sharded else pairs
+        estimate = self.outer(pairs, self._log_prior(pairs))
         return Step(estimate.loss, metrics | {f"outer_{name}": value for name, value in estimate.metrics.items()})
+
+    @torch.no_grad()
+    def _log_prior(self, pairs: Units) -> Tensor | None:
+        """log(n q⁰) of the batch's pairs, (n,)."""
+        if pairs.reference is None or self.prior == 0:
+            return None
+        return (-self.prior * pairs.reference).log_softmax(-1) + math.log(pairs.reference.shape[-1])
 
     @torch.no_grad()
     def _reference_risks(self, units: Units) -> Tensor | None:

@@ -41,11 +41,13 @@ def build(**options) -> Method:
     return method
 
 
-def naive(batch: Pairs, tau: float, lam: float, alpha: float, beta: float, epsilon: float) -> tuple[float, np.ndarray]:
+def naive(
+    batch: Pairs, tau: float, lam: float, alpha: float, beta: float, epsilon: float, kappa: float = 0.0
+) -> tuple[float, np.ndarray]:
     """F and the outer weights q, by loops over the definition."""
     target = batch.image.detach().numpy() @ batch.text.detach().numpy().T
     guide = batch.reference_image.numpy() @ batch.reference_text.numpy().T
-    excess = np.zeros(B)
+    excess, prior = np.zeros(B), np.zeros(B)
     for i in range(B):
         for direction in (0, 1):
             inner, reference = 0.0, 0.0
@@ -56,18 +58,23 @@ def naive(batch: Pairs, tau: float, lam: float, alpha: float, beta: float, epsil
                 other = (guide[i, j] if direction == 0 else guide[j, i]) - guide[i, i]
                 inner += math.exp((loss - alpha * other) / tau) / (B - 1)
                 reference += math.exp(other / tau) / (B - 1)
+            prior[i] += tau * math.log(epsilon + reference) / 2
             excess[i] += tau * (math.log(epsilon + inner) - beta * math.log(epsilon + reference)) / 2
-    z = np.exp(excess / lam)
-    return lam * math.log(z.mean()), z / z.sum()
+    prior = np.exp(-kappa * prior) / np.exp(-kappa * prior).sum()
+    z = prior * np.exp(excess / lam)
+    return lam * math.log(z.sum()), z / z.sum()
 
 
-@pytest.mark.parametrize(("alpha", "beta"), [(0.0, 1.0), (0.5, 1.0), (1.0, 0.0), (0.3, 2.0)])
+@pytest.mark.parametrize(
+    ("alpha", "beta", "kappa"), [(0.0, 1.0, 0.0), (0.5, 1.0, 3.0), (1.0, 0.0, 0.5), (0.3, 2.0, 0.0)]
+)
 @pytest.mark.parametrize("epsilon", [0.0, 1e-2])
-def test_value_and_gradient_against_loops(alpha: float, beta: float, epsilon: float):
+def test_value_and_gradient_against_loops(alpha: float, beta: float, kappa: float, epsilon: float):
     batch = pairs()
-    method = build(tau=0.2, outer_tau=0.15, strength=alpha, outer_strength=beta, epsilon=epsilon)
+    options = {"strength": alpha, "outer_strength": beta, "outer_prior": kappa}
+    method = build(tau=0.2, outer_tau=0.15, epsilon=epsilon, **options)
     loss = method(batch).loss
-    expected, _ = naive(batch, 0.2, 0.15, alpha, beta, epsilon)
+    expected, _ = naive(batch, 0.2, 0.15, alpha, beta, epsilon, kappa)
     assert loss.item() == pytest.approx(expected, abs=1e-12)
     loss.backward()
     for leaf in (batch.image, batch.text):  # finite differences of the loops, feature by feature
@@ -81,7 +88,7 @@ def test_value_and_gradient_against_loops(alpha: float, beta: float, epsilon: fl
                 other = Pairs(
                     **changed, index=INDEX, reference_image=batch.reference_image, reference_text=batch.reference_text
                 )
-                values.append(naive(other, 0.2, 0.15, alpha, beta, epsilon)[0])
+                values.append(naive(other, 0.2, 0.15, alpha, beta, epsilon, kappa)[0])
             assert leaf.grad[place].item() == pytest.approx((values[0] - values[1]) / 2e-6, abs=1e-8)
 
 
@@ -95,6 +102,16 @@ def test_without_an_outer_adversary_it_is_drrho():
     drrho(twin).loss.backward()
     torch.testing.assert_close(batch.image.grad, twin.image.grad, rtol=1e-6, atol=1e-9)
     torch.testing.assert_close(batch.text.grad, twin.text.grad, rtol=1e-6, atol=1e-9)
+
+
+def test_without_an_outer_adversary_the_prior_is_a_soft_filter():
+    # λ → ∞: the weights of the pairs are q⁰ ∝ exp(−κ G^ref), whatever the target does.
+    rows = torch.randn(5, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64).requires_grad_()
+    reference = torch.randn(5, 4, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    method = build(tau=0.5, outer_tau=1e9, outer_prior=2.0, epsilon=0.0)
+    method(Units(rows, reference, torch.arange(5))).loss.backward()
+    guide = 0.5 * ((reference / 0.5).logsumexp(-1) - math.log(4))
+    torch.testing.assert_close(rows.grad.sum(-1), (-2 * guide).softmax(-1), rtol=1e-6, atol=1e-9)
 
 
 def test_with_equal_temperatures_it_is_one_adversary_over_rows_and_items():
@@ -171,4 +188,5 @@ def test_which_reference_it_uses():
 
     assert uses()
     assert uses(outer_strength=0.0, strength="auto")
+    assert uses(outer_strength=0.0, outer_prior=1.0)
     assert not uses(outer_strength=0.0)
