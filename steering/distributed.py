@@ -66,3 +66,13 @@ def mean(x: Tensor) -> Tensor:
 def barrier() -> None:
     if active():
         dist.barrier()
+
+
+@torch.no_grad()
+def sum_to_owner(x: Tensor) -> Tensor:
+    """Sum (K·b, ...) over the ranks and give each its own b rows: a reduce-scatter, the transpose of `gather`."""
+    if not active():
+        return x
+    own = x.new_empty(len(x) // world_size(), *x.shape[1:])
+    dist.reduce_scatter_tensor(own, x.contiguous())
+    return own

@@ -88,11 +88,10 @@ def checked(
     tau, limit = _budget(losses, phi, radius, rho, penalty, counts, shape)
     if limit is not None:
         _require_within_reach(phi, limit, flat, q, shape, "radius" if rho is None else "rho/n")
-    sizes = [spread, 1 / spread]
+    modest = (spread < _RANGE32) & (spread > 1 / _RANGE32)
     if limit is None and phi.takes_budget:
-        sizes.append(spread / tau)
-    modest = bool((torch.cat(sizes) < _RANGE32).all())
-    return Problem(flat, phi, q, top, spread, tau, limit, modest)
+        modest &= spread < _RANGE32 * tau
+    return Problem(flat, phi, q, top, spread, tau, limit, bool(modest.all()))
 
 
 def _prior(

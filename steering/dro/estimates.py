@@ -182,7 +182,7 @@ class ProximalPoint(Estimator):
 
     @torch.no_grad()
     def forward(self, rows: Tensor, scores: Tensor, mask: Tensor, sharded: bool = False) -> tuple[Tensor, Tensor]:
-        visits = self.visits[rows]
+        visits = self.visits[rows].clone()  # of a single row, indexing gives a view
         first, first_nu = self.divergence.tilt(scores, mask)
         step = self.step / visits.clamp_min(1).to(scores.dtype).sqrt()
         moved, nu = proximal_step(self.divergence, scores, mask, self.nu[rows].to(scores.dtype), step)

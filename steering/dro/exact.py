@@ -134,7 +134,10 @@ def worst_case(
         with torch.no_grad():
             return rows(problem.spread * certificate(problem, solution))
 
-    return WorstCase(_Envelope.apply(losses, rows(value), weights), weights, Dual(rows(tau), rows(nu)), gap)
+    value = rows(value)
+    if losses.requires_grad:
+        value = _Envelope.apply(losses, value, weights)
+    return WorstCase(value, weights, Dual(rows(tau), rows(nu)), gap)
 
 
 class _Envelope(torch.autograd.Function):
@@ -176,10 +179,12 @@ def _block(problem: Problem, out: Tensor, spare: dict[int, Tensor]) -> Solution:
     The scaled rows are written to `out`, where a solution that needs them no more leaves its weights.
     """
     divergence, eps = problem.divergence, torch.finfo(problem.losses.dtype).eps
+    if not divergence.takes_budget:
+        return divergence.penalised(_scaled(problem, problem.spread, out, spare))
     if problem.radius is None:
         prices = problem.tau / problem.spread
-        flat, sharp = (x & divergence.takes_budget for x in (prices > eps**-1.1, prices < 1e-290))
-        unit = torch.where(flat | sharp, problem.spread, problem.tau) if divergence.takes_budget else problem.spread
+        flat, sharp = prices > eps**-1.1, prices < 1e-290
+        unit = torch.where(flat | sharp, problem.spread, problem.tau)
         rows = _scaled(problem, unit, out, spare)
     else:
         unit, rows = problem.spread, _scaled(problem, problem.spread, out, spare)
@@ -188,9 +193,11 @@ def _block(problem: Problem, out: Tensor, spare: dict[int, Tensor]) -> Solution:
         most = share * divergence.phi(1 / share) + least
         flat, sharp = problem.radius < eps**2, problem.radius >= most * (1 - 8 * EPS)
     if not (limit := flat | sharp).any():
-        weights, value, tau, nu = _inner(divergence, rows, problem.radius)
-        change = unit / problem.spread
-        return Solution(weights, value * change, tau * change, nu * change)
+        solution = _inner(divergence, rows, problem.radius)
+        if problem.radius is not None:
+            return solution
+        weights, value, _, nu = solution
+        return Solution(weights, value * prices, prices, nu * prices)
     solution = _limits(rows, flat)
     if not limit.all():
         inner = (~limit).nonzero()[:, 0]

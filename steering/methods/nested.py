@@ -45,13 +45,13 @@ class NestedOptions:
     """Epochs of the cosine that takes that rate from 1 to gamma."""
     tau_min: float = 0.01
     """Smallest learned temperature, inner or outer."""
-    outer_tau: float = 0.1
+    outer_tau: float = 1.0
     """λ, temperature of the outer adversary over pairs, in the same unit; the initial value with an outer radius."""
     outer_radius: float | None = None
     """Outer constrained form: KL budget over pairs in nats, and outer_tau is learned. null: outer_tau stays."""
     outer_strength: Any = 1.0
     """β, how much of the reference's own inner risk is subtracted from a pair's, or "auto"."""
-    outer_prior: float = 0.0
+    outer_prior: float = 3.0
     """κ ≥ 0: the outer adversary starts from q⁰ ∝ exp(−κ·G^ref), so that pairs which the reference finds wrong count less."""
     outer_gamma: float = 1.0
     """Rate of the outer moving average over steps, in (0, 1]; 1 uses the batch alone."""

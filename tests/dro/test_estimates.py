@@ -206,6 +206,16 @@ def test_a_first_full_batch_is_the_exact_worst_case(name: str, divergence: Diver
     torch.testing.assert_close(found.loss, expected.value.mean(), rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize(("name", "divergence", "options"), PAIRS, ids=str)
+def test_a_first_batch_of_a_single_row_too(name: str, divergence: Divergence, options: dict[str, float]):
+    # The key of a plain batch of examples has no dimensions.
+    s = random(11)
+    t, nu = build_estimator(name, divergence, 1, **options).double()(ROW, s, all_of(s))
+    exact, exact_nu = divergence.tilt(s, all_of(s))
+    torch.testing.assert_close(t, exact)
+    torch.testing.assert_close(nu, exact_nu)
+
+
 @pytest.mark.parametrize(("name", "divergence", "options"), remembering, ids=str)
 def test_small_batches_find_the_dual_of_all_examples(name: str, divergence: Divergence, options: dict[str, float]):
     # 300 examples in batches of 8, a standing model. The plain mini-batch is off by its bias, these are not.

@@ -136,6 +136,13 @@ def test_the_certificate(
     torch.testing.assert_close(float(found.weights.double().sum()), 1.0, rtol=0, atol=1e-6)
 
 
+def test_total_variation_at_any_price():
+    losses = random(3, 9)
+    for tau in (1e-6, 1.0, 1e3, 1e9, 1e15):
+        found = worst_case(losses, "tv", penalty=tau)
+        torch.testing.assert_close(found.gap, torch.zeros(3).double(), rtol=0, atol=1e-12)
+
+
 @settings(max_examples=60, derandomize=True, deadline=None)
 @given(losses_of_any_kind, st.floats(1e-6, 1))
 def test_cvar_of_any_level_on_any_row(values: list[float], level: float):

@@ -30,6 +30,7 @@ def test_only_ratios_of_the_prior_count_and_a_zero_hides(phi: Divergence, budget
     keep = [0, 1, 3, 4, 5]
     alone = worst_case(losses[:, keep], phi, prior=prior[:, keep], **budget)
     torch.testing.assert_close(found.weights[:, keep], alone.weights)
+    torch.testing.assert_close(found.gap, torch.zeros(4).double(), rtol=0, atol=1e-12)  # φ(0) = ∞ hides nothing
     assert not found.weights[:, 2].any()
     masked = worst_case(losses, phi, prior=prior + 0.3 * (prior == 0), mask=prior > 0, **budget)
     torch.testing.assert_close(masked.weights, found.weights)

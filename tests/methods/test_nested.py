@@ -32,12 +32,13 @@ def pairs(seed: int = 0, guided: bool = True) -> Pairs:
 
 
 def build(**options) -> Method:
+    options = {"outer_tau": 0.1, "outer_prior": 0.0} | options
     method = build_method("nested", NestedOptions(**options), ALL).double()
     for risk, tau in ((method.inner, method.inner.temperature), (method.outer, method.outer.temperature)):
         del risk
         tau.log_tau.data = tau.log_tau.data.double()
     method.inner.temperature.log_tau.data.fill_(math.log(options.get("tau", 0.07)))
-    method.outer.temperature.log_tau.data.fill_(math.log(options.get("outer_tau", 0.1)))
+    method.outer.temperature.log_tau.data.fill_(math.log(options["outer_tau"]))
     return method
 
 
@@ -184,7 +185,9 @@ def test_rows_of_examples_work_and_a_single_row_is_refused():
 
 def test_which_reference_it_uses():
     def uses(**options) -> bool:
-        return build_method("nested", find_method("nested").options(**options), ALL).uses_reference
+        return build_method(
+            "nested", find_method("nested").options(**{"outer_prior": 0.0, **options}), ALL
+        ).uses_reference
 
     assert uses()
     assert uses(outer_strength=0.0, strength="auto")
