@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from steering.contrastive.naive import negatives
 from steering.contrastive.pairs import Pairs
+from steering.contrastive.risk import anchor_risks
 from steering.dro.divergences import CVaR, Divergence
 from steering.dro.stochastic import StochasticRisk
 from steering.risk import Units, gathered
@@ -168,7 +168,7 @@ class GlobalContrastiveLoss(nn.Module):
         for name in ("image", "text", "reference_image", "reference_text"):
             if (features := getattr(pairs, name)) is not None:
                 _require(torch.isfinite(features.detach()).all(-1), index, f"{name}: not finite")
-        return self.risk(negatives(pairs)).loss
+        return anchor_risks(self.risk, pairs)[0].mean()
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -210,8 +210,11 @@ class Threads:
 
 
 @pytest.mark.parametrize("count", [1, 2, 4, 8])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [name for name, (_, loss_of) in CASES.items() if loss_of is not pairs or name == "InfoNCE"]
+)
 def test_threads_descend_the_gradient_of_one_process(name, count, monkeypatch):
+    # Risks of pairs exchange in their backward pass too, which threads with one graph cannot play: see the processes below.
     expected = single(CASES[name])
     ranks, leaf = Threads(count), leaves()
     ranks.install(monkeypatch)

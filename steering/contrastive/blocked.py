@@ -18,12 +18,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from steering import distributed
-from steering.contrastive.pairs import Pairs
 
 HEADROOM = (
     40.0  # E ≤ e^40: sums of many stay finite, and items down to e^-127 of the largest are normal float32 numbers
@@ -35,13 +35,14 @@ DEFAULT_BUDGET = 512 << 20
 
 @dataclass
 class Blocks:
-    """One batch: features of this rank's images against all texts, and what pass 1 leaves for pass 2.
+    """One batch: this rank's images against all texts, and what pass 1 leaves for pass 2.
 
     Attributes:
         image, text: (b, d) and (B, d), detached; text is gathered over the ranks.
         guide_image, guide_text: the reference's, (b, d′) and (B, d′), or None.
-        tau: temperature; strength: α.
+        tau: temperature, (); strength: α.
         budget: bytes for kept blocks.
+        with_means: whether the mean of D under E is wanted, for the slope of a learned τ.
     """
 
     image: Tensor
@@ -49,21 +50,22 @@ class Blocks:
     guide_image: Tensor | None
     guide_text: Tensor | None
     tau: Tensor
-    strength: float
+    strength: float | Tensor
     budget: int
+    with_means: bool = False
     kept: dict[int, Tensor] = field(default_factory=dict)
     shifts: dict[int, Tensor] = field(default_factory=dict)
     single: bool = True
-    diagonal: Tensor | None = None
 
     def __post_init__(self) -> None:
         b, B = len(self.image), len(self.text)
-        rows = max(64, BLOCK_BYTES // (B * self.image.element_size()))
-        count = math.ceil(b / rows)
+        count = math.ceil(b / max(64, BLOCK_BYTES // (B * self.image.element_size())))
         rows = math.ceil(b / count)
         self.slices = [slice(start, min(start + rows, b)) for start in range(0, b, rows)]
         self.first = distributed.rank() * b
+        self.own = slice(self.first, self.first + b)
         self.scratch = [self.image.new_empty(0), self.image.new_empty(0)]
+        self.diagonal = self.image.new_empty(b)
 
     def buffer(self, number: int, m: int) -> Tensor:
         """Uninitialised (m, B), the same memory for every block."""
@@ -72,169 +74,141 @@ class Blocks:
             self.scratch[number] = self.image.new_empty(size)
         return self.scratch[number][:size].view(m, -1)
 
-    def logits(self, some: slice, out: Tensor) -> tuple[Tensor, Tensor]:
-        """D of some rows with −∞ at the positives, (m, B), and the positives' D, (m,)."""
+    def logits(self, some: slice, out: Tensor) -> Tensor:
+        """D of some rows, (m, B), with −∞ at the positives, whose D go to `diagonal`."""
         torch.mm(self.image[some], self.text.T, out=out)
         if self.guide_image is not None and self.guide_text is not None:
-            out.addmm_(self.guide_image[some], self.guide_text.T, alpha=-self.strength)
+            if isinstance(self.strength, Tensor):
+                out.addmm_(self.guide_image[some] * -self.strength, self.guide_text.T)
+            else:
+                out.addmm_(self.guide_image[some], self.guide_text.T, alpha=-self.strength)
         out.div_(self.tau)
-        own = torch.arange(some.start, some.stop, device=out.device)
-        diagonal = out[own - some.start, own + self.first]
-        out[own - some.start, own + self.first] = -math.inf
-        return out, diagonal
+        own = out[:, self.first + some.start : self.first + some.stop].diagonal()
+        self.diagonal[some] = own
+        own.fill_(-math.inf)
+        return out
 
-    def log_means(self) -> Tensor:
-        """log of the mean over the negatives of exp(h/τ), (2, b): pass 1."""
-        with torch.autocast(self.image.device.type, enabled=False):
-            sums = self._sums() if self.single else None
-            if sums is None:
-                self.single = False
-                self.kept.clear()
-                sums = self._exact_sums()
-        rows, columns = sums
+    def log_means(self) -> tuple[Tensor, Tensor]:
+        """Pass 1: log of the mean over the negatives of exp(h/τ), (2, b); and the mean of h/τ under these weights, (2, b)."""
+        sums = self._sums() if self.single else None
+        if sums is None:
+            self.single = False
+            self.kept.clear()
+            sums = self._exact_sums()
+        rows, columns, row_means, column_means = sums
         if distributed.active():
             parts = distributed.gather(columns[None])  # (K, B)
-            columns = parts.logsumexp(0)[self.first : self.first + len(self.image)]
-        assert self.diagonal is not None
-        return torch.stack([rows, columns]) - self.diagonal - math.log(len(self.text) - 1)
+            means = distributed.gather(column_means[None])
+            columns = parts.logsumexp(0)
+            column_means = ((parts - columns).exp() * means).sum(0)
+        found = torch.stack([rows, columns[self.own]]) - self.diagonal - math.log(len(self.text) - 1)
+        return found, torch.stack([row_means, column_means[self.own]]) - self.diagonal
 
-    def _sums(self) -> tuple[Tensor, Tensor] | None:
-        """log Σ_j exp D_ij and log Σ_i exp D_ij by one exponential; None if some anchor would lose its digits."""
-        B, size = len(self.text), self.image.element_size()
-        columns = self.image.new_zeros(B)
-        rows, diagonals = [], []
-        top = self.image.new_full((), -math.inf)
+    def _sums(self) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+        """log Σ_j exp D_ij and log Σ_i exp D_ij by one exponential, and E-weighted means of D; None if digits would be lost."""
+        B, size, used = len(self.text), self.image.element_size(), 0
+        columns, tops = self.image.new_zeros(2, B), self.image.new_full((), -math.inf)
+        rows, means = torch.empty_like(self.diagonal), torch.zeros_like(self.diagonal)
         for number, some in enumerate(self.slices):
             m = some.stop - some.start
-            keep = (sum(part.numel() for part in self.kept.values()) + m * B) * size <= self.budget
-            e, diagonal = self.logits(some, self.image.new_empty(m, B) if keep else self.buffer(0, m))
+            keep = (used + m * B) * size <= self.budget
+            e = self.logits(some, self.image.new_empty(m, B) if keep else self.buffer(0, m))
             shift = e.amax() - HEADROOM
             e.sub_(shift).exp_()
-            rows.append(e.sum(1).log_().add_(shift))
-            new_top = torch.maximum(top, shift)
-            columns.mul_((top - new_top).exp()).add_(e.sum(0).mul_((shift - new_top).exp()))
-            top, self.shifts[number] = new_top, shift
-            diagonals.append(diagonal)
+            top = torch.maximum(tops, shift)
+            now, then = (shift - top).exp(), (tops - top).exp()
+            total = e.sum(1)
+            rows[some] = total.log() + shift
+            columns[0].mul_(then).add_(e.sum(0).mul_(now))
+            if self.with_means:
+                weighted = torch.xlogy(e, e, out=self.buffer(1, m))  # E·(D − c)
+                means[some] = weighted.sum(1) / total + shift
+                columns[1].mul_(then).add_((weighted.sum(0) + shift * e.sum(0)).mul_(now))
+            tops, self.shifts[number] = top, shift
             if keep:
-                self.kept[number] = e
-        self.diagonal = torch.cat(diagonals)
-        found, down = torch.cat(rows), columns.log() + top
-        lowest = torch.minimum(found.amin(), down.amin())
-        return (found, down) if bool(lowest > top + HEADROOM - DEPTH) else None
+                self.kept[number], used = e, used + m * B
+        down = columns[0].log() + tops
+        lowest = torch.minimum(rows.amin(), down.amin())
+        if not bool(lowest > tops + HEADROOM - DEPTH):
+            return None
+        return rows, down, means, columns[1] / columns[0]
 
-    def _exact_sums(self) -> tuple[Tensor, Tensor]:
+    def _exact_sums(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The same with a shift for each row and each column."""
         columns = self.image.new_full((len(self.text),), -math.inf)
-        rows, diagonals = [], []
+        column_means = self.image.new_zeros(len(self.text))
+        rows, means = torch.empty_like(self.diagonal), torch.zeros_like(self.diagonal)
         for some in self.slices:
-            d, diagonal = self.logits(some, self.buffer(0, some.stop - some.start))
-            rows.append(d.logsumexp(1))
-            columns = torch.logaddexp(columns, d.logsumexp(0))
-            diagonals.append(diagonal)
-        self.diagonal = torch.cat(diagonals)
-        return torch.cat(rows), columns
+            d = self.logits(some, self.buffer(0, some.stop - some.start))
+            rows[some], down = d.logsumexp(1), d.logsumexp(0)
+            merged = torch.logaddexp(columns, down)
+            if self.with_means:
+                finite = d.clamp_min(torch.finfo(d.dtype).min)  # 0 · −∞ at the positives
+                means[some] = ((d - rows[some][:, None]).exp() * finite).sum(1)
+                here = ((d - merged).exp() * finite).sum(0)
+                column_means = (columns - merged).exp().nan_to_num(0.0) * column_means + here.nan_to_num(0.0)
+            columns = merged
+        return rows, columns, means, column_means
 
-    def gradients(self, log_weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """∂L/∂image, (b, d), ∂L/∂text of all texts from this rank's images, (B, d), and Σ over its entries of |∂L/∂D|·D: pass 2.
+    def gradients(self, log_a: Tensor, log_b: Tensor, signs: Tensor, all_signs: Tensor) -> tuple[Tensor, Tensor]:
+        """Pass 2: ∂L/∂image, (b, d), and ∂L/∂text of all texts from this rank's images, (B, d); positives excluded.
 
-        Positives excluded. With h/τ = D_ij − D_ii, the entry is exp(D_ij + log a_i) + exp(D_ij + log b_j).
-
-        Args:
-            log_weights: log a of this rank's images, (b,), followed by log b of all texts, (B,).
+        The entry ∂L/∂S_ij is ±exp(D_ij + log a_i) ± exp(D_ij + log b_j), a of this rank's images, b of all texts.
         """
-        b = len(self.image)
-        log_a, log_b = log_weights[:b], log_weights[b:]
         grad_image, grad_text = torch.empty_like(self.image), torch.zeros_like(self.text)
-        with torch.autocast(self.image.device.type, enabled=False):
-            for number, some in enumerate(self.slices):
-                m = some.stop - some.start
-                g = self._entries(number, some, log_a[some], log_b)
-                torch.mm(g, self.text, out=grad_image[some])
-                grad_text.addmm_(g.T, self.image[some])
-                self.kept.pop(number, None)
-                del g, m
-        return grad_image, grad_text, log_weights.new_zeros(())
+        for number, some in enumerate(self.slices):
+            g = self._entries(number, some, (log_a[some], signs[some]), (log_b, all_signs))
+            torch.mm(g, self.text, out=grad_image[some])
+            grad_text.addmm_(g.T, self.image[some])
+            self.kept.pop(number, None)
+        return grad_image, grad_text
 
-    def _entries(self, number: int, some: slice, log_a: Tensor, log_b: Tensor) -> Tensor:
-        """∂L/∂S of some rows, (m, B), zero at the positives."""
+    def _entries(self, number: int, some: slice, a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> Tensor:
         m = some.stop - some.start
         if not self.single:
-            d, _ = self.logits(some, self.buffer(0, m))
-            down = torch.add(d, log_b, out=self.buffer(1, m)).exp_()
-            return d.add_(log_a[:, None]).exp_().add_(down)
-        shift = self.shifts[number]
-        e = self.kept.get(number)
+            d = self.logits(some, self.buffer(0, m))
+            down = torch.add(d, b[0], out=self.buffer(1, m)).exp_().mul_(b[1])
+            return d.add_(a[0][:, None]).exp_().mul_(a[1][:, None]).add_(down)
+        shift, e = self.shifts[number], self.kept.get(number)
         if e is None:
-            e = self.logits(some, self.buffer(0, m))[0].sub_(shift).exp_()
-        factor = torch.add((log_a + shift).exp()[:, None], (log_b + shift).exp(), out=self.buffer(1, m))
-        return e.mul_(factor)
+            e = self.logits(some, self.buffer(0, m)).sub_(shift).exp_()
+        across, along = ((log_entry + shift).exp() * sign for log_entry, sign in (a, b))
+        return e.mul_(torch.add(across[:, None], along, out=self.buffer(1, m)))
 
 
-class _GlobalRisk(torch.autograd.Function):
-    """Risk τ(height + R) of every anchor, (2, b), where height = log(ε + u) comes from the estimator."""
+class GlobalRisk(torch.autograd.Function):
+    """(height, log û, mean of h/τ), each (2, b), of every anchor; the gradient is that of the height, ∂ log(ε + û)/∂S, in τ.
 
-    @staticmethod
-    def forward(ctx, image, text, tau, blocks, heights, radius):  # type: ignore[no-untyped-def]
-        log_means = blocks.log_means()
-        height = heights(log_means)
-        ctx.blocks, ctx.radius = blocks, radius
-        ctx.save_for_backward(height, log_means, tau)
-        ctx.mark_non_differentiable(log_means)
-        return tau * (height + radius), log_means
-
-    @staticmethod
-    def backward(ctx, weights, _):  # type: ignore[no-untyped-def]
-        height, log_means, tau = ctx.saved_tensors
-        blocks: Blocks = ctx.blocks
-        b, B = len(blocks.image), len(blocks.text)
-        pull = weights * (log_means - height).exp()  # ω_i Σ_j p_ij: what the positive pushes back
-        # log of |ω|·exp(−height − D_ii)/(B − 1); a weight of zero is −∞
-        log_entry = weights.abs().log() - height - blocks.diagonal - math.log(B - 1)
-        columns = distributed.gather(log_entry[1])
-        grad_image, grad_text, _ = blocks.gradients(torch.cat([log_entry[0], columns]))
-        own = slice(blocks.first, blocks.first + b)
-        both = pull.sum(0)[:, None]
-        grad_image -= both * blocks.text[own]
-        grad_text = distributed.sum_to_owner(grad_text) if distributed.active() else grad_text
-        grad_text = grad_text - both * blocks.image
-        return grad_image, grad_text, None, None, None, None
-
-
-def global_risks(
-    pairs: Pairs,
-    tau: Tensor,
-    strength: float,
-    heights: Callable[[Tensor], Tensor],
-    radius: float = 0.0,
-    budget: int = DEFAULT_BUDGET,
-) -> tuple[Tensor, Tensor]:
-    """Risk of every anchor of this rank, (2, b), with gradient to the features; and log û, (2, b), without.
-
-    The gradient given to the risks must not be negative (a mean, or the weights of an outer adversary).
-
-    Args:
-        pairs: features; float16 and bfloat16 are widened to float32.
-        tau: τ, (), without gradient.
-        strength: α.
-        heights: log û (2, b) → log(ε + u), which updates the running estimates.
-        radius: R.
-        budget: bytes for kept blocks; 0 recomputes all.
-
-    Raises:
-        ValueError: fewer than 2 pairs over all ranks.
+    The height is log(ε + u), where u is the running estimate that û has just moved: as everywhere, the weights are
+    exp(h/τ)/((B − 1)(ε + u)), detached.
     """
-    if len(pairs.image) * distributed.world_size() < 2:
-        raise ValueError(f"a contrastive batch needs at least 2 pairs over all ranks, got {len(pairs.image)}")
-    guided = strength != 0.0 and pairs.reference_image is not None and pairs.reference_text is not None
-    guide = distributed.gather(pairs.reference_text.detach()) if guided else None  # type: ignore[union-attr]
-    blocks = Blocks(
-        pairs.image.detach().contiguous(),
-        distributed.gather(pairs.text.detach().contiguous()),
-        pairs.reference_image.detach().to(pairs.image.dtype) if guided else None,  # type: ignore[union-attr]
-        None if guide is None else guide.to(pairs.image.dtype),
-        tau.detach(),
-        strength,
-        budget,
-    )
-    risks, log_means = _GlobalRisk.apply(pairs.image, pairs.text, tau.detach(), blocks, heights, radius)
-    return risks, log_means
+
+    @staticmethod
+    def forward(  # type: ignore[no-untyped-def]
+        ctx,
+        image: Tensor,  # noqa: ARG004  (the blocks hold them, detached)
+        text: Tensor,  # noqa: ARG004
+        blocks: Blocks,
+        heights: Callable[[Tensor], Tensor],
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        with torch.autocast(blocks.image.device.type, enabled=False):
+            log_means, means = blocks.log_means()
+        height = heights(log_means)
+        ctx.blocks = blocks
+        ctx.save_for_backward(height, log_means)
+        ctx.mark_non_differentiable(log_means, means)
+        return height, log_means, means
+
+    @staticmethod
+    def backward(ctx, weights: Tensor, *_: Any) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[no-untyped-def]
+        height, log_means = ctx.saved_tensors
+        blocks: Blocks = ctx.blocks
+        weights = weights / blocks.tau
+        pull = (weights * (log_means - height).exp()).sum(0)[:, None]  # what the positives push back
+        log_entry = weights.abs().log() - height - blocks.diagonal - math.log(len(blocks.text) - 1)
+        signs = weights.sign()
+        with torch.autocast(blocks.image.device.type, enabled=False):
+            every = distributed.gather(torch.stack([log_entry[1], signs[1]], -1))  # (B, 2): one exchange
+            grad_image, grad_text = blocks.gradients(log_entry[0], every[:, 0], signs[0], every[:, 1])
+        grad_text = distributed.sum_to_owner(grad_text)
+        return grad_image - pull * blocks.text[blocks.own], grad_text - pull * blocks.image, None, None

@@ -18,12 +18,12 @@ import math
 from abc import ABC, abstractmethod
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from steering import distributed
 from steering.dro.base import Divergence
 from steering.dro.cressie_read import KL
+from steering.dro.steps import mirror_step, proximal_step
 from steering.dro.tails import TotalVariation
 
 
@@ -45,6 +45,10 @@ class Estimator(nn.Module, ABC):
             (...), in units of τ.
         """
 
+    def track(self, rows: Tensor, log_g: Tensor, sharded: bool = False) -> Tensor:
+        """ν after a batch of which only log û = log mean e^s is known, (...); for KL, whose ν needs no more."""
+        raise NotImplementedError(f"{type(self).__name__} needs the scores themselves")
+
     @abstractmethod
     def start_epoch(self, epoch: int) -> None:
         """Called with 0, 1, ... at the start of each pass over the data."""
@@ -58,6 +62,9 @@ class MiniBatch(Estimator):
         self.divergence = divergence
 
     def start_epoch(self, epoch: int) -> None: ...
+
+    def track(self, rows: Tensor, log_g: Tensor, sharded: bool = False) -> Tensor:  # noqa: ARG002
+        return log_g
 
     @torch.no_grad()
     def forward(self, rows: Tensor, scores: Tensor, mask: Tensor, sharded: bool = False) -> tuple[Tensor, Tensor]:  # noqa: ARG002
@@ -95,8 +102,11 @@ class MovingAverage(Estimator):
 
     def forward(self, rows: Tensor, scores: Tensor, mask: Tensor, sharded: bool = False) -> tuple[Tensor, Tensor]:
         log_g, scores = _log_mean_exp(scores, mask)
-        nu = self.update(rows, log_g, self.gamma, sharded)
+        nu = self.track(rows, log_g, sharded)
         return (scores - nu[..., None]).exp(), nu
+
+    def track(self, rows: Tensor, log_g: Tensor, sharded: bool = False) -> Tensor:
+        return self.update(rows, log_g, self.gamma, sharded)
 
     @torch.no_grad()
     def update(self, rows: Tensor, log_g: Tensor, gamma: float, sharded: bool = False) -> Tensor:
@@ -147,11 +157,16 @@ class MirrorDescent(Estimator):
     @torch.no_grad()
     def forward(self, rows: Tensor, scores: Tensor, mask: Tensor, sharded: bool = False) -> tuple[Tensor, Tensor]:
         log_g, scores = _log_mean_exp(scores, mask)
+        new = self.track(rows, log_g, sharded)
+        return (scores - new[..., None]).exp(), new
+
+    @torch.no_grad()
+    def track(self, rows: Tensor, log_g: Tensor, sharded: bool = False) -> Tensor:
         new = torch.where(self.visited[rows], mirror_step(self.nu[rows].to(log_g.dtype), log_g, self.log_alpha), log_g)
         all_rows, all_new = _of_all_ranks(rows, new, sharded)
         self.nu[all_rows] = all_new.to(self.nu.dtype)
         self.visited[all_rows] = True
-        return (scores - new[..., None]).exp(), new
+        return new
 
 
 class ProximalPoint(Estimator):
@@ -191,44 +206,6 @@ class ProximalPoint(Estimator):
         self.nu[all_rows] = all_new.to(self.nu.dtype)
         self.visits[all_rows] += 1
         return torch.where((visits > 0)[..., None], moved, first), new
-
-
-def mirror_step(nu: Tensor, s: Tensor, log_alpha: float | Tensor) -> Tensor:
-    """argmin_x e^{s − x} + x + (1/α)·[e^−x − e^−ν + e^−ν (x − ν)], elementwise: ν + log(1 + α e^s) − log(1 + α e^ν).
-
-    Written as a mean in log space, log((1 − g) e^ν + g e^s) with g = σ(log α + ν), which lies between ν and s in floating
-    point too. Source: arXiv 2602.02877.
-    """
-    rate = nu + log_alpha
-    return torch.logaddexp(F.logsigmoid(-rate) + nu, F.logsigmoid(rate) + s)
-
-
-def proximal_step(
-    divergence: Divergence, scores: Tensor, mask: Tensor, nu: Tensor, step: Tensor
-) -> tuple[Tensor, Tensor]:
-    """t, (..., n), and argmin_x x + mean φ*(s − x) + (x − ν)²/(2λ), (...), by bisection of its rising derivative.
-
-    The derivative is 1 − mean t(x) + (x − ν)/λ with t = φ*′(s − x). Between the two ends of the last bracket t is mixed
-    such that it is zero: at a kink of φ* that is the only right ratio.
-    """
-    s, before, counts = scores.double(), nu.double(), mask.sum(-1)
-    lam = step.double().clamp_min(1e-300)
-
-    def ratios(x: Tensor) -> Tensor:
-        return divergence.ratio(s - x[..., None]).masked_fill(~mask, 0.0)
-
-    low = torch.minimum(s.masked_fill(~mask, math.inf).amin(-1), before) - 1  # there t ≥ 1
-    high = torch.maximum(s.masked_fill(~mask, -math.inf).amax(-1), before)  # there t ≤ 1
-    for _ in range(52):
-        x = low + (high - low) / 2
-        rising = 1 - ratios(x).sum(-1) / counts + (x - before) / lam > 0
-        low, high = torch.where(rising, low, x), torch.where(rising, x, high)
-    steep, gentle = ratios(low), ratios(high)
-    goal = counts * (1 + (high - before) / lam)
-    span = (steep - gentle).sum(-1)
-    share = torch.where(span > 0, (goal - gentle.sum(-1)) / span, 0.0).clamp(0, 1)
-    t = gentle + share[..., None] * torch.where(steep > gentle, steep - gentle, 0.0)
-    return t.to(scores.dtype), high.to(scores.dtype)
 
 
 def gamma_schedule(epoch: int, final: float, decay_epochs: int) -> float:

@@ -147,6 +147,12 @@ class StochasticRisk(nn.Module):
         return surrogate + (value - surrogate).detach(), weights, metrics
 
     @torch.no_grad()
+    def height(self, rows: Tensor, log_means: Tensor, sharded: bool) -> Tensor:
+        """log(ε + u) after the running estimates of these rows have taken in log û, (...); KL."""
+        nu = self.estimator.track(rows, log_means, sharded)
+        return torch.logaddexp(nu, torch.full_like(nu, self.log_epsilon))
+
+    @torch.no_grad()
     def _weights(
         self, units: Units, excess: Tensor, tau: Tensor, log_prior: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from steering.contrastive.naive import negatives
 from steering.contrastive.pairs import Pairs
+from steering.contrastive.risk import anchor_risks
 from steering.dro.stochastic import StochasticRisk
 from steering.methods.registry import Method, Step, register
 from steering.risk import Units, gathered
@@ -75,8 +75,10 @@ class Drrho(Method):
         self.risk.start_epoch(epoch)
 
     def forward(self, losses: Units | Pairs) -> Step:
-        units = negatives(losses) if isinstance(losses, Pairs) else gathered(losses)
-        estimate = self.risk(units)
+        if isinstance(losses, Pairs):
+            risks, metrics = anchor_risks(self.risk, losses)
+            return Step(risks.mean(), metrics)
+        estimate = self.risk(gathered(losses))
         return Step(estimate.loss, estimate.metrics)
 
 

@@ -21,8 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steering.contrastive.naive import negatives
+from steering import distributed
 from steering.contrastive.pairs import Pairs
+from steering.contrastive.risk import anchor_risks, reference_risks
 from steering.dro.stochastic import StochasticRisk
 from steering.errors import SteeringError
 from steering.methods.registry import Method, Step, register
@@ -95,18 +96,22 @@ class Nested(Method):
         self.inner.start_epoch(epoch)
 
     def forward(self, losses: Units | Pairs) -> Step:
-        units = negatives(losses) if isinstance(losses, Pairs) else gathered(losses)
-        if units.target.ndim < 2:
-            raise SteeringError(
-                "method (nested): needs rows of losses, such as a contrastive task's, got one row of examples"
-            )
-        risks, _, metrics = self.inner.per_row(units)
-        guide = self._reference_risks(units)
-        if isinstance(losses, Pairs):  # one weight for a pair: its caption is wrong for both directions
-            risks, guide = risks.mean(0), None if guide is None else guide.mean(0)
+        if isinstance(losses, Pairs):
+            risks, metrics = anchor_risks(self.inner, losses)
+            guide = reference_risks(self.inner, losses)
+            # One weight for a pair: its caption is wrong for both directions.
+            risks, guide, sharded = risks.mean(0), None if guide is None else guide.mean(0), distributed.active()
+        else:
+            units = gathered(losses)
+            if units.target.ndim < 2:
+                raise SteeringError(
+                    "method (nested): needs rows of losses, as of a contrastive task, got one row of examples"
+                )
+            risks, _, metrics = self.inner.per_row(units)
+            guide, sharded = self._reference_risks(units), units.sharded
         row = torch.zeros((), dtype=torch.int64, device=risks.device)
         pairs = Units(risks.flatten(), None if guide is None else guide.flatten(), row)
-        pairs = gathered(pairs) if units.sharded else pairs
+        pairs = gathered(pairs) if sharded else pairs
         estimate = self.outer(pairs, self._log_prior(pairs))
         return Step(estimate.loss, metrics | {f"outer_{name}": value for name, value in estimate.metrics.items()})
 

@@ -16,9 +16,8 @@ from steering.dro.estimates import (
     MovingAverage,
     ProximalPoint,
     build_estimator,
-    mirror_step,
-    proximal_step,
 )
+from steering.dro.steps import mirror_step, proximal_step
 from steering.dro.stochastic import StochasticRisk
 from steering.risk import Units
 

@@ -1,0 +1,84 @@
+"""Risk of every anchor of a batch of pairs: the blocked path where it can, the dense one elsewhere."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from steering import distributed
+from steering.contrastive.blocked import DEFAULT_BUDGET, Blocks, GlobalRisk
+from steering.contrastive.naive import negatives
+from steering.contrastive.pairs import Pairs
+from steering.dro.stochastic import StochasticRisk
+
+
+def anchor_risks(risk: StochasticRisk, pairs: Pairs, budget: int = DEFAULT_BUDGET) -> tuple[Tensor, dict[str, Tensor]]:
+    """Risk of each of this rank's anchors, (2, b), image anchors first, with gradient; and scalars for a log.
+
+    KL risks of a fixed strength go in blocks, in memory linear in the batch (`blocked.py`); other divergences and strength
+    "auto" need all B² losses at once (`naive.py`).
+
+    Args:
+        risk: its running estimates are updated; row key 2·index + direction.
+        pairs: features of this rank.
+        budget: bytes that blocks of exponentials may take to be kept for the backward pass; the others are computed again.
+
+    Raises:
+        ValueError: fewer than 2 pairs over all ranks.
+    """
+    if not risk.is_kl or risk.strength.auto:
+        risks, _, metrics = risk.per_row(negatives(pairs))
+        return risks, metrics
+    alpha, tau = risk.strength.value, risk.temperature()
+    blocks = _blocks(pairs, tau.detach(), alpha, budget)
+    blocks.with_means = tau.requires_grad
+    rows = 2 * pairs.index + torch.arange(2, device=pairs.index.device)[:, None]
+    height, log_means, means = GlobalRisk.apply(
+        pairs.image, pairs.text, blocks, lambda found: risk.height(rows, found, distributed.active())
+    )
+    weight_sum = (log_means - height.detach()).exp()
+    slope = height.detach() + risk.radius - weight_sum * means
+    risks = tau.detach() * (height + risk.radius)
+    if tau.requires_grad:
+        risks = risks + (tau - tau.detach()) * slope
+    metrics = _metrics(blocks) | {"weight_sum": weight_sum.mean(), "tau": tau.detach()}
+    return risks, metrics | {"strength": height.new_full((), alpha)}
+
+
+@torch.no_grad()
+def reference_risks(risk: StochasticRisk, pairs: Pairs) -> Tensor | None:
+    """The same risk of the reference's own losses, at the target's temperature, (2, b); None without a reference."""
+    if pairs.reference_image is None or pairs.reference_text is None:
+        return None
+    tau = risk.temperature().detach()
+    own = Pairs(pairs.reference_image, pairs.reference_text, pairs.index)
+    log_means, _ = _blocks(own, tau, 0.0, 0).log_means()
+    return tau * torch.logaddexp(log_means, torch.full_like(log_means, risk.log_epsilon))
+
+
+def _blocks(pairs: Pairs, tau: Tensor, strength: float, budget: int) -> Blocks:
+    if len(pairs.image) * distributed.world_size() < 2:
+        raise ValueError(f"a contrastive batch needs at least 2 pairs over all ranks, got {len(pairs.image)}")
+    image, dtype = pairs.image.detach().contiguous(), pairs.image.dtype
+    text = distributed.gather(pairs.text.detach().contiguous())
+    # Which path is safe is asked of the numbers, and asking would make a GPU wait: there two exponentials are always taken.
+    single = image.device.type == "cpu"
+    if strength == 0.0 or pairs.reference_image is None or pairs.reference_text is None:
+        return Blocks(image, text, None, None, tau, 0.0, budget, single=single)
+    guide = pairs.reference_image.detach().to(dtype)
+    guide_text = distributed.gather(pairs.reference_text.detach().to(dtype).contiguous())
+    return Blocks(image, text, guide, guide_text, tau, strength, budget, single=single)
+
+
+@torch.no_grad()
+def _metrics(blocks: Blocks) -> dict[str, Tensor]:
+    """Mean and variance of h and the effective sample share, of up to 64 image anchors: all would cost another product."""
+    some = slice(0, min(64, len(blocks.image)))
+    d = blocks.logits(some, blocks.buffer(0, some.stop))
+    weights = d.softmax(-1)
+    share = 1 / weights.square().sum(-1) / (d.shape[-1] - 1)
+    negative, count = d > -torch.inf, d.numel() - len(d)
+    h = ((d - blocks.diagonal[some, None]) * blocks.tau).masked_fill(~negative, 0.0)
+    mean = h.sum() / count
+    variance = ((h - mean).square() * negative).sum() / count
+    return {"excess_mean": mean, "excess_variance": variance, "effective_sample_share": share.mean()}
