@@ -66,6 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: the words after `steering`; None takes them from the process.
     """
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["benchmark"]:
+        return _benchmark(words[1:])
     try:
         with contextlib.nullcontext() if _first() else contextlib.redirect_stderr(io.StringIO()):
             command, config, overrides = _parsed(argv)
@@ -86,6 +89,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         traceback.print_exc()
         _tell_torchrun(traceback.format_exc())
         return 1
+    return 0
+
+
+def _benchmark(words: list[str]) -> int:
+    """The one command that takes no config."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    from steering.protocols import benchmark
+
+    try:
+        benchmark.main(words)
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 2
+    except KeyboardInterrupt:
+        _report("steering: interrupted")
+        return 130
     return 0
 
 
@@ -137,6 +155,7 @@ def _parser() -> argparse.ArgumentParser:
         )
         sub.add_argument("config", metavar="CONFIG.yaml", help="the run's config file")
         sub.add_argument("overrides", metavar="key=value", nargs="*", help="override of a config value, dotted: a.b=c")
+    commands.add_parser("benchmark", help="time and memory of the contrastive losses here: `steering benchmark --help`")
     return parser
 
 

@@ -1,0 +1,185 @@
+"""The blocked contrastive risk against the dense one, in every way that decides its path."""
+
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from steering.contrastive import Pairs, blocked, negatives
+from steering.contrastive.risk import anchor_risks, reference_risks
+from steering.dro.stochastic import StochasticRisk
+
+B, D = 70, 16
+Outcome = tuple[Tensor, ...]
+
+
+def features(dtype: torch.dtype, common: float = 1.0) -> list[Tensor]:
+    """Image, text, and the reference's; `common` is how much all of them share, which raises all cosines alike."""
+    generator = torch.Generator().manual_seed(0)
+    shared = common * torch.randn(4, 1, D, generator=generator, dtype=torch.float64)
+    made = F.normalize(torch.randn(4, B, D, generator=generator, dtype=torch.float64) + shared, dim=-1)
+    return [*made.to(dtype)]
+
+
+def planted(dtype: torch.dtype, **options) -> StochasticRisk:
+    """A risk with a history of three quarters of the anchors."""
+    risk = StochasticRisk(2 * B, **options).to(dtype)
+    generator = torch.Generator().manual_seed(1)
+    risk.estimator.log_u.copy_(torch.randn(2 * B, generator=generator))
+    risk.estimator.visited.copy_(torch.rand(2 * B, generator=generator) < 0.75)
+    return risk
+
+
+def outcome(risk: StochasticRisk, sides: list[Tensor], weights: Tensor, dense: bool, budget: int = 0) -> Outcome:
+    """Risks, gradients of their weighted sum by features and temperature, and the running estimates."""
+    risk = copy.deepcopy(risk)
+    image, text = (side.clone().requires_grad_() for side in sides[:2])
+    pairs = Pairs(image, text, torch.arange(B), *sides[2:])
+    risks = risk.per_row(negatives(pairs))[0] if dense else anchor_risks(risk, pairs, budget)[0]
+    (risks * weights).sum().backward()
+    learned = risk.temperature.log_tau.grad
+    return risks.detach(), image.grad, text.grad, risk.estimator.log_u, torch.zeros(()) if learned is None else learned
+
+
+def same(found: Outcome, expected: Outcome, tolerance: float) -> None:
+    for x, y in zip(found, expected, strict=True):
+        assert (x - y).norm() <= tolerance * y.norm() + 1e-30
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(blocked, "BLOCK_BYTES", 1)  # blocks of 64 rows and of what is left
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-8)])
+@pytest.mark.parametrize("scale", [14.0, 100.0])
+@pytest.mark.parametrize("epsilon", [1e-14, 1e-4])
+@pytest.mark.parametrize("gamma", [0.3, 0.8, 1.0])
+@pytest.mark.parametrize("guided", [True, False])
+def test_the_dense_path(dtype, tolerance, scale, epsilon, gamma, guided):
+    risk = planted(dtype, tau=1 / scale, epsilon=epsilon, gamma=gamma, strength=0.8 if guided else 0.0)
+    sides, weights = features(dtype), torch.full((2, B), 1 / (2 * B), dtype=dtype)
+    expected = outcome(risk, sides, weights, dense=True)
+    for budget in (0, 64 * B * 8, 1 << 30):  # none, the first block, or all are kept
+        same(outcome(risk, sides, weights, dense=False, budget=budget), expected, tolerance)
+
+
+@pytest.mark.parametrize("tau", [0.5, 0.002])
+def test_both_exponential_paths_are_taken(tau, monkeypatch):
+    # At τ = 0.002 logits span a thousand nats: one constant for a whole block cannot serve.
+    taken = []
+    exact = blocked.Blocks._exact_sums
+    monkeypatch.setattr(blocked.Blocks, "_exact_sums", lambda self: taken.append(1) or exact(self))
+    for dtype, tolerance in ((torch.float32, 2e-5), (torch.float64, 1e-8)):
+        risk = planted(dtype, tau=tau, epsilon=1e-4, gamma=0.8, tau_min=1e-4)
+        sides, weights = features(dtype, common=0.0), torch.full((2, B), 1 / (2 * B), dtype=dtype)
+        same(outcome(risk, sides, weights, dense=False), outcome(risk, sides, weights, dense=True), tolerance)
+    assert len(taken) == (0 if tau == 0.5 else 2)
+
+
+@pytest.mark.parametrize("tau", [0.2, 0.003])
+@pytest.mark.parametrize("estimator", ["moving_average", "mirror_descent", "batch"])
+def test_a_learned_temperature_and_every_estimator(tau, estimator):
+    sides = features(torch.float64, common=0.3)
+    weights = torch.rand(2, B, generator=torch.Generator().manual_seed(3), dtype=torch.float64)  # of an outer adversary
+    results = []
+    for dense in (True, False):
+        risk = StochasticRisk(2 * B, tau=tau, radius=0.3, estimator=estimator, gamma=0.5, tau_min=1e-3).double()
+        pairs = [side.clone().requires_grad_() for side in sides[:2]]
+        for _ in range(2):  # the second visit reads history
+            batch = Pairs(*pairs, torch.arange(B), *sides[2:])
+            risks = risk.per_row(negatives(batch))[0] if dense else anchor_risks(risk, batch, 0)[0]
+        (risks * weights).sum().backward()
+        results.append((risks.detach(), pairs[0].grad, pairs[1].grad, risk.temperature.log_tau.grad))
+    same(results[1], results[0], 1e-6)  # the estimates pass through float32
+
+
+def test_weights_of_either_sign_and_of_zero():
+    risk = planted(torch.float64, tau=0.1, epsilon=1e-4, gamma=0.8)
+    sides, weights = features(torch.float64), torch.randn(2, B, generator=torch.Generator().manual_seed(3)).double()
+    weights[:, ::3] = 0
+    same(outcome(risk, sides, weights, dense=False), outcome(risk, sides, weights, dense=True), 1e-8)
+
+
+def test_gradient_by_finite_differences():
+    sides = features(torch.float64)
+    image, text = (side[:6].clone().requires_grad_() for side in sides[:2])
+
+    def total(image: Tensor, text: Tensor) -> Tensor:
+        risk = StochasticRisk(12, tau=0.3, epsilon=1e-2).double()  # γ = 1: the weights are the exact gradient
+        return anchor_risks(risk, Pairs(image, text, torch.arange(6), *(side[:6] for side in sides[2:])))[0].sum()
+
+    assert torch.autograd.gradcheck(total, (image, text), atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_features_are_widened(dtype):
+    import steering
+
+    sides = [side.to(dtype).requires_grad_(number < 2) for number, side in enumerate(features(torch.float32))]
+    loss = steering.GlobalContrastiveLoss(B, tau=0.07)(sides[0], sides[1], torch.arange(B), *sides[2:])
+    loss.backward()
+    assert loss.dtype == torch.float32
+    wide = [side.detach().float().requires_grad_(number < 2) for number, side in enumerate(sides)]
+    expected = steering.GlobalContrastiveLoss(B, tau=0.07)(wide[0], wide[1], torch.arange(B), *wide[2:])
+    torch.testing.assert_close(loss, expected)
+
+
+def test_reference_risks_against_the_definition():
+    risk = StochasticRisk(2 * B, tau=0.2, epsilon=1e-3).double()
+    _, _, image, text = features(torch.float64)
+    found = reference_risks(risk, Pairs(image, text, torch.arange(B), image, text))
+    s = image @ text.T
+    for direction, matrix in enumerate((s, s.T)):
+        h = (matrix - s.diagonal()[:, None]) / risk.temperature().detach()
+        u = (h.exp().sum(1) - 1) / (B - 1)
+        torch.testing.assert_close(found[direction], risk.temperature().detach() * (1e-3 + u).log())
+
+
+def test_metrics_are_those_of_the_first_image_anchors():
+    sides = features(torch.float64)
+    risk, twin = (StochasticRisk(2 * B, tau=0.2, strength=0.5).double() for _ in range(2))
+    pairs = Pairs(sides[0], sides[1], torch.arange(B), *sides[2:])
+    found = anchor_risks(risk, pairs)[1]
+    units = negatives(pairs)
+    expected = twin.per_row(units)[2]
+    assert found.keys() == expected.keys()
+    h = units.excess(0.5)[0, :64][units.mask[0, :64]]
+    torch.testing.assert_close(found["excess_mean"], h.mean())
+    torch.testing.assert_close(found["excess_variance"], h.var(correction=0))
+    for name in ("weight_sum", "tau", "strength"):
+        torch.testing.assert_close(found[name], expected[name])
+
+
+def test_a_single_pair_is_refused():
+    one = [side[:1] for side in features(torch.float64)]
+    with pytest.raises(ValueError, match="at least 2 pairs over all ranks, got 1"):
+        anchor_risks(StochasticRisk(2, tau=0.1), Pairs(one[0], one[1], torch.arange(1)))
+
+
+def test_memory_is_linear_in_the_batch(monkeypatch):
+    # With nothing kept, the largest tensors made are one block of logits and features: counted, not believed.
+    monkeypatch.setattr(blocked, "BLOCK_BYTES", 1 << 16)
+    largest = {}
+    for n in (256, 1024):
+        made = [0]
+        empty = Tensor.new_empty
+
+        def counted(self, *size, made=made, empty=empty, **options):
+            out = empty(self, *size, **options)
+            made[0] = max(made[0], out.numel())
+            return out
+
+        monkeypatch.setattr(Tensor, "new_empty", counted)
+        sides = [F.normalize(torch.randn(n, 8), dim=-1) for _ in range(2)]
+        anchor_risks(StochasticRisk(2 * n, tau=0.1), Pairs(sides[0].requires_grad_(), sides[1], torch.arange(n)), 0)[
+            0
+        ].mean().backward()
+        monkeypatch.setattr(Tensor, "new_empty", empty)
+        largest[n] = made[0]
+    assert largest[1024] <= 64 * 1024
+    assert largest[1024] < 1024 * 1024 / 8
+    assert math.isclose(largest[256], 64 * 256, rel_tol=0.1)
