@@ -29,6 +29,7 @@ from steering.cli import _parsed
 from steering.config import load_config
 from steering.dro.stochastic import StochasticRisk
 from steering.methods import registry
+from steering.protocols import benchmark
 from steering.risk import Units
 from tasks.clip import ClipOptions
 
@@ -109,6 +110,9 @@ def test_commands_parse(page: Path, reader: Path) -> None:
                 continue
             words = words[words.index("steering") + 1 :]
             if words == [] or words[-1] in ("--help", "--version"):
+                continue
+            if words[0] == "benchmark":
+                benchmark.parsed(words[1:])
                 continue
             _, config, overrides = _parsed(words)
             if Path(config).is_file():

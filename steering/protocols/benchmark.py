@@ -128,8 +128,34 @@ def _in_fresh_process(variant: str, size: int, width: int, device: torch.device)
     return float(found.stdout)
 
 
-def main(arguments: Sequence[str]) -> list[Row]:
-    """The command; SystemExit as argparse does it."""
+def draw(rows: Sequence[Row], path: Path) -> None:
+    """Time over the floor and peak memory against the batch size, as PNG."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    colours = ["#999999", "#000000", "#D55E00", "#0072B2", "#56B4E9", "#009E73"]  # told apart by the colour-blind too
+    for colour, variant in zip(colours, VARIANTS, strict=True):
+        mine = [row for row in rows if row["variant"] == variant]
+        sizes = [row["B"] for row in mine]
+        for axis, value in zip(axes, ("over the floor", "extra MB"), strict=True):
+            axis.plot(sizes, [row[value] for row in mine], "o-", color=colour, label=variant, markersize=4)
+    for axis, label in zip(axes, ("time over four matrix products", "peak extra memory, MB"), strict=True):
+        axis.set(xscale="log", xlabel="batch size B", ylabel=label)
+        axis.set_xticks(sizes, labels=[f"{size:,}" for size in sizes])
+        axis.minorticks_off()
+        axis.grid(alpha=0.25)
+    axes[0].set_ylim(bottom=0)
+    axes[1].set_yscale("log")
+    axes[0].legend(fontsize=8)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def parsed(arguments: Sequence[str]) -> argparse.Namespace:
+    """The words after `steering benchmark`; SystemExit as argparse does it."""
     parser = argparse.ArgumentParser(
         prog="steering benchmark",
         description="Time and memory of the contrastive losses, as ratios to four matrix products and to plain CLIP.",
@@ -143,6 +169,7 @@ def main(arguments: Sequence[str]) -> list[Row]:
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows there")
+    parser.add_argument("--figure", type=Path, metavar="FILE", help="also draw time and memory against B, as PNG")
     options = parser.parse_args(arguments)
     for name, value, least in (
         ("sizes", min(options.sizes), 2),
@@ -151,8 +178,16 @@ def main(arguments: Sequence[str]) -> list[Row]:
     ):
         if value < least:
             parser.error(f"--{name}: expected at least {least}, got {value}")
+    return options
+
+
+def main(arguments: Sequence[str]) -> list[Row]:
+    """The command."""
+    options = parsed(arguments)
     print("| " + " | ".join(_SHOWN) + " |\n" + "| --- " * len(_SHOWN) + "|", flush=True)
     rows = contrastive(options.sizes, options.width, options.rounds, torch.device(options.device), options.threads)
     if options.json:
         options.json.write_text(json.dumps(rows, indent=2))
+    if options.figure:
+        draw(rows, options.figure)
     return rows

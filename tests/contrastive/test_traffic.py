@@ -1,0 +1,69 @@
+"""Bytes that a rank receives in one step of the contrastive risk, counted in real gloo processes, against the formula."""
+
+import json
+import multiprocessing
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+
+from steering import distributed
+from steering.contrastive import Pairs
+from steering.contrastive.risk import anchor_risks
+from steering.dro.stochastic import StochasticRisk
+
+B, D, REFERENCE = 24, 10, 6
+
+
+def process(rank: int, count: int, guided: bool, folder: Path) -> None:
+    torch.set_num_threads(1)
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=count)
+    received = {"features": 0, "numbers": 0}
+
+    def note(width: int, size: int) -> None:
+        received["features" if width in (D, REFERENCE) else "numbers"] += size
+
+    gather, scatter = dist.all_gather, dist.reduce_scatter_tensor
+
+    def counted_gather(parts, x):
+        note(x.shape[-1] if x.ndim == 2 else 0, (count - 1) * x.nbytes)
+        return gather(parts, x)
+
+    def counted_scatter(own, x):
+        note(own.shape[-1], (count - 1) * own.nbytes)
+        return scatter(own, x)
+
+    distributed.dist.all_gather, distributed.dist.reduce_scatter_tensor = counted_gather, counted_scatter
+    b = B // count
+    generator = torch.Generator().manual_seed(rank)
+    image, text = (F.normalize(torch.randn(b, D, generator=generator), dim=-1).requires_grad_() for _ in range(2))
+    guide = [F.normalize(torch.randn(b, REFERENCE, generator=generator), dim=-1) for _ in range(2)] if guided else []
+    risk = StochasticRisk(2 * B, tau=0.1, gamma=0.5)
+    pairs = Pairs(image, text, torch.arange(rank * b, (rank + 1) * b), *guide)
+    anchor_risks(risk, pairs)[0].mean().backward()
+    (folder / f"{rank}.json").write_text(json.dumps(received))
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("guided", [False, True])
+def test_bytes_received_by_a_rank(count, guided, tmp_path):
+    context = multiprocessing.get_context("forkserver")
+    workers = [context.Process(target=process, args=(rank, count, guided, tmp_path)) for rank in range(count)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(timeout=90)
+    assert [worker.exitcode for worker in workers] == [0] * count
+    b = B // count
+    for rank in range(count):
+        received = json.loads((tmp_path / f"{rank}.json").read_text())
+        # Texts gathered, their gradient reduce-scattered; with a reference its texts gathered too.
+        features = 8 * (count - 1) * b * D + (4 * (count - 1) * b * REFERENCE if guided else 0)
+        assert received["features"] == features
+        # Column sums and means of the columns (B each), duals and signs (2b), rows and new estimates (2b each, 8 and 4 bytes).
+        assert received["numbers"] == (count - 1) * (2 * 4 * B + 2 * 4 * b + 2 * (8 + 4) * b)
