@@ -10,6 +10,10 @@ from torch import Tensor, nn
 from steering import distributed
 from steering.risk import Units
 
+_RESOLVED = 64
+"""A standard deviation below this many units of rounding counts as none. As α ≤ std ℓ / std ℓ_ref (Cauchy and Schwarz), the
+rounding of α·ℓ_ref, which is about α·ε·max |ℓ_ref|, then stays below std ℓ / 64."""
+
 
 class Strength(nn.Module):
     """α in h = ℓ − α·ℓ_ref.
@@ -18,7 +22,8 @@ class Strength(nn.Module):
     adversary of a row, and the generalisation bound, pay for. Deviations are taken from the mean of each row, because the
     adversary of a row does not feel a constant of that row. Both moments are averaged over the batch's rows (of all ranks)
     and then over time, each for itself; the first batch counts whole. α* < 0 counts as 0: a reference that anti-correlates is
-    ignored. Scaling the reference's losses by any c > 0 scales α by 1/c and leaves h as it is.
+    ignored. So is one that is constant in its row, up to rounding, and a batch whose moments are not finite. Scaling the
+    reference's losses by any c > 0 scales α by 1/c and leaves h as it is.
 
     Args:
         value: a finite number ≥ 0, or "auto".
@@ -55,30 +60,39 @@ class Strength(nn.Module):
         """α for this batch: the number, or () in the dtype of the losses; "auto" takes the batch in first.
 
         The estimate sees the batch it is used on, so a weight depends on all losses of the batch a little more than the
-        batch's own normaliser makes it anyway: an effect of order rate/items, which vanishes with the batch.
+        batch's own normaliser makes it anyway: an effect of order rate/items (1/items at first), which vanishes with the
+        batch. A batch that moves α far is one whose excess losses are lessened: the estimate errs to the calm side.
         """
         if not self.auto or units.reference is None:
             return self.value
         moments = _moments(units)
         if units.sharded:
-            moments = torch.stack([distributed.mean(moment) for moment in moments])
-        rate = torch.where(self.visited, self.rate, 1.0)
-        self.covariance.lerp_(moments[0] / moments[2], rate)
-        self.variance.lerp_(moments[1] / moments[2], rate)
-        self.visited.fill_(True)
-        alpha = (self.covariance / self.variance).clamp_min(0.0)
-        # A constant reference says nothing, nor does one whose moments leave float64.
-        return torch.where(alpha.isfinite(), alpha, 0.0).to(units.target.dtype)
+            moments = distributed.mean(moments)
+        batch = moments[:2] / moments[2]
+        usable = batch.isfinite().all()  # one overflow must not stay in the averages for ever
+        batch = torch.where(usable, batch, 0.0)
+        rate = torch.where(usable, torch.where(self.visited, self.rate, 1.0), 0.0)
+        self.covariance.lerp_(batch[0], rate)
+        self.variance.lerp_(batch[1], rate)
+        self.visited |= usable
+        alpha = (self.covariance / self.variance).clamp_min(0.0).to(units.target.dtype)
+        return torch.where(alpha.isfinite(), alpha, 0.0)  # a variance of zero, or an α beyond the dtype
 
 
 def _moments(units: Units) -> Tensor:
-    """Sums over rows and items of (ℓ − ℓ̄)(ℓ_ref − ℓ̄_ref), of (ℓ_ref − ℓ̄_ref)², and of 1, float64, (3,); bars: row means."""
+    """Sums over rows and items of (ℓ − ℓ̄)(ℓ_ref − ℓ̄_ref), of (ℓ_ref − ℓ̄_ref)², and of 1, float64, (3,); bars: row means.
+
+    The number of items is that of all rows. Rows whose reference is constant up to rounding add to it alone.
+    """
     assert units.reference is not None
     mask = torch.ones_like(units.target, dtype=torch.bool) if units.mask is None else units.mask
     counts = mask.sum(-1, keepdim=True)
     target, reference = (x.detach().double().masked_fill(~mask, 0.0) for x in (units.target, units.reference))
     deviation = (target - target.sum(-1, keepdim=True) / counts).masked_fill(~mask, 0.0)
     guide = (reference - reference.sum(-1, keepdim=True) / counts).masked_fill(~mask, 0.0)
+    rounding = torch.finfo(units.reference.dtype).eps * reference.abs().amax(-1, keepdim=True)
+    spread = (guide.square().sum(-1, keepdim=True) / counts).sqrt()
+    guide = guide.masked_fill(spread <= _RESOLVED * rounding, 0.0)
     return torch.stack([(deviation * guide).sum(), guide.square().sum(), counts.sum().double()])
 
 
