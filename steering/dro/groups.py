@@ -106,6 +106,9 @@ class GroupWeights(nn.Module):
         Args:
             means: L, (k,), with gradient: `group_means` of the losses, or of excess losses.
             counts: (k,), > 0 where a group is present.
+
+        Raises:
+            ValueError: the loss of a group that is present is not finite (on a GPU a device-side assertion).
         """
         q = self.update(means, counts).to(means.dtype)
         return (q * means.masked_fill(counts == 0, 0.0)).sum()
@@ -117,6 +120,7 @@ class GroupWeights(nn.Module):
         DoReMi's scores are means of [ℓ − ℓ_ref]_+, clipped for each token before `group_means`.
         """
         present = counts > 0
+        _require(scores.isfinite() | ~present, scores, "losses of groups", "finite numbers")  # one NaN would stay in q
         self.losses.copy_(torch.where(present, scores.detach().double(), self.losses))
         pulled = self.log_q + self.step * (self.losses + self.penalty * self.log_prior)
         log_q = (pulled / (1 + self.step * self.penalty)).log_softmax(0)
@@ -140,9 +144,12 @@ class GroupWeights(nn.Module):
 
 
 def _require_groups(groups: Tensor, num_groups: int) -> None:
-    ok = (groups >= 0) & (groups < num_groups)
+    _require((groups >= 0) & (groups < num_groups), groups, "groups", f"numbers in [0, {num_groups})")
+
+
+def _require(ok: Tensor, values: Tensor, name: str, expected: str) -> None:
     if ok.device.type != "cpu":
-        torch._assert_async(ok.all(), f"groups: outside [0, {num_groups})")
+        torch._assert_async(ok.all(), f"{name}: expected {expected}")
     elif not ok.all():
         place = int((~ok).nonzero()[0, 0])
-        raise ValueError(f"groups: {int(groups[place])} at position {place}, expected numbers in [0, {num_groups})")
+        raise ValueError(f"{name}: {values[place].item()} at position {place}, expected {expected}")

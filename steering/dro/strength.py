@@ -59,9 +59,8 @@ class Strength(nn.Module):
     def forward(self, units: Units) -> float | Tensor:
         """α for this batch: the number, or () in the dtype of the losses; "auto" takes the batch in first.
 
-        The estimate sees the batch it is used on, so a weight depends on all losses of the batch a little more than the
-        batch's own normaliser makes it anyway: an effect of order rate/items (1/items at first), which vanishes with the
-        batch. A batch that moves α far is one whose excess losses are lessened: the estimate errs to the calm side.
+        The estimate sees the batch it is used on, and so makes the variance of that batch's excess losses look smaller, by
+        the share 1/n on a first batch of n items and rate·(3 − 2·rate)/((2 − rate)·n) later: docs/theory.md, section 8.
         """
         if not self.auto or units.reference is None:
             return self.value

@@ -65,6 +65,48 @@ def test_with_a_penalty_it_rests_at_the_exact_worst_case(step: float):
     torch.testing.assert_close(q, worst_case(losses, "kl", penalty=0.7, prior=prior).weights, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.parametrize("step", [0.3, 5.0])
+def test_each_penalised_step_is_the_proximal_one(step: float):
+    # The maximiser of ⟨q, L⟩ − τ KL(q‖q⁰) − KL(q‖q_old)/η: on the simplex all slopes are equal there, and none is higher.
+    prior, losses = rows(4, 2, 1, 3) / 10, rows(0.3, 1.2, -0.5, 2.0)
+    weights = GroupWeights(4, step=step, penalty=0.7, prior=prior)
+    old = weights.update(rows(1.0, 0.0, 0.5, -1.0), torch.ones(4))
+
+    def objective(q: Tensor) -> Tensor:
+        return (q * losses - 0.7 * q * (q / prior).log() - q * (q / old).log() / step).sum(-1)
+
+    q = weights.update(losses, torch.ones(4)).requires_grad_()
+    (slopes,) = torch.autograd.grad(objective(q), q)
+    torch.testing.assert_close(slopes, slopes.mean().expand(4))
+    others = torch.distributions.Dirichlet(torch.ones(4).double()).sample((500,))
+    assert (objective(others) < objective(q)).all()
+
+
+def test_equal_losses_leave_the_weights_as_they_are():
+    weights = GroupWeights(3, step=2.0, prior=rows(1, 2, 5))
+    for _ in range(5):
+        q = weights.update(rows(7.0, 7.0, 7.0), ONES)
+    torch.testing.assert_close(q, rows(1, 2, 5) / 8)
+
+
+def test_doremi_where_the_reference_is_worse_everywhere():
+    # METHODS, section 7, fact 6: scores of zero drift q to uniform by (1 − c) q + c/k; no weight below c/k; one step's mean.
+    weights, c = GroupWeights(3, smoothing=0.1), 0.1
+    first = weights.update(rows(9.0, 0.0, 0.0), ONES)
+    torch.testing.assert_close(weights.mean, first)
+    assert (first >= c / 3).all()
+    torch.testing.assert_close(weights.update(torch.zeros(3), ONES), (1 - c) * first + c / 3)
+
+
+def test_the_exact_worst_group_of_those_present():
+    losses = rows(1.0, 2.0, 6.0, 4.0).requires_grad_()
+    means, counts = group_means(losses, torch.tensor([2, 0, 2, 2]), 4)  # 2 and 11/3, two groups absent
+    found = worst_case(means, "kl", radius=5.0, mask=counts > 0)  # a budget beyond log 2: the free adversary
+    torch.testing.assert_close(found.value.detach(), rows(11 / 3)[0])
+    found.value.backward()
+    torch.testing.assert_close(losses.grad, rows(1, 0, 1, 1) / 3)
+
+
 def test_without_one_it_goes_for_the_worst_group():
     weights = GroupWeights(3, step=0.5)
     for _ in range(200):
@@ -73,7 +115,7 @@ def test_without_one_it_goes_for_the_worst_group():
 
 
 def test_the_mean_iterate_solves_the_game():
-    # Minimise max((w − 1)², (w + 2)² + 1): both are equal at w = −1/3·…; at the minimax w* the slopes balance.
+    # Minimise max((w − 1)², (w + 2)² + 1): a convex game whose saddle point is known in closed form.
     w, weights, ws = torch.zeros((), dtype=torch.float64, requires_grad=True), GroupWeights(2, step=0.02), []
     for step in range(4000):
         losses = torch.stack([(w - 1) ** 2, (w + 2) ** 2 + 1])
@@ -146,5 +188,7 @@ def test_wrong_options_are_named(message: str, options: dict):
 def test_wrong_groups_are_named():
     with pytest.raises(ValueError, match=r"groups: 3 at position 1, expected numbers in \[0, 3\)"):
         group_means(rows(1, 2), torch.tensor([0, 3]), 3)
+    with pytest.raises(ValueError, match=r"losses of groups: inf at position 1, expected finite numbers"):
+        GroupWeights(2).update(rows(1, math.inf), torch.ones(2))
     with pytest.raises(ValueError, match="must both be"):
         group_means(rows(1, 2), torch.tensor([0]), 3)

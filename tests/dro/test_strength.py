@@ -107,6 +107,44 @@ def test_a_reference_without_information_counts_nothing(target: list[float], ref
     assert float(found) == 0
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("constant", [0.1, math.log(10), 1e6 / 3])
+def test_a_reference_that_is_constant_up_to_rounding_counts_nothing(dtype: torch.dtype, constant: float):
+    # Regression on noise of rounding would find slopes of 1e7 (1e16 in float64), and h would lose all its digits.
+    jitter = (random(3, 64) > 0) * torch.finfo(dtype).eps
+    reference = (constant * (1 + jitter)).to(dtype)
+    assert reference.unique().numel() > 1
+    assert float(Strength("auto")(units(random(3, 64, seed=1).to(dtype), reference))) == 0
+
+
+def test_a_small_variation_that_the_dtype_resolves_counts():
+    loss = random(64, seed=1).float()
+    found = Strength("auto")(units(loss, 1 + 1e-4 * loss))
+    assert float(found) == pytest.approx(1e4, rel=0.01)
+
+
+@pytest.mark.parametrize("scale", [1e200, math.inf, math.nan])
+@pytest.mark.parametrize("before", [0, 1])
+def test_one_broken_batch_leaves_no_trace(scale: float, before: int):
+    strength, untouched = Strength("auto"), Strength("auto")
+    good, later = units(2 * random(9), random(9)), units(random(9, seed=1) + random(9, seed=2), random(9, seed=2))
+    for _ in range(before):
+        assert strength(good) == untouched(good)
+    strength(units(scale * random(9), scale * random(9)))
+    torch.testing.assert_close(strength(later), untouched(later), rtol=0, atol=0)
+
+
+def test_finite_where_alpha_leaves_the_dtype():
+    loss = random(9).float()
+    tiny = torch.linspace(0, 1e-40, 9)  # α* near 1e40, beyond float32
+    assert float(Strength("auto")(units(torch.linspace(0, 1, 9) + loss / 9, tiny))) == 0
+
+
+def test_ranges_of_1e30():
+    loss = 1e30 * random(40)
+    torch.testing.assert_close(Strength("auto")(units(loss, loss / 4)), torch.tensor(4.0).double())
+
+
 def test_fixed_strength_and_no_reference():
     assert Strength(0.3)(units(random(3), random(3))) == 0.3
     assert not Strength(0.3).state_dict()
