@@ -111,7 +111,7 @@ def test_a_reference_without_information_counts_nothing(target: list[float], ref
 @pytest.mark.parametrize("constant", [0.1, math.log(10), 1e6 / 3])
 def test_a_reference_that_is_constant_up_to_rounding_counts_nothing(dtype: torch.dtype, constant: float):
     # Regression on noise of rounding would find slopes of 1e7 (1e16 in float64), and h would lose all its digits.
-    jitter = (random(3, 64) > 0) * torch.finfo(dtype).eps
+    jitter = (random(3, 64) > 0).double() * torch.finfo(dtype).eps
     reference = (constant * (1 + jitter)).to(dtype)
     assert reference.unique().numel() > 1
     assert float(Strength("auto")(units(random(3, 64, seed=1).to(dtype), reference))) == 0
