@@ -23,7 +23,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from steering.errors import SteeringError
-from steering.methods import registered
+from steering.methods import find_method, registered
 from steering.schema import (  # noqa: F401  (the dataclasses are for the callers)
     MISSING,
     CompareConfig,
@@ -200,11 +200,15 @@ def _task(tree: _Tree, section: Any) -> Any:
 
 
 def _method(tree: _Tree, section: Any, path: str) -> MethodConfig:
-    name, known = _name(tree, section, path), registered()
-    if name not in known:
-        tree.fail(f"{path}.name", f"{path}.name: no method {name!r}; {nearest(name, [*known])}")
+    name = _name(tree, section, path)
+    try:
+        entry = find_method(name)
+    except SteeringError as error:
+        if ":" in name:
+            tree.fail(f"{path}.name", str(error).replace("method.name", f"{path}.name", 1))
+        tree.fail(f"{path}.name", f"{path}.name: no method {name!r}; {nearest(name, [*registered()])}")
     options = {key: value for key, value in section.items() if key != "name"}
-    return MethodConfig(name, typed(known[name].options, options, path, tree.fail))
+    return MethodConfig(name, typed(entry.options, options, path, tree.fail))
 
 
 def _name(tree: _Tree, section: Any, path: str) -> str:

@@ -35,6 +35,9 @@ class Units:
         rows: int64 key of each row's running estimate, (...). Zero for the single row of a plain batch of examples.
         mask: bool, (..., n), True where an item counts; None means all do. What stands at the others may be anything.
         sharded: False when every rank holds the same rows, True when the rows are split over the ranks.
+        groups: int64, (..., n), the group (class, domain) of each item; None where the data have none.
+        logits: scores of the target over C classes or tokens, (..., n, C), with gradient; only for a method that `needs_logits`.
+        reference_logits: those of the reference, (..., n, C), without gradient.
 
     Raises:
         ValueError: shapes differ, a row has no items, or the mask is not bool. Broadcasting would hide such a mistake.
@@ -45,6 +48,9 @@ class Units:
     rows: Tensor
     mask: Tensor | None = None
     sharded: bool = False
+    groups: Tensor | None = None
+    logits: Tensor | None = None
+    reference_logits: Tensor | None = None
 
     def __post_init__(self) -> None:
         shape = tuple(self.target.shape)
@@ -56,6 +62,12 @@ class Units:
             raise ValueError(f"rows must be {shape[:-1]}, one key per row of target, got {tuple(self.rows.shape)}")
         if self.mask is not None and (tuple(self.mask.shape) != shape or self.mask.dtype != torch.bool):
             raise ValueError(f"mask must be bool, {shape}, got {self.mask.dtype}, {tuple(self.mask.shape)}")
+        if self.groups is not None and (tuple(self.groups.shape) != shape or self.groups.dtype != torch.int64):
+            raise ValueError(f"groups must be int64, {shape}, got {self.groups.dtype}, {tuple(self.groups.shape)}")
+        for name in ("logits", "reference_logits"):
+            scores = getattr(self, name)
+            if scores is not None and tuple(scores.shape[:-1]) != shape:
+                raise ValueError(f"{name} must be {(*shape, 'C')}, got {tuple(scores.shape)}")
 
     def excess(self, strength: float | Tensor = 1.0) -> Tensor:
         """h = ℓ − α·ℓ_ref, (..., n): the loss that training can still reduce. α = 1 is arXiv 2505.06699, α = 0 plain DRO."""
@@ -75,7 +87,7 @@ class Units:
 
 
 def gathered(units: Units) -> Units:
-    """The same rows over the items of all ranks: (..., n) becomes (..., K·n) on every rank."""
+    """The same rows over the items of all ranks: (..., n) becomes (..., K·n) on every rank. Logits stay behind."""
     if units.sharded or not distributed.active():
         return units
 
@@ -84,7 +96,8 @@ def gathered(units: Units) -> Units:
 
     reference = None if units.reference is None else last_axis(units.reference)
     mask = None if units.mask is None else last_axis(units.mask)
-    return Units(last_axis(units.target), reference, units.rows, mask)
+    groups = None if units.groups is None else last_axis(units.groups)
+    return Units(last_axis(units.target), reference, units.rows, mask, groups=groups)
 
 
 def require_items(counts: Tensor) -> None:
@@ -101,18 +114,26 @@ class ReferenceRisk(ABC):
 
     `outputs` is also what the reference cache stores, so every tensor in it has one row per example. Nothing in an
     implementation may depend on the method or on the number of ranks: methods gather what they need.
+
+    Attributes:
+        unit: what one loss item belongs to: "example", "token", "sequence" or "pair". Methods say which they can reweight.
+        with_logits: set before a run whose method compares whole distributions; `outputs` then has what `losses` needs to
+            fill in `Units.logits`. A risk that cannot leaves it alone, and such a method is refused.
     """
+
+    unit: str = "example"
+    with_logits: bool = False
 
     @abstractmethod
     def outputs(self, model: nn.Module, batch: Batch) -> Outputs:
         """Per-example tensors of one model on one batch, each (b, ...) and float32 whatever the autocast."""
 
     @abstractmethod
-    def losses(self, target: Outputs, reference: Outputs | None, index: Tensor) -> Units | Pairs:
+    def losses(self, target: Outputs, reference: Outputs | None, batch: Batch) -> Units | Pairs:
         """Loss items of a batch.
 
         Args:
             target: outputs of the target, with gradient.
             reference: outputs of the reference on the same examples, without gradient, or None.
-            index: stable example numbers, int64, (b,).
+            batch: the batch itself; it carries "index", int64, (b,), the stable example numbers.
         """

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -18,8 +14,8 @@ from torch import nn
 
 from steering.data import IndexedData
 from steering.errors import SteeringError
+from steering.plugins import load_file, load_module
 from steering.risk import ReferenceRisk
-from steering.storage import sha256
 
 
 @dataclass
@@ -47,13 +43,30 @@ class Model:
     """Hex digest of the preprocessing: two models with the same one can share a batch."""
 
 
+@dataclass(frozen=True)
+class Metric:
+    """How to show a metric."""
+
+    percent: bool = True
+    """A share, shown in percent; else shown as it is."""
+    higher_is_better: bool = True
+
+
 class Task(ABC):
     """One domain. Implementations are built from their options only, and hold no model."""
 
     Options: ClassVar[type]
     """The dataclass of the `task:` section; its first field is `name`."""
+    units: ClassVar[tuple[str, ...]] = ("example",)
+    """What its losses can belong to, by its options: some of "example", "token", "sequence", "pair"."""
+    may_have_groups: ClassVar[bool] = False
+    """Whether its examples can belong to groups (domains, subpopulations)."""
+    metrics: ClassVar[Mapping[str, Metric]] = {}
+    """How to show metrics that are no shares of which more is better, by the part of the name after its last "/"."""
 
     risk: ReferenceRisk
+    groups: tuple[str, ...] = ()
+    """Names of the groups that `Units.groups` numbers; empty when the data have none."""
 
     @abstractmethod
     def __init__(self, options: Any) -> None: ...
@@ -75,7 +88,7 @@ class Task(ABC):
 
     @abstractmethod
     def evaluate(self, model: Model, device: torch.device) -> dict[str, float]:
-        """Metrics of a model in eval mode; names like "heldout_images/image_to_text_R@1", higher is better."""
+        """Metrics of a model in eval mode; names like "heldout_images/image_to_text_R@1". See `metrics` for their meaning."""
 
     @abstractmethod
     def figures(self, model: Model, device: torch.device) -> Mapping[str, Figure]:
@@ -99,30 +112,8 @@ def find_task(name: str) -> type[Task]:
         raise SteeringError(
             f"task.name: no task {name!r}; installed: {', '.join(sorted(known))}; or give 'file.py:Class'"
         )
-    module = _load_file(Path(where)) if where.endswith(".py") else _import(where)
+    module = (load_file if where.endswith(".py") else load_module)(where, "task.name")
     found = getattr(module, attribute, None)
     if not (isinstance(found, type) and issubclass(found, Task)):
         raise SteeringError(f"task.name: {where} has no subclass of steering.Task named {attribute!r}")
     return found
-
-
-def _import(module: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        raise SteeringError(f"task.name: cannot import {module!r}: {error}") from error
-
-
-def _load_file(path: Path) -> Any:
-    if not path.is_file():
-        raise SteeringError(f"task.name: no such file: {path}")
-    name = f"steering_task_{path.stem}_{sha256([str(path.resolve())])[:12]}"
-    if name in sys.modules:  # once: two loads would give two classes that do not know each other
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and worker processes look the module up by name
-    spec.loader.exec_module(module)
-    return module

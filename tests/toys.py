@@ -65,13 +65,15 @@ def _wide(x: Tensor) -> Tensor:
 
 
 class PairRisk(ReferenceRisk):
+    unit = "pair"
+
     def outputs(self, model, batch):
         image, text = model(batch["image"], batch["text"])
         return {"image": F.normalize(_wide(image), dim=-1), "text": F.normalize(_wide(text), dim=-1)}
 
-    def losses(self, target, reference, index):
+    def losses(self, target, reference, batch):
         guide = {} if reference is None else {f"reference_{key}": value for key, value in reference.items()}
-        return Pairs(target["image"], target["text"], index, **guide)
+        return Pairs(target["image"], target["text"], batch["index"], **guide)
 
 
 class UnitRisk(ReferenceRisk):
@@ -79,8 +81,8 @@ class UnitRisk(ReferenceRisk):
         label = batch["text"].argmax(-1)  # (b,)
         return {"loss": F.cross_entropy(_wide(model(batch["image"])), label, reduction="none")}
 
-    def losses(self, target, reference, index):
-        rows = torch.zeros((), dtype=torch.int64, device=index.device)
+    def losses(self, target, reference, batch):
+        rows = torch.zeros((), dtype=torch.int64, device=batch["index"].device)
         return Units(target["loss"], None if reference is None else reference["loss"], rows)
 
 

@@ -1,4 +1,7 @@
-"""Results as tables and curves. A row is {"method", "seed", "metrics", "samples", "seconds"}; see `steering compare`."""
+"""Results as tables and curves. A row is {"method", "seed", "metrics", "samples", "seconds", ...}; see `steering compare`.
+
+A metric is a share, shown in percent, of which more is better, unless its task says otherwise (`Task.metrics`).
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,20 @@ from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
+from steering.task import Metric
 from steering.training.log import CONSOLE
 
 Row = Mapping[str, Any]
 Cells = tuple[list[str], list[list[str]]]  # header, lines
+Styles = Mapping[str, Metric]
+_SHARE = Metric()
+_COSTS = {
+    "samples": "trained on",
+    "drawn": "drawn",
+    "scored": "scored",
+    "reference_samples": "by the live reference",
+    "seconds": "seconds",
+}
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
@@ -41,27 +54,43 @@ def metric_groups(rows: Sequence[Row]) -> dict[str, list[str]]:
     return groups
 
 
-def tables(rows: Sequence[Row]) -> dict[str, Cells]:
-    """One table per group of metrics, percent, mean ± standard error over seeds; and last one with the cost."""
-    grouped = methods(rows)
+def style(name: str, styles: Styles) -> Metric:
+    """How a metric is shown."""
+    return styles.get(name.rpartition("/")[2], _SHARE)
+
+
+def tables(rows: Sequence[Row], styles: Styles | None = None) -> dict[str, Cells]:
+    """One table per group of metrics, mean ± standard error over seeds; and last one with the cost.
+
+    A metric of which less is better has a ↓ in its header.
+    """
+    grouped, styles = methods(rows), styles or {}
     found: dict[str, Cells] = {}
     for group, names in metric_groups(rows).items():
-        header = ["method", *(name.rpartition("/")[2].replace("_", " ") for name in names)]
-        lines = [[method, *(_percent(runs, name) for name in names)] for method, runs in grouped.items()]
+        header = ["method", *(_head(name, style(name, styles)) for name in names)]
+        lines = [[m, *(_cell(runs, name, style(name, styles)) for name in names)] for m, runs in grouped.items()]
         found[group or "evaluation"] = header, lines
-    cost = [
-        [method, str(len(runs)), _plain(runs, "samples"), _plain(runs, "seconds")] for method, runs in grouped.items()
-    ]
-    found["cost of one run"] = ["method", "runs", "samples", "seconds"], cost
+    kinds = [key for key in _COSTS if key in ("samples", "seconds") or any(row.get(key) for row in rows)]
+    if "drawn" in kinds and not any(row.get("scored") for row in rows):
+        kinds.remove("drawn")  # each example that is drawn is trained on
+    cost = [[method, str(len(runs)), *(_plain(runs, key) for key in kinds)] for method, runs in grouped.items()]
+    header = ["samples" if key == "samples" and "drawn" not in kinds else _COSTS[key] for key in kinds]
+    found["cost of one run"] = ["method", "runs", *header], cost
     return found
 
 
-def _percent(runs: Sequence[Row], name: str) -> str:
+def _head(name: str, shown: Metric) -> str:
+    return name.rpartition("/")[2].replace("_", " ") + ("" if shown.higher_is_better else " ↓")
+
+
+def _cell(runs: Sequence[Row], name: str, shown: Metric) -> str:
     values = [run["metrics"][name] for run in runs if name in run["metrics"]]
     if not values:
         return "–"
     mean, error = mean_and_error(values)
-    return f"{100 * mean:.1f}" if math.isnan(error) else f"{100 * mean:.1f} ± {100 * error:.1f}"
+    scale, digits = (100, 1) if shown.percent else (1, 3)
+    text = f"{scale * mean:.{digits}f}"
+    return text if math.isnan(error) else f"{text} ± {scale * error:.{digits}f}"
 
 
 def _plain(runs: Sequence[Row], key: str) -> str:
@@ -69,25 +98,32 @@ def _plain(runs: Sequence[Row], key: str) -> str:
     return f"{mean_and_error(values)[0]:,.0f}" if values else "–"
 
 
-def markdown_report(rows: Sequence[Row], title: str) -> str:
-    """All tables in Markdown; numbers are percent, mean ± standard error over the seeds."""
-    parts = [f"# {title}", "Percent; ± is one standard error over the runs' seeds."]
-    for name, (header, lines) in tables(rows).items():
+def markdown_report(rows: Sequence[Row], title: str, styles: Styles | None = None) -> str:
+    """All tables in Markdown: mean ± standard error over the seeds."""
+    plain = sorted({name.rpartition("/")[2].replace("_", " ") for name in _plain_metrics(rows, styles or {})})
+    unit = f"Percent, but for {', '.join(plain)}" if plain else "Percent"
+    parts = [f"# {title}", f"{unit}; ± is one standard error over the runs' seeds."]
+    for name, (header, lines) in tables(rows, styles).items():
         table = [header, ["---"] * len(header), *lines]
         written = [" | ".join(cell.replace("|", "\\|") for cell in line) for line in table]
         parts += [f"## {name}", "\n".join(f"| {line} |" for line in written)]
     return "\n\n".join(parts) + "\n"
 
 
-def print_results(rows: Sequence[Row], title: str) -> None:
+def _plain_metrics(rows: Sequence[Row], styles: Styles) -> list[str]:
+    return [name for names in metric_groups(rows).values() for name in names if not style(name, styles).percent]
+
+
+def print_results(rows: Sequence[Row], title: str, styles: Styles | None = None) -> None:
     """The same tables on the terminal; the best of each column in bold. A wide table continues in a second one below."""
     CONSOLE.rule(Text(title))
-    for name, (header, lines) in tables(rows).items():
-        best = _best(lines) if not name.startswith("cost") and len(lines) > 1 else {}
+    plain = {name.rpartition("/")[0] or "evaluation" for name in _plain_metrics(rows, styles or {})}
+    for name, (header, lines) in tables(rows, styles).items():
+        best = _best(header, lines) if not name.startswith("cost") and len(lines) > 1 else {}
         widths = [_width(head, [line[column] for line in lines]) for column, head in enumerate(header)]
         for number, columns in enumerate(_fitting(widths, CONSOLE.width)):
             table = Table(
-                title=None if number else Text(name if name.startswith("cost") else f"{name}, %"),
+                title=None if number else Text(name if name.startswith("cost") or name in plain else f"{name}, %"),
                 title_justify="left",
                 title_style="bold",
             )
@@ -116,15 +152,19 @@ def _fitting(widths: Sequence[int], limit: int) -> list[list[int]]:
     return [[]]
 
 
-def _best(lines: Sequence[Sequence[str]]) -> dict[int, str]:
+def _best(header: Sequence[str], lines: Sequence[Sequence[str]]) -> dict[int, str]:
     columns = {column: [line[column] for line in lines if line[column] != "–"] for column in range(1, len(lines[0]))}
-    return {column: max(cells, key=lambda cell: float(cell.split()[0])) for column, cells in columns.items() if cells}
+    first = {column: min if header[column].endswith("↓") else max for column in columns}
+    return {c: first[c](cells, key=lambda cell: float(cell.split()[0])) for c, cells in columns.items() if cells}
 
 
 def curves_figure(
-    curves: Mapping[str, Sequence[Sequence[Mapping[str, float]]]], rows: Sequence[Row], batch_size: int
+    curves: Mapping[str, Sequence[Sequence[Mapping[str, float]]]],
+    rows: Sequence[Row],
+    batch_size: int,
+    styles: Styles | None = None,
 ) -> Figure:
-    """First metric of each group against samples seen; lines are means over seeds, bands one standard error.
+    """First metric of each group against samples trained on; lines are means over seeds, bands one standard error.
 
     Args:
         curves: method -> for each seed the rows of its metrics.jsonl.
@@ -135,29 +175,39 @@ def curves_figure(
     figure = Figure(figsize=(4.2 * max(1, len(firsts)), 3.4), layout="constrained")
     panels = figure.subplots(1, max(1, len(firsts)), squeeze=False)[0]
     for axes, name in zip(panels, firsts, strict=False):
+        shown = style(name, styles or {})
+        scale = 100 if shown.percent else 1
         for method, seeds in curves.items():
-            _curve(axes, method, seeds, f"eval/{name}", batch_size)
+            _curve(axes, method, seeds, f"eval/{name}", batch_size, scale)
         for row in rows:
             if row["method"] not in curves and name in row["metrics"]:
                 axes.axhline(
-                    100 * row["metrics"][name], color="black", linestyle="--", linewidth=1, label=row["method"]
+                    scale * row["metrics"][name], color="black", linestyle="--", linewidth=1, label=row["method"]
                 )
         axes.set_title(name.rpartition("/")[0].replace("_", " ") or "evaluation")
-        axes.set_xlabel("samples seen")
-        axes.set_ylabel(f"{name.rpartition('/')[2].replace('_', ' ')}, %")
-        axes.set_ylim(bottom=0)
+        axes.set_xlabel("samples trained on")
+        axes.set_ylabel(f"{name.rpartition('/')[2].replace('_', ' ')}{', %' if shown.percent else ''}")
+        if shown.higher_is_better:
+            axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
     if panels[0].get_legend_handles_labels()[0]:
         panels[0].legend()
     return figure
 
 
-def _curve(axes: Any, method: str, seeds: Sequence[Sequence[Mapping[str, float]]], name: str, batch_size: int) -> None:
+def _curve(
+    axes: Any,
+    method: str,
+    seeds: Sequence[Sequence[Mapping[str, float]]],
+    name: str,
+    batch_size: int,
+    scale: float,
+) -> None:
     by_step: dict[float, list[float]] = {}
     for seed in seeds:
         for row in seed:
             if name in row:
-                by_step.setdefault(row["step"], []).append(100 * row[name])
+                by_step.setdefault(row["step"], []).append(scale * row[name])
     steps = sorted(by_step)
     if not steps:
         return

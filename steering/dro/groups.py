@@ -52,7 +52,7 @@ class GroupWeights(nn.Module):
 
     Args:
         num_groups: k.
-        step: η > 0.
+        step: η ≥ 0; 0 keeps the prior.
         smoothing: c in [0, 1): the least share of q⁰ in every q. DoReMi's is 1e-3.
         penalty: τ ≥ 0 in the unit of the losses; 0 is none.
         prior: q⁰, (k,), > 0, any scale; None is uniform.
@@ -78,7 +78,7 @@ class GroupWeights(nn.Module):
         super().__init__()
         for name, value, ok, expected in [
             ("num_groups", num_groups, num_groups >= 1, "at least 1"),
-            ("step", step, 0 < step < math.inf, "a number > 0"),
+            ("step", step, 0 <= step < math.inf, "a number ≥ 0"),
             ("smoothing", smoothing, 0 <= smoothing < 1, "in [0, 1)"),
             ("penalty", penalty, 0 <= penalty < math.inf, "a number ≥ 0"),
         ]:

@@ -1,6 +1,36 @@
 """Methods: losses of a target and of a reference in, one loss to descend out. Importing this registers them all."""
 
-from steering.methods import drrho, erm, nested
-from steering.methods.registry import Method, Step, build_method, find_method, register, registered
+from steering.methods import (
+    distillation,
+    doremi,
+    drrho,
+    erm,
+    group_dro,
+    jest,
+    nested,
+    rho1,
+    rho_loss,
+    soft_rho,
+)
+from steering.methods.registry import UNITS, Entry, Method, Step, build_method, find_method, register, registered
 
-__all__ = ["Method", "Step", "build_method", "drrho", "erm", "find_method", "nested", "register", "registered"]
+__all__ = [
+    "UNITS",
+    "Entry",
+    "Method",
+    "Step",
+    "build_method",
+    "distillation",
+    "doremi",
+    "drrho",
+    "erm",
+    "find_method",
+    "group_dro",
+    "jest",
+    "nested",
+    "register",
+    "registered",
+    "rho1",
+    "rho_loss",
+    "soft_rho",
+]

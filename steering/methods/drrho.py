@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 from steering.contrastive.pairs import Pairs
 from steering.contrastive.risk import anchor_risks
 from steering.dro.stochastic import StochasticRisk
+from steering.methods.distillation import pairs_divergence, units_divergence
 from steering.methods.registry import Method, Step, register
 from steering.risk import Units, gathered
 
@@ -44,6 +46,12 @@ class DroOptions:
 class DrrhoOptions(DroOptions):
     strength: Any = 1.0
     """α in h = ℓ − α·ℓ_ref: 1 is arXiv 2505.06699, 0 is dro; "auto" tracks the α that minimises the variance of h."""
+    distill: float = 0.0
+    """λ ≥ 0 of a distillation term that is added, λ·T²·KL(reference ‖ target); 0: none."""
+    distill_temperature: float = 1.0
+    """T of that term."""
+    distill_scale: float = 100.0
+    """Pairs: logit scale of the reference in that term; that of published CLIP models is 100."""
 
 
 class Drrho(Method):
@@ -51,6 +59,7 @@ class Drrho(Method):
 
     def __init__(self, options: DroOptions, strength: float | str, num_examples: int) -> None:
         super().__init__()
+        self.distill, self.distill_temperature, self.distill_scale = _distillation(options)
         kl = options.divergence == "kl"
         # One row per (example, direction) serves pairs; a plain batch of examples is one row, key 0.
         self.risk = StochasticRisk(
@@ -69,17 +78,41 @@ class Drrho(Method):
             step=options.step,
             tau_min=options.tau_min,
         )
-        self.uses_reference = self.risk.strength.uses_reference
+        self.needs_logits = self.distill > 0
+        self.uses_reference = self.risk.strength.uses_reference or self.distill > 0
 
     def start_epoch(self, epoch: int) -> None:
         self.risk.start_epoch(epoch)
 
     def forward(self, losses: Units | Pairs) -> Step:
+        step = self._steered(losses)
+        if self.distill == 0:
+            return step
+        if isinstance(losses, Pairs):
+            scale = 1 / self.risk.temperature().detach()
+            kd = pairs_divergence(losses, scale, self.distill_scale, self.distill_temperature)
+        else:
+            kd = units_divergence(losses, self.distill_temperature, "drrho")
+        return Step(step.loss + self.distill * kd, step.metrics | {"distillation": kd.detach()})
+
+    def _steered(self, losses: Units | Pairs) -> Step:
         if isinstance(losses, Pairs):
             risks, metrics = anchor_risks(self.risk, losses)
             return Step(risks.mean(), metrics)
         estimate = self.risk(gathered(losses))
         return Step(estimate.loss, estimate.metrics)
+
+
+def _distillation(options: DroOptions) -> tuple[float, float, float]:
+    """λ, T and the reference's scale; ValueError if out of range."""
+    if not isinstance(options, DrrhoOptions):
+        return 0.0, 1.0, 1.0
+    names = ("distill", "distill_temperature", "distill_scale")
+    values = options.distill, options.distill_temperature, options.distill_scale
+    for name, value in zip(names, values, strict=True):
+        if not (0 < value < math.inf or (name == "distill" and value == 0)):
+            raise ValueError(f"{name} must be a number {'≥' if name == 'distill' else '>'} 0, got {value}")
+    return values
 
 
 @register("dro", DroOptions)

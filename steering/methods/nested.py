@@ -134,7 +134,7 @@ class Nested(Method):
         return tau * torch.logaddexp(log_u, torch.full_like(log_u, self.inner.log_epsilon))
 
 
-@register("nested", NestedOptions)
+@register("nested", NestedOptions, units=("pair",))
 def build(options: NestedOptions, num_examples: int) -> Method:
     """Nested risk: the anchors are weighted too, against pairs that the reference finds unlearnable."""
     return Nested(options, num_examples)

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from typing import Any
 
 from torch import Tensor, nn
 
 from steering.contrastive.pairs import Pairs
 from steering.errors import SteeringError
+from steering.plugins import load_file, load_module
 from steering.risk import Units
+
+UNITS = ("example", "token", "sequence", "pair")
+"""What a loss item can belong to: `ReferenceRisk.unit`."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +33,32 @@ class Step:
 
 
 class Method(nn.Module, ABC):
-    """Loss items in, one loss out. Buffers hold its memory, parameters what it learns (a temperature)."""
+    """Loss items in, one loss out. Buffers hold its memory, parameters what it learns (a temperature).
+
+    Attributes:
+        uses_reference: whether a reference is loaded at all.
+        needs_logits: whether loss items must carry whole distributions, see `ReferenceRisk.with_logits`.
+        keep: share of the drawn examples that are trained on. Below 1 the loop draws more, scores them without gradient, and
+            asks `select`; `forward` then sees the chosen examples alone, without a reference.
+    """
 
     uses_reference: bool = False
+    needs_logits: bool = False
+    keep: float = 1.0
 
     @abstractmethod
     def forward(self, losses: Units | Pairs) -> Step: ...
+
+    def select(self, losses: Units | Pairs, count: int) -> Tensor:
+        """Positions of `count` different examples of this rank's candidates, int64 (count,); only if `keep` is below 1.
+
+        Random choices use torch's global generator of the CPU, which checkpoints keep.
+        """
+        raise NotImplementedError(f"{type(self).__name__} keeps every example")
+
+    def summary(self) -> dict[str, Any]:
+        """What a finished run tells beside its metrics, for result.json: plain values, such as DoReMi's data mix."""
+        return {}
 
     @abstractmethod
     def start_epoch(self, epoch: int) -> None:
@@ -42,32 +67,78 @@ class Method(nn.Module, ABC):
 
 @dataclass(frozen=True)
 class Entry:
+    """A registered method.
+
+    Attributes:
+        options: dataclass of its `method:` section.
+        build: (options, num_examples) -> Method; with `groups` also the names of the groups.
+        summary: one sentence.
+        units: the units whose losses it can reweight or select.
+        groups: whether it weights groups (domains), and so needs a task that has some.
+    """
+
     name: str
     options: type
     build: Callable[..., Method]
     summary: str
+    units: tuple[str, ...] = UNITS
+    groups: bool = False
+
+    def objection(self, unit: str, has_groups: bool) -> str | None:
+        """Why this method makes no sense for such losses, or None."""
+        if unit not in self.units:
+            return f"works on losses of a {' or '.join(self.units)}, not of a {unit}"
+        return "weights groups, and there are none" if self.groups and not has_groups else None
 
 
 _REGISTRY: dict[str, Entry] = {}
 
 
-def register(name: str, options: type) -> Callable[[Callable[..., Method]], Callable[..., Method]]:
-    """Decorate a builder `build(options, num_examples) -> Method`; its docstring's first line is the summary."""
+def register(
+    name: str, options: type, *, units: Iterable[str] = UNITS, groups: bool = False
+) -> Callable[[Callable[..., Method]], Callable[..., Method]]:
+    """Decorate a builder `build(options, num_examples) -> Method`; its docstring's first line is the summary.
+
+    Args:
+        units: what the loss items may belong to, of `UNITS`.
+        groups: the builder takes the names of the groups as a third argument.
+    """
 
     def add(build: Callable[..., Method]) -> Callable[..., Method]:
         if name in _REGISTRY:
             raise ValueError(f"a method named {name!r} is registered already")
+        if unknown := set(units) - {*UNITS}:
+            raise ValueError(f"units: expected some of {', '.join(UNITS)}, got {sorted(unknown)}")
         summary = (build.__doc__ or "").strip().partition("\n")[0]
-        _REGISTRY[name] = Entry(name, options, build, summary)
+        _REGISTRY[name] = Entry(name, options, build, summary, tuple(units), groups)
         return build
 
     return add
 
 
 def find_method(name: str) -> Entry:
-    """The registered method of that name; SteeringError lists the known ones otherwise."""
+    """The registered method of that name.
+
+    Args:
+        name: one of ours, an entry point in the group "steering.methods" (a module that registers it), or where the module is
+            and the name it registers: "package.module:tail", "path/to/file.py:tail".
+
+    Raises:
+        SteeringError: nothing of that name; the message lists the known ones.
+    """
+    if name in _REGISTRY:
+        return _REGISTRY[name]
+    where, colon, registered_as = name.rpartition(":")
+    if colon:
+        (load_file if where.endswith(".py") else load_module)(where, "method.name")
+        if registered_as not in _REGISTRY:
+            raise SteeringError(f"method.name: {where} registers no method {registered_as!r}")
+        return _REGISTRY[registered_as]
+    for point in entry_points(group="steering.methods", name=name):
+        point.load()
     if name not in _REGISTRY:
-        raise SteeringError(f"method.name: no method {name!r}; known: {', '.join(sorted(_REGISTRY))}")
+        known = ", ".join(sorted(_REGISTRY))
+        raise SteeringError(f"method.name: no method {name!r}; known: {known}; or give 'file.py:name'")
     return _REGISTRY[name]
 
 
@@ -76,9 +147,10 @@ def registered() -> dict[str, Entry]:
     return dict(sorted(_REGISTRY.items()))
 
 
-def build_method(name: str, options: Any, num_examples: int) -> Method:
+def build_method(name: str, options: Any, num_examples: int, groups: Sequence[str] = ()) -> Method:
     """Build a method for a training set of `num_examples` examples; SteeringError when an option is out of range."""
+    entry = find_method(name)
     try:
-        return find_method(name).build(options, num_examples)
+        return entry.build(options, num_examples, *([tuple(groups)] if entry.groups else []))
     except ValueError as error:
         raise SteeringError(f"method ({name}): {error}") from error

@@ -15,6 +15,7 @@ from steering.errors import SteeringError
 from steering.protocols.single import (
     cached_reference,
     evaluated_row,
+    fitting_task,
     method_uses_reference,
     reference_model,
     result_row,
@@ -50,6 +51,8 @@ def compare(config: RunConfig) -> None:
             for label, section in config.compare.methods.items()
             for seed in config.compare.seeds
         }
+        for run in runs.values():
+            fitting_task(run)  # before hours are spent on the others
         guided = any(method_uses_reference(run) for run in runs.values())
         rows = _reference_row(config, device) if guided or config.reference is not None else []
         for (label, seed), run in runs.items():
@@ -76,19 +79,19 @@ def _reference_row(config: RunConfig, device: torch.device) -> list[dict[str, An
 def _report(
     config: RunConfig, runs: dict[tuple[str, int], RunConfig], rows: list[dict[str, Any]], seconds: float
 ) -> None:
-    folder = study_folder(config)
+    folder, styles = study_folder(config), find_task(config.task.name).metrics
     write_json(folder / "compare.json", rows)
-    markdown = markdown_report(rows, f"{config.name}: {', '.join(config.compare.methods)}")
+    markdown = markdown_report(rows, f"{config.name}: {', '.join(config.compare.methods)}", styles)
     write_text(folder / "compare.md", markdown)
     curves: dict[str, list[list[dict[str, float]]]] = {label: [] for label in config.compare.methods}
     for (label, _), run in runs.items():
         curves[label].append(read_metrics(run_folder(run, label) / "metrics.jsonl"))
-    figure = curves_figure(curves, rows, config.train.batch_size)
+    figure = curves_figure(curves, rows, config.train.batch_size, styles)
     write_atomically(folder / "compare.png", lambda path: figure.savefig(path, format="png", dpi=150))
     with SummaryWriter(str(folder / "comparison")) as writer:
         writer.add_text("compare", markdown)
         writer.add_figure("compare", figure)
-    print_results(rows, title=f"{config.name}, {seconds:.0f} s")
+    print_results(rows, f"{config.name}, {seconds:.0f} s", styles)
     CONSOLE.print(
         f"table: {folder}/compare.md   rows: {folder}/compare.json   curves: {folder}/compare.png", soft_wrap=True
     )

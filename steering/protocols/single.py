@@ -13,7 +13,7 @@ from steering import distributed
 from steering.analysis.report import print_results
 from steering.config import RunConfig, config_digest, to_yaml, with_overrides
 from steering.errors import SteeringError
-from steering.methods import build_method
+from steering.methods import Method, build_method, find_method
 from steering.reference import (
     CachedReference,
     Fingerprint,
@@ -48,8 +48,9 @@ def train(config: RunConfig) -> None:
     with session(config.device, config.train.threads) as device:
         folder = run_folder(config)
         result = train_run(config, folder, config.method.name, device)
+        styles = find_task(config.task.name).metrics
         if distributed.rank() == 0:
-            print_results([result_row(config.method.name, config.seed, result)], title=str(folder))
+            print_results([result_row(config.method.name, config.seed, result)], str(folder), styles)
             CONSOLE.print(f"weights: {folder}/model.safetensors   TensorBoard: tensorboard --logdir {folder}")
 
 
@@ -69,7 +70,7 @@ def evaluate(config: RunConfig) -> None:
             reference, _ = reference_model(config, task, device)
             rows.append(evaluated_row("reference", task, reference, device))
         if distributed.rank() == 0:
-            print_results(rows, title=f"{spec.name} {spec.checkpoint or spec.pretrained}")
+            print_results(rows, f"{spec.name} {spec.checkpoint or spec.pretrained}", task.metrics)
 
 
 def cache(config: RunConfig) -> None:
@@ -77,7 +78,7 @@ def cache(config: RunConfig) -> None:
     with session(config.device, config.train.threads) as device:
         if config.reference is None:
             raise SteeringError("reference: the config names none, so there is nothing to cache")
-        task = find_task(config.task.name)(config.task)
+        task = fitting_task(config)
         found = cached_reference(config, task, *reference_model(config, task, device), device)
         if distributed.rank() == 0:
             CONSOLE.print(f"{len(found)} examples cached in {found.folder} ({found.seconds:.1f} s)")
@@ -89,8 +90,8 @@ def train_run(config: RunConfig, folder: Path, title: str, device: torch.device)
     Raises:
         SteeringError: the folder holds another run.
     """
+    task = fitting_task(config)
     torch.manual_seed(config.seed)
-    task = find_task(config.task.name)(config.task)
     target = task.build(config.target)
     guide = _Guide(None, None, {})
     if method_uses_reference(config):
@@ -107,7 +108,7 @@ def train_run(config: RunConfig, folder: Path, title: str, device: torch.device)
     if done is not None:
         return done
     distributed.barrier()  # nobody may find a result that another rank has just written
-    method = build_method(config.method.name, config.method.options, len(data))
+    method = build_method(config.method.name, config.method.options, len(data), task.groups)
     return run(
         Job(
             folder=folder,
@@ -146,9 +147,24 @@ class _Guide:
     identity: dict[str, str]
 
 
+def fitting_task(config: RunConfig) -> Task:
+    """The config's task, set up for its method; SteeringError when the two do not fit."""
+    task = find_task(config.task.name)(config.task)
+    objection = find_method(config.method.name).objection(task.risk.unit, bool(task.groups))
+    if objection is not None:
+        raise SteeringError(f"method.name: {config.method.name} {objection} (task {config.task.name})")
+    task.risk.with_logits = _small_method(config).needs_logits
+    return task
+
+
+def _small_method(config: RunConfig) -> Method:
+    """The config's method for one example, to ask what it needs."""
+    return build_method(config.method.name, config.method.options, 1, ("all",))
+
+
 def method_uses_reference(config: RunConfig) -> bool:
     """Whether the method asks for a reference; SteeringError when it does and the config has none."""
-    uses = build_method(config.method.name, config.method.options, 1).uses_reference
+    uses = _small_method(config).uses_reference
     if uses and config.reference is None:
         raise SteeringError(f"method.name: {config.method.name} needs a reference; add a reference: section")
     return uses
@@ -189,8 +205,10 @@ def cached_reference(config: RunConfig, task: Task, model: Model, weights: str, 
     assert config.reference is not None
     data = task.plain_data(model)
     where = config.reference.cache
-    folder = study_folder(config) / "reference-cache" if where in (None, "auto") else Path(str(where))
-    wanted = Fingerprint(weights, model.inputs_fingerprint, data.fingerprint())
+    kind = "with logits" if task.risk.with_logits else "losses"
+    name = "reference-cache-logits" if task.risk.with_logits else "reference-cache"
+    folder = study_folder(config) / name if where in (None, "auto") else Path(str(where))
+    wanted = Fingerprint(weights, model.inputs_fingerprint, data.fingerprint(), outputs=kind)
     if (folder / "cache.json").is_file():
         return ReferenceCache(folder, wanted)
     size, rank, world = config.train.batch_size, distributed.rank(), distributed.world_size()
@@ -204,7 +222,8 @@ def cached_reference(config: RunConfig, task: Task, model: Model, weights: str, 
 
 def result_row(method: str, seed: int | None, result: dict[str, Any]) -> dict[str, Any]:
     """A row of `compare.json`."""
-    return {"method": method, "seed": seed, **{key: result[key] for key in ("metrics", "samples", "seconds")}}
+    keys = ("metrics", "samples", "drawn", "scored", "reference_samples", "seconds", "summary")
+    return {"method": method, "seed": seed, **{key: result[key] for key in keys if key in result}}
 
 
 def evaluated_row(label: str, task: Task, model: Model, device: torch.device) -> dict[str, Any]:

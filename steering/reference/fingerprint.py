@@ -13,12 +13,13 @@ from steering.storage import sha256
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """Hex digests (and a dtype name); equal fields mean the stored outputs are the ones a live run would compute."""
+    """Hex digests (and names); equal fields mean the stored outputs are the ones a live run would compute."""
 
     weights: str
     inputs: str
     data: str
     dtype: str = "float32"
+    outputs: str = "losses"
 
     def require(self, wanted: Fingerprint, where: str) -> None:
         """Raise SteeringError naming each field in which this (stored, at `where`) differs from what the run wants."""
@@ -28,6 +29,7 @@ class Fingerprint:
             "inputs": "preprocessing",
             "data": "data set",
             "dtype": "number format",
+            "outputs": "what is stored",
         }
         wrong = [f"{meaning[k]}: {mine[k][:12]} stored, {theirs[k][:12]} wanted" for k in mine if mine[k] != theirs[k]]
         if wrong:

@@ -20,7 +20,7 @@ from steering import distributed
 from steering.data import IndexedData
 from steering.errors import SteeringError
 from steering.methods.registry import Method, Step
-from steering.reference.frozen import Reference
+from steering.reference.frozen import LiveReference, Reference
 from steering.schema import OptimizerConfig, TrainConfig
 from steering.storage import write_text
 from steering.task import Model, Task
@@ -66,7 +66,9 @@ def run(job: Job) -> dict[str, Any]:
     """Train to the end, from the newest checkpoint in the folder if there is one.
 
     Returns:
-        The content of result.json: metrics, samples, seconds (of training, evaluations excluded), steps, skipped.
+        The content of result.json: metrics; samples that were trained on, drawn, scored (by a forward pass of the target that
+        is there for selection alone) and run through a live reference; seconds (of training, evaluations excluded), steps,
+        skipped; and the method's own summary.
 
     Raises:
         SteeringError: the loss or its gradient is not finite, the batch does not split evenly, or the folder holds a
@@ -94,8 +96,11 @@ class _State:
 
     def __init__(self, job: Job) -> None:
         self.job = job
-        self.plan = Plan(len(job.data), job.train.batch_size, job.train.samples, job.seed)
         _require_even_parts(job.train)
+        self.batch_size = job.train.batch_size
+        self.pool = _candidates(job)  # examples drawn in a step, of which batch_size are trained on
+        steps = job.train.samples // self.batch_size
+        self.plan = Plan(len(job.data), self.pool, steps * self.pool, job.seed)
         self.module = job.target.module.to(job.device).train()
         self.method = job.method.to(job.device).train()
         self.optimizer = build_optimizer(
@@ -116,6 +121,7 @@ class _State:
             job.train.accumulation,
             self._autocast,
             self.scaler.scale,
+            self.batch_size // distributed.world_size() if self.pool > self.batch_size else None,
         )
         self.seconds, self.skipped = 0.0, 0
         self.broken = torch.zeros((), device=job.device)  # counts steps whose loss or gradient was not finite
@@ -138,7 +144,7 @@ class _State:
             if any(due) or done == plan.steps:
                 passed = time.monotonic() - clock
                 self.seconds += passed
-                rate = (done - clocked) * plan.batch_size / max(passed, 1e-9)
+                rate = (done - clocked) * self.batch_size / max(passed, 1e-9)
                 values = self._scalars(result, rate, epoch)
                 if log is not None:
                     log.scalars(done, values)
@@ -253,13 +259,18 @@ class _State:
         return step
 
     def finish(self, metrics: dict[str, float]) -> dict[str, Any]:
-        skipped = self._all_skipped()
+        skipped, drawn = self._all_skipped(), self.plan.steps * self.pool
+        live = isinstance(self.job.reference, LiveReference)
         result: dict[str, Any] = {
             "metrics": metrics,
-            "samples": self.plan.steps * self.plan.batch_size,
+            "samples": self.plan.steps * self.batch_size,
+            "drawn": drawn,
+            "scored": drawn if self.pool > self.batch_size else 0,
+            "reference_samples": drawn if live else 0,
             "seconds": round(self.seconds, 2),
             "steps": self.plan.steps,
             "skipped": skipped,
+            "summary": self.method.summary(),
             "identity": self.job.identity,
         }
         if distributed.rank() == 0:
@@ -278,6 +289,18 @@ def _require_even_parts(train: TrainConfig) -> None:
             f"train.batch_size: {train.batch_size} does not split into equal parts for {ranks} processes "
             f"times train.accumulation {train.accumulation}"
         )
+
+
+def _candidates(job: Job) -> int:
+    """Examples that a step draws over all ranks: the batch size, or more if the method selects among them."""
+    parts = distributed.world_size() * job.train.accumulation
+    pool = round(job.train.batch_size / job.method.keep / parts) * parts
+    if pool > len(job.data) and pool > job.train.batch_size:
+        raise SteeringError(
+            f"method.keep: {job.method.keep} of {pool} candidates are a batch of {job.train.batch_size}, "
+            f"but there are only {len(job.data)} training examples"
+        )
+    return pool
 
 
 def _data_parallel(module: nn.Module, device: torch.device) -> nn.Module:

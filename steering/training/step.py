@@ -31,6 +31,7 @@ class Gradient:
         micro_batches: parts of this rank's batch; must divide it.
         autocast: makes the context of the model's forward pass.
         scale: multiplies a loss before its backward pass (fp16), the identity otherwise.
+        chosen: examples that train of each rank's batch, for a method that selects; None: all of them.
     """
 
     def __init__(
@@ -42,26 +43,47 @@ class Gradient:
         micro_batches: int = 1,
         autocast: Autocast = nullcontext,
         scale: Callable[[Tensor], Tensor] = lambda loss: loss,
+        chosen: int | None = None,
     ) -> None:
         self.target, self.method, self.risk, self.reference = target, method, risk, reference
-        self.micro_batches, self.autocast, self.scale = micro_batches, autocast, scale
+        self.micro_batches, self.autocast, self.scale, self.chosen = micro_batches, autocast, scale, chosen
 
     def __call__(self, batch: Batch) -> Step:
         """Add this batch's gradients to the parameters' `.grad` and return the (unscaled) loss and the log's scalars."""
+        if self.chosen is not None:
+            batch = self._selected(batch, self.chosen)
         if self.micro_batches == 1:
             guide = self._guide(batch)
             with self.autocast():
                 outputs = self.risk.outputs(self.target, batch)
-            step = self.method(self.risk.losses(outputs, guide, batch["index"]))
+            step = self.method(self.risk.losses(outputs, guide, batch))
             self.scale(step.loss).backward()
             return step
         return self._in_parts(batch)
 
     def _guide(self, batch: Batch) -> Outputs | None:
+        """The reference's outputs, which a selection has used up."""
+        return None if self.chosen is not None else self._reference_outputs(batch)
+
+    def _reference_outputs(self, batch: Batch) -> Outputs | None:
         if self.reference is None:
             return None
         with self.autocast():
             return self.reference.outputs(batch)
+
+    @torch.no_grad()
+    def _selected(self, batch: Batch, count: int) -> Batch:
+        """The examples that the method chooses of these candidates, scored in eval mode and in parts of `count`."""
+        module = self.target.module if isinstance(self.target, DistributedDataParallel) else self.target
+        pool, training = len(batch["index"]), module.training
+        parts = _split(batch, -(-pool * self.micro_batches // count))
+        module.eval()
+        with self.autocast():
+            outputs = _join([self.risk.outputs(module, part) for part in parts])
+        module.train(training)
+        guides = None if self.reference is None else _join([self._reference_outputs(part) or {} for part in parts])
+        rows = self.method.select(self.risk.losses(outputs, guides, batch), count)
+        return {key: value[rows] if value.ndim and len(value) == pool else value for key, value in batch.items()}
 
     def _in_parts(self, batch: Batch) -> Step:
         parts = _split(batch, self.micro_batches)
@@ -71,9 +93,10 @@ class Gradient:
                 states.append(random_state(batch["index"].device))
                 with self.autocast():
                     pieces.append(self.risk.outputs(self.target, part))
-            guides = None if self.reference is None else _join([self._guide(part) or {} for part in parts])
+            guided = self.reference is not None and self.chosen is None
+            guides = _join([self._guide(part) or {} for part in parts]) if guided else None
         leaves = {key: value.detach().requires_grad_(value.is_floating_point()) for key, value in _join(pieces).items()}
-        step = self.method(self.risk.losses(leaves, guides, batch["index"]))
+        step = self.method(self.risk.losses(leaves, guides, batch))
         self.scale(step.loss).backward()
         gradients = {key: leaf.grad.tensor_split(len(parts)) for key, leaf in leaves.items() if leaf.grad is not None}
         after = random_state(batch["index"].device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import nn
 
 from steering.contrastive.pairs import Pairs
 from steering.risk import Batch, Outputs, ReferenceRisk
@@ -12,11 +12,13 @@ from tasks.clip.models import unit_norm
 class ClipRisk(ReferenceRisk):
     """Works for every open_clip model; the reference may have another feature width than the target."""
 
+    unit = "pair"
+
     def outputs(self, model: nn.Module, batch: Batch) -> Outputs:
         """Unit-norm features "image" and "text", (b, d), float32."""
         found = model(batch["image"], batch["text"])  # through forward, so that DDP sees it
         return {"image": unit_norm(found["image_features"]), "text": unit_norm(found["text_features"])}
 
-    def losses(self, target: Outputs, reference: Outputs | None, index: Tensor) -> Pairs:
+    def losses(self, target: Outputs, reference: Outputs | None, batch: Batch) -> Pairs:
         guide = {} if reference is None else {f"reference_{key}": value for key, value in reference.items()}
-        return Pairs(target["image"], target["text"], index, **guide)
+        return Pairs(target["image"], target["text"], batch["index"], **guide)

@@ -108,6 +108,7 @@ class ClipTask(Task):
     """Image–text contrastive learning with open_clip models."""
 
     Options: ClassVar[type] = ClipOptions
+    units: ClassVar[tuple[str, ...]] = ("pair",)
 
     def __init__(self, options: ClipOptions) -> None:
         self.options = options

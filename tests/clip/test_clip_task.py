@@ -160,11 +160,11 @@ def test_the_risk_pairs_target_and_reference_features(shard: str, model: Model, 
     batch = task(shard).plain_data(model).batch(np.array([3, 1, 2]), 0)
     risk, other = ClipRisk(), build(tmp_path, "narrow", embed_dim=16)
     target, reference = risk.outputs(model.module, batch), risk.outputs(other.module, batch)
-    pairs = risk.losses(target, reference, batch["index"])
+    pairs = risk.losses(target, reference, batch)
     assert isinstance(pairs, Pairs)
     assert (pairs.image, pairs.reference_text) == (target["image"], reference["text"])
     assert pairs.index.tolist() == [3, 1, 2]
-    assert risk.losses(target, None, batch["index"]).reference_image is None
+    assert risk.losses(target, None, batch).reference_image is None
 
 
 def test_what_is_left_out_is_said_once(tmp_path: Path, model: Model, caplog: pytest.LogCaptureFixture) -> None:

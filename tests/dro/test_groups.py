@@ -173,7 +173,7 @@ def test_the_state_travels():
 @pytest.mark.parametrize(
     ("message", "options"),
     [
-        ("step must be a number > 0, got 0", {"step": 0.0}),
+        ("step must be a number ≥ 0, got -0.1", {"step": -0.1}),
         (r"smoothing must be in \[0, 1\), got 1", {"smoothing": 1.0}),
         ("penalty must be a number ≥ 0, got nan", {"penalty": math.nan}),
         ("prior must be 3 finite numbers > 0", {"prior": rows(1, 0, 1)}),

@@ -123,7 +123,9 @@ def test_dro_ignores_a_reference(make):
 
 
 def test_who_uses_a_reference():
-    uses = {name: entry.build(entry.options(), ALL).uses_reference for name, entry in registered().items()}
+    uses = {
+        name: build_method(name, entry.options(), ALL, ["one"]).uses_reference for name, entry in registered().items()
+    }
     assert (uses["erm"], uses["dro"], uses["drrho"]) == (False, False, True)
     assert not build_method("drrho", DrrhoOptions(strength=0.0), ALL).uses_reference
 

@@ -10,14 +10,15 @@ from torch import Tensor
 
 from steering.contrastive import Pairs, negatives
 from steering.errors import SteeringError
-from steering.methods import Method, Step, build_method, find_method, register, registered, registry
+from steering.methods import UNITS, Method, Step, build_method, find_method, register, registered, registry
 from steering.risk import Units
 
 ALL, BATCH = 10, 5
 INDEX = torch.tensor([3, 0, 9, 4, 6])
 KINDS = ["examples", "masked rows", "pairs"]
 DTYPES = [torch.float32, torch.float64]
-REFUSED = {("nested", "examples")}  # says so by name: one row of examples has no anchors
+UNIT = {"examples": "example", "masked rows": "token", "pairs": "pair"}
+GROUPS = ("plain", "rare", "never seen")
 every_method = pytest.mark.parametrize("name", registered())
 every_kind = pytest.mark.parametrize("kind", KINDS)
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -25,7 +26,9 @@ every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 Leaves = dict[str, Tensor]
 
 
-def batch(kind: str, dtype: torch.dtype, seed: int, guided: bool = True) -> tuple[Units | Pairs, Leaves, Leaves]:
+def batch(
+    kind: str, dtype: torch.dtype, seed: int, guided: bool = True, logits: bool = False
+) -> tuple[Units | Pairs, Leaves, Leaves]:
     """Loss items, the leaves of the target and those of the reference. All require a gradient: the method must choose."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -44,12 +47,23 @@ def batch(kind: str, dtype: torch.dtype, seed: int, guided: bool = True) -> tupl
     if kind == "masked rows":
         mask = torch.rand(shape, generator=generator) < 0.6
         mask[:, 0] = True
+    groups = torch.arange(BATCH).remainder(2).expand(shape)
+    more = {}
+    if logits:
+        target["logits"] = more["logits"] = leaf(*shape, 7)
+        if guided:
+            reference["logits"] = more["reference_logits"] = leaf(*shape, 7)
     guide = reference["reference"] if guided else None
-    return Units(target["target"], guide, rows, mask), target, reference if guided else {}
+    units = Units(target["target"], guide, rows, mask, groups=groups, **more)
+    return units, target, reference if guided else {}
 
 
 def build(name: str) -> Method:
-    return build_method(name, find_method(name).options(), ALL)
+    return build_method(name, find_method(name).options(), ALL, GROUPS)
+
+
+def fits(name: str, kind: str) -> bool:
+    return find_method(name).objection(UNIT[kind], has_groups=True) is None
 
 
 def gradients(leaves: Leaves) -> dict[str, Tensor | None]:
@@ -59,7 +73,7 @@ def gradients(leaves: Leaves) -> dict[str, Tensor | None]:
 def check_step(name: str, kind: str, dtype: torch.dtype, guided: bool) -> None:
     method = build(name)
     method.start_epoch(0)
-    losses, target, reference = batch(kind, dtype, seed=1, guided=guided)
+    losses, target, reference = batch(kind, dtype, seed=1, guided=guided, logits=method.needs_logits)
     made = method(losses)
     assert made.loss.shape == ()
     assert made.loss.dtype == dtype
@@ -94,7 +108,7 @@ def check_state(name: str, kind: str, dtype: torch.dtype) -> None:
 
     def step(method: Method, seed: int) -> list[Tensor]:
         method.zero_grad()
-        losses, target, _ = batch(kind, dtype, seed)
+        losses, target, _ = batch(kind, dtype, seed, logits=method.needs_logits)
         made = method(losses)
         made.loss.backward()
         with torch.no_grad():
@@ -123,10 +137,13 @@ def check_state(name: str, kind: str, dtype: torch.dtype) -> None:
 @every_dtype
 @pytest.mark.parametrize("guided", [True, False])
 def test_one_step(name, kind, dtype, guided):
-    if (name, kind) in REFUSED:
-        losses = batch(kind, dtype, seed=1, guided=guided)[0]
-        with pytest.raises(SteeringError, match=rf"method \({name}\): needs"):
-            build(name)(losses)
+    method = build(name)
+    if not fits(name, kind):
+        pytest.skip("says so by name, before a run: test_what_fits_what")
+    if method.needs_logits and not guided:
+        losses = batch(kind, dtype, seed=1, guided=False, logits=True)[0]
+        with pytest.raises(SteeringError, match="needs the"):
+            method(losses)
     else:
         check_step(name, kind, dtype, guided)
 
@@ -135,8 +152,36 @@ def test_one_step(name, kind, dtype, guided):
 @every_kind
 @every_dtype
 def test_state_round_trip(name, kind, dtype):
-    if (name, kind) not in REFUSED:
+    if fits(name, kind):
         check_state(name, kind, dtype)
+
+
+@every_method
+@every_kind
+@every_dtype
+def test_selection(name, kind, dtype):
+    """A method that trains on a share of the candidates names so many different ones."""
+    method = build(name)
+    if not fits(name, kind) or method.keep == 1:
+        return
+    losses = batch(kind, dtype, seed=3)[0]
+    for count in (1, 3, BATCH):
+        chosen = method.select(losses, count)
+        assert chosen.dtype == torch.int64
+        assert len(set(chosen.tolist())) == count
+        assert not chosen.requires_grad
+        assert {*chosen.tolist()} <= {*range(BATCH)}
+
+
+def test_what_fits_what():
+    valid = {unit: {name for name in registered() if find_method(name).objection(unit, True) is None} for unit in UNITS}
+    anywhere = {"erm", "dro", "drrho", "distillation"}
+    grouped, whole = {"group_dro", "doremi"}, {"rho_loss", "soft_rho"}
+    assert valid["example"] == valid["sequence"] == anywhere | grouped | whole
+    assert valid["token"] == anywhere | grouped | {"rho1"}
+    assert valid["pair"] == anywhere | {"jest", "nested"}
+    assert find_method("rho1").objection("pair", False) == "works on losses of a token, not of a pair"
+    assert find_method("doremi").objection("token", False) == "weights groups, and there are none"
 
 
 @every_method
@@ -162,7 +207,7 @@ NUMBERS = [
 def test_an_option_out_of_range_names_the_method(name, option, value):
     # No number among the options may be NaN, and but for logarithms none negative.
     with pytest.raises(SteeringError, match=rf"method \({name}\): {option}:? (must|belongs) .*, got {value}"):
-        build_method(name, find_method(name).options(**{option: value}), ALL)
+        build_method(name, find_method(name).options(**{option: value}), ALL, GROUPS)
 
 
 def test_an_unknown_divergence_names_the_method():

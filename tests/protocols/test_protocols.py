@@ -41,9 +41,10 @@ def test_compare_writes_a_row_for_every_run_and_the_reference(study):
     for row in rows[1:]:
         result = json.loads((folder / f"{row['method']}-seed{row['seed']}/result.json").read_text())
         assert row == {key: row[key] for key in ("method", "seed")} | {
-            key: result[key] for key in ("metrics", "samples", "seconds")
+            key: result[key]
+            for key in ("metrics", "samples", "drawn", "scored", "reference_samples", "seconds", "summary")
         }
-        assert row["samples"] == 320
+        assert (row["samples"], row["drawn"], row["scored"], row["reference_samples"]) == (320, 320, 0, 0)
     trained = json.loads((folder / "reference/result.json").read_text())
     assert rows[0]["metrics"] == trained["metrics"]
     assert (rows[0]["samples"], rows[0]["seconds"]) == (64, trained["seconds"])

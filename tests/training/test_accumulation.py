@@ -69,7 +69,7 @@ def test_dropout_is_replayed(tmp_path, micro_batches):
         for first in range(0, 8, size)
     ]
     outputs = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
-    step = copy.deepcopy(job.method).double()(risk.losses(outputs, job.reference.outputs(batch), batch["index"]))
+    step = copy.deepcopy(job.method).double()(risk.losses(outputs, job.reference.outputs(batch), batch))
     step.loss.backward()
 
     torch.testing.assert_close(loss, step.loss.detach(), **EXACT)

@@ -261,9 +261,9 @@ def test_autocast_runs_and_losses_stay_float32(tmp_path, precision, accumulation
     job = toys.make_job(tmp_path / precision, precision=precision, accumulation=accumulation)
     losses = job.task.risk.losses
 
-    def watch(target, reference, index):
+    def watch(target, reference, batch):
         seen.extend([*target.values(), *reference.values()])
-        return losses(target, reference, index)
+        return losses(target, reference, batch)
 
     job.task.risk.losses = watch
     forward = []

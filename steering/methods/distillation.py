@@ -1,0 +1,108 @@
+"""Knowledge distillation: the reference as a teacher of whole distributions instead of a judge of losses."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from steering import distributed
+from steering.contrastive.pairs import Pairs
+from steering.errors import SteeringError
+from steering.methods.erm import Erm, ErmOptions
+from steering.methods.registry import Method, Step, register
+from steering.risk import Units
+
+
+@dataclass
+class DistillationOptions:
+    weight: float = 0.5
+    """a in (1 − a)·loss + a·KD, in [0, 1]."""
+    temperature: float = 2.0
+    """T that softens both distributions; the gradient is kept in scale by T². For pairs 1 is customary."""
+    reference_scale: float = 100.0
+    """Pairs: logit scale of the reference, 1/τ; that of published CLIP models is 100."""
+    tau: float = 0.07
+    """Pairs: initial temperature of InfoNCE and of the student's distribution, learned."""
+    tau_min: float = 0.01
+    """Pairs: smallest temperature."""
+
+
+class Distillation(Erm):
+    """(1 − a)·mean loss + a·T²·KL(teacher_T ‖ student_T)."""
+
+    def __init__(self, options: DistillationOptions) -> None:
+        super().__init__(ErmOptions(options.tau, options.tau_min))
+        for name, value, ok, expected in [
+            ("weight", options.weight, 0 <= options.weight <= 1, "in [0, 1]"),
+            ("temperature", options.temperature, 0 < options.temperature < math.inf, "a number > 0"),
+            ("reference_scale", options.reference_scale, 0 < options.reference_scale < math.inf, "a number > 0"),
+        ]:
+            if not ok:
+                raise ValueError(f"{name} must be {expected}, got {value}")
+        self.options = options
+        self.uses_reference = self.needs_logits = options.weight > 0
+
+    def forward(self, losses: Units | Pairs) -> Step:
+        plain = super().forward(losses)
+        if not self.uses_reference:
+            return plain
+        temperature, scale = self.options.temperature, self.options.reference_scale
+        if isinstance(losses, Pairs):
+            kd = pairs_divergence(losses, 1 / self.temperature(), scale, temperature)
+        else:
+            kd = units_divergence(losses, temperature, "distillation")
+        a = self.options.weight
+        return Step((1 - a) * plain.loss + a * kd, plain.metrics | {"distillation": kd.detach()})
+
+
+def units_divergence(units: Units, temperature: float, name: str) -> Tensor:
+    """T²·KL(softmax(reference/T) ‖ softmax(target/T)), mean over the items that count, ().
+
+    Averaged over the ranks it is the mean over the items of all ranks.  Source: arXiv 1503.02531, section 2.
+
+    Raises:
+        SteeringError: the items carry no logits, or they are over other classes than the reference's.
+    """
+    if units.logits is None or units.reference_logits is None:
+        raise SteeringError(f"method ({name}): needs the logits of target and reference, and this task gives none")
+    if units.logits.shape != units.reference_logits.shape:
+        shapes = f"{units.logits.shape[-1]} classes, the reference over {units.reference_logits.shape[-1]}"
+        raise SteeringError(f"method ({name}): the target's distributions are over {shapes}")
+    teacher = (units.reference_logits.detach().to(units.logits.dtype) / temperature).log_softmax(-1)
+    student = (units.logits / temperature).log_softmax(-1)
+    items = F.kl_div(student, teacher, reduction="none", log_target=True).sum(-1) * temperature**2
+    if units.mask is None:
+        return items.mean()
+    count = distributed.mean(units.mask.sum().to(items.dtype))
+    return items.masked_fill(~units.mask, 0.0).sum() / count
+
+
+def pairs_divergence(pairs: Pairs, scale: Tensor, reference_scale: float, temperature: float = 1.0) -> Tensor:
+    """T²·KL between the reference's and the target's distributions over the other modality, mean of both directions, ().
+
+    Source: the distillation term of arXiv 2311.17049 (MobileCLIP), less the teacher's entropy, which has no gradient.
+
+    Raises:
+        SteeringError: the pairs come without reference features.
+    """
+    if pairs.reference_image is None or pairs.reference_text is None:
+        raise SteeringError("method: distillation needs the reference's features")
+    image, text = distributed.gather(pairs.image), distributed.gather(pairs.text)
+    guide_image = distributed.gather(pairs.reference_image.detach().to(image.dtype))
+    guide_text = distributed.gather(pairs.reference_text.detach().to(image.dtype))
+    student = scale * image @ text.T / temperature
+    teacher = reference_scale * guide_image @ guide_text.T / temperature
+    sides = [
+        F.kl_div(s.log_softmax(-1), t.log_softmax(-1), reduction="batchmean", log_target=True)
+        for s, t in ((student, teacher), (student.T, teacher.T))
+    ]
+    return temperature**2 * (sides[0] + sides[1]) / 2
+
+
+@register("distillation", DistillationOptions)
+def build(options: DistillationOptions, num_examples: int) -> Method:  # noqa: ARG001
+    """Knowledge distillation: the reference's distributions as soft labels beside the true ones."""
+    return Distillation(options)

@@ -1,0 +1,56 @@
+"""DoReMi (arXiv 2305.10429): domain weights by group DRO on clipped excess losses; their running mean is a data mix."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from steering import distributed
+from steering.contrastive.pairs import Pairs
+from steering.dro.groups import GroupWeights, group_means
+from steering.methods.group_dro import items_of_groups, mean_weights, weight_scalars
+from steering.methods.registry import Method, Step, register
+from steering.risk import Units
+
+
+@dataclass
+class DoremiOptions:
+    step: float = 1.0
+    """η of the exponentiated gradient a ← a·exp(η·s) on the domains' scores s = mean [ℓ − ℓ_ref]_+."""
+    smoothing: float = 1e-3
+    """c in a ← (1 − c)·a + c/k: every one of the k domains keeps at least c/k."""
+
+
+class Doremi(Method):
+    """The proxy run: losses weighted by a_d over the share of domain d in the batch; the mix is in `summary`."""
+
+    uses_reference = True
+
+    def __init__(self, options: DoremiOptions, groups: Sequence[str]) -> None:
+        super().__init__()
+        self.names = tuple(groups)
+        self.weights = GroupWeights(len(groups), step=options.step, smoothing=options.smoothing)
+
+    def start_epoch(self, epoch: int) -> None: ...
+
+    def forward(self, losses: Units | Pairs) -> Step:
+        assert isinstance(losses, Units)
+        k = len(self.names)
+        clipped, groups = items_of_groups(losses, losses.excess().detach().clamp_min(0.0), "doremi")
+        scores, counts = group_means(clipped, groups, k)
+        self.weights.update(scores, counts)
+        items, _ = items_of_groups(losses, losses.target, "doremi")
+        weights = self.weights.item_weights(groups, (counts / counts.sum()).clamp_min(torch.finfo(counts.dtype).tiny))
+        total = distributed.mean(weights.sum())  # over all ranks, as the weights of one rank may be small
+        return Step((weights * items).sum() / total, weight_scalars(self.names, self.weights))
+
+    def summary(self) -> dict[str, dict[str, float]]:
+        return {"data_mix": mean_weights(self.names, self.weights)}
+
+
+@register("doremi", DoremiOptions, units=("example", "token", "sequence"), groups=True)
+def build(options: DoremiOptions, num_examples: int, groups: Sequence[str]) -> Method:  # noqa: ARG001
+    """DoReMi: domains weighted by clipped excess loss; the mean weights are a data mix."""
+    return Doremi(options, groups)

@@ -1,0 +1,97 @@
+"""JEST (arXiv 2406.17711): choose the pairs of a contrastive batch jointly, chunk by chunk, by how learnable they are together.
+
+S_ij = s_ref·cos_ref(i, j) − cos(i, j)/τ is how much better the reference scores pair (i, j) than the learner. A chunk is drawn
+∝ exp of
+
+    S_ii + ½ Σ_directions [ log mean_{j chosen} exp(cos(i, j)/τ) − log mean_{j chosen} exp(s_ref·cos_ref(i, j)) ]
+
+the excess InfoNCE loss that a candidate would have beside those that are chosen already; the first chunk by S_ii alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from steering.contrastive.pairs import Pairs
+from steering.errors import SteeringError
+from steering.methods.erm import ErmOptions
+from steering.methods.registry import Method, register
+from steering.methods.selection import Selecting, largest, require_temperature, sampled
+from steering.risk import Units
+
+
+@dataclass
+class JestOptions:
+    keep: float = 0.2
+    """Share of the drawn pairs to train on, in (0, 1]: a step draws batch_size/keep candidates."""
+    chunks: int = 16
+    """Parts in which the batch is chosen; each knows the ones before."""
+    temperature: float = 1.0
+    """T in nats: candidates are drawn ∝ exp(score/T)."""
+    top: bool = False
+    """Take the largest scores instead of drawing."""
+    reference_scale: float = 100.0
+    """Logit scale of the reference, 1/τ; that of published CLIP models is 100."""
+    tau: float = 0.07
+    """Initial temperature of InfoNCE, learned."""
+    tau_min: float = 0.01
+    """Smallest temperature."""
+
+
+class Jest(Selecting):
+    """Joint selection, then a step of InfoNCE. Every rank selects among its own candidates.
+
+    Source: arXiv 2406.17711, softmax variant as run in arXiv 2505.06699; that the first chunk is drawn ∝ exp(S_ii) is our
+    choice, where sources differ.
+    """
+
+    def __init__(self, options: JestOptions) -> None:
+        super().__init__("jest", options.keep, ErmOptions(options.tau, options.tau_min))
+        require_temperature(options.temperature)
+        if options.chunks < 1:
+            raise ValueError(f"chunks must be at least 1, got {options.chunks}")
+        if not 0 < options.reference_scale < float("inf"):
+            raise ValueError(f"reference_scale must be a number > 0, got {options.reference_scale}")
+        self.options = options
+
+    @torch.no_grad()
+    def select(self, losses: Units | Pairs, count: int) -> Tensor:
+        assert isinstance(losses, Pairs)
+        if losses.reference_image is None or losses.reference_text is None:
+            raise SteeringError("method (jest): needs a reference")
+        learner = losses.image @ losses.text.T / self.temperature()
+        guide = (losses.reference_image @ losses.reference_text.T).to(learner.dtype) * self.options.reference_scale
+        return joint_selection(learner, guide, count, self.options.chunks, self.options.temperature, self.options.top)
+
+
+def joint_selection(
+    learner: Tensor, reference: Tensor, count: int, chunks: int, temperature: float = 1.0, top: bool = False
+) -> Tensor:
+    """Positions of `count` different pairs of n candidates, chunk after chunk, (count,).
+
+    Args:
+        learner, reference: logits of all pairs of candidates, (n, n); row = image, column = text.
+        chunks: parts of `count`, as equal as can be.
+        temperature, top: see `JestOptions`.
+    """
+    own = (reference - learner).diagonal()
+    chosen = own.new_zeros(0, dtype=torch.int64)
+    for number in range(min(chunks, count)):
+        size = count // min(chunks, count) + (number < count % min(chunks, count))
+        scores = own.clone()
+        if len(chosen):
+            for sign, logits in ((1, learner), (-1, reference)):
+                scores += sign * 0.5 * (logits[:, chosen].logsumexp(1) + logits[chosen].logsumexp(0))
+            scores[chosen] = -torch.inf
+        scores /= temperature
+        chosen = torch.cat([chosen, largest(scores, size) if top else sampled(scores, size)])
+    return chosen
+
+
+@register("jest", JestOptions, units=("pair",))
+def build(options: JestOptions, num_examples: int) -> Method:  # noqa: ARG001
+    """JEST: the pairs of a batch chosen jointly by learnability, then InfoNCE."""
+    return Jest(options)

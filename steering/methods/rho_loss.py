@@ -1,0 +1,32 @@
+"""RHO-LOSS (arXiv 2206.07137): train on the examples of the largest reducible loss, of a larger batch of candidates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from steering.contrastive.pairs import Pairs
+from steering.methods.registry import Method, register
+from steering.methods.selection import Selecting, largest
+from steering.risk import Units
+
+
+@dataclass
+class RhoLossOptions:
+    keep: float = 0.1
+    """Share of the drawn examples to train on, in (0, 1]: a step draws batch_size/keep candidates."""
+
+
+class RhoLoss(Selecting):
+    """The largest ℓ(θ; z) − ℓ(θ_ref; z), then an unweighted step. Every rank selects among its own candidates."""
+
+    def select(self, losses: Units | Pairs, count: int) -> Tensor:
+        assert isinstance(losses, Units)
+        return largest(self.scores(losses), count)
+
+
+@register("rho_loss", RhoLossOptions, units=("example", "sequence"))
+def build(options: RhoLossOptions, num_examples: int) -> Method:  # noqa: ARG001
+    """RHO-LOSS: the top share of a larger batch by excess loss, unweighted."""
+    return RhoLoss("rho_loss", options.keep)

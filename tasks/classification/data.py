@@ -1,0 +1,176 @@
+"""Training examples of an image classifier: a part of a source, with its labels made noisy, as a model wants to see them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F  # noqa: N812
+
+from steering.data import IndexedData, mix, uniform
+from steering.errors import SteeringError
+from steering.risk import Batch
+from steering.storage import sha256
+from tasks.classification.sources import Source, Unreadable
+
+REPLACEMENTS = 16
+# Keys of the hash: independent draws from one seed.
+_PART, _NOISE, _OTHER, _REPLACEMENT, _RARE, _FLIP, _SHIFT = range(1, 8)
+_LOG = logging.getLogger("steering")
+
+
+@dataclass(frozen=True)
+class ImageInputs:
+    """What a model wants to see.
+
+    Attributes:
+        size: side in pixels; images are resized (shorter side) and cropped to it; None leaves them as they are.
+        channels: 1 or 3; grey images are repeated, colour images averaged.
+        mean, std: of each channel, in units of the full range.
+    """
+
+    size: int | None
+    channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def fingerprint(self) -> str:
+        return sha256([str((self.size, self.channels, self.mean, self.std))])
+
+    def __call__(self, images: list[np.ndarray]) -> Tensor:
+        """uint8 images (h, w, c) as float32, (b, channels, h, w), normalised."""
+        shapes = {image.shape for image in images}
+        if len(shapes) == 1:
+            batch = self._sized(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2))
+        elif self.size is None:
+            raise SteeringError(f"images have different sizes, {sorted(shapes)[:2]}; set target.options.size")
+        else:
+            batch = torch.cat([self._sized(torch.from_numpy(image.copy()).permute(2, 0, 1)[None]) for image in images])
+        mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
+        return (batch.float() / 255 - mean) / std
+
+    def _sized(self, images: Tensor) -> Tensor:
+        if images.shape[1] == 1 and self.channels == 3:
+            images = images.expand(-1, 3, -1, -1)
+        elif images.shape[1] == 3 and self.channels == 1:
+            images = F.rgb_to_grayscale(images)
+        if self.size is not None and images.shape[-2:] != (self.size, self.size):
+            images = F.center_crop(F.resize(images, [self.size], antialias=True), [self.size, self.size])
+        return images
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A part of a source.
+
+    Attributes:
+        source: the images.
+        numbers: those kept, int64, (m,).
+        labels: as shown to the training, int64, (m,).
+        groups: int64, (m,), or None.
+    """
+
+    source: Source
+    numbers: np.ndarray
+    labels: np.ndarray
+    groups: np.ndarray | None
+
+
+def part_of(n: int, low: float, high: float, seed: int) -> np.ndarray:
+    """Numbers of 0 .. n−1 whose seeded hash lies in [low, high): the parts [0, x) and [x, 1) are disjoint."""
+    place = uniform(seed, _PART, np.arange(n))
+    return np.flatnonzero((place >= low) & (place < high))
+
+
+def kept_of_classes(labels: np.ndarray, shares: Mapping[int, float], seed: int) -> np.ndarray:
+    """Which examples stay, bool, (n,), when only a share of some classes does."""
+    share = np.ones(len(labels))
+    for label, value in shares.items():
+        share[labels == label] = value
+    return uniform(seed, _RARE, np.arange(len(labels))) < share
+
+
+def noisy_labels(labels: np.ndarray, classes: int, noise: float, seed: int) -> np.ndarray:
+    """Symmetric label noise: with probability `noise` another class, each as likely, int64 (n,).
+
+    The draw of an example depends on (seed, its position) alone.
+    """
+    number = np.arange(len(labels))
+    wrong = uniform(seed, _NOISE, number) < noise
+    shift = 1 + (uniform(seed, _OTHER, number) * (classes - 1)).astype(np.int64)
+    return np.where(wrong, (labels + shift) % classes, labels)
+
+
+class ImageData(IndexedData):
+    """Labelled images through the eyes of one or more models.
+
+    Args:
+        part: what to show.
+        views: prefix -> inputs; "" gives "image", "reference" gives "reference_image".
+        seed: of the augmentation.
+        augment: "none", "crop" (shifted by up to an eighth of the side), or "flip-crop" (also mirrored).
+    """
+
+    def __init__(self, part: Labelled, views: Mapping[str, ImageInputs], seed: int, augment: str) -> None:
+        self.part, self.views, self.seed, self.augment = part, dict(views), seed, augment
+
+    def __len__(self) -> int:
+        return len(self.part.numbers)
+
+    def batch(self, index: np.ndarray, epoch: int) -> Batch:
+        delivered, images = index.copy(), []
+        for place, wanted in enumerate(index.tolist()):
+            delivered[place], image = self._readable(wanted)
+            images.append(image)
+        labels = self.part.labels[delivered]
+        batch = {
+            "label": torch.from_numpy(labels),
+            "index": torch.from_numpy(delivered),
+            "skipped": torch.tensor(int((delivered != index).sum())),
+        }
+        if self.part.groups is not None:
+            batch["group"] = torch.from_numpy(self.part.groups[delivered])
+        for prefix, inputs in self.views.items():
+            batch[f"{prefix}_image" if prefix else "image"] = self._augmented(inputs(images), delivered, epoch)
+        return batch
+
+    def fingerprint(self) -> str:
+        part = self.part
+        groups = b"" if part.groups is None else part.groups.tobytes()
+        return sha256([part.source.fingerprint(), part.numbers.tobytes(), part.labels.tobytes(), groups])
+
+    def _augmented(self, images: Tensor, index: np.ndarray, epoch: int) -> Tensor:
+        if self.augment == "none":
+            return images
+        keys = (self.seed, epoch)
+        if self.augment == "flip-crop":
+            flipped = torch.from_numpy(uniform(*keys, _FLIP, index) < 0.5)
+            images = torch.where(flipped[:, None, None, None], images.flip(-1), images)
+        height, width = images.shape[-2:]
+        rows, columns = (
+            _shifted(side, uniform(*keys, _SHIFT, axis, index)) for axis, side in enumerate((height, width))
+        )
+        moved = images.gather(2, rows[:, None, :, None].expand_as(images))
+        return moved.gather(3, columns[:, None, None, :].expand_as(images))
+
+    def _readable(self, wanted: int) -> tuple[int, np.ndarray]:
+        number = wanted
+        for attempt in range(REPLACEMENTS + 1):
+            if attempt:
+                number = int(mix(self.seed, _REPLACEMENT, wanted, attempt)) % len(self)
+            try:
+                return number, self.part.source.image(int(self.part.numbers[number]))
+            except Unreadable as error:
+                _LOG.warning("%s; another takes its place", error)
+        raise SteeringError(f"task.data: example {wanted} and {REPLACEMENTS} others in its place cannot be read")
+
+
+def _shifted(side: int, draw: np.ndarray) -> Tensor:
+    """Pixel numbers of a row or column moved by up to an eighth of the side, the edge repeated: int64, (b, side)."""
+    reach = max(1, side // 8)
+    offset = torch.from_numpy(np.floor(draw * (2 * reach + 1)).astype(np.int64) - reach)
+    return (torch.arange(side) + offset[:, None]).clamp(0, side - 1)

@@ -1,0 +1,92 @@
+"""How good is a classifier: accuracy, calibration, the worst group; and the pictures of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from steering.data import IndexedData
+
+CHUNK = 512
+
+
+@torch.no_grad()
+def predict(module: nn.Module, data: IndexedData, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Probabilities, (n, C), labels, (n,), and groups, (n,) or None, on the CPU; the module's mode is left as it is."""
+    found: dict[str, list[Tensor]] = {"probability": [], "label": [], "group": []}
+    for start in range(0, len(data), CHUNK):
+        batch = data.batch(np.arange(start, min(start + CHUNK, len(data))), 0)
+        found["probability"].append(module(batch["image"].to(device)).float().softmax(-1).cpu())
+        found["label"].append(batch["label"])
+        if "group" in batch:
+            found["group"].append(batch["group"])
+    groups = torch.cat(found["group"]) if found["group"] else None
+    return torch.cat(found["probability"]), torch.cat(found["label"]), groups
+
+
+def accuracy(probability: Tensor, label: Tensor) -> float:
+    return (probability.argmax(-1) == label).double().mean().item()
+
+
+def calibration_error(probability: Tensor, label: Tensor, bins: int = 15) -> float:
+    """Expected calibration error: Σ_b (n_b/n)·|accuracy_b − confidence_b| over equal bins of confidence, in [0, 1].
+
+    Source: arXiv 1706.04599, equation (3).
+    """
+    shares, confidences, accuracies = reliability(probability, label, bins)
+    return float((shares * (accuracies - confidences).abs()).sum())
+
+
+def reliability(probability: Tensor, label: Tensor, bins: int = 15) -> tuple[Tensor, Tensor, Tensor]:
+    """Share of the examples, mean confidence and accuracy in each bin ((k−1)/bins, k/bins], float64, (bins,); empty: zeros."""
+    confidence, predicted = probability.double().max(-1)
+    place = ((confidence * bins).ceil().long() - 1).clamp(0, bins - 1)
+    count, sure, right = torch.zeros(3, bins, dtype=torch.float64)
+    count.index_add_(0, place, torch.ones_like(confidence))
+    sure.index_add_(0, place, confidence)
+    right.index_add_(0, place, (predicted == label).double())
+    some = count.clamp_min(1)
+    return count / len(label), sure / some, right / some
+
+
+def group_accuracies(probability: Tensor, label: Tensor, group: Tensor) -> dict[int, float]:
+    """Accuracy in every group that has examples."""
+    right = (probability.argmax(-1) == label).double()
+    return {int(g): right[group == g].mean().item() for g in group.unique()}
+
+
+def reliability_figure(probability: Tensor, label: Tensor) -> Figure:
+    """Accuracy against confidence; the diagonal is perfect calibration, the area of a point its share of the examples."""
+    shares, confidences, accuracies = reliability(probability, label)
+    used = shares > 0
+    figure = Figure(figsize=(3.6, 3.4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color="gray", linestyle="--", linewidth=1)
+    axes.plot(confidences[used], accuracies[used], linewidth=1)
+    axes.scatter(confidences[used], accuracies[used], s=10 + 300 * shares[used])
+    axes.set_xlabel("confidence")
+    axes.set_ylabel("accuracy")
+    axes.set_title(f"reliability, ECE {100 * calibration_error(probability, label):.1f} %")
+    return figure
+
+
+def confusion_figure(probability: Tensor, label: Tensor, classes: Sequence[str]) -> Figure:
+    """Share of each true class (rows) that is taken for each class."""
+    n = len(classes)
+    counts = torch.zeros(n * n).index_add(0, label * n + probability.argmax(-1), torch.ones(len(label))).view(n, n)
+    shares = counts / counts.sum(1, keepdim=True).clamp_min(1)
+    side = min(9.0, 2.4 + 0.3 * n)
+    figure = Figure(figsize=(side + 0.6, side), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(shares, vmin=0, vmax=1, cmap="viridis")
+    if n <= 25:
+        axes.set_xticks(range(n), classes, rotation=90 if max(map(len, classes)) > 3 else 0)
+        axes.set_yticks(range(n), classes)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    figure.colorbar(image, ax=axes, label="share of the true class")
+    return figure

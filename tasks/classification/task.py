@@ -1,0 +1,196 @@
+"""The classification task: options, data, models, evaluation, tied together for the framework."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from steering.data import IndexedData
+from steering.errors import SteeringError
+from steering.task import Metric, Model, ModelSpec, Task
+from tasks.classification.data import ImageData, ImageInputs, Labelled, kept_of_classes, noisy_labels, part_of
+from tasks.classification.evaluation import (
+    accuracy,
+    calibration_error,
+    confusion_figure,
+    group_accuracies,
+    predict,
+    reliability_figure,
+)
+from tasks.classification.models import build_classifier
+from tasks.classification.risk import ClassificationRisk
+from tasks.classification.sources import Source, Unreadable, arrays, digits, folders, read_numbers, torchvision_sets
+
+SOURCES = ("digits", "arrays", "folder", "torchvision")
+AUGMENTATIONS = ("none", "crop", "flip-crop")
+
+
+@dataclass
+class ClassificationData:
+    """Labelled images."""
+
+    source: str = "digits"
+    """"digits" (embedded), "arrays" (.npz files), "folder" (a sub-folder per class) or "torchvision"."""
+    path: str | None = None
+    """arrays: the training .npz with "image" and "label"; folder: the training folder; torchvision: where the data lie."""
+    test_path: str | None = None
+    """arrays and folder: the same for the test part."""
+    dataset: str | None = None
+    """torchvision: the data set's class, such as CIFAR10."""
+    download: bool = False
+    """torchvision: fetch the data if they are not there."""
+    part: tuple[float, float] = (0.0, 1.0)
+    """The training examples whose seeded hash lies in [low, high): [0, 0.2] for a reference, [0.2, 1] for its target."""
+    class_shares: dict[int, float] = field(default_factory=dict)
+    """Class number -> share of its training examples to keep: makes a class rare."""
+    label_noise: float = 0.0
+    """Probability that a training label is replaced by another class, each as likely."""
+    labels: str | None = None
+    """A file of training labels that replace the source's: FILE.npy, FILE.npz:KEY, FILE.pt:KEY, or text with one a line."""
+    groups: str | None = None
+    """"class": a group for each class as labelled in training; or a file of group numbers, as `labels`; null: no groups."""
+    test_groups: str | None = None
+    """The same for the test part, when `groups` is a file."""
+    augment: str = "none"
+    """"none", "crop" (moved by up to an eighth) or "flip-crop" (also mirrored)."""
+    seed: int = 0
+    """Chooses part and noise; independent of the run's seed."""
+
+    def __post_init__(self) -> None:
+        needs = {"digits": (), "arrays": ("path", "test_path"), "folder": ("path", "test_path")}
+        if self.source not in SOURCES:
+            raise SteeringError(f"source: expected one of {', '.join(SOURCES)}, got {self.source!r}")
+        for key in needs.get(self.source, ("path", "dataset")):
+            if not getattr(self, key):
+                raise SteeringError(f"{key}: needed for source {self.source!r}")
+        if self.augment not in AUGMENTATIONS:
+            raise SteeringError(f"augment: expected one of {', '.join(AUGMENTATIONS)}, got {self.augment!r}")
+        low, high = self.part
+        if not 0 <= low < high <= 1:
+            raise SteeringError(f"part: expected [low, high] with 0 <= low < high <= 1, got {[low, high]}")
+        if not 0 <= self.label_noise <= 1:
+            raise SteeringError(f"label_noise: expected a number in [0, 1], got {self.label_noise}")
+        for label, share in self.class_shares.items():
+            if label < 0 or not 0 < share <= 1:
+                raise SteeringError(f"class_shares: expected class number -> share in (0, 1], got {label}: {share}")
+        if self.groups not in (None, "class") and not self.test_groups:
+            raise SteeringError("test_groups: needed when groups is a file")
+
+
+@dataclass
+class ClassificationOptions:
+    """The `task:` section of a classification config."""
+
+    name: str = "classification"
+    """Says which task this is."""
+    data: ClassificationData = field(default_factory=ClassificationData)
+    """Labelled images."""
+
+
+class ClassificationTask(Task):
+    """Image classification; the unit of loss is an example."""
+
+    Options: ClassVar[type] = ClassificationOptions
+    may_have_groups: ClassVar[bool] = True
+    metrics: ClassVar[Mapping[str, Metric]] = {"ECE": Metric(higher_is_better=False)}
+
+    def __init__(self, options: ClassificationOptions) -> None:
+        self.options, self.risk = options, ClassificationRisk()
+        data = options.data
+        self.train, self.test = _open(data)
+        self.classes = self.train.classes
+        self.part, self.test_part, self.groups = _parts(data, self.train, self.test)
+
+    def build(self, spec: ModelSpec) -> Model:
+        return build_classifier(spec, _first_shape(self.train), len(self.classes))
+
+    def train_data(self, target: Model, reference: Model | None, seed: int) -> IndexedData:
+        views: dict[str, ImageInputs] = {"": target.inputs}
+        if reference is not None and reference.inputs_fingerprint != target.inputs_fingerprint:
+            views["reference"] = reference.inputs
+        return ImageData(self.part, views, seed, self.options.data.augment)
+
+    def plain_data(self, model: Model) -> IndexedData:
+        return ImageData(self.part, {"": model.inputs}, self.options.data.seed, "none")
+
+    def evaluate(self, model: Model, device: torch.device) -> dict[str, float]:
+        """ "test/accuracy", "test/ECE" (15 bins); with groups "test/worst_group_accuracy"."""
+        probability, label, group = predict(model.module, self._test_data(model), device)
+        found = {"test/accuracy": accuracy(probability, label), "test/ECE": calibration_error(probability, label)}
+        if group is not None:
+            found["test/worst_group_accuracy"] = min(group_accuracies(probability, label, group).values())
+        return found
+
+    def figures(self, model: Model, device: torch.device) -> Mapping[str, Figure]:
+        probability, label, _ = predict(model.module, self._test_data(model), device)
+        return {
+            "reliability": reliability_figure(probability, label),
+            "confusion": confusion_figure(probability, label, self.classes),
+        }
+
+    def _test_data(self, model: Model) -> IndexedData:
+        return ImageData(self.test_part, {"": model.inputs}, 0, "none")
+
+
+def _open(data: ClassificationData) -> tuple[Source, Source]:
+    path, test_path = str(data.path), str(data.test_path)
+    if data.source == "digits":
+        return digits()
+    if data.source == "arrays":
+        return arrays(path, test_path)
+    if data.source == "folder":
+        return folders(path, test_path)
+    return torchvision_sets(str(data.dataset), path, data.download)
+
+
+def _parts(data: ClassificationData, train: Source, test: Source) -> tuple[Labelled, Labelled, tuple[str, ...]]:
+    """Training and test examples, and the names of the groups."""
+    classes, labels = len(train.classes), train.labels
+    if data.labels is not None:
+        labels = _aligned(read_numbers(data.labels, "task.data.labels"), len(train), "task.data.labels", data.labels)
+        if labels.min() < 0 or labels.max() >= classes:
+            raise SteeringError(f"task.data.labels: expected numbers in [0, {classes}) in {data.labels}")
+    labels = noisy_labels(labels, classes, data.label_noise, data.seed)
+    if unknown := [label for label in data.class_shares if label >= classes]:
+        raise SteeringError(f"task.data.class_shares: no class {unknown[0]}; there are {classes}")
+    stays = kept_of_classes(labels, data.class_shares, data.seed)
+    numbers = part_of(len(train), *data.part, data.seed)
+    numbers = numbers[stays[numbers]]
+    if not len(numbers):
+        raise SteeringError(f"task.data.part: no example is left of {len(train)}")
+    groups: np.ndarray | None = None
+    test_groups: np.ndarray | None = None
+    names: tuple[str, ...] = ()
+    if data.groups == "class":
+        groups, test_groups, names = labels, test.labels, tuple(train.classes)
+    elif data.groups is not None:
+        key, test_key = "task.data.groups", "task.data.test_groups"
+        groups = _aligned(read_numbers(data.groups, key), len(train), key, data.groups)
+        test_groups = _aligned(read_numbers(str(data.test_groups), test_key), len(test), test_key, data.test_groups)
+        if min(groups.min(), test_groups.min()) < 0:
+            raise SteeringError(f"{key}: expected numbers >= 0")
+        names = tuple(str(n) for n in range(int(max(groups.max(), test_groups.max())) + 1))
+    kept = None if groups is None else groups[numbers]
+    whole = np.arange(len(test))
+    return Labelled(train, numbers, labels[numbers], kept), Labelled(test, whole, test.labels, test_groups), names
+
+
+def _aligned(numbers: np.ndarray, n: int, key: str, file: str | None) -> np.ndarray:
+    if len(numbers) != n:
+        raise SteeringError(f"{key}: {file} has {len(numbers)} numbers for {n} examples")
+    return numbers
+
+
+def _first_shape(source: Source) -> tuple[int, int, int]:
+    for number in range(min(16, len(source))):
+        try:
+            height, width, channels = source.image(number).shape
+            return height, width, channels
+        except Unreadable:
+            continue
+    raise SteeringError("task.data: the first 16 images cannot be read")
