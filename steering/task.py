@@ -62,7 +62,7 @@ class Task(ABC):
     may_have_groups: ClassVar[bool] = False
     """Whether its examples can belong to groups (domains, subpopulations)."""
     metrics: ClassVar[Mapping[str, Metric]] = {}
-    """How to show metrics that are no shares of which more is better, by the part of the name after its last "/"."""
+    """How to show metrics that are no shares of which more is better, by the last part of the name, else the first."""
 
     risk: ReferenceRisk
     groups: tuple[str, ...] = ()
@@ -93,6 +93,12 @@ class Task(ABC):
     @abstractmethod
     def figures(self, model: Model, device: torch.device) -> Mapping[str, Figure]:
         """Pictures for TensorBoard on a fixed set of examples; may be empty."""
+
+
+def weights_state(module: nn.Module) -> tuple[object, ...]:
+    """Changes whenever a parameter or buffer does: tells whether what was computed of a module still holds."""
+    tensors = [*module.parameters(), *module.buffers()]
+    return id(module), *((id(tensor), tensor._version) for tensor in tensors)
 
 
 def find_task(name: str) -> type[Task]:

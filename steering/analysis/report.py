@@ -55,8 +55,8 @@ def metric_groups(rows: Sequence[Row]) -> dict[str, list[str]]:
 
 
 def style(name: str, styles: Styles) -> Metric:
-    """How a metric is shown."""
-    return styles.get(name.rpartition("/")[2], _SHARE)
+    """How a metric is shown: by the last part of its name, else by the first."""
+    return styles.get(name.rpartition("/")[2]) or styles.get(name.partition("/")[0], _SHARE)
 
 
 def tables(rows: Sequence[Row], styles: Styles | None = None) -> dict[str, Cells]:

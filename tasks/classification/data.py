@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import functional as F  # noqa: N812
+from torchvision.transforms.v2 import functional as F
 
 from steering.data import IndexedData, mix, uniform
 from steering.errors import SteeringError
 from steering.risk import Batch
 from steering.storage import sha256
-from tasks.classification.sources import Source, Unreadable
+from tasks.classification.sources import Source, UnreadableError
 
 REPLACEMENTS = 16
 # Keys of the hash: independent draws from one seed.
@@ -164,7 +164,7 @@ class ImageData(IndexedData):
                 number = int(mix(self.seed, _REPLACEMENT, wanted, attempt)) % len(self)
             try:
                 return number, self.part.source.image(int(self.part.numbers[number]))
-            except Unreadable as error:
+            except UnreadableError as error:
                 _LOG.warning("%s; another takes its place", error)
         raise SteeringError(f"task.data: example {wanted} and {REPLACEMENTS} others in its place cannot be read")
 

@@ -22,7 +22,7 @@ from steering.errors import SteeringError
 from steering.storage import file_sha256, sha256
 
 
-class Unreadable(Exception):
+class UnreadableError(Exception):
     """One image cannot be decoded."""
 
 
@@ -42,7 +42,7 @@ class Source(ABC):
 
     @abstractmethod
     def image(self, number: int) -> np.ndarray:
-        """uint8, (h, w, c); raises Unreadable."""
+        """uint8, (h, w, c); raises UnreadableError."""
 
     @abstractmethod
     def fingerprint(self) -> str:
@@ -88,7 +88,7 @@ class DatasetSource(Source):
             image = self.dataset[number][0]
             return _pixels(image)
         except (OSError, SyntaxError, ValueError) as error:  # what PIL raises for a damaged file
-            raise Unreadable(f"{self.name}, example {number}: {error}") from error
+            raise UnreadableError(f"{self.name}, example {number}: {error}") from error
 
     def fingerprint(self) -> str:
         files = [Path(path) for path, _ in getattr(self.dataset, "samples", [])]
@@ -143,8 +143,8 @@ def folders(path: str, test_path: str) -> tuple[Source, Source]:
 
 def torchvision_sets(name: str, path: str, download: bool) -> tuple[Source, Source]:
     """The training and the test part of a data set of torchvision, such as "CIFAR10" or "MNIST"."""
-    cls = getattr(torchvision.datasets, name, None)
-    if not inspect.isclass(cls):
+    cls: Any = getattr(torchvision.datasets, name, None)
+    if not isinstance(cls, type):
         raise SteeringError(f"dataset: torchvision.datasets has no {name!r}")
     options = inspect.signature(cls).parameters
     if "train" not in options and "split" not in options:
@@ -155,7 +155,7 @@ def torchvision_sets(name: str, path: str, download: bool) -> tuple[Source, Sour
         if "download" in options:
             chosen["download"] = download
         try:
-            found = cls(path, **chosen)
+            found: Any = cls(path, **chosen)
         except (OSError, RuntimeError, ValueError) as error:
             raise SteeringError(f"path: cannot read torchvision's {name} in {path}: {error}") from error
         parts.append(
@@ -200,9 +200,11 @@ def _torch_arrays(path: str) -> dict[str, Any]:
     import torch
 
     dtypes = [type(np.dtype(kind)) for kind in ("int64", "int32", "uint8", "float64", "float32")]
-    allowed = [np.ndarray, np.dtype, *dtypes, (np._core.multiarray._reconstruct, "numpy.core.multiarray._reconstruct")]  # type: ignore[attr-defined]
+    rebuild = np._core.multiarray._reconstruct  # type: ignore[attr-defined]
+    old_name = "numpy.core.multiarray._reconstruct"
+    allowed: list[Any] = [np.ndarray, np.dtype, *dtypes, rebuild, (rebuild, old_name)]
     try:
-        with torch.serialization.safe_globals([*allowed, np._core.multiarray._reconstruct]):  # type: ignore[attr-defined]
+        with torch.serialization.safe_globals(allowed):
             found = torch.load(path, weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(f"holds more than arrays: {str(error).splitlines()[0]}") from error

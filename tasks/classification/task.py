@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from steering.data import IndexedData
 from steering.errors import SteeringError
-from steering.task import Metric, Model, ModelSpec, Task
+from steering.task import Metric, Model, ModelSpec, Task, weights_state
 from tasks.classification.data import ImageData, ImageInputs, Labelled, kept_of_classes, noisy_labels, part_of
 from tasks.classification.evaluation import (
     accuracy,
@@ -24,8 +24,17 @@ from tasks.classification.evaluation import (
 )
 from tasks.classification.models import build_classifier
 from tasks.classification.risk import ClassificationRisk
-from tasks.classification.sources import Source, Unreadable, arrays, digits, folders, read_numbers, torchvision_sets
+from tasks.classification.sources import (
+    Source,
+    UnreadableError,
+    arrays,
+    digits,
+    folders,
+    read_numbers,
+    torchvision_sets,
+)
 
+Predictions = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
 SOURCES = ("digits", "arrays", "folder", "torchvision")
 AUGMENTATIONS = ("none", "crop", "flip-crop")
 
@@ -105,6 +114,7 @@ class ClassificationTask(Task):
         self.train, self.test = _open(data)
         self.classes = self.train.classes
         self.part, self.test_part, self.groups = _parts(data, self.train, self.test)
+        self._predicted: tuple[tuple[object, ...], Predictions] | None = None
 
     def build(self, spec: ModelSpec) -> Model:
         return build_classifier(spec, _first_shape(self.train), len(self.classes))
@@ -120,21 +130,26 @@ class ClassificationTask(Task):
 
     def evaluate(self, model: Model, device: torch.device) -> dict[str, float]:
         """ "test/accuracy", "test/ECE" (15 bins); with groups "test/worst_group_accuracy"."""
-        probability, label, group = predict(model.module, self._test_data(model), device)
+        probability, label, group = self._predictions(model, device)
         found = {"test/accuracy": accuracy(probability, label), "test/ECE": calibration_error(probability, label)}
         if group is not None:
             found["test/worst_group_accuracy"] = min(group_accuracies(probability, label, group).values())
         return found
 
     def figures(self, model: Model, device: torch.device) -> Mapping[str, Figure]:
-        probability, label, _ = predict(model.module, self._test_data(model), device)
+        probability, label, _ = self._predictions(model, device)
         return {
             "reliability": reliability_figure(probability, label),
             "confusion": confusion_figure(probability, label, self.classes),
         }
 
-    def _test_data(self, model: Model) -> IndexedData:
-        return ImageData(self.test_part, {"": model.inputs}, 0, "none")
+    def _predictions(self, model: Model, device: torch.device) -> Predictions:
+        """Of the test part; kept for the figures that follow the metrics."""
+        state = weights_state(model.module)
+        if self._predicted is None or self._predicted[0] != state:
+            data = ImageData(self.test_part, {"": model.inputs}, 0, "none")
+            self._predicted = state, predict(model.module, data, device)
+        return self._predicted[1]
 
 
 def _open(data: ClassificationData) -> tuple[Source, Source]:
@@ -191,6 +206,6 @@ def _first_shape(source: Source) -> tuple[int, int, int]:
         try:
             height, width, channels = source.image(number).shape
             return height, width, channels
-        except Unreadable:
+        except UnreadableError:
             continue
     raise SteeringError("task.data: the first 16 images cannot be read")

@@ -1,0 +1,128 @@
+"""Documents packed into blocks of one length, with the domain of each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+
+from steering.data import IndexedData, uniform
+from steering.errors import SteeringError
+from steering.risk import Batch
+from steering.storage import sha256
+from tasks.language.tokens import Tokens
+
+_NOISE, _OTHER, _REPEAT, _PART, _FIRST = range(1, 6)  # keys of the hash: independent draws
+
+
+class Blocks(IndexedData):
+    """m blocks of T tokens to predict from those before.
+
+    Documents of a domain are joined, each followed by the end token, and cut into blocks; neighbours share one token, so that
+    every token but a domain's first is predicted once. The last block of a domain may be short; the rest is masked.
+
+    Attributes:
+        tokens: int64 kept small, (m, T + 1).
+        counts: tokens to predict in each block, (m,).
+        domain: int64, (m,).
+        identity: fingerprint of the tokenizer.
+    """
+
+    def __init__(self, tokens: np.ndarray, counts: np.ndarray, domain: np.ndarray, identity: str) -> None:
+        self.tokens, self.counts, self.domain, self.identity = tokens, counts, domain, identity
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def batch(self, index: np.ndarray, epoch: int) -> Batch:  # noqa: ARG002
+        """ "tokens" (b, T + 1), "mask" (b, T) True where a token is to be predicted, "group" (b,), the domain."""
+        block = self.tokens[index].astype(np.int64)
+        return {
+            "tokens": torch.from_numpy(block),
+            "mask": torch.from_numpy(np.arange(block.shape[1] - 1) < self.counts[index, None]),
+            "group": torch.from_numpy(self.domain[index]),
+            "index": torch.from_numpy(index),
+            "skipped": torch.zeros((), dtype=torch.int64),
+        }
+
+    def take(self, rows: np.ndarray) -> Blocks:
+        """These blocks, renumbered; one may stand several times."""
+        return Blocks(self.tokens[rows], self.counts[rows], self.domain[rows], self.identity)
+
+    def fingerprint(self) -> str:
+        parts = [np.ascontiguousarray(x).tobytes() for x in (self.tokens, self.counts, self.domain)]
+        return sha256([self.identity, str(self.tokens.shape), *parts])
+
+
+def pack(domains: Mapping[str, Sequence[str]], tokens: Tokens, length: int) -> Blocks:
+    """Blocks of all domains, one domain after another.
+
+    Raises:
+        SteeringError: a domain has fewer than two tokens.
+    """
+    blocks, counts, domain = [], [], []
+    kind = np.uint16 if tokens.size < 2**16 else np.int32
+    for number, (name, texts) in enumerate(domains.items()):
+        stream = np.concatenate([part for text in texts for part in (tokens.encode(text), np.array([tokens.end]))])
+        if len(stream) < 2:
+            raise SteeringError(f"task.data: domain {name} has no text")
+        count = -(-(len(stream) - 1) // length)
+        padded = np.full(count * length + 1, tokens.end, dtype=kind)
+        padded[: len(stream)] = stream
+        blocks.append(np.stack([padded[start : start + length + 1] for start in range(0, count * length, length)]))
+        sizes = np.full(count, length)
+        sizes[-1] = len(stream) - 1 - (count - 1) * length
+        counts.append(sizes)
+        domain.append(np.full(count, number))
+    return Blocks(np.concatenate(blocks), np.concatenate(counts), np.concatenate(domain), tokens.fingerprint())
+
+
+def corrupted(blocks: Blocks, share: Mapping[int, float], size: int, seed: int) -> Blocks:
+    """The same blocks with a share of the tokens of some domains replaced by tokens drawn uniformly of `size`.
+
+    Args:
+        share: domain number -> probability that a token is replaced.
+    """
+    tokens = blocks.tokens.copy()
+    for domain, value in share.items():
+        rows = np.flatnonzero(blocks.domain == domain)
+        place = rows[:, None] * tokens.shape[1] + np.arange(tokens.shape[1])
+        wrong = uniform(seed, _NOISE, place) < value
+        other = (uniform(seed, _OTHER, place) * size).astype(tokens.dtype)
+        tokens[rows] = np.where(wrong, other, tokens[rows])
+    return Blocks(tokens, blocks.counts, blocks.domain, blocks.identity)
+
+
+def mixed(blocks: Blocks, weights: np.ndarray, seed: int) -> Blocks:
+    """As many blocks in which the domains stand in the proportion of `weights`, (k,): some repeated, some left out.
+
+    A copy is an example of its own, with its own number.
+    """
+    shares = weights / weights.sum()
+    wanted = np.floor(shares * len(blocks)).astype(np.int64)
+    rows = []
+    for domain, count in enumerate(wanted):
+        own = np.flatnonzero(blocks.domain == domain)
+        order = own[np.argsort(uniform(seed, _REPEAT, own), kind="stable")]
+        rows.append(np.resize(order, count))
+    return blocks.take(np.concatenate(rows))
+
+
+def part_of(blocks: Blocks, low: float, high: float, seed: int) -> Blocks:
+    """The blocks whose seeded hash lies in [low, high): the parts [0, x) and [x, 1) are disjoint."""
+    place = uniform(seed, _PART, np.arange(len(blocks)))
+    chosen = np.flatnonzero((place >= low) & (place < high))
+    if not len(chosen):
+        raise SteeringError(f"task.data.part: no block is left of {len(blocks)}")
+    return blocks.take(chosen)
+
+
+def first_of_each(blocks: Blocks, limit: int) -> Blocks:
+    """At most `limit` blocks of each domain, chosen by a fixed hash."""
+    place = uniform(0, _FIRST, np.arange(len(blocks)))
+    chosen = []
+    for domain in np.unique(blocks.domain):
+        own = np.flatnonzero(blocks.domain == domain)
+        chosen.append(np.sort(own[np.argsort(place[own], kind="stable")[:limit]]))
+    return blocks.take(np.concatenate(chosen))

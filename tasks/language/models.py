@@ -1,0 +1,79 @@
+"""Causal language models of `transformers`: from scratch by a config, or with weights by path or hub name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from steering.errors import SteeringError
+from steering.task import Model, ModelSpec
+from steering.training.checkpoint import load_weights
+from tasks.language.tokens import Tokens
+
+
+class Causal(nn.Module):
+    """A causal model that answers with its logits alone: (b, T) tokens in, (b, T, V) out."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.model(input_ids=tokens, use_cache=False).logits
+
+
+def build_causal(spec: ModelSpec, tokens: Tokens, length: int) -> Model:
+    """The network of a spec.
+
+    `name` is a JSON file with a `transformers` config ("model_type" and its keys; `vocab_size` and the special tokens are set
+    from the tokenizer), or a folder or hub name whose config is used. `options` change keys of the config. `pretrained` is
+    what `from_pretrained` takes, or "name" for the model's own.
+
+    Raises:
+        SteeringError: no such model or weights, a vocabulary smaller than the tokenizer's, or a context shorter than a block.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    path = Path(spec.name)
+    try:
+        if spec.pretrained is not None:
+            source = spec.name if spec.pretrained == "name" else spec.pretrained
+            model = AutoModelForCausalLM.from_pretrained(source, **spec.options)
+        else:
+            config = _config(path, tokens, spec.options) if path.suffix == ".json" else None
+            if config is None:
+                config = AutoConfig.from_pretrained(spec.name, **spec.options)
+            model = AutoModelForCausalLM.from_config(config)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SteeringError(f"target: cannot build the language model {spec.name!r}: {_line(error)}") from error
+    size = model.config.vocab_size
+    if size < tokens.size:
+        raise SteeringError(f"target: {spec.name!r} knows {size} tokens, the tokenizer makes {tokens.size}")
+    limit = getattr(model.config, "max_position_embeddings", None)
+    if limit is not None and limit < length:
+        raise SteeringError(f"task.length: {length} tokens are more than the {limit} positions of {spec.name!r}")
+    module = Causal(model.float())
+    if spec.checkpoint is not None:
+        load_weights(Path(spec.checkpoint), module)
+    return Model(module.train(), tokens, tokens.fingerprint())
+
+
+def _config(path: Path, tokens: Tokens, options: dict[str, Any]) -> Any:
+    from transformers import AutoConfig
+
+    if not path.is_file():
+        raise SteeringError(f"target.name: no such file: {path}")
+    values = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(values, dict) or "model_type" not in values:
+        raise SteeringError(f"target.name: {path} has no 'model_type', such as gpt2 or llama")
+    special = {"vocab_size": tokens.size, "bos_token_id": tokens.end, "eos_token_id": tokens.end}
+    values = {**special, **values, **options}
+    return AutoConfig.for_model(values.pop("model_type"), **values)
+
+
+def _line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,168 @@
+"""The language modelling task: options, data, models, evaluation, tied together for the framework."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import ClassVar
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from steering.data import IndexedData
+from steering.errors import SteeringError
+from steering.task import Metric, Model, ModelSpec, Task, weights_state
+from tasks.language.corpus import STDLIB, held_out, read_domains, stdlib
+from tasks.language.data import Blocks, corrupted, first_of_each, mixed, pack, part_of
+from tasks.language.evaluation import losses_by_domain, perplexities, perplexity_figure
+from tasks.language.models import build_causal
+from tasks.language.risk import LanguageRisk
+from tasks.language.tokens import Tokens, open_tokens
+
+
+@dataclass
+class LanguageData:
+    """Documents by domain."""
+
+    source: str = "stdlib"
+    """"stdlib" (Python's own standard library, a package a domain) or "files"."""
+    modules: list[str] = field(default_factory=lambda: [*STDLIB])
+    """stdlib: its packages."""
+    paths: dict[str, str] = field(default_factory=dict)
+    """files: domain -> file, glob, or folder of a Hugging Face data set; .jsonl, .parquet, else plain text."""
+    validation: dict[str, str] = field(default_factory=dict)
+    """files: the same for validation; empty: `held_out` of the documents."""
+    held_out: float = 0.1
+    """files without validation: share of the documents kept for it."""
+    validation_blocks: int | None = None
+    """Evaluate on this many blocks of each domain, chosen by a fixed hash; null: on all."""
+    column: str = "text"
+    """JSONL, Parquet, data sets: where the text stands."""
+    separator: str | None = None
+    """Plain text: what stands between two documents; null: a file is one."""
+    corrupt: dict[str, float] = field(default_factory=dict)
+    """Domain -> share of its training tokens that are replaced by random ones."""
+    mix: dict[str, float] = field(default_factory=dict)
+    """Domain -> weight in the training data, such as DoReMi's mix; empty: as the documents come."""
+    part: tuple[float, float] = (0.0, 1.0)
+    """The training blocks whose seeded hash lies in [low, high): [0, 0.2] for a reference, [0.2, 1] for its target."""
+    seed: int = 0
+    """Chooses part, mix and corruption; independent of the run's seed."""
+
+    def __post_init__(self) -> None:
+        if self.source not in ("stdlib", "files"):
+            raise SteeringError(f"source: expected stdlib or files, got {self.source!r}")
+        if (self.source == "files") != bool(self.paths):
+            raise SteeringError("paths: domain -> file, needed for source 'files' and for no other")
+        if self.validation and self.validation.keys() != self.paths.keys():
+            raise SteeringError(f"validation: expected the domains {', '.join(self.paths)}")
+        if not 0 < self.held_out < 1:
+            raise SteeringError(f"held_out: expected a number in (0, 1), got {self.held_out}")
+        if self.validation_blocks is not None and self.validation_blocks < 1:
+            raise SteeringError(f"validation_blocks: expected at least 1 or null, got {self.validation_blocks}")
+        low, high = self.part
+        if not 0 <= low < high <= 1:
+            raise SteeringError(f"part: expected [low, high] with 0 <= low < high <= 1, got {[low, high]}")
+        known = [*self.paths] or self.modules
+        for key, values, top in (("corrupt", self.corrupt, 1.0), ("mix", self.mix, math.inf)):
+            for domain, value in values.items():
+                if domain not in known:
+                    raise SteeringError(f"{key}: no domain {domain!r}; there are {', '.join(known)}")
+                if not 0 <= value <= top or math.isinf(value):
+                    raise SteeringError(f"{key}: expected a number >= 0 for {domain}, got {value}")
+        if self.mix and not sum(self.mix.values()) > 0:
+            raise SteeringError("mix: all weights are zero")
+
+
+@dataclass
+class LanguageOptions:
+    """The `task:` section of a language modelling config."""
+
+    name: str = "language"
+    """Says which task this is."""
+    data: LanguageData = field(default_factory=LanguageData)
+    """Documents by domain."""
+    tokenizer: str = "bytes"
+    """"bytes", or a folder or hub name of a `transformers` tokenizer."""
+    length: int = 128
+    """Tokens of a block."""
+    unit: str = "token"
+    """What a loss belongs to: "token", or "sequence" (a block's mean)."""
+
+    def __post_init__(self) -> None:
+        if self.unit not in ("token", "sequence"):
+            raise SteeringError(f"unit: expected token or sequence, got {self.unit!r}")
+        if self.length < 1:
+            raise SteeringError(f"length: expected at least 1, got {self.length}")
+
+
+class LanguageTask(Task):
+    """Causal language modelling; domains are groups."""
+
+    Options: ClassVar[type] = LanguageOptions
+    units: ClassVar[tuple[str, ...]] = ("token", "sequence")
+    may_have_groups: ClassVar[bool] = True
+    metrics: ClassVar[Mapping[str, Metric]] = {"perplexity": Metric(percent=False, higher_is_better=False)}
+
+    def __init__(self, options: LanguageOptions) -> None:
+        self.options, self.risk = options, LanguageRisk(options.unit)
+        self.groups = tuple(options.data.paths or options.data.modules)
+        self._evaluated: tuple[tuple[object, ...], dict[str, float]] | None = None  # for the figure that follows
+
+    @cached_property
+    def _texts(self) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+        """Training and validation documents by domain."""
+        data = self.options.data
+        if data.source == "stdlib":
+            return stdlib(tuple(data.modules))
+        train = read_domains(data.paths, data.column, data.separator, "task.data.paths")
+        if not data.validation:
+            return held_out(train, data.held_out)
+        return train, read_domains(
+            {name: data.validation[name] for name in train}, data.column, data.separator, "task.data.validation"
+        )
+
+    @cached_property
+    def _tokens(self) -> Tokens:
+        return open_tokens(self.options.tokenizer)
+
+    @cached_property
+    def _train(self) -> Blocks:
+        data, tokens = self.options.data, self._tokens
+        blocks = part_of(pack(self._texts[0], tokens, self.options.length), *data.part, data.seed)
+        numbers = {name: number for number, name in enumerate(self.groups)}
+        blocks = corrupted(blocks, {numbers[name]: v for name, v in data.corrupt.items()}, tokens.size - 1, data.seed)
+        if data.mix:
+            blocks = mixed(blocks, np.array([data.mix.get(name, 0.0) for name in self.groups]), data.seed)
+        return blocks
+
+    @cached_property
+    def _validation(self) -> Blocks:
+        blocks = pack(self._texts[1], self._tokens, self.options.length)
+        limit = self.options.data.validation_blocks
+        return blocks if limit is None else first_of_each(blocks, limit)
+
+    def build(self, spec: ModelSpec) -> Model:
+        return build_causal(spec, self._tokens, self.options.length)
+
+    def train_data(self, target: Model, reference: Model | None, seed: int) -> IndexedData:  # noqa: ARG002
+        if reference is not None and reference.inputs_fingerprint != target.inputs_fingerprint:
+            raise SteeringError("reference: has another tokenizer than the target")
+        return self._train
+
+    def plain_data(self, model: Model) -> IndexedData:  # noqa: ARG002
+        return self._train
+
+    def evaluate(self, model: Model, device: torch.device) -> dict[str, float]:
+        """ "perplexity/average" over the domains, and of each; per token, on the validation documents."""
+        state = weights_state(model.module)
+        if self._evaluated is None or self._evaluated[0] != state:
+            losses = losses_by_domain(model.module, self.risk, self._validation, len(self.groups), device)
+            self._evaluated = state, perplexities(losses, self.groups)
+        return self._evaluated[1]
+
+    def figures(self, model: Model, device: torch.device) -> Mapping[str, Figure]:
+        return {"perplexity": perplexity_figure(self.evaluate(model, device))}
