@@ -125,7 +125,7 @@ class Audio(Task):
         module = nn.Sequential(
             torchaudio.transforms.MelSpectrogram(RATE, n_fft=256, hop_length=80, n_mels=32),
             torchaudio.transforms.AmplitudeToDB(),
-            nn.Unflatten(0, (-1, 1)),  # (b, 1, mels, frames)
+            *(nn.Unflatten(0, (-1, 1)), nn.InstanceNorm2d(1)),  # (b, 1, mels, frames), each of mean 0 and variance 1
             *(nn.Conv2d(1, width, 5, 2, 2), nn.GroupNorm(4, width), nn.ReLU()),
             *(nn.Conv2d(width, 2 * width, 5, 2, 2), nn.GroupNorm(4, 2 * width), nn.ReLU()),
             *(nn.AdaptiveAvgPool2d((4, 4)), nn.Flatten(), nn.Linear(32 * width, 10)),

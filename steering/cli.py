@@ -67,8 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the words after `steering`; None takes them from the process.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    if words[:1] == ["benchmark"]:
-        return _benchmark(words[1:])
+    if words[:1] in (["benchmark"], ["methods"]):
+        return _without_config(words[0], words[1:])
     try:
         with contextlib.nullcontext() if _first() else contextlib.redirect_stderr(io.StringIO()):
             command, config, overrides = _parsed(argv)
@@ -92,19 +92,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _benchmark(words: list[str]) -> int:
-    """The one command that takes no config."""
+def _without_config(command: str, words: list[str]) -> int:
+    """The commands that take no config: their modules read their own options."""
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    from steering.protocols import benchmark
-
     try:
-        benchmark.main(words)
+        return importlib.import_module(f"steering.protocols.{command}").main(words) or 0
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 2
     except KeyboardInterrupt:
         _report("steering: interrupted")
         return 130
-    return 0
 
 
 def _execute(command: str, config: str, overrides: list[str]) -> None:
@@ -155,6 +152,7 @@ def _parser() -> argparse.ArgumentParser:
         )
         sub.add_argument("config", metavar="CONFIG.yaml", help="the run's config file")
         sub.add_argument("overrides", metavar="key=value", nargs="*", help="override of a config value, dotted: a.b=c")
+    commands.add_parser("methods", help="every method and the tasks that it fits: `steering methods --help`")
     commands.add_parser("benchmark", help="time and memory of the contrastive losses here: `steering benchmark --help`")
     return parser
 

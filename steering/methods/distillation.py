@@ -102,7 +102,7 @@ def pairs_divergence(pairs: Pairs, scale: Tensor, reference_scale: float, temper
     return temperature**2 * (sides[0] + sides[1]) / 2
 
 
-@register("distillation", DistillationOptions)
+@register("distillation", DistillationOptions, units=("example", "token", "pair"))
 def build(options: DistillationOptions, num_examples: int) -> Method:  # noqa: ARG001
     """Knowledge distillation: the reference's distributions as soft labels beside the true ones."""
     return Distillation(options)

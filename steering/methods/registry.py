@@ -87,8 +87,12 @@ class Entry:
     def objection(self, unit: str, has_groups: bool) -> str | None:
         """Why this method makes no sense for such losses, or None."""
         if unit not in self.units:
-            return f"works on losses of a {' or '.join(self.units)}, not of a {unit}"
+            return f"works on losses of {' or '.join(map(_with_article, self.units))}, not of {_with_article(unit)}"
         return "weights groups, and there are none" if self.groups and not has_groups else None
+
+
+def _with_article(unit: str) -> str:
+    return f"an {unit}" if unit[0] in "aeiou" else f"a {unit}"
 
 
 _REGISTRY: dict[str, Entry] = {}

@@ -40,7 +40,8 @@ def study_folder(config: RunConfig) -> Path:
 
 def run_folder(config: RunConfig, label: str | None = None) -> Path:
     """Folder of one run; the label is the method's unless a study gives its own."""
-    return study_folder(config) / f"{label or config.method.name}-seed{config.seed}"
+    name = config.method.name.rpartition(":")[2]  # "file.py:name" is a method from outside
+    return study_folder(config) / f"{label or name}-seed{config.seed}"
 
 
 def train(config: RunConfig) -> None:

@@ -200,6 +200,7 @@ class _State:
         return {f"train/{name}": mean for name, mean in zip(values, means, strict=True)} | {
             "train/learning_rate": self.optimizer.param_groups[0]["lr"],
             "train/samples_per_second": rate,
+            "train/seconds": self.seconds,
             "train/epoch": float(epoch),
             "train/skipped": float(self._all_skipped()),
         }

@@ -34,10 +34,10 @@ class Cnn(nn.Module):
                 layers += [nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.GroupNorm(4, after), nn.ReLU()]
                 before = after
         self.features = nn.Sequential(*layers)
-        self.head = nn.Linear(before, classes)
+        self.head = nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(16 * before, classes))
 
     def forward(self, image: Tensor) -> Tensor:
-        return self.head(self.features(image).mean((-2, -1)))
+        return self.head(self.features(image))
 
 
 class Mlp(nn.Module):

@@ -175,11 +175,11 @@ def test_selection(name, kind, dtype):
 
 def test_what_fits_what():
     valid = {unit: {name for name in registered() if find_method(name).objection(unit, True) is None} for unit in UNITS}
-    anywhere = {"erm", "dro", "drrho", "distillation"}
-    grouped, whole = {"group_dro", "doremi"}, {"rho_loss", "soft_rho"}
-    assert valid["example"] == valid["sequence"] == anywhere | grouped | whole
-    assert valid["token"] == anywhere | grouped | {"rho1"}
-    assert valid["pair"] == anywhere | {"jest", "nested"}
+    anywhere, grouped, whole = {"erm", "dro", "drrho"}, {"group_dro", "doremi"}, {"rho_loss", "soft_rho"}
+    assert valid["example"] == anywhere | grouped | whole | {"distillation"}
+    assert valid["sequence"] == anywhere | grouped | whole  # no one distribution belongs to a sequence
+    assert valid["token"] == anywhere | grouped | {"rho1", "distillation"}
+    assert valid["pair"] == anywhere | {"jest", "nested", "distillation"}
     assert find_method("rho1").objection("pair", False) == "works on losses of a token, not of a pair"
     assert find_method("doremi").objection("token", False) == "weights groups, and there are none"
 
