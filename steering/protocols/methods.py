@@ -48,5 +48,8 @@ def main(argv: Sequence[str]) -> int:
         CONSOLE.print(f"steering: error: {error}", markup=False, soft_wrap=True)
         return 1
     for line in methods_table(tasks):
-        CONSOLE.print(line, markup=False, no_wrap=True, overflow="ellipsis")
+        clipped = CONSOLE.is_terminal  # a file or a pipe gets whole lines
+        CONSOLE.print(
+            line, markup=False, no_wrap=clipped, overflow="ellipsis" if clipped else None, soft_wrap=not clipped
+        )
     return 0
