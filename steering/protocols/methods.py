@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="steering methods",
         description="Print every method and the tasks that it fits, by the unit whose losses it reweights or selects.",
-        epilog="examples:\n  steering methods\n  steering methods --task examples/audio_digits.py:Audio",
+        epilog="examples:\n  steering methods\n  steering methods --task my_task.py:MyTask",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

@@ -28,7 +28,7 @@ from steering.training.checkpoint import load_newest, require_same_run, save_che
 from steering.training.loader import load
 from steering.training.log import ProgressLine, RunLog
 from steering.training.optim import build_optimizer, learning_rate_factor, set_learning_rate
-from steering.training.plan import Plan
+from steering.training.plan import Plan, candidates, require_even_parts
 from steering.training.step import Gradient, random_state, set_random_state
 
 _LOG = logging.getLogger("steering")
@@ -96,9 +96,9 @@ class _State:
 
     def __init__(self, job: Job) -> None:
         self.job = job
-        _require_even_parts(job.train)
+        require_even_parts(job.train)
         self.batch_size = job.train.batch_size
-        self.pool = _candidates(job)  # examples drawn in a step, of which batch_size are trained on
+        self.pool = candidates(job.train, job.method.keep, len(job.data))  # examples that a step draws
         steps = job.train.samples // self.batch_size
         self.plan = Plan(len(job.data), self.pool, steps * self.pool, job.seed)
         self.module = job.target.module.to(job.device).train()
@@ -281,27 +281,6 @@ class _State:
                 _LOG.warning("%s: %d unreadable examples were replaced by others", self.job.folder, skipped)
         distributed.barrier()
         return result
-
-
-def _require_even_parts(train: TrainConfig) -> None:
-    ranks = distributed.world_size()
-    if train.batch_size % (ranks * train.accumulation):
-        raise SteeringError(
-            f"train.batch_size: {train.batch_size} does not split into equal parts for {ranks} processes "
-            f"times train.accumulation {train.accumulation}"
-        )
-
-
-def _candidates(job: Job) -> int:
-    """Examples that a step draws over all ranks: the batch size, or more if the method selects among them."""
-    parts = distributed.world_size() * job.train.accumulation
-    pool = round(job.train.batch_size / job.method.keep / parts) * parts
-    if pool > len(job.data) and pool > job.train.batch_size:
-        raise SteeringError(
-            f"method.keep: {job.method.keep} of {pool} candidates are a batch of {job.train.batch_size}, "
-            f"but there are only {len(job.data)} training examples"
-        )
-    return pool
 
 
 def _data_parallel(module: nn.Module, device: torch.device) -> nn.Module:

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from steering import distributed
 from steering.data import mix
 from steering.errors import SteeringError
+from steering.schema import TrainConfig
 
 
 def shuffled(position: np.ndarray, n: int, *keys: int) -> np.ndarray:
@@ -74,3 +76,29 @@ class Plan:
         """(epoch, indices) of every step from `start` on."""
         for step in range(start, self.steps):
             yield self.epoch(step), self.indices(step, rank, world_size)
+
+
+def require_even_parts(train: TrainConfig) -> None:
+    """SteeringError when a batch does not split evenly over ranks and micro-batches."""
+    ranks = distributed.world_size()
+    if train.batch_size % (ranks * train.accumulation):
+        raise SteeringError(
+            f"train.batch_size: {train.batch_size} does not split into equal parts for {ranks} processes "
+            f"times train.accumulation {train.accumulation}"
+        )
+
+
+def candidates(train: TrainConfig, keep: float, n: int) -> int:
+    """Examples that a step draws over all ranks: the batch size, or more if the method keeps a share of them.
+
+    Raises:
+        SteeringError: more than the n examples that there are.
+    """
+    parts = distributed.world_size() * train.accumulation
+    pool = round(train.batch_size / keep / parts) * parts
+    if pool > n and pool > train.batch_size:
+        raise SteeringError(
+            f"method.keep: {keep} of {pool} candidates are a batch of {train.batch_size}, "
+            f"but there are only {n} training examples"
+        )
+    return pool

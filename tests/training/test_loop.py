@@ -20,7 +20,7 @@ from steering.training.log import read_metrics
 from steering.training.loop import run
 from steering.training.plan import Plan
 
-VARYING = ("train/samples_per_second",)
+VARYING = ("train/samples_per_second", "train/seconds")
 
 
 def _rows(folder):
@@ -204,7 +204,7 @@ def test_tensorboard_and_metrics_tell_the_same(tmp_path):
     run(toys.make_job(tmp_path, eval_every=10, unreadable=3, **RICH))
     events = EventAccumulator(str(tmp_path)).Reload()
     names = ["loss", "excess_mean", "excess_variance", "effective_sample_share", "tau", "learning_rate"]
-    names += ["samples_per_second", "epoch", "skipped", "weight_sum", "strength"]
+    names += ["samples_per_second", "seconds", "epoch", "skipped", "weight_sum", "strength"]
     metrics = [f"eval/{group}/image_to_text_R@{k}" for group in ("seen", "easy_split") for k in (1, 5)]
     assert {f"train/{name}" for name in names} | set(metrics) == set(events.Tags()["scalars"])
     assert events.Tags()["images"] == ["picture"]

@@ -1,0 +1,92 @@
+"""What steering with a cached reference adds to a step of plain training: classification and language modelling.
+
+    OMP_NUM_THREADS=1 python tests/benchmarks/step_overhead.py [--rounds 40]
+
+A step is: load the batch, read the cache, forward, loss, backward, AdamW. The methods take turns, step by step, on the same
+batches; the table has medians of process time and of their ratio within a turn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from steering.config import load_config
+from steering.methods import build_method, find_method
+from steering.protocols.single import cached_reference
+from steering.reference import CachedReference, weights_fingerprint
+from steering.task import find_task
+from steering.training.optim import build_optimizer
+from steering.training.step import Gradient
+
+CASES = {
+    "classification, cnn, 8×8": ("configs/classification/digits.yaml", []),
+    "classification, cnn, 32×32": ("configs/classification/digits.yaml", ["target.options.size=32"]),
+    "language, 2 layers, tokens": ("configs/language/stdlib.yaml", ["task.data.modules=[email, xml]"]),
+}
+METHODS = {
+    "erm": {},
+    "drrho": {"tau": 1.0, "epsilon": 0.0, "gamma": 0.9},
+    "drrho chi2": {"divergence": "chi2", "tau": 1.0},
+    "drrho cvar": {"divergence": "cvar", "level": 0.7},
+}
+CPU = torch.device("cpu")
+
+
+def stepper(config, task, data, reference, name):  # type: ignore[no-untyped-def]
+    """A function of a batch number that makes one step of training by a method."""
+    torch.manual_seed(0)
+    model = task.build(config.target)
+    key = name.partition(" ")[0]
+    method = build_method(key, find_method(key).options(**METHODS[name]), len(data), task.groups)
+    gradient = Gradient(model.module, method, task.risk, reference if key != "erm" else None)
+    optimizer = build_optimizer(
+        model.module, method, lr=1e-3, weight_decay=0.1, betas=(0.9, 0.98), eps=1e-6, temperature_lr=None
+    )
+
+    def step(number: int) -> float:
+        start = time.process_time()
+        size = config.train.batch_size
+        batch = data.batch(np.arange(number * size, (number + 1) * size) % len(data), 0)
+        optimizer.zero_grad(set_to_none=True)
+        gradient(batch)
+        optimizer.step()
+        return time.process_time() - start
+
+    return step
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=40)
+    rounds = parser.parse_args().rounds
+    print("| task | method | ms a step | of plain training |\n| --- | --- | --- | --- |")
+    for label, (path, overrides) in CASES.items():
+        with tempfile.TemporaryDirectory() as folder:
+            reference_there = ["reference.train=null", f"reference.cache={folder}/cache", f"output={folder}"]
+            config = load_config(path, [*overrides, *reference_there])
+            task = find_task(config.task.name)(config.task)
+            guide = task.build(config.reference)
+            cache = cached_reference(config, task, guide, weights_fingerprint(guide.module), CPU)
+            target = task.build(config.target)
+            data = task.train_data(target, None, 0)
+            steps = {name: stepper(config, task, data, CachedReference(cache), name) for name in METHODS}
+            times: dict[str, list[float]] = {name: [] for name in METHODS}
+            for number in range(rounds + 5):
+                order = list(METHODS) if number % 2 else list(METHODS)[::-1]
+                for name in order:
+                    times[name].append(steps[name](number))
+            for name, found in times.items():
+                ratio = statistics.median(a / b for a, b in zip(found[5:], times["erm"][5:], strict=True))
+                print(f"| {label} | {name} | {1000 * statistics.median(found[5:]):.1f} | {ratio:.3f} |", flush=True)
+            assert Path(folder).is_dir()
+
+
+if __name__ == "__main__":
+    main()
