@@ -204,9 +204,8 @@ def _method(tree: _Tree, section: Any, path: str) -> MethodConfig:
     try:
         entry = find_method(name)
     except SteeringError as error:
-        if ":" in name:
-            tree.fail(f"{path}.name", str(error).replace("method.name", f"{path}.name", 1))
-        tree.fail(f"{path}.name", f"{path}.name: no method {name!r}; {nearest(name, [*registered()])}")
+        known = f"{path}.name: no method {name!r}; {nearest(name, [*registered()])}"
+        tree.fail(f"{path}.name", str(error).replace("method.name", f"{path}.name", 1) if ":" in name else known)
     options = {key: value for key, value in section.items() if key != "name"}
     return MethodConfig(name, typed(entry.options, options, path, tree.fail))
 

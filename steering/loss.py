@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from steering.contrastive.pairs import Pairs
 from steering.contrastive.risk import anchor_risks
 from steering.dro.divergences import CVaR, Divergence
+from steering.dro.duals import Layout
 from steering.dro.stochastic import StochasticRisk
 from steering.risk import Units, gathered
 
@@ -112,6 +113,8 @@ class GlobalContrastiveLoss(nn.Module):
         radius, strength, epsilon: see `DRRho`.
         gamma: final rate of the moving average over visits, in (0, 1]; `start_epoch` moves it there from 1.
         gamma_decay_epochs: epochs of that cosine; 0: `gamma` from the start.
+        layout: how the estimates are kept (`steering.dro.duals.Layout`): in half precision, in a file, split over the ranks. If
+            they are split, each rank's `state_dict` holds its own part; `steering.dro.duals.merged` joins them. None: whole.
     """
 
     def __init__(
@@ -124,6 +127,7 @@ class GlobalContrastiveLoss(nn.Module):
         epsilon: float = 1e-4,
         gamma: float = 1.0,
         gamma_decay_epochs: int = 0,
+        layout: Layout | None = None,
     ) -> None:
         super().__init__()
         _require_positive(num_examples)
@@ -137,6 +141,7 @@ class GlobalContrastiveLoss(nn.Module):
             gamma=gamma,
             gamma_decay_epochs=gamma_decay_epochs,
             tau_min=0.01,
+            layout=layout,
         )
 
     def start_epoch(self, epoch: int) -> None:

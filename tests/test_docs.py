@@ -31,7 +31,9 @@ from steering.dro.stochastic import StochasticRisk
 from steering.methods import registry
 from steering.protocols import benchmark
 from steering.risk import Units
+from tasks.classification import ClassificationOptions
 from tasks.clip import ClipOptions
+from tasks.language import LanguageOptions
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [page for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))] if page.is_file()]
@@ -71,8 +73,9 @@ def prose(page: Path) -> str:
 
 @pytest.fixture
 def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty folder of a reader's own beside our configs; what a page registers or imports is gone afterwards."""
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    """A folder of a reader's own with our configs and examples; what a page registers or imports is gone afterwards."""
+    for name in ("configs", "examples"):
+        (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
@@ -113,6 +116,9 @@ def test_commands_parse(page: Path, reader: Path) -> None:
                 continue
             if words[0] == "benchmark":
                 benchmark.parsed(words[1:])
+                continue
+            if words[0] == "methods":
+                assert all(word.startswith("--") or ":" in word for word in words[1:])
                 continue
             _, config, overrides = _parsed(words)
             if Path(config).is_file():
@@ -168,20 +174,33 @@ def keys(cls: type, prefix: str = "") -> Iterator[tuple[str, str]]:
         yield prefix + field.name, "required" if default == schema.MISSING else json.dumps(schema.plain(default))
 
 
-def test_every_config_key_is_documented_with_its_default() -> None:
-    wanted = {key: default for key, default in keys(schema.RunConfig) if key != "method.options"}
-    wanted |= {"task": "section", **dict(keys(ClipOptions, "task."))}
-    for method in registry.registered():
-        wanted |= {
-            f"{key} ({method})": default for key, default in keys(registry.find_method(method).options, "method.")
-        }
-    table = prose(GUIDE).partition("\n## Every key\n")[2]
-    rows = re.findall(r"^\| `([\w.]+)`((?: \(\w+(?:, \w+)*\))?) \| ([^|]+) \|", table, re.M)
+def documented_keys(page: str) -> dict[str, str]:
+    """Key, with its method in brackets if it has one, and default, as in the tables below "Every key"."""
+    table = prose(ROOT / "docs" / page).partition("\n## Every key\n")[2]
     found = {}
-    for key, which, default in rows:
+    for key, which, default in re.findall(r"^\| `([\w.]+)`((?: \(\w+(?:, \w+)*\))?) \| ([^|]+) \|", table, re.M):
         for method in re.findall(r"\w+", which) or [""]:
             found[f"{key} ({method})" if method else key] = default.strip("`")
-    assert found == wanted
+    return found
+
+
+def test_every_config_key_is_documented_with_its_default() -> None:
+    run = {key: default for key, default in keys(schema.RunConfig) if key != "method.options"}
+    assert documented_keys("guide-clip.md") == run | {"task": "section", **dict(keys(ClipOptions, "task."))}
+    assert documented_keys("guide-classification.md") == dict(keys(ClassificationOptions, "task."))
+    assert documented_keys("guide-language.md") == dict(keys(LanguageOptions, "task."))
+
+
+def test_every_key_of_every_method_is_documented_with_its_default() -> None:
+    wanted = {
+        f"{key} ({method})": default
+        for method in registry.registered()
+        for key, default in keys(registry.find_method(method).options, "method.")
+    }
+    assert documented_keys("methods.md") == wanted
+    text = prose(ROOT / "docs" / "methods.md")
+    for name, entry in registry.registered().items():
+        assert f"| `{name}` | {', '.join(entry.units)}" in text, name
 
 
 def test_every_scalar_is_documented() -> None:

@@ -98,9 +98,9 @@ class Blocks:
         rows, columns, row_means, column_means = sums
         if distributed.active():
             parts = distributed.gather(columns[None])  # (K, B)
-            means = distributed.gather(column_means[None])
             columns = parts.logsumexp(0)
-            column_means = ((parts - columns).exp() * means).sum(0)
+            if self.with_means:
+                column_means = ((parts - columns).exp() * distributed.gather(column_means[None])).sum(0)
         found = torch.stack([rows, columns[self.own]]) - self.diagonal - math.log(len(self.text) - 1)
         return found, torch.stack([row_means, column_means[self.own]]) - self.diagonal
 

@@ -9,49 +9,22 @@ sees some of the items; what differs is how much of ν it believes:
     proximal         ν ← argmin ν + mean φ*(s − ν) + (ν − ν′)²/2λ                    any
 
 The state is in log space for KL (ν = log u), keyed by row, with an explicit "never visited"; a first visit takes the batch.
-On every rank the table is whole and the same.  Legend: (...) rows, n items in a row.
+On every rank the table is whole and the same, unless a `Layout` says otherwise.  Legend: (...) rows, n items in a row.
 """
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from steering import distributed
 from steering.dro.base import Divergence
 from steering.dro.cressie_read import KL
+from steering.dro.duals import Layout
+from steering.dro.memory import Estimator, Remembering, of_all_ranks, require_rows
 from steering.dro.steps import mirror_step, proximal_step
 from steering.dro.tails import TotalVariation
-
-
-class Estimator(nn.Module, ABC):
-    """Takes in the scores of a batch, answers with ratios and ν."""
-
-    @abstractmethod
-    def forward(self, rows: Tensor, scores: Tensor, mask: Tensor, sharded: bool = False) -> tuple[Tensor, Tensor]:
-        """One batch.
-
-        Args:
-            rows: keys in [0, num_rows), int64, (...); each at most once in a batch.
-            scores: s = h/τ, (..., n), detached.
-            mask: bool, (..., n), True where an item counts; at least one in each row.
-            sharded: rows differ between the ranks, whose updates are then exchanged (O(rows) numbers).
-
-        Returns:
-            t, (..., n), zero where masked; their mean over all batches of a row is 1, that of one batch need not be. And ν,
-            (...), in units of τ.
-        """
-
-    def track(self, rows: Tensor, log_g: Tensor, sharded: bool = False) -> Tensor:
-        """ν after a batch of which only log û = log mean e^s is known, (...); for KL, whose ν needs no more."""
-        raise NotImplementedError(f"{type(self).__name__} needs the scores themselves")
-
-    @abstractmethod
-    def start_epoch(self, epoch: int) -> None:
-        """Called with 0, 1, ... at the start of each pass over the data."""
 
 
 class MiniBatch(Estimator):
@@ -74,7 +47,7 @@ class MiniBatch(Estimator):
         return self.divergence.tilt(scores, mask)
 
 
-class MovingAverage(Estimator):
+class MovingAverage(Remembering):
     """log u of every row of the data set: u ← (1−γ)·u + γ·g, and u ← g on the first visit, in log space (KL).
 
     A flag per row says "never visited": zero, and any other number, is a legal value of log u.
@@ -83,17 +56,15 @@ class MovingAverage(Estimator):
         num_rows: adversaries in the whole data set: 1 for a plain batch of examples, 2n for n pairs in two directions.
         gamma: final rate in (0, 1]; 1 forgets the past.
         decay_epochs: epochs of the cosine from 1 to `gamma`; 0 uses `gamma` from the start.
+        layout: how the table is kept.
 
     Source: arXiv 2407.01445 (FastCLIP).
     """
 
-    def __init__(self, num_rows: int, gamma: float = 1.0, decay_epochs: int = 0) -> None:
-        super().__init__()
-        _require_rows(num_rows)
-        self.log_u: Tensor
-        self.visited: Tensor
-        self.register_buffer("log_u", torch.zeros(num_rows))
-        self.register_buffer("visited", torch.zeros(num_rows, dtype=torch.bool))
+    log_u: Tensor
+
+    def __init__(self, num_rows: int, gamma: float = 1.0, decay_epochs: int = 0, layout: Layout | None = None) -> None:
+        super().__init__(num_rows, "log_u", layout)
         self.final, self.decay_epochs = gamma, decay_epochs
         self.start_epoch(0)
 
@@ -120,17 +91,16 @@ class MovingAverage(Estimator):
         """
         if not 0 < gamma <= 1:
             raise ValueError(f"gamma must lie in (0, 1], got {gamma}")
-        mixed = log_g
+        new = log_g
         if gamma < 1:
-            mixed = torch.logaddexp(self.log_u[rows].to(log_g.dtype) + math.log1p(-gamma), log_g + math.log(gamma))
-        new = torch.where(self.visited[rows], mixed, log_g)
-        all_rows, all_new = _of_all_ranks(rows, new, sharded)
-        self.log_u[all_rows] = all_new.to(self.log_u.dtype)
-        self.visited[all_rows] = True
+            log_u, visited = self.recall(rows, log_g.dtype, sharded)
+            mixed = torch.logaddexp(log_u + math.log1p(-gamma), log_g + math.log(gamma))
+            new = torch.where(visited, mixed, log_g)
+        self.remember(rows, new, sharded)
         return new
 
 
-class MirrorDescent(Estimator):
+class MirrorDescent(Remembering):
     """ν ← ν′ + log(1 + α e^s) − log(1 + α e^ν′) with e^s the batch mean of exp(h/τ): stochastic proximal mirror descent (KL).
 
     It is a moving average of u = e^ν whose rate is σ(log α + ν′): a row whose ν is too large moves fast, one whose ν is too
@@ -143,13 +113,10 @@ class MirrorDescent(Estimator):
     Source: arXiv 2602.02877 (SCENT), closed form of the dual step.
     """
 
-    def __init__(self, num_rows: int, log_alpha: float = 0.0) -> None:
-        super().__init__()
-        _require_rows(num_rows)
-        self.nu: Tensor
-        self.visited: Tensor
-        self.register_buffer("nu", torch.zeros(num_rows))
-        self.register_buffer("visited", torch.zeros(num_rows, dtype=torch.bool))
+    nu: Tensor
+
+    def __init__(self, num_rows: int, log_alpha: float = 0.0, layout: Layout | None = None) -> None:
+        super().__init__(num_rows, "nu", layout)
         self.log_alpha = log_alpha
 
     def start_epoch(self, epoch: int) -> None: ...
@@ -162,10 +129,9 @@ class MirrorDescent(Estimator):
 
     @torch.no_grad()
     def track(self, rows: Tensor, log_g: Tensor, sharded: bool = False) -> Tensor:
-        new = torch.where(self.visited[rows], mirror_step(self.nu[rows].to(log_g.dtype), log_g, self.log_alpha), log_g)
-        all_rows, all_new = _of_all_ranks(rows, new, sharded)
-        self.nu[all_rows] = all_new.to(self.nu.dtype)
-        self.visited[all_rows] = True
+        nu, visited = self.recall(rows, log_g.dtype, sharded)
+        new = torch.where(visited, mirror_step(nu, log_g, self.log_alpha), log_g)
+        self.remember(rows, new, sharded)
         return new
 
 
@@ -186,7 +152,7 @@ class ProximalPoint(Estimator):
 
     def __init__(self, num_rows: int, divergence: Divergence, step: float = 1.0) -> None:
         super().__init__()
-        _require_rows(num_rows)
+        require_rows(num_rows)
         self.nu: Tensor
         self.visits: Tensor
         self.register_buffer("nu", torch.zeros(num_rows))
@@ -202,7 +168,7 @@ class ProximalPoint(Estimator):
         step = self.step / visits.clamp_min(1).to(scores.dtype).sqrt()
         moved, nu = proximal_step(self.divergence, scores, mask, self.nu[rows].to(scores.dtype), step)
         new = torch.where(visits > 0, nu, first_nu)
-        all_rows, all_new = _of_all_ranks(rows, new, sharded)
+        all_rows, all_new = of_all_ranks(rows, new, sharded)
         self.nu[all_rows] = all_new.to(self.nu.dtype)
         self.visits[all_rows] += 1
         return torch.where((visits > 0)[..., None], moved, first), new
@@ -230,8 +196,11 @@ def build_estimator(
     gamma_decay_epochs: int = 0,
     log_alpha: float = 0.0,
     step: float = 1.0,
+    layout: Layout | None = None,
 ) -> Estimator:
     """The estimator of that name; None is moving_average for KL, batch for total variation, proximal for all others.
+
+    The proximal point keeps its table whole in any layout: one row serves a batch of examples.
 
     Raises:
         ValueError: unknown name, an option out of range, or a pair of estimator and divergence that does not exist.
@@ -239,7 +208,7 @@ def build_estimator(
     kl = isinstance(divergence, KL)
     wall = isinstance(divergence, TotalVariation)
     name = name or ("moving_average" if kl else "batch" if wall else "proximal")
-    _require_rows(num_rows)
+    require_rows(num_rows)
     for key, value, ok, expected in [
         ("estimator", name, name in ESTIMATORS, f"one of {', '.join(ESTIMATORS)}"),
         ("gamma", gamma, 0 < gamma <= 1, "in (0, 1]"),
@@ -252,9 +221,9 @@ def build_estimator(
     if (name in ("moving_average", "mirror_descent") and not kl) or (name == "proximal" and wall):
         raise ValueError(f"estimator {name!r} does not work for the divergence {divergence.name!r}; use 'batch'")
     if name == "moving_average":
-        return MovingAverage(num_rows, gamma, gamma_decay_epochs)
+        return MovingAverage(num_rows, gamma, gamma_decay_epochs, layout)
     if name == "mirror_descent":
-        return MirrorDescent(num_rows, log_alpha)
+        return MirrorDescent(num_rows, log_alpha, layout)
     return ProximalPoint(num_rows, divergence, step) if name == "proximal" else MiniBatch(divergence)
 
 
@@ -262,13 +231,3 @@ def _log_mean_exp(scores: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """log mean exp(s) over the items that count, (...), and the scores with −∞ elsewhere."""
     scores = scores.masked_fill(~mask, -math.inf)
     return scores.logsumexp(-1) - mask.sum(-1).to(scores.dtype).log(), scores
-
-
-def _of_all_ranks(rows: Tensor, new: Tensor, sharded: bool) -> tuple[Tensor, Tensor]:
-    rows, new = rows.reshape(-1), new.reshape(-1)
-    return (distributed.gather(rows), distributed.gather(new)) if sharded else (rows, new)
-
-
-def _require_rows(num_rows: int) -> None:
-    if num_rows < 1:
-        raise ValueError(f"num_rows must be at least 1, got {num_rows}")

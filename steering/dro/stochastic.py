@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -73,7 +74,7 @@ class StochasticRisk(nn.Module):
         epsilon: ε ≥ 0; KL only.
         tau_min, tau_max: where a learned temperature may go.
         estimator: "moving_average", "mirror_descent", "proximal", "batch"; None chooses by divergence.
-        options: of the estimator: gamma, gamma_decay_epochs, log_alpha, step.
+        options: of the estimator: gamma, gamma_decay_epochs, log_alpha, step, and the layout of its table.
 
     Raises:
         ValueError: an argument out of range, or two that do not fit.
@@ -95,7 +96,7 @@ class StochasticRisk(nn.Module):
         tau_min: float = 1e-4,
         tau_max: float = math.inf,
         estimator: str | None = None,
-        **options: float,
+        **options: Any,
     ) -> None:
         super().__init__()
         self.divergence = find(divergence, level, order)
@@ -116,7 +117,7 @@ class StochasticRisk(nn.Module):
         self.temperature = Temperature(
             tau, radius is not None, tau_min if radius is not None else min(tau, tau_min), tau_max
         )
-        self.estimator = build_estimator(estimator, self.divergence, num_rows, **options)  # type: ignore[arg-type]
+        self.estimator = build_estimator(estimator, self.divergence, num_rows, **options)
         self.strength = Strength(strength)
         self.radius = radius or 0.0
         self.log_epsilon = math.log(epsilon) if epsilon > 0 else -math.inf

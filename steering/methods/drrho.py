@@ -8,6 +8,7 @@ from typing import Any
 
 from steering.contrastive.pairs import Pairs
 from steering.contrastive.risk import anchor_risks
+from steering.dro.duals import Layout
 from steering.dro.stochastic import StochasticRisk
 from steering.methods.distillation import pairs_divergence, units_divergence
 from steering.methods.registry import Method, Step, register
@@ -40,6 +41,10 @@ class DroOptions:
     """proximal: step of the second visit, in units of tau; it falls with the square root of the visits."""
     tau_min: float = 0.01
     """Smallest learned temperature."""
+    duals: str = "float32"
+    """Number format of the running estimates: "float32" or "float16"."""
+    duals_folder: str | None = None
+    """Folder on a local disk in which the running estimates are memory-mapped; null: in memory, split over the processes."""
 
 
 @dataclass
@@ -77,6 +82,7 @@ class Drrho(Method):
             log_alpha=options.log_alpha,
             step=options.step,
             tau_min=options.tau_min,
+            layout=Layout(options.duals, options.duals_folder, split=True),
         )
         self.needs_logits = self.distill > 0
         self.uses_reference = self.risk.strength.uses_reference or self.distill > 0

@@ -24,6 +24,7 @@ from torch import Tensor
 from steering import distributed
 from steering.contrastive.pairs import Pairs
 from steering.contrastive.risk import anchor_risks, reference_risks
+from steering.dro.duals import Layout
 from steering.dro.stochastic import StochasticRisk
 from steering.errors import SteeringError
 from steering.methods.registry import Method, Step, register
@@ -74,6 +75,7 @@ class Nested(Method):
             gamma=options.gamma,
             gamma_decay_epochs=options.gamma_decay_epochs,
             tau_min=options.tau_min,
+            layout=Layout(split=True),
         )
         if not 0 <= options.outer_prior < math.inf:
             raise ValueError(f"outer_prior must be a number ≥ 0, got {options.outer_prior}")

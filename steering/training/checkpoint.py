@@ -13,22 +13,44 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from steering import distributed
 from steering.errors import SteeringError
 from steering.storage import file_sha256, write_atomically, write_text
 
 _LOG = logging.getLogger("steering")
+_WHOLE = f"step-{'[0-9]' * 9}.pt"
 
 
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int = 2) -> None:
     """Write the state after `step` steps and drop all but the newest `keep` checkpoints."""
-    path = folder / f"step-{step:09d}.pt"
-    write_atomically(path, lambda temporary: torch.save(state, temporary))
-    write_text(path.with_suffix(".sha256"), file_sha256(path))
+    _save(folder / f"step-{step:09d}.pt", state)
     for stale in folder.glob(".step-*"):  # left by a run that was killed while it wrote
         stale.unlink()
-    for old in sorted(folder.glob("step-*.pt"))[:-keep]:
-        old.unlink()
-        old.with_suffix(".sha256").unlink(missing_ok=True)
+    for old in sorted(folder.glob(_WHOLE))[:-keep]:
+        for path in [old, *folder.glob(f"{old.stem}.part-*.pt")]:
+            path.unlink()
+            path.with_suffix(".sha256").unlink(missing_ok=True)
+
+
+def save_part(folder: Path, step: int, state: dict[str, Any]) -> None:
+    """Write what this rank alone holds; before rank 0 writes the rest."""
+    _save(folder / f"step-{step:09d}.part-{distributed.rank()}-of-{distributed.world_size()}.pt", state)
+
+
+def load_parts(folder: Path, step: int, count: int) -> list[dict[str, Any]]:
+    """What `count` ranks wrote with `save_part`, in order; tensors are read from disk when they are used."""
+    paths = [folder / f"step-{step:09d}.part-{rank}-of-{count}.pt" for rank in range(count)]
+    return [torch.load(path, map_location="cpu", weights_only=True, mmap=True) for path in paths]
+
+
+def _save(path: Path, state: dict[str, Any]) -> None:
+    write_atomically(path, lambda temporary: torch.save(state, temporary))
+    write_text(path.with_suffix(".sha256"), file_sha256(path))
+
+
+def _intact(path: Path) -> bool:
+    record = path.with_suffix(".sha256")
+    return path.is_file() and record.is_file() and record.read_text() == file_sha256(path)
 
 
 def load_newest(folder: Path, device: torch.device) -> tuple[int, dict[str, Any]] | None:
@@ -37,10 +59,12 @@ def load_newest(folder: Path, device: torch.device) -> tuple[int, dict[str, Any]
     A file without its checksum was being written when the run died; one with another checksum is damaged. Both are passed
     over with a warning.
     """
-    for path in sorted(folder.glob("step-*.pt"), reverse=True):
-        record = path.with_suffix(".sha256")
-        if record.is_file() and record.read_text() == file_sha256(path):
-            return int(path.stem.removeprefix("step-")), torch.load(path, map_location=device, weights_only=True)
+    for path in sorted(folder.glob(_WHOLE), reverse=True):
+        if _intact(path):
+            state = torch.load(path, map_location=device, weights_only=True)
+            count = state.get("parts", 0)
+            if all(_intact(folder / f"{path.stem}.part-{rank}-of-{count}.pt") for rank in range(count)):
+                return int(path.stem.removeprefix("step-")), state
         _LOG.warning("checkpoint %s is incomplete or damaged; it is ignored", path)
     return None
 

@@ -12,24 +12,31 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from steering import distributed
 from steering.data import IndexedData
+from steering.dro.duals import merged, split_state
 from steering.errors import SteeringError
 from steering.methods.registry import Method, Step
 from steering.reference.frozen import LiveReference, Reference
 from steering.schema import OptimizerConfig, TrainConfig
 from steering.storage import write_text
 from steering.task import Model, Task
-from steering.training.checkpoint import load_newest, require_same_run, save_checkpoint, save_weights, write_json
+from steering.training.checkpoint import (
+    load_newest,
+    load_parts,
+    require_same_run,
+    save_checkpoint,
+    save_part,
+    save_weights,
+    write_json,
+)
 from steering.training.loader import load
 from steering.training.log import ProgressLine, RunLog
 from steering.training.optim import build_optimizer, learning_rate_factor, set_learning_rate
 from steering.training.plan import Plan, candidates, require_even_parts
-from steering.training.step import Gradient, random_state, set_random_state
+from steering.training.step import Gradient, all_random_states, data_parallel, set_random_state
 
 _LOG = logging.getLogger("steering")
 SMALLEST_SCALE = 2.0**-10  # fp16 halves its scale, 2^16, at every overflow: here no scale would have helped
@@ -114,7 +121,7 @@ class _State:
         )
         self.scaler = torch.amp.GradScaler(job.device.type, enabled=job.train.precision == "fp16")
         self.gradient = Gradient(
-            _data_parallel(self.module, job.device),
+            data_parallel(self.module, job.device),
             self.method,
             job.task.risk,
             job.reference,
@@ -224,12 +231,17 @@ class _State:
         return metrics
 
     def save(self, done: int) -> None:
-        rng, skipped = _all_random_states(self.job.device), self._all_skipped()
+        rng, skipped = all_random_states(self.job.device), self._all_skipped()
+        method, own = split_state(self.method)
+        if own:
+            save_part(self.job.folder / "checkpoints", done, own)
+            distributed.barrier()
         if distributed.rank() == 0:
             state = {
                 "identity": self.job.identity,
                 "target": self.module.state_dict(),
-                "method": self.method.state_dict(),
+                "method": method,
+                "parts": distributed.world_size() if own else 0,
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": self.scaler.state_dict(),
                 "random": rng,
@@ -248,7 +260,8 @@ class _State:
         step, state = found
         require_same_run(self.job.folder, state["identity"], self.job.identity, self.job.config)
         self.module.load_state_dict(state["target"])
-        self.method.load_state_dict(state["method"])
+        parts = load_parts(self.job.folder / "checkpoints", step, state.get("parts", 0))
+        self.method.load_state_dict(state["method"] | (merged(parts, self.method) if parts else {}))
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.seconds, self.skipped = state["seconds"], state["skipped"] if distributed.rank() == 0 else 0
@@ -281,18 +294,3 @@ class _State:
                 _LOG.warning("%s: %d unreadable examples were replaced by others", self.job.folder, skipped)
         distributed.barrier()
         return result
-
-
-def _data_parallel(module: nn.Module, device: torch.device) -> nn.Module:
-    if not distributed.active():
-        return module
-    return DistributedDataParallel(module, device_ids=[device] if device.type == "cuda" else None)
-
-
-def _all_random_states(device: torch.device) -> list[list[Tensor]]:
-    """The random state of every rank, on every rank."""
-    every: list[Any] = [random_state(device)]
-    if distributed.active():
-        every *= distributed.world_size()
-        dist.all_gather_object(every, random_state(device))
-    return every

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from steering import distributed
 from steering.methods.registry import Method, Step
 from steering.reference.frozen import Reference
 from steering.risk import Batch, Outputs, ReferenceRisk
@@ -140,3 +143,19 @@ def set_random_state(device: torch.device, state: list[Tensor]) -> None:
 def _sync_only(module: nn.Module, last: bool) -> AbstractContextManager:
     """DDP reduces gradients in the last micro-batch alone."""
     return module.no_sync() if isinstance(module, DistributedDataParallel) and not last else nullcontext()
+
+
+def data_parallel(module: nn.Module, device: torch.device) -> nn.Module:
+    """The module in DDP, if there are several ranks."""
+    if not distributed.active():
+        return module
+    return DistributedDataParallel(module, device_ids=[device] if device.type == "cuda" else None)
+
+
+def all_random_states(device: torch.device) -> list[list[Tensor]]:
+    """The random state of every rank, on every rank."""
+    every: list[Any] = [random_state(device)]
+    if distributed.active():
+        every *= distributed.world_size()
+        dist.all_gather_object(every, random_state(device))
+    return every

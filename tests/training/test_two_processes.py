@@ -1,7 +1,9 @@
 """Two gloo processes train what one process trains on the same global batch; and the same through torchrun."""
 
+import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,9 +23,11 @@ from safetensors.torch import load_file
 from steering import distributed
 from steering.cli import main
 from steering.config import load_config
+from steering.dro.duals import merged
 from steering.errors import SteeringError
 from steering.protocols.single import cached_reference, reference_model
 from steering.task import find_task
+from steering.training.checkpoint import load_newest, load_parts
 from steering.training.log import read_metrics
 from steering.training.loop import run
 
@@ -42,6 +46,9 @@ SAME = {
     "units, erm": {"dtype": "float64", "kind": "units", "method": "erm", "guided": False},
 }
 RANDOM = {"dropout": 0.3, "augment": True, "gamma": 0.5, "accumulation": 2, "save_every": 4, "unreadable": 3}
+
+
+HALF = {"dtype": "float64", "gamma": 0.5, "tau": 0.2, "save_every": 5}
 
 
 class Killed(Exception):  # noqa: N818
@@ -87,6 +94,21 @@ def _cache(folder):
     cached_reference(config, task, *reference_model(config, task, torch.device("cpu")), torch.device("cpu"))
 
 
+def _half(folder):
+    """A run of twice as many steps, ended in the middle: the learning rate must not see the end."""
+    job = toys.make_job(folder, **HALF, samples=320)
+    calls = iter(range(1000))
+
+    def stop(*_):
+        if next(calls) == 10:
+            raise Killed
+
+    job.method.register_forward_pre_hook(stop)
+    with contextlib.suppress(Killed):
+        run(job)
+    distributed.barrier()
+
+
 def _nan_loss(folder, clip_norm=1.0):
     run(toys.make_job(folder, nan_at=5, clip_norm=clip_norm, save_every=5))
 
@@ -100,6 +122,7 @@ def _nan_gradient(folder):
 OTHERS = {
     "reference": _frozen_and_alone,
     "interrupted": _interrupted,
+    "half": _half,
     "cache": _cache,
     "nan loss": _nan_loss,
     "nan gradient": _nan_gradient,
@@ -151,6 +174,44 @@ def _said(two, name):
     return first
 
 
+def _checkpoint(folder, job):
+    """The last checkpoint of a run, its running estimates as a single process holds them."""
+    step, state = load_newest(folder / "checkpoints", torch.device("cpu"))
+    parts = load_parts(folder / "checkpoints", step, state["parts"])
+    assert len(parts) in (0, 2)
+    job.method.load_state_dict(state["method"] | (merged(parts, job.method) if parts else {}))
+    return state | {"method": job.method.state_dict()}
+
+
+def test_no_process_holds_all_running_estimates(two):
+    parts = [
+        torch.load(two / f"pairs/checkpoints/step-000000020.part-{rank}-of-2.pt", weights_only=True) for rank in (0, 1)
+    ]
+    assert [part["risk.estimator.duals.extent"].tolist() for part in parts] == [[0, 64, 128], [64, 128, 128]]
+    assert [len(part["risk.estimator.duals.part"]) for part in parts] == [64, 64]
+    whole = torch.load(two / "pairs/checkpoints/step-000000020.pt", weights_only=True)
+    assert not any("duals" in key for key in whole["method"])
+
+
+def test_a_run_of_two_processes_goes_on_in_one(two, tmp_path):
+    shutil.copytree(two / "half", tmp_path / "half")
+    result = run(toys.make_job(tmp_path / "half", **HALF, samples=320))
+    whole = run(toys.make_job(tmp_path / "whole", **HALF, samples=320))
+    assert result["steps"] == whole["steps"] == 20
+    found, expected = (load_file(tmp_path / name / "model.safetensors") for name in ("half", "whole"))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_run_with_a_damaged_part_goes_back_to_the_checkpoint_before(two, tmp_path, caplog):
+    shutil.copytree(two / "half", tmp_path / "half")
+    folder = tmp_path / "half/checkpoints"
+    part = next(folder.glob("step-000000010.part-1-of-2.pt"))
+    part.write_bytes(part.read_bytes()[:-7])
+    step, _ = load_newest(folder, torch.device("cpu"))
+    assert step == 5
+    assert "step-000000010.pt is incomplete or damaged" in caplog.text
+
+
 @pytest.mark.parametrize("name", SAME)
 def test_two_processes_end_where_one_does(two, tmp_path, name):
     assert _said(two, name) == "nothing"
@@ -162,14 +223,13 @@ def test_two_processes_end_where_one_does(two, tmp_path, name):
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
     assert (expected["text.weight" if "image.1.weight" in expected else "weight"]).abs().max() > 0
     assert any((expected[key] - start[key]).abs().max() > 0.05 for key in expected)
-    for state in ("method", "optimizer"):
-        mine, theirs = (
-            torch.load(folder / "checkpoints/step-000000020.pt", weights_only=True)[state]
-            for folder in (tmp_path, two / name)
-        )
-        if state == "optimizer":  # without gradient in one process, with a zero one in two: the same parameters
-            mine, theirs = ({k: v for k, v in s["state"].items() if k in mine["state"]} for s in (mine, theirs))
-        torch.testing.assert_close(theirs, mine, rtol=1e-4, atol=1e-5)
+    mine, theirs = (_checkpoint(folder, toys.make_job(tmp_path, **SAME[name])) for folder in (tmp_path, two / name))
+    torch.testing.assert_close(theirs["method"], mine["method"], rtol=1e-4, atol=1e-5)
+    # Without gradient in one process, with a zero one in two: the same parameters.
+    steps = [
+        {k: v for k, v in s["optimizer"]["state"].items() if k in mine["optimizer"]["state"]} for s in (mine, theirs)
+    ]
+    torch.testing.assert_close(steps[1], steps[0], rtol=1e-4, atol=1e-5)
     assert json.loads((two / name / "result.json").read_text())["skipped"] == result["skipped"]
 
 

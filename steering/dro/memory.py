@@ -1,0 +1,100 @@
+"""What every estimator of a dual promises, and the memory of those that have one."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from steering import distributed
+from steering.dro.duals import Duals, Layout
+
+
+class Estimator(nn.Module, ABC):
+    """Takes in the scores of a batch, answers with ratios and ν."""
+
+    @abstractmethod
+    def forward(self, rows: Tensor, scores: Tensor, mask: Tensor, sharded: bool = False) -> tuple[Tensor, Tensor]:
+        """One batch.
+
+        Args:
+            rows: keys in [0, num_rows), int64, (...); each at most once in a batch.
+            scores: s = h/τ, (..., n), detached.
+            mask: bool, (..., n), True where an item counts; at least one in each row.
+            sharded: rows differ between the ranks, whose updates are then exchanged (O(rows) numbers).
+
+        Returns:
+            t, (..., n), zero where masked; their mean over all batches of a row is 1, that of one batch need not be. And ν,
+            (...), in units of τ.
+        """
+
+    def track(self, rows: Tensor, log_g: Tensor, sharded: bool = False) -> Tensor:
+        """ν after a batch of which only log û = log mean e^s is known, (...); for KL, whose ν needs no more."""
+        raise NotImplementedError(f"{type(self).__name__} needs the scores themselves")
+
+    @abstractmethod
+    def start_epoch(self, epoch: int) -> None:
+        """Called with 0, 1, ... at the start of each pass over the data."""
+
+
+class Remembering(Estimator):
+    """An estimator with a running ν for every row, in a buffer of the name `kept` or in `Duals`."""
+
+    kept: str
+    visited: Tensor
+
+    def __init__(self, num_rows: int, kept: str, layout: Layout | None = None) -> None:
+        super().__init__()
+        require_rows(num_rows)
+        self.kept, layout = kept, layout or Layout()
+        self.duals = None if layout.plain else Duals(num_rows, layout)
+        if self.duals is None:
+            self.register_buffer(kept, torch.zeros(num_rows))
+            self.register_buffer("visited", torch.zeros(num_rows, dtype=torch.bool))
+
+    def recall(self, rows: Tensor, dtype: torch.dtype, sharded: bool) -> tuple[Tensor, Tensor]:
+        """ν of these rows, and whether they have been visited, (...)."""
+        if self.duals is None:
+            return self.get_buffer(self.kept)[rows].to(dtype), self.visited[rows]
+        values, visited = self.duals.read(rows, sharded)
+        return values.to(dtype), visited
+
+    def remember(self, rows: Tensor, new: Tensor, sharded: bool) -> None:
+        if self.duals is not None:
+            self.duals.write(rows, new, sharded)
+            return
+        all_rows, all_new = of_all_ranks(rows, new, sharded)
+        table = self.get_buffer(self.kept)
+        table[all_rows] = all_new.to(table.dtype)
+        self.visited[all_rows] = True
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        """Takes the state of the other layout, too."""
+        whole, part = prefix + self.kept, prefix + "duals.part"
+        if self.duals is None and part in state_dict:
+            if len(state_dict[part]) != len(self.visited):
+                raise ValueError(
+                    f"{part} has {len(state_dict[part])} rows of {len(self.visited)}; join the ranks' parts"
+                )
+            values = state_dict.pop(part)
+            state_dict.pop(prefix + "duals.extent")
+            state_dict[prefix + "visited"] = (values != 0) | values.signbit()
+            state_dict[whole] = values.to(self.get_buffer(self.kept).dtype) + 0.0
+        elif self.duals is not None and whole in state_dict:
+            values, visited = state_dict.pop(whole), state_dict.pop(prefix + "visited")
+            values = torch.where(values == 0, -torch.zeros_like(values), values)
+            state_dict[part] = torch.where(visited, values, 0.0)
+            state_dict[prefix + "duals.extent"] = torch.tensor([0, len(values), len(values)])
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def of_all_ranks(rows: Tensor, new: Tensor, sharded: bool) -> tuple[Tensor, Tensor]:
+    rows, new = rows.reshape(-1), new.reshape(-1)
+    return (distributed.gather(rows), distributed.gather(new)) if sharded else (rows, new)
+
+
+def require_rows(num_rows: int) -> None:
+    if num_rows < 1:
+        raise ValueError(f"num_rows must be at least 1, got {num_rows}")
