@@ -96,7 +96,8 @@ def _without_config(command: str, words: list[str]) -> int:
     """The commands that take no config: their modules read their own options."""
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
-        return importlib.import_module(f"steering.protocols.{command}").main(words) or 0
+        found = importlib.import_module(f"steering.protocols.{command}").main(words)
+        return found if isinstance(found, int) else 0
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 2
     except KeyboardInterrupt:

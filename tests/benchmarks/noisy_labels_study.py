@@ -4,8 +4,8 @@
     python tests/benchmarks/noisy_labels_study.py --table runs/cifar10n        # of a study that has been run
 
 Reads the folder's JPEG archives, writes two .npz files beside the runs, and calls `steering compare` on
-configs/classification/cifar10n.yaml. The last column is the accuracy where a run had spent as many seconds as a whole run of plain
-training, interpolated between its evaluations; the learning rate is then still high, as the schedule belongs to the whole run.
+configs/classification/cifar10n.yaml. The last column is the accuracy where a run had spent as many seconds as a whole run of
+plain training, interpolated between its evaluations; the learning rate is then still high, as its schedule spans the whole run.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import argparse
 import io
 import json
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -33,9 +34,7 @@ def unpack(data: Path, output: Path, part: str) -> Path:
         output.mkdir(parents=True, exist_ok=True)
         with np.load(data / f"cifar10_{part}.npz") as found:
             raw, offset, label = found["jpeg"].tobytes(), found["offset"], found["label"]
-        pictures = [
-            Image.open(io.BytesIO(raw[a:b])).convert("RGB") for a, b in zip(offset[:-1], offset[1:], strict=True)
-        ]
+        pictures = [Image.open(io.BytesIO(raw[a:b])).convert("RGB") for a, b in pairwise(offset)]
         np.savez(path, image=np.stack([np.asarray(picture) for picture in pictures]), label=label.astype(np.int64))
     return path
 
@@ -44,7 +43,8 @@ def table(folder: Path) -> None:
     """Print the means and standard errors of a study's runs, and the paired differences to plain training."""
     rows = json.loads((folder / "compare.json").read_text())
     labels = dict.fromkeys(row["method"] for row in rows if row["seed"] is not None)
-    runs = {label: sorted(folder.glob(f"{label}-seed*"), key=_seed) for label in labels}
+    done = [path.parent for path in folder.glob("*-seed*/result.json")]
+    runs = {m: sorted((run for run in done if re.fullmatch(rf"{m}-seed\d+", run.name)), key=_seed) for m in labels}
     final = {label: [_result(run)["metrics"]["test/accuracy"] for run in found] for label, found in runs.items()}
     seconds = {label: float(np.mean([_result(run)["seconds"] for run in found])) for label, found in runs.items()}
     reference = next(row for row in rows if row["seed"] is None)

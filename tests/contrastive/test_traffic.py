@@ -13,12 +13,13 @@ import torch.nn.functional as F
 from steering import distributed
 from steering.contrastive import Pairs
 from steering.contrastive.risk import anchor_risks
+from steering.dro.duals import Layout
 from steering.dro.stochastic import StochasticRisk
 
 B, D, REFERENCE = 24, 10, 6
 
 
-def process(rank: int, count: int, guided: bool, folder: Path) -> None:
+def process(rank: int, count: int, guided: bool, split: bool, folder: Path) -> None:
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=count)
@@ -42,7 +43,7 @@ def process(rank: int, count: int, guided: bool, folder: Path) -> None:
     generator = torch.Generator().manual_seed(rank)
     image, text = (F.normalize(torch.randn(b, D, generator=generator), dim=-1).requires_grad_() for _ in range(2))
     guide = [F.normalize(torch.randn(b, REFERENCE, generator=generator), dim=-1) for _ in range(2)] if guided else []
-    risk = StochasticRisk(2 * B, tau=0.1, gamma=0.5)
+    risk = StochasticRisk(2 * B, tau=0.1, gamma=0.5, layout=Layout(split=split))
     pairs = Pairs(image, text, torch.arange(rank * b, (rank + 1) * b), *guide)
     anchor_risks(risk, pairs)[0].mean().backward()
     (folder / f"{rank}.json").write_text(json.dumps(received))
@@ -50,10 +51,10 @@ def process(rank: int, count: int, guided: bool, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("count", [2, 4])
-@pytest.mark.parametrize("guided", [False, True])
-def test_bytes_received_by_a_rank(count, guided, tmp_path):
+@pytest.mark.parametrize(("guided", "split"), [(False, False), (True, False), (True, True)])
+def test_bytes_received_by_a_rank(count, guided, split, tmp_path):
     context = multiprocessing.get_context("forkserver")
-    workers = [context.Process(target=process, args=(rank, count, guided, tmp_path)) for rank in range(count)]
+    workers = [context.Process(target=process, args=(rank, count, guided, split, tmp_path)) for rank in range(count)]
     for worker in workers:
         worker.start()
     for worker in workers:
@@ -65,5 +66,7 @@ def test_bytes_received_by_a_rank(count, guided, tmp_path):
         # Texts gathered, their gradient reduce-scattered; with a reference its texts gathered too.
         features = 8 * (count - 1) * b * D + (4 * (count - 1) * b * REFERENCE if guided else 0)
         assert received["features"] == features
-        # Column sums and means of the columns (B each), duals and signs (2b), rows and new estimates (2b each, 8 and 4 bytes).
-        assert received["numbers"] == (count - 1) * (2 * 4 * B + 2 * 4 * b + 2 * (8 + 4) * b)
+        # Column sums (B), duals and signs (2b), rows and new estimates (2b each, 8 and 4 bytes); if each rank holds its part of
+        # the estimates alone, rows once more, and the old estimates handed to who asked.
+        numbers = 4 * B + 2 * 4 * b + 2 * (8 + 4) * b + (2 * (8 + 4) * b if split else 0)
+        assert received["numbers"] == (count - 1) * numbers
