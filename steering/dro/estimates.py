@@ -164,14 +164,15 @@ class ProximalPoint(Estimator):
     @torch.no_grad()
     def forward(self, rows: Tensor, scores: Tensor, mask: Tensor, sharded: bool = False) -> tuple[Tensor, Tensor]:
         visits = self.visits[rows].clone()  # of a single row, indexing gives a view
-        first, first_nu = self.divergence.tilt(scores, mask)
         step = self.step / visits.clamp_min(1).to(scores.dtype).sqrt()
-        moved, nu = proximal_step(self.divergence, scores, mask, self.nu[rows].to(scores.dtype), step)
-        new = torch.where(visits > 0, nu, first_nu)
+        t, new = proximal_step(self.divergence, scores, mask, self.nu[rows].to(scores.dtype), step)
+        if scores.device.type != "cpu" or not (visits > 0).all():  # asking would make a GPU wait
+            first, first_nu = self.divergence.tilt(scores, mask)
+            t, new = torch.where((visits > 0)[..., None], t, first), torch.where(visits > 0, new, first_nu)
         all_rows, all_new = of_all_ranks(rows, new, sharded)
         self.nu[all_rows] = all_new.to(self.nu.dtype)
         self.visits[all_rows] += 1
-        return torch.where((visits > 0)[..., None], moved, first), new
+        return t, new
 
 
 def gamma_schedule(epoch: int, final: float, decay_epochs: int) -> float:

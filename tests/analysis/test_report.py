@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from steering.analysis import report
+from steering.task import Metric
 
 
 def _row(method, seed, r1, r5=0.5, samples=1000, seconds=10.0):
@@ -143,3 +144,35 @@ def test_curves_by_hand():
 def test_curves_of_nothing_are_an_empty_figure():
     report.curves_figure({"plain": [[]]}, [_row("plain", 0, 0.1)], 16)
     report.curves_figure({}, [], 16)
+
+
+def test_smaller_is_better_where_the_task_says_so(monkeypatch):
+    rows = [
+        {
+            "method": m,
+            "seed": 0,
+            "metrics": {"test/accuracy": a, "test/ECE": e, "perplexity/en": p},
+            "samples": 1,
+            "seconds": 1,
+        }
+        for m, a, e, p in (("x", 0.5, 0.02, 9.5), ("y", 0.6, 0.1, 10.25))
+    ]
+    styles = {"ECE": Metric(higher_is_better=False), "perplexity": Metric(percent=False, higher_is_better=False)}
+    found = report.tables(rows, styles)
+    assert found["test"] == (["method", "accuracy", "ECE ↓"], [["x", "50.0", "2.0"], ["y", "60.0", "10.0"]])
+    assert found["perplexity"] == (["method", "en ↓"], [["x", "9.500"], ["y", "10.250"]])
+    console = Console(file=io.StringIO(), width=80, force_terminal=True, highlight=False)
+    monkeypatch.setattr(report, "CONSOLE", console)
+    report.print_results(rows, "title", styles)
+    bold = re.findall(r"\x1b\[1m *([\d.,]+) *\x1b\[0m", console.file.getvalue())
+    assert bold == ["2.0", "60.0", "9.500"]
+    assert report.markdown_report(rows, "t", styles).split("\n\n")[1].startswith("Percent, but for en;")
+
+
+def test_what_is_drawn_and_scored_is_shown_where_something_is_chosen():
+    plain = {"method": "erm", "seed": 0, "metrics": {}, "samples": 10, "drawn": 10, "scored": 0, "seconds": 1}
+    choosy = {**plain, "method": "rho_loss", "drawn": 100, "scored": 100}
+    assert report.tables([plain])["cost of one run"][0] == ["method", "runs", "samples", "seconds"]
+    header, lines = report.tables([plain, choosy])["cost of one run"]
+    assert header == ["method", "runs", "trained on", "drawn", "scored", "seconds"]
+    assert lines[1] == ["rho_loss", "1", "10", "100", "100", "1"]

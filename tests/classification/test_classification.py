@@ -400,6 +400,10 @@ def test_calibration_error_by_hand():
     assert (confidences[5].item(), accuracies[5].item()) == pytest.approx((0.55, 0.5))
 
 
+def test_a_confidence_on_an_edge_belongs_to_the_bin_below():
+    assert reliability(torch.tensor([[0.5, 0.5]]), torch.tensor([0]), bins=10)[0].argmax() == 4
+
+
 def test_certain_and_right_is_calibrated():
     eye = torch.eye(3)
     assert calibration_error(eye, torch.arange(3)) == 0

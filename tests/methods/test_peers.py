@@ -139,10 +139,10 @@ def test_jest_in_one_chunk_or_without_interaction_is_independent_selection():
 
 
 def test_jest_against_a_loop():
-    learner, reference, chosen = noise(8, 8), noise(8, 8, seed=1), []
+    learner, reference, chosen = 3 * noise(30, 30), 3 * noise(30, 30, seed=1), []
     for _ in range(3):  # three chunks of two
         scores = {}
-        for i in {*range(8)} - {*chosen}:
+        for i in {*range(30)} - {*chosen}:
             score = float(reference[i, i] - learner[i, i])
             for sign, logits in ((1, learner), (-1, reference)):
                 for direction in (logits, logits.T):
@@ -223,6 +223,15 @@ def test_doremi_weights_domains_by_their_clipped_excess():
     expected = torch.stack([a[0] / 2, a[0] / 2, a[1], *[a[2] / 3] * 3])  # Σ_d a_d · mean of the domain
     torch.testing.assert_close(found, expected)
     assert method.summary()["data_mix"] == pytest.approx(dict(zip("abc", a.tolist(), strict=True)))
+
+
+def test_doremi_weights_sum_to_one_without_the_domains_that_are_absent():
+    found = gradient(make("doremi", step=0.7), grouped(row(1, 2, 3), torch.zeros(3).double(), [0, 0, 2]))
+    assert found.sum().item() == pytest.approx(1)
+    method = make("doremi", step=0.7)
+    method(grouped(row(1, 2, 3), torch.zeros(3).double(), [0, 0, 2]))
+    a = method.weights.log_q.exp()
+    torch.testing.assert_close(found, torch.stack([a[0] / 2, a[0] / 2, a[2]]) / (a[0] + a[2]))
 
 
 def test_doremi_where_all_scores_are_equal_or_clipped_stays_or_drifts_to_uniform():

@@ -71,7 +71,10 @@ def test_candidates_are_scored_in_eval_mode_and_without_gradient(tmp_path):
     job.target.module.register_forward_hook(
         lambda module, _, out: modes.append((module.training, out.requires_grad, len(out)))
     )
+    asked = []
+    job.reference.module.register_forward_hook(lambda _module, _inputs, out: asked.append(len(out)))
     gradient_of(job, job.data.batch(torch.arange(16).numpy(), 0))
+    assert sum(asked) == 16  # the reference sees the candidates, and nothing twice
     assert modes == [(False, False, 4)] * 4 + [(True, True, 4)]  # in parts no larger than the batch that trains
     assert job.target.module.training
 
