@@ -21,6 +21,7 @@ from steering.training.log import CONSOLE
 Row = Mapping[str, Any]
 Cells = tuple[list[str], list[list[str]]]  # header, lines
 Styles = Mapping[str, Metric]
+CROWDED = 5  # lines, beyond which a legend inside a panel would cover some
 _SHARE = Metric()
 _COSTS = {
     "samples": "trained on",
@@ -190,7 +191,11 @@ def curves_figure(
         if shown.higher_is_better:
             axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
-    if panels[0].get_legend_handles_labels()[0]:
+    handles, labels = panels[0].get_legend_handles_labels()
+    if len(labels) > CROWDED:  # beside the panels, where it hides nothing
+        figure.set_figwidth(figure.get_figwidth() + 1.5)
+        figure.legend(handles, labels, loc="outside right upper")
+    elif labels:
         panels[0].legend()
     return figure
 
