@@ -19,7 +19,7 @@ from torchvision.datasets import ImageFolder
 
 from steering.data import mix
 from steering.errors import SteeringError
-from steering.storage import file_sha256, sha256
+from steering.storage import sha256
 
 
 class UnreadableError(Exception):
@@ -186,11 +186,6 @@ def read_numbers(file: str, key: str) -> np.ndarray:
     if found.ndim != 1 or found.dtype.kind not in "iu":
         raise SteeringError(f"{key}: expected one integer per example in {file}, got {found.dtype}, {found.shape}")
     return found.astype(np.int64)
-
-
-def file_digest(file: str | None) -> str:
-    """Digest of a file named as in `read_numbers`, "" for None."""
-    return "" if file is None else file_sha256(Path(file.partition(":")[0]))
 
 
 def _torch_arrays(path: str) -> dict[str, Any]:
