@@ -89,7 +89,10 @@ def _interrupted(folder):
 
 
 def _cache(folder):
-    config = load_config(toys.write_config(folder), ["task.n=50"])
+    if distributed.rank() == 0:  # one writes, or another reads half a file
+        toys.write_config(folder)
+    distributed.barrier()
+    config = load_config(folder / "toy.yaml", ["task.n=50"])
     task = find_task(config.task.name)(config.task)
     cached_reference(config, task, *reference_model(config, task, torch.device("cpu")), torch.device("cpu"))
 
