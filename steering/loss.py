@@ -113,6 +113,9 @@ class GlobalContrastiveLoss(nn.Module):
         radius, strength, epsilon: see `DRRho`.
         gamma: final rate of the moving average over visits, in (0, 1]; `start_epoch` moves it there from 1.
         gamma_decay_epochs: epochs of that cosine; 0: `gamma` from the start.
+        individual_tau: with a radius, a temperature for every image and every text, in [0.01, 1]. They move by an Adam of their
+            own (`steering.dro.temperature`) whenever `forward` sees them: there is nothing to give to an optimiser.
+        individual_tau_lr: step of that Adam, in the unit of τ.
         layout: how the estimates are kept (`steering.dro.duals.Layout`): in half precision, in a file, split over the ranks. If
             they are split, each rank's `state_dict` holds its own part; `steering.dro.duals.merged` joins them. None: whole.
     """
@@ -127,6 +130,8 @@ class GlobalContrastiveLoss(nn.Module):
         epsilon: float = 1e-4,
         gamma: float = 1.0,
         gamma_decay_epochs: int = 0,
+        individual_tau: bool = False,
+        individual_tau_lr: float = 0.01,
         layout: Layout | None = None,
     ) -> None:
         super().__init__()
@@ -141,6 +146,8 @@ class GlobalContrastiveLoss(nn.Module):
             gamma=gamma,
             gamma_decay_epochs=gamma_decay_epochs,
             tau_min=0.01,
+            individual_tau=individual_tau,
+            individual_tau_lr=individual_tau_lr,
             layout=layout,
         )
 

@@ -7,8 +7,8 @@
     ∂L/∂S_ij = E_ij·(a_i + b_j),   a, b from the duals                pass 2, in backward: into ∂L/∂image and ∂L/∂text
 
 so that a block costs one product in pass 1 (two with a reference), two in pass 2, and one (two) more if it was not kept. A
-budget in bytes decides how many blocks are. Where one constant c cannot serve a whole block in floating point, two exponentials
-with a shift per row and per column do. Derivation: docs/fast-contrastive.md.
+budget in bytes decides how many blocks are. Where one constant c cannot serve a whole block in floating point, and where every
+anchor has a τ of its own, two exponentials with a shift per row and per column do. Derivation: docs/fast-contrastive.md.
 
 Legend: b pairs of this rank, B over all ranks, m rows of a block. Direction 0 = image anchors, 1 = text anchors.
 """
@@ -29,6 +29,7 @@ HEADROOM = (
     40.0  # E ≤ e^40: sums of many stay finite, and items down to e^-127 of the largest are normal float32 numbers
 )
 DEPTH = 100.0  # an anchor's own sum may lie this many nats below the largest item before one exponential is not enough
+NOTHING = -1e30  # stands at the positives: as good as −∞, but 0 times it is 0
 BLOCK_BYTES = 8 << 20
 DEFAULT_BUDGET = 512 << 20
 
@@ -40,9 +41,11 @@ class Blocks:
     Attributes:
         image, text: (b, d) and (B, d), detached; text is gathered over the ranks.
         guide_image, guide_text: the reference's, (b, d′) and (B, d′), or None.
-        tau: temperature, (); strength: α.
+        tau: temperature, (), or one for each image of this rank, (b,); text_tau: the same, or one for each text, (B,).
+        strength: α.
         budget: bytes for kept blocks.
         with_means: whether the mean of D under E is wanted, for the slope of a learned τ.
+        single: whether to try one exponential; never with temperatures of their own.
     """
 
     image: Tensor
@@ -50,6 +53,7 @@ class Blocks:
     guide_image: Tensor | None
     guide_text: Tensor | None
     tau: Tensor
+    text_tau: Tensor
     strength: float | Tensor
     budget: int
     with_means: bool = False
@@ -59,12 +63,14 @@ class Blocks:
 
     def __post_init__(self) -> None:
         b, B = len(self.image), len(self.text)
+        self.shared = self.tau.ndim == 0
+        self.single &= self.shared
         count = math.ceil(b / max(64, BLOCK_BYTES // (B * self.image.element_size())))
         rows = math.ceil(b / count)
         self.slices = [slice(start, min(start + rows, b)) for start in range(0, b, rows)]
         self.first = distributed.rank() * b
         self.own = slice(self.first, self.first + b)
-        self.scratch = [self.image.new_empty(0), self.image.new_empty(0)]
+        self.scratch = [self.image.new_empty(0) for _ in range(3)]
         self.diagonal = self.image.new_empty(b)
 
     def buffer(self, number: int, m: int) -> Tensor:
@@ -74,18 +80,46 @@ class Blocks:
             self.scratch[number] = self.image.new_empty(size)
         return self.scratch[number][:size].view(m, -1)
 
+    def room(self, m: int) -> tuple[Tensor, bool]:
+        """Where the next block goes, (m, B), and whether it can be kept."""
+        keep = (
+            sum(x.numel() for x in self.kept.values()) + m * len(self.text)
+        ) * self.image.element_size() <= self.budget
+        return (self.image.new_empty(m, len(self.text)) if keep else self.buffer(0, m)), keep
+
+    @property
+    def taus(self) -> Tensor:
+        """Temperatures of this rank's anchors, () or (2, b)."""
+        return self.tau if self.shared else torch.stack([self.tau, self.text_tau[self.own]])
+
+    @property
+    def positives(self) -> Tensor:
+        """D of this rank's positives as either anchor sees them, (b,), or (2, b) with temperatures of their own."""
+        return self.diagonal if self.shared else self.diagonal / self.taus
+
+    def scores(self, logits: Tensor, some: slice) -> tuple[Tensor, Tensor]:
+        """D of a block in units of the images' and of the texts' temperatures, (m, B) each, both in memory to be overwritten.
+
+        They are one and the same if the temperature is shared.
+        """
+        if self.shared:
+            return logits, logits
+        across = torch.div(logits, self.tau[some, None], out=self.buffer(1, len(logits)))
+        return across, torch.div(logits, self.text_tau, out=self.buffer(2, len(logits)))
+
     def logits(self, some: slice, out: Tensor) -> Tensor:
-        """D of some rows, (m, B), with −∞ at the positives, whose D go to `diagonal`."""
+        """D of some rows, (m, B), `NOTHING` at the positives, whose D go to `diagonal`; D·τ with temperatures of their own."""
         torch.mm(self.image[some], self.text.T, out=out)
         if self.guide_image is not None and self.guide_text is not None:
             if isinstance(self.strength, Tensor):
                 out.addmm_(self.guide_image[some] * -self.strength, self.guide_text.T)
             else:
                 out.addmm_(self.guide_image[some], self.guide_text.T, alpha=-self.strength)
-        out.div_(self.tau)
+        if self.shared:
+            out.div_(self.tau)
         own = out[:, self.first + some.start : self.first + some.stop].diagonal()
         self.diagonal[some] = own
-        own.fill_(-math.inf)
+        own.fill_(NOTHING)
         return out
 
     def log_means(self) -> tuple[Tensor, Tensor]:
@@ -101,18 +135,17 @@ class Blocks:
             columns = parts.logsumexp(0)
             if self.with_means:
                 column_means = ((parts - columns).exp() * distributed.gather(column_means[None])).sum(0)
-        found = torch.stack([rows, columns[self.own]]) - self.diagonal - math.log(len(self.text) - 1)
-        return found, torch.stack([row_means, column_means[self.own]]) - self.diagonal
+        found = torch.stack([rows, columns[self.own]]) - self.positives - math.log(len(self.text) - 1)
+        return found, torch.stack([row_means, column_means[self.own]]) - self.positives
 
     def _sums(self) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
         """log Σ_j exp D_ij and log Σ_i exp D_ij by one exponential, and E-weighted means of D; None if digits would be lost."""
-        B, size, used = len(self.text), self.image.element_size(), 0
-        columns, tops = self.image.new_zeros(2, B), self.image.new_full((), -math.inf)
+        columns, tops = self.image.new_zeros(2, len(self.text)), self.image.new_full((), -math.inf)
         rows, means = torch.empty_like(self.diagonal), torch.zeros_like(self.diagonal)
         for number, some in enumerate(self.slices):
             m = some.stop - some.start
-            keep = (used + m * B) * size <= self.budget
-            e = self.logits(some, self.image.new_empty(m, B) if keep else self.buffer(0, m))
+            out, keep = self.room(m)
+            e = self.logits(some, out)
             shift = e.amax() - HEADROOM
             e.sub_(shift).exp_()
             top = torch.maximum(tops, shift)
@@ -126,7 +159,7 @@ class Blocks:
                 columns[1].mul_(then).add_((weighted.sum(0) + shift * e.sum(0)).mul_(now))
             tops, self.shifts[number] = top, shift
             if keep:
-                self.kept[number], used = e, used + m * B
+                self.kept[number] = e
         down = columns[0].log() + tops
         lowest = torch.minimum(rows.amin(), down.amin())
         if not bool(lowest > tops + HEADROOM - DEPTH):
@@ -136,19 +169,34 @@ class Blocks:
     def _exact_sums(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The same with a shift for each row and each column."""
         columns = self.image.new_full((len(self.text),), -math.inf)
-        column_means = self.image.new_zeros(len(self.text))
+        column_means = torch.zeros_like(columns)
         rows, means = torch.empty_like(self.diagonal), torch.zeros_like(self.diagonal)
-        for some in self.slices:
-            d = self.logits(some, self.buffer(0, some.stop - some.start))
-            rows[some], down = d.logsumexp(1), d.logsumexp(0)
+        for number, some in enumerate(self.slices):
+            out, keep = self.room(some.stop - some.start)
+            logits = self.logits(some, out)
+            rows[some], means[some] = self._softmax(logits, 1, None if self.shared else self.tau[some])
+            down, here = self._softmax(logits, 0, None if self.shared else self.text_tau)
             merged = torch.logaddexp(columns, down)
-            if self.with_means:
-                finite = d.clamp_min(torch.finfo(d.dtype).min)  # 0 · −∞ at the positives
-                means[some] = ((d - rows[some][:, None]).exp() * finite).sum(1)
-                here = ((d - merged).exp() * finite).sum(0)
-                column_means = (columns - merged).exp().nan_to_num(0.0) * column_means + here.nan_to_num(0.0)
+            column_means = (columns - merged).exp() * column_means + (down - merged).exp() * here
             columns = merged
+            if keep:
+                self.kept[number] = logits
         return rows, columns, means, column_means
+
+    def _softmax(self, logits: Tensor, dim: int, tau: Tensor | None) -> tuple[Tensor, Tensor]:
+        """log Σ exp(logits/τ) along an axis, and the mean of logits/τ under these weights (zero unless it is wanted)."""
+        top, e = logits.amax(dim, keepdim=True), self.buffer(1, len(logits))
+        if tau is None:
+            torch.sub(logits, top, out=e)
+        else:
+            top /= tau.unsqueeze(dim)
+            torch.div(logits, tau.unsqueeze(dim), out=e).sub_(top)
+        total = e.exp_().sum(dim)
+        found = total.log() + top.squeeze(dim)
+        if not self.with_means:
+            return found, torch.zeros_like(found)
+        mean = e.mul_(logits).sum(dim) / total
+        return found, mean if tau is None else mean / tau
 
     def gradients(self, log_a: Tensor, log_b: Tensor, signs: Tensor, all_signs: Tensor) -> tuple[Tensor, Tensor]:
         """Pass 2: ∂L/∂image, (b, d), and ∂L/∂text of all texts from this rank's images, (B, d); positives excluded.
@@ -164,14 +212,13 @@ class Blocks:
         return grad_image, grad_text
 
     def _entries(self, number: int, some: slice, a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> Tensor:
-        m = some.stop - some.start
+        m, kept = some.stop - some.start, self.kept.get(number)
         if not self.single:
-            d = self.logits(some, self.buffer(0, m))
-            down = torch.add(d, b[0], out=self.buffer(1, m)).exp_().mul_(b[1])
-            return d.add_(a[0][:, None]).exp_().mul_(a[1][:, None]).add_(down)
-        shift, e = self.shifts[number], self.kept.get(number)
-        if e is None:
-            e = self.logits(some, self.buffer(0, m)).sub_(shift).exp_()
+            across, along = self.scores(self.logits(some, self.buffer(0, m)) if kept is None else kept, some)
+            along = torch.add(along, b[0], out=self.buffer(2, m)).exp_().mul_(b[1])
+            return across.add_(a[0][:, None]).exp_().mul_(a[1][:, None]).add_(along)
+        shift = self.shifts[number]
+        e = self.logits(some, self.buffer(0, m)).sub_(shift).exp_() if kept is None else kept
         across, along = ((log_entry + shift).exp() * sign for log_entry, sign in (a, b))
         return e.mul_(torch.add(across[:, None], along, out=self.buffer(1, m)))
 
@@ -203,9 +250,9 @@ class GlobalRisk(torch.autograd.Function):
     def backward(ctx, weights: Tensor, *_: Any) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[no-untyped-def]
         height, log_means = ctx.saved_tensors
         blocks: Blocks = ctx.blocks
-        weights = weights / blocks.tau
+        weights = weights / blocks.taus
         pull = (weights * (log_means - height).exp()).sum(0)[:, None]  # what the positives push back
-        log_entry = weights.abs().log() - height - blocks.diagonal - math.log(len(blocks.text) - 1)
+        log_entry = weights.abs().log() - height - blocks.positives - math.log(len(blocks.text) - 1)
         signs = weights.sign()
         with torch.autocast(blocks.image.device.type, enabled=False):
             every = distributed.gather(torch.stack([log_entry[1], signs[1]], -1))  # (B, 2): one exchange

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from steering import distributed
-from steering.contrastive.blocked import DEFAULT_BUDGET, Blocks, GlobalRisk
+from steering.contrastive.blocked import DEFAULT_BUDGET, NOTHING, Blocks, GlobalRisk
 from steering.contrastive.naive import negatives
 from steering.contrastive.pairs import Pairs
-from steering.dro.stochastic import StochasticRisk
+from steering.dro.stochastic import StochasticRisk, tau_metrics
 
 
 def anchor_risks(risk: StochasticRisk, pairs: Pairs, budget: int = DEFAULT_BUDGET) -> tuple[Tensor, dict[str, Tensor]]:
@@ -29,19 +29,18 @@ def anchor_risks(risk: StochasticRisk, pairs: Pairs, budget: int = DEFAULT_BUDGE
     if not risk.is_kl or risk.strength.auto:
         risks, _, metrics = risk.per_row(negatives(pairs))
         return risks, metrics
-    alpha, tau = risk.strength.value, risk.temperature()
-    blocks = _blocks(pairs, tau.detach(), alpha, budget)
-    blocks.with_means = tau.requires_grad
-    rows = 2 * pairs.index + torch.arange(2, device=pairs.index.device)[:, None]
+    alpha, keys, sharded = risk.strength.value, anchor_keys(pairs), distributed.active()
+    tau, learn = risk.temperature.visit(keys, sharded)
+    blocks = _blocks(pairs, tau, alpha, budget)
+    blocks.with_means = risk.temperature.learned
     height, log_means, means = GlobalRisk.apply(
-        pairs.image, pairs.text, blocks, lambda found: risk.height(rows, found, distributed.active())
+        pairs.image, pairs.text, blocks, lambda found: risk.height(keys, found, sharded)
     )
     weight_sum = (log_means - height.detach()).exp()
-    slope = height.detach() + risk.radius - weight_sum * means
-    risks = tau.detach() * (height + risk.radius)
-    if tau.requires_grad:
-        risks = risks + (tau - tau.detach()) * slope
-    metrics = _metrics(blocks) | {"weight_sum": weight_sum.mean(), "tau": tau.detach()}
+    risks = tau * (height + risk.radius)
+    if risk.temperature.learned:
+        risks = risks + learn(height.detach() + risk.radius - weight_sum * means)
+    metrics = _metrics(blocks) | {"weight_sum": weight_sum.mean()} | tau_metrics(tau)
     return risks, metrics | {"strength": height.new_full((), alpha)}
 
 
@@ -50,10 +49,15 @@ def reference_risks(risk: StochasticRisk, pairs: Pairs) -> Tensor | None:
     """The same risk of the reference's own losses, at the target's temperature, (2, b); None without a reference."""
     if pairs.reference_image is None or pairs.reference_text is None:
         return None
-    tau = risk.temperature().detach()
+    tau = risk.temperature.read(anchor_keys(pairs), distributed.active())
     own = Pairs(pairs.reference_image, pairs.reference_text, pairs.index)
     log_means, _ = _blocks(own, tau, 0.0, 0).log_means()
     return tau * torch.logaddexp(log_means, torch.full_like(log_means, risk.log_epsilon))
+
+
+def anchor_keys(pairs: Pairs) -> Tensor:
+    """Row keys of the anchors, (2, b)."""
+    return 2 * pairs.index + torch.arange(2, device=pairs.index.device)[:, None]
 
 
 def _blocks(pairs: Pairs, tau: Tensor, strength: float, budget: int) -> Blocks:
@@ -61,24 +65,27 @@ def _blocks(pairs: Pairs, tau: Tensor, strength: float, budget: int) -> Blocks:
         raise ValueError(f"a contrastive batch needs at least 2 pairs over all ranks, got {len(pairs.image)}")
     image, dtype = pairs.image.detach().contiguous(), pairs.image.dtype
     text = distributed.gather(pairs.text.detach().contiguous())
+    tau = tau.to(dtype)
+    taus = (tau, tau) if tau.ndim == 0 else (tau[0], distributed.gather(tau[1]))
     # Which path is safe is asked of the numbers, and asking would make a GPU wait: there two exponentials are always taken.
     single = image.device.type == "cpu"
     if strength == 0.0 or pairs.reference_image is None or pairs.reference_text is None:
-        return Blocks(image, text, None, None, tau, 0.0, budget, single=single)
+        return Blocks(image, text, None, None, *taus, 0.0, budget, single=single)
     guide = pairs.reference_image.detach().to(dtype)
     guide_text = distributed.gather(pairs.reference_text.detach().to(dtype).contiguous())
-    return Blocks(image, text, guide, guide_text, tau, strength, budget, single=single)
+    return Blocks(image, text, guide, guide_text, *taus, strength, budget, single=single)
 
 
 @torch.no_grad()
 def _metrics(blocks: Blocks) -> dict[str, Tensor]:
     """Mean and variance of h and the effective sample share, of up to 64 image anchors: all would cost another product."""
     some = slice(0, min(64, len(blocks.image)))
-    d = blocks.logits(some, blocks.buffer(0, some.stop))
+    d, _ = blocks.scores(blocks.logits(some, blocks.buffer(0, some.stop)), some)
     weights = d.softmax(-1)
     share = 1 / weights.square().sum(-1) / (d.shape[-1] - 1)
-    negative, count = d > -torch.inf, d.numel() - len(d)
-    h = ((d - blocks.diagonal[some, None]) * blocks.tau).masked_fill(~negative, 0.0)
+    negative, count = d > NOTHING / 2, d.numel() - len(d)
+    positive, tau = (x.expand(2, len(blocks.image))[0, some, None] for x in (blocks.positives, blocks.taus))
+    h = ((d - positive) * tau).masked_fill(~negative, 0.0)
     mean = h.sum() / count
     variance = ((h - mean).square() * negative).sum() / count
     return {"excess_mean": mean, "excess_variance": variance, "effective_sample_share": share.mean()}

@@ -1,4 +1,4 @@
-"""One number for every row of a data set, when the rows are many: split over the ranks, in half precision, or in a file.
+"""Numbers for every row of a data set, when the rows are many: split over the ranks, in half precision, or in a file.
 
 With K ranks each owns the rows [k·s, (k+1)·s), s = ⌈rows/K⌉, and nobody holds a copy of the others'. What a batch needs is
 fetched from the owners and sent back: O(rows of the batch) numbers, whatever the size of the table, and without waiting for a
@@ -57,7 +57,7 @@ class Layout:
 
 
 class Duals(nn.Module):
-    """This rank's part of a table of `num_rows` numbers, each known or not.
+    """This rank's part of a table of `num_rows` numbers, or rows of `columns` numbers, each row known or not.
 
     `state_dict` holds this part and its place, "extent"; `load_state_dict` takes any part that covers it. `merged` joins the
     parts of several ranks.
@@ -65,22 +65,24 @@ class Duals(nn.Module):
     Args:
         num_rows: of the whole table.
         layout: how it is kept.
+        columns: numbers of a row, k; 0: a single one, without an axis of its own.
     """
 
-    def __init__(self, num_rows: int, layout: Layout) -> None:
+    def __init__(self, num_rows: int, layout: Layout, columns: int = 0) -> None:
         super().__init__()
         ranks = distributed.world_size() if layout.split else 1
         self.num_rows, self.ranks = num_rows, ranks
         self.share = math.ceil(num_rows / ranks)
         self.first = min((distributed.rank() if ranks > 1 else 0) * self.share, num_rows)
         self.count = min(self.share, num_rows - self.first)
-        size, dtype = self.count + 1, DTYPES[layout.dtype]  # the last takes what belongs to others
+        shape = (self.count + 1, *([columns] if columns else []))  # the last takes what belongs to others
+        dtype = DTYPES[layout.dtype]
         self.mapped: Tensor | None = None
         self.values: Tensor
         if layout.folder is None:
-            self.register_buffer("values", torch.zeros(size, dtype=dtype), persistent=False)
+            self.register_buffer("values", torch.zeros(shape, dtype=dtype), persistent=False)
         else:  # not a buffer: it stays where it is when the module moves
-            self.mapped = _mapped(Path(layout.folder), size, dtype)
+            self.mapped = _mapped(Path(layout.folder), math.prod(shape), dtype).view(shape)
 
     @property
     def table(self) -> Tensor:
@@ -96,7 +98,7 @@ class Duals(nn.Module):
 
     @torch.no_grad()
     def read(self, rows: Tensor, sharded: bool) -> tuple[Tensor, Tensor]:
-        """Values, (...), in the table's format, and whether they are known, bool (...).
+        """Values, (...) or (..., k), in the table's format, and which rows are known, bool (...).
 
         Args:
             rows: keys in [0, num_rows), int64, (...).
@@ -108,15 +110,18 @@ class Duals(nn.Module):
         else:
             wanted = distributed.gather(flat) if sharded else flat
             mine = self._mine(wanted)
-            bits = torch.where(mine, self._bits((wanted - self.first).clamp(0, self.count)), 0)
+            found = self._bits((wanted - self.first).clamp(0, self.count))
+            bits = torch.where(mine.view(-1, *[1] * (found.ndim - 1)), found, 0)
             bits = distributed.sum_to_owner(bits) if sharded else distributed.gather(bits[None]).sum(0)
-        values = bits.to(_BITS[self.table.dtype]).view(self.table.dtype)
-        return values.reshape(rows.shape), (bits != 0).reshape(rows.shape)
+        values, known = bits.to(_BITS[self.table.dtype]).view(self.table.dtype), bits != 0
+        known = known if bits.ndim == 1 else known.any(-1)
+        return values.reshape(*rows.shape, *bits.shape[1:]), known.reshape(rows.shape)
 
     @torch.no_grad()
     def write(self, rows: Tensor, values: Tensor, sharded: bool) -> None:
-        """Keep new values of rows; arguments as in `read`. A value beyond the format's range becomes its largest."""
-        flat, new = rows.reshape(-1), values.reshape(-1)
+        """Keep new values of rows, (...) or (..., k); arguments as in `read`. Beyond the format's range is its largest number."""
+        flat = rows.reshape(-1)
+        new = values.reshape(len(flat), *self.table.shape[1:])
         if sharded and distributed.active():
             flat, new = distributed.gather(flat), distributed.gather(new)
         place = torch.where(self._mine(flat), flat - self.first, self.count)

@@ -17,27 +17,11 @@ from torch import Tensor, nn
 from steering.dro.base import Divergence, masked_mean
 from steering.dro.cressie_read import KL
 from steering.dro.divergences import divergence as find
+from steering.dro.duals import Layout
 from steering.dro.estimates import build_estimator
 from steering.dro.strength import Strength
+from steering.dro.temperature import IndividualTemperatures, Temperature, Temperatures
 from steering.risk import Units
-
-
-class Temperature(nn.Module):
-    """τ > 0, fixed or learned through log τ, kept inside [minimum, maximum]."""
-
-    def __init__(self, initial: float, learned: bool, minimum: float = 1e-4, maximum: float = math.inf) -> None:
-        super().__init__()
-        if not 0 < minimum <= maximum:
-            raise ValueError(f"tau_min must lie in (0, {maximum}], got {minimum}")
-        if not (minimum <= initial <= maximum and math.isfinite(initial)):
-            raise ValueError(f"tau must be a number in [{minimum}, {maximum}], got {initial}")
-        self.bounds = (math.log(minimum), math.log(maximum) if math.isfinite(maximum) else math.inf)
-        self.log_tau = nn.Parameter(torch.tensor(math.log(initial), dtype=torch.float32), requires_grad=learned)
-
-    def forward(self) -> Tensor:
-        with torch.no_grad():  # a projection, as in the paper: a clamp inside the graph would trap τ at the border
-            self.log_tau.clamp_(*self.bounds)
-        return self.log_tau.exp()
 
 
 @dataclass(frozen=True)
@@ -72,9 +56,12 @@ class StochasticRisk(nn.Module):
         radius: R in the unit of the divergence (nats for KL), or None.
         strength: α ≥ 0, how much of the reference's loss is subtracted, or "auto"; 1 is the paper, 0 ignores the reference.
         epsilon: ε ≥ 0; KL only.
-        tau_min, tau_max: where a learned temperature may go.
+        tau_min, tau_max: where a learned temperature may go; tau_max None is ∞, and 1 for individual ones.
+        individual_tau: a learned temperature for every row, in a table beside the running estimates, instead of one for all.
+        individual_tau_lr: step of its Adam, in the unit of τ (`steering.dro.temperature`).
         estimator: "moving_average", "mirror_descent", "proximal", "batch"; None chooses by divergence.
-        options: of the estimator: gamma, gamma_decay_epochs, log_alpha, step, and the layout of its table.
+        layout: how the tables are kept.
+        options: of the estimator: gamma, gamma_decay_epochs, log_alpha, step.
 
     Raises:
         ValueError: an argument out of range, or two that do not fit.
@@ -94,8 +81,11 @@ class StochasticRisk(nn.Module):
         strength: float | str = 1.0,
         epsilon: float = 0.0,
         tau_min: float = 1e-4,
-        tau_max: float = math.inf,
+        tau_max: float | None = None,
+        individual_tau: bool = False,
+        individual_tau_lr: float = 0.01,
         estimator: str | None = None,
+        layout: Layout | None = None,
         **options: Any,
     ) -> None:
         super().__init__()
@@ -108,16 +98,22 @@ class StochasticRisk(nn.Module):
             ("tau_min", tau_min, 0 < tau_min < math.inf, "a number > 0"),
             ("radius", radius, radius is None or 0 <= radius < math.inf, "a number ≥ 0, or None"),
             ("radius", radius, radius is None or budgeted, f"None for {self.divergence.name!r}"),
+            ("individual_tau", individual_tau, not individual_tau or radius is not None, "false without a radius"),
+            ("individual_tau_lr", individual_tau_lr, 0 < individual_tau_lr < math.inf, "a number > 0"),
             ("epsilon", epsilon, 0 <= epsilon < math.inf, "a number ≥ 0"),
             ("epsilon", epsilon, epsilon == 0 or self.is_kl, f"0 for {self.divergence.name!r}: it is KL's margin"),
         ]:
             if not ok:
                 raise ValueError(f"{name} must be {expected}, got {value}")
         tau = 1.0 if tau is None else tau
-        self.temperature = Temperature(
-            tau, radius is not None, tau_min if radius is not None else min(tau, tau_min), tau_max
-        )
-        self.estimator = build_estimator(estimator, self.divergence, num_rows, **options)
+        tau_min = tau_min if radius is not None else min(tau, tau_min)
+        tau_max = tau_max if tau_max is not None else 1.0 if individual_tau else math.inf
+        self.temperature: Temperatures
+        if individual_tau:
+            self.temperature = IndividualTemperatures(num_rows, tau, individual_tau_lr, tau_min, tau_max, layout)
+        else:
+            self.temperature = Temperature(tau, radius is not None, tau_min, tau_max)
+        self.estimator = build_estimator(estimator, self.divergence, num_rows, layout=layout, **options)
         self.strength = Strength(strength)
         self.radius = radius or 0.0
         self.log_epsilon = math.log(epsilon) if epsilon > 0 else -math.inf
@@ -138,12 +134,14 @@ class StochasticRisk(nn.Module):
         """The risk of each row, (...), with its stochastic gradient; weights and metrics as in `Estimate`."""
         if log_prior is not None and not self.is_kl:
             raise ValueError(f"log_prior: works for 'kl' only, got {self.divergence.name!r}")
-        tau, alpha = self.temperature(), self.strength(units)
+        alpha = self.strength(units)
         excess = units.excess(alpha)  # (..., n)
-        weights, height, slope = self._weights(units, excess.detach(), tau.detach(), log_prior)
-        surrogate = (weights * excess).sum(-1) + (tau - tau.detach()) * slope
-        value = tau.detach() * (height + self.radius)
-        metrics = excess_metrics(units, excess.detach()) | weight_metrics(units, weights) | {"tau": tau.detach()}
+        tau, learn = self.temperature.visit(units.rows, units.sharded)
+        tau = tau.to(excess.dtype)
+        weights, height, slope = self._weights(units, excess.detach(), tau, log_prior)
+        surrogate = (weights * excess).sum(-1) + learn(slope)
+        value = tau * (height + self.radius)
+        metrics = excess_metrics(units, excess.detach()) | weight_metrics(units, weights) | tau_metrics(tau)
         metrics["strength"] = alpha if isinstance(alpha, Tensor) else excess.new_full((), alpha)
         return surrogate + (value - surrogate).detach(), weights, metrics
 
@@ -158,7 +156,7 @@ class StochasticRisk(nn.Module):
         self, units: Units, excess: Tensor, tau: Tensor, log_prior: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """p, (..., n); F/τ − R per row, (...); and ∂F/∂τ per row, which is R − D_φ(p) at an exact ν."""
-        s, counts = excess / tau, units.counts()
+        s, counts = excess / tau[..., None], units.counts()
         tilted = s if log_prior is None else s + log_prior
         mask = torch.ones_like(s, dtype=torch.bool) if units.mask is None else units.mask
         ratios, nu = self.estimator(units.rows, tilted, mask, units.sharded)
@@ -186,3 +184,9 @@ def weight_metrics(units: Units, weights: Tensor) -> dict[str, Tensor]:
     """Effective sample size of the weights, (Σp)²/Σp², as a share of the row's items (1 = uniform), averaged over rows."""
     ess = weights.sum(-1).square() / weights.square().sum(-1).clamp_min(torch.finfo(weights.dtype).tiny)
     return {"effective_sample_share": (ess / units.counts()).mean(), "weight_sum": weights.sum(-1).mean()}
+
+
+@torch.no_grad()
+def tau_metrics(tau: Tensor) -> dict[str, Tensor]:
+    """τ; of individual ones mean and standard deviation over the batch."""
+    return {"tau": tau} if tau.ndim == 0 else {"tau": tau.mean(), "tau_deviation": tau.std(correction=0)}

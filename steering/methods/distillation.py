@@ -83,6 +83,9 @@ def units_divergence(units: Units, temperature: float, name: str) -> Tensor:
 def pairs_divergence(pairs: Pairs, scale: Tensor, reference_scale: float, temperature: float = 1.0) -> Tensor:
     """T²·KL between the reference's and the target's distributions over the other modality, mean of both directions, ().
 
+    Args:
+        scale: logit scale of the target, (), or one for each anchor, (2, b), images first.
+
     Source: the distillation term of arXiv 2311.17049 (MobileCLIP), less the teacher's entropy, which has no gradient.
 
     Raises:
@@ -93,11 +96,13 @@ def pairs_divergence(pairs: Pairs, scale: Tensor, reference_scale: float, temper
     image, text = distributed.gather(pairs.image), distributed.gather(pairs.text)
     guide_image = distributed.gather(pairs.reference_image.detach().to(image.dtype))
     guide_text = distributed.gather(pairs.reference_text.detach().to(image.dtype))
-    student = scale * image @ text.T / temperature
+    cosines = image @ text.T / temperature
     teacher = reference_scale * guide_image @ guide_text.T / temperature
+    scales = (scale, scale) if scale.ndim == 0 else (distributed.gather(one)[:, None] for one in scale.to(image.dtype))
+    students = [one * s for one, s in zip(scales, (cosines, cosines.T), strict=True)]
     sides = [
         F.kl_div(s.log_softmax(-1), t.log_softmax(-1), reduction="batchmean", log_target=True)
-        for s, t in ((student, teacher), (student.T, teacher.T))
+        for s, t in zip(students, (teacher, teacher.T), strict=True)
     ]
     return temperature**2 * (sides[0] + sides[1]) / 2
 

@@ -6,8 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from steering import distributed
 from steering.contrastive.pairs import Pairs
-from steering.contrastive.risk import anchor_risks
+from steering.contrastive.risk import anchor_keys, anchor_risks
 from steering.dro.duals import Layout
 from steering.dro.stochastic import StochasticRisk
 from steering.methods.distillation import pairs_divergence, units_divergence
@@ -41,6 +42,10 @@ class DroOptions:
     """proximal: step of the second visit, in units of tau; it falls with the square root of the visits."""
     tau_min: float = 0.01
     """Smallest learned temperature."""
+    individual_tau: bool = False
+    """With a radius: a temperature for every row (every image and every text of pairs), learned by Adam of its own; at most 1."""
+    individual_tau_lr: float = 0.01
+    """Step of that Adam, in the unit of tau."""
     duals: str = "float32"
     """Number format of the running estimates: "float32" or "float16"."""
     duals_folder: str | None = None
@@ -82,6 +87,8 @@ class Drrho(Method):
             log_alpha=options.log_alpha,
             step=options.step,
             tau_min=options.tau_min,
+            individual_tau=options.individual_tau,
+            individual_tau_lr=options.individual_tau_lr,
             layout=Layout(options.duals, options.duals_folder, split=True),
         )
         self.needs_logits = self.distill > 0
@@ -91,14 +98,14 @@ class Drrho(Method):
         self.risk.start_epoch(epoch)
 
     def forward(self, losses: Units | Pairs) -> Step:
-        step = self._steered(losses)
         if self.distill == 0:
-            return step
+            return self._steered(losses)
         if isinstance(losses, Pairs):
-            scale = 1 / self.risk.temperature().detach()
+            scale = 1 / self.risk.temperature.read(anchor_keys(losses), distributed.active())
             kd = pairs_divergence(losses, scale, self.distill_scale, self.distill_temperature)
         else:
             kd = units_divergence(losses, self.distill_temperature, "drrho")
+        step = self._steered(losses)
         return Step(step.loss + self.distill * kd, step.metrics | {"distillation": kd.detach()})
 
     def _steered(self, losses: Units | Pairs) -> Step:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from steering import distributed
 from steering.contrastive.naive import info_nce
 from steering.contrastive.pairs import Pairs
-from steering.dro.stochastic import Temperature
+from steering.dro.temperature import Temperature
 from steering.methods.registry import Method, Step, register
 from steering.risk import Units, require_items
 

@@ -47,6 +47,10 @@ class NestedOptions:
     """Epochs of the cosine that takes that rate from 1 to gamma."""
     tau_min: float = 0.01
     """Smallest learned temperature, inner or outer."""
+    individual_tau: bool = False
+    """Inner, with a radius: a temperature for every row, that is for every image and every text, learned by Adam of its own."""
+    individual_tau_lr: float = 0.01
+    """Step of that Adam, in the unit of tau."""
     outer_tau: float = 1.0
     """λ, temperature of the outer adversary over pairs, in the same unit; the initial value with an outer radius."""
     outer_radius: float | None = None
@@ -75,6 +79,8 @@ class Nested(Method):
             gamma=options.gamma,
             gamma_decay_epochs=options.gamma_decay_epochs,
             tau_min=options.tau_min,
+            individual_tau=options.individual_tau,
+            individual_tau_lr=options.individual_tau_lr,
             layout=Layout(split=True),
         )
         if not 0 <= options.outer_prior < math.inf:
@@ -99,8 +105,8 @@ class Nested(Method):
 
     def forward(self, losses: Units | Pairs) -> Step:
         if isinstance(losses, Pairs):
+            guide = reference_risks(self.inner, losses)  # before the step moves its temperatures
             risks, metrics = anchor_risks(self.inner, losses)
-            guide = reference_risks(self.inner, losses)
             # One weight for a pair: its caption is wrong for both directions.
             risks, guide, sharded = risks.mean(0), None if guide is None else guide.mean(0), distributed.active()
         else:
@@ -109,8 +115,8 @@ class Nested(Method):
                 raise SteeringError(
                     "method (nested): needs rows of losses, as of a contrastive task, got one row of examples"
                 )
-            risks, _, metrics = self.inner.per_row(units)
             guide, sharded = self._reference_risks(units), units.sharded
+            risks, _, metrics = self.inner.per_row(units)
         row = torch.zeros((), dtype=torch.int64, device=risks.device)
         pairs = Units(risks.flatten(), None if guide is None else guide.flatten(), row)
         pairs = gathered(pairs) if sharded else pairs
@@ -129,8 +135,8 @@ class Nested(Method):
         """G^ref: the inner risk of the reference's own losses on the same items, at the target's temperature, (...)."""
         if units.reference is None:
             return None
-        tau, mask = self.inner.temperature().detach(), units.mask
-        d = units.reference / tau
+        tau, mask = self.inner.temperature.read(units.rows, units.sharded), units.mask
+        d = units.reference / tau[..., None]
         d = d if mask is None else d.masked_fill(~mask, -torch.inf)
         log_u = d.logsumexp(-1) - units.counts().log()
         return tau * torch.logaddexp(log_u, torch.full_like(log_u, self.inner.log_epsilon))

@@ -28,7 +28,7 @@ from steering.dro.stochastic import StochasticRisk
 Row = dict[str, object]
 KEEP = 1 << 40
 SIZES = (512, 1024, 2048, 4096, 8192)
-VARIANTS = ("floor", "plain CLIP", "dense", "keeping", "recomputing", "keeping, no reference")
+VARIANTS = ("floor", "plain CLIP", "dense", "keeping", "recomputing", "keeping, no reference", "keeping, individual τ")
 _SHOWN = ("B", "variant", "milliseconds", "over the floor", "over plain CLIP", "extra MB")
 
 
@@ -48,7 +48,16 @@ def step(variant: str, size: int, width: int, device: torch.device) -> Callable[
         loss, scale = ClipLoss(), torch.tensor(1 / 0.07, device=device, requires_grad=True)
         return lambda: loss(image, text, scale).backward()
     guided = "no reference" not in variant
-    risk = StochasticRisk(2 * size, tau=0.07, epsilon=1e-4, gamma=0.8, strength=1.0 if guided else 0.0).to(device)
+    own = variant.endswith("individual τ")
+    risk = StochasticRisk(
+        2 * size,
+        tau=0.07,
+        epsilon=1e-4,
+        gamma=0.8,
+        strength=1.0 if guided else 0.0,
+        radius=0.5 if own else None,
+        individual_tau=own,
+    ).to(device)
     pairs = Pairs(image, text, index, *(guide if guided else ()))
     if variant == "dense":
         return lambda: risk(negatives(pairs)).loss.backward()
@@ -136,7 +145,15 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    colours = ["#999999", "#000000", "#D55E00", "#0072B2", "#56B4E9", "#009E73"]  # told apart by the colour-blind too
+    colours = [
+        "#999999",
+        "#000000",
+        "#D55E00",
+        "#0072B2",
+        "#56B4E9",
+        "#009E73",
+        "#CC79A7",
+    ]  # told apart by the colour-blind too
     for colour, variant in zip(colours, VARIANTS, strict=True):
         mine = [row for row in rows if row["variant"] == variant]
         sizes = [row["B"] for row in mine]

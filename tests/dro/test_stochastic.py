@@ -12,7 +12,8 @@ from torch import Tensor
 
 from steering.dro import KL, worst_case
 from steering.dro.estimates import MovingAverage, gamma_schedule
-from steering.dro.stochastic import Estimate, StochasticRisk, Temperature
+from steering.dro.stochastic import Estimate, StochasticRisk
+from steering.dro.temperature import Temperature
 from steering.risk import Units
 
 EXACT = {"rtol": 1e-10, "atol": 1e-12}

@@ -5,26 +5,31 @@ import torch
 
 from steering import GlobalContrastiveLoss, worst_case
 from steering.cli import main
+from steering.contrastive import Pairs
+from steering.contrastive.risk import anchor_risks
 from steering.dro.stochastic import StochasticRisk
 from steering.risk import Units
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU here")]
 
 
-def _loss_and_gradient(device, dtype=torch.float64):
+def _loss_and_gradient(device, dtype=torch.float64, **options):
     generator = torch.Generator().manual_seed(0)
     features = [torch.randn(64, 32, generator=generator, dtype=dtype).to(device) for _ in range(4)]
     image, text, guide_image, guide_text = (torch.nn.functional.normalize(x, dim=-1) for x in features)
     image.requires_grad_()
-    criterion = GlobalContrastiveLoss(64, tau=0.07, gamma=0.5).double().to(device)
+    criterion = GlobalContrastiveLoss(64, tau=0.07, gamma=0.5, **options).double().to(device)
     for _ in range(2):  # the second visit reads the running estimate
         loss = criterion(image, text, torch.arange(64, device=device), guide_image, guide_text)
     loss.backward()
     return loss.item(), image.grad.cpu()
 
 
-def test_contrastive_loss_is_the_same_on_the_gpu():
-    (loss, gradient), (expected, expected_gradient) = _loss_and_gradient("cuda"), _loss_and_gradient("cpu")
+@pytest.mark.parametrize("options", [{}, {"radius": 0.5}, {"radius": 0.5, "individual_tau": True}], ids=str)
+def test_contrastive_loss_is_the_same_on_the_gpu(options):
+    (loss, gradient), (expected, expected_gradient) = (
+        _loss_and_gradient(device, **options) for device in ("cuda", "cpu")
+    )
     assert loss == pytest.approx(expected, rel=1e-12)
     torch.testing.assert_close(gradient, expected_gradient, rtol=1e-9, atol=1e-12)
 
@@ -82,5 +87,20 @@ def test_a_step_of_a_kl_risk_does_not_wait_for_the_gpu(options):
     torch.cuda.set_sync_debug_mode("error")
     try:
         risk(units).loss.backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("budget", [0, 1 << 30])
+@pytest.mark.parametrize("options", [{}, {"radius": 0.3}, {"radius": 0.3, "individual_tau": True}], ids=str)
+def test_a_step_of_the_contrastive_risk_does_not_wait_for_the_gpu(options, budget):
+    # tests/contrastive/test_no_waiting.py asks the same without a GPU.
+    risk = StochasticRisk(256, tau=0.1, gamma=0.5, **options).cuda()
+    features = [torch.nn.functional.normalize(torch.randn(128, 32, device="cuda"), dim=-1) for _ in range(4)]
+    pairs = Pairs(*(x.requires_grad_() for x in features[:2]), torch.arange(128, device="cuda"), *features[2:])
+    anchor_risks(risk, pairs, budget)[0].mean().backward()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        anchor_risks(risk, pairs, budget)[0].mean().backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")
