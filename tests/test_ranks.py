@@ -248,9 +248,7 @@ class Threads:
 
 
 @pytest.mark.parametrize("count", [1, 2, 4, 8])
-@pytest.mark.parametrize(
-    "name", [name for name, (_, loss_of) in CASES.items() if loss_of is not pairs or name == "InfoNCE"]
-)
+@pytest.mark.parametrize("name", [name for name, (_, loss_of) in CASES.items() if loss_of is not pairs])
 def test_threads_descend_the_gradient_of_one_process(name, count, monkeypatch):
     # Risks of pairs exchange in their backward pass too, which threads with one graph cannot play: see the processes below.
     expected = single(CASES[name])

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from steering import distributed
 from steering.contrastive.blocked import DEFAULT_BUDGET, NOTHING, Blocks, GlobalRisk
-from steering.contrastive.naive import negatives
+from steering.contrastive.moments import pair_moments
+from steering.contrastive.naive import info_nce, negatives
 from steering.contrastive.pairs import Pairs
 from steering.dro.stochastic import StochasticRisk, tau_metrics
 
@@ -15,8 +18,8 @@ from steering.dro.stochastic import StochasticRisk, tau_metrics
 def anchor_risks(risk: StochasticRisk, pairs: Pairs, budget: int = DEFAULT_BUDGET) -> tuple[Tensor, dict[str, Tensor]]:
     """Risk of each of this rank's anchors, (2, b), image anchors first, with gradient; and scalars for a log.
 
-    KL risks of a fixed strength go in blocks, in memory linear in the batch (`blocked.py`); other divergences and strength
-    "auto" need all B² losses at once (`naive.py`).
+    KL risks go in blocks, in memory linear in the batch (`blocked.py`); other divergences need all B² losses at once
+    (`naive.py`).
 
     Args:
         risk: its running estimates are updated; row key 2·index + direction.
@@ -26,10 +29,13 @@ def anchor_risks(risk: StochasticRisk, pairs: Pairs, budget: int = DEFAULT_BUDGE
     Raises:
         ValueError: fewer than 2 pairs over all ranks.
     """
-    if not risk.is_kl or risk.strength.auto:
+    if not risk.is_kl:
         risks, _, metrics = risk.per_row(negatives(pairs))
         return risks, metrics
-    alpha, keys, sharded = risk.strength.value, anchor_keys(pairs), distributed.active()
+    keys, sharded = anchor_keys(pairs), distributed.active()
+    alpha: float | Tensor = risk.strength.value
+    if risk.strength.auto and pairs.reference_image is not None:
+        alpha = risk.strength.track(pair_moments(pairs), pairs.image.dtype)
     tau, learn = risk.temperature.visit(keys, sharded)
     blocks = _blocks(pairs, tau, alpha, budget)
     blocks.with_means = risk.temperature.learned
@@ -41,7 +47,28 @@ def anchor_risks(risk: StochasticRisk, pairs: Pairs, budget: int = DEFAULT_BUDGE
     if risk.temperature.learned:
         risks = risks + learn(height.detach() + risk.radius - weight_sum * means)
     metrics = _metrics(blocks) | {"weight_sum": weight_sum.mean()} | tau_metrics(tau)
-    return risks, metrics | {"strength": height.new_full((), alpha)}
+    return risks, metrics | {"strength": torch.as_tensor(alpha, dtype=height.dtype, device=height.device)}
+
+
+def info_nce_losses(pairs: Pairs, tau: Tensor, budget: int = DEFAULT_BUDGET) -> Tensor:
+    """`naive.info_nce` in blocks, (2, b), with gradient in the features and in τ, ().
+
+    A positive among the candidates is a margin: InfoNCE is log(B − 1) + log(ε + û) with ε = 1/(B − 1), docs/theory.md, (23).
+    """
+    others = len(pairs.image) * distributed.world_size() - 1
+    if others == 0:
+        return info_nce(pairs.image, pairs.text, tau)
+    blocks = _blocks(Pairs(pairs.image, pairs.text, pairs.index), tau.detach(), 0.0, budget)
+    blocks.with_means = tau.requires_grad
+    margin = pairs.image.new_full((), -math.log(others))
+    height, log_means, means = GlobalRisk.apply(
+        pairs.image, pairs.text, blocks, lambda found: torch.logaddexp(found, margin)
+    )
+    losses = height + math.log(others)
+    if not tau.requires_grad:
+        return losses
+    slope = -(log_means - height.detach()).exp() * means / tau.detach()
+    return losses + (tau - tau.detach()) * slope
 
 
 @torch.no_grad()
@@ -60,7 +87,7 @@ def anchor_keys(pairs: Pairs) -> Tensor:
     return 2 * pairs.index + torch.arange(2, device=pairs.index.device)[:, None]
 
 
-def _blocks(pairs: Pairs, tau: Tensor, strength: float, budget: int) -> Blocks:
+def _blocks(pairs: Pairs, tau: Tensor, strength: float | Tensor, budget: int) -> Blocks:
     if len(pairs.image) * distributed.world_size() < 2:
         raise ValueError(f"a contrastive batch needs at least 2 pairs over all ranks, got {len(pairs.image)}")
     image, dtype = pairs.image.detach().contiguous(), pairs.image.dtype
@@ -69,7 +96,8 @@ def _blocks(pairs: Pairs, tau: Tensor, strength: float, budget: int) -> Blocks:
     taus = (tau, tau) if tau.ndim == 0 else (tau[0], distributed.gather(tau[1]))
     # Which path is safe is asked of the numbers, and asking would make a GPU wait: there two exponentials are always taken.
     single = image.device.type == "cpu"
-    if strength == 0.0 or pairs.reference_image is None or pairs.reference_text is None:
+    ignored = not isinstance(strength, Tensor) and strength == 0.0
+    if ignored or pairs.reference_image is None or pairs.reference_text is None:
         return Blocks(image, text, None, None, *taus, 0.0, budget, single=single)
     guide = pairs.reference_image.detach().to(dtype)
     guide_text = distributed.gather(pairs.reference_text.detach().to(dtype).contiguous())

@@ -67,14 +67,26 @@ class Strength(nn.Module):
         moments = _moments(units)
         if units.sharded:
             moments = distributed.mean(moments)
-        batch = moments[:2] / moments[2]
+        return self.track(moments, units.target.dtype)
+
+    @torch.no_grad()
+    def track(self, moments: Tensor, dtype: torch.dtype) -> Tensor:
+        """α after a batch of which these sums are known; "auto" only.
+
+        Args:
+            moments: Σ (ℓ − ℓ̄)(ℓ_ref − ℓ̄_ref), Σ (ℓ_ref − ℓ̄_ref)², Σ 1 over rows and items, times any factor; float64, (3,).
+            dtype: of the losses.
+        """
+        batch = (moments[:2] / moments[2]).to(
+            self.covariance.dtype
+        )  # float64, unless somebody called `float()` on the module
         usable = batch.isfinite().all()  # one overflow must not stay in the averages for ever
         batch = torch.where(usable, batch, 0.0)
         rate = torch.where(usable, torch.where(self.visited, self.rate, 1.0), 0.0)
         self.covariance.lerp_(batch[0], rate)
         self.variance.lerp_(batch[1], rate)
         self.visited |= usable
-        alpha = (self.covariance / self.variance).clamp_min(0.0).to(units.target.dtype)
+        alpha = (self.covariance / self.variance).clamp_min(0.0).to(dtype)
         return torch.where(alpha.isfinite(), alpha, 0.0)  # a variance of zero, or an α beyond the dtype
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from steering import distributed
-from steering.contrastive.naive import info_nce
 from steering.contrastive.pairs import Pairs
+from steering.contrastive.risk import info_nce_losses
 from steering.dro.temperature import Temperature
 from steering.methods.registry import Method, Step, register
 from steering.risk import Units, require_items
@@ -32,7 +32,7 @@ class Erm(Method):
     def forward(self, losses: Units | Pairs) -> Step:
         if isinstance(losses, Pairs):
             tau = self.temperature()
-            return Step(info_nce(losses.image, losses.text, tau).mean(), {"tau": tau.detach()})
+            return Step(info_nce_losses(losses, tau).mean(), {"tau": tau.detach()})
         if losses.mask is None:
             return Step(losses.target.mean(), {})
         kept = losses.target.masked_fill(~losses.mask, 0.0).sum()

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from steering.contrastive import Pairs, blocked, negatives
-from steering.contrastive.risk import anchor_risks, reference_risks
+from steering.contrastive import Pairs, blocked, info_nce, negatives
+from steering.contrastive.risk import anchor_risks, info_nce_losses, reference_risks
 from steering.dro.stochastic import StochasticRisk
 from steering.dro.temperature import IndividualTemperatures
 
@@ -186,6 +186,59 @@ def test_reference_risks_against_the_definition():
         h = (matrix - s.diagonal()[:, None]) / risk.temperature().detach()
         u = (h.exp().sum(1) - 1) / (B - 1)
         torch.testing.assert_close(found[direction], risk.temperature().detach() * (1e-3 + u).log())
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-8)])
+@pytest.mark.parametrize("tau", [0.5, 0.07, 0.002])  # the last takes two exponentials
+def test_info_nce(dtype, tolerance, tau):
+    sides, weights = features(dtype, common=0.3)[:2], torch.rand(2, B, generator=torch.Generator().manual_seed(3))
+    found = []
+    for dense in (True, False):
+        image, text, temperature = (x.clone().requires_grad_() for x in (*sides, torch.tensor(tau, dtype=dtype)))
+        losses = (
+            info_nce(image, text, temperature)
+            if dense
+            else info_nce_losses(Pairs(image, text, torch.arange(B)), temperature, budget=64 * B * 4)
+        )
+        (losses * weights.to(dtype)).sum().backward()
+        found.append((losses.detach(), image.grad, text.grad, temperature.grad))
+    same(found[1], found[0], tolerance)
+
+
+def test_info_nce_of_one_pair_is_zero_and_a_fixed_temperature_needs_no_slope():
+    image, text = (x[:1].requires_grad_() for x in features(torch.float64)[:2])
+    assert not info_nce_losses(Pairs(image, text, torch.arange(1)), torch.tensor(0.1)).any()
+    image, text = (x[:5].requires_grad_() for x in features(torch.float64)[:2])
+    found = info_nce_losses(Pairs(image, text, torch.arange(5)), torch.tensor(0.1))
+    torch.testing.assert_close(found, info_nce(image, text, torch.tensor(0.1)), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-4), (torch.float64, 1e-8)])
+@pytest.mark.parametrize("common", [0.0, 1.0, 5.0])  # how large the mean of the cosines is beside their spread
+def test_strength_auto(dtype, tolerance, common):
+    risks = [StochasticRisk(2 * B, tau=0.1, epsilon=1e-4, strength="auto").to(dtype) for _ in range(2)]
+    weights = torch.full((2, B), 1 / (2 * B), dtype=dtype)
+    sides = features(dtype, common)
+    guides = sides[2:], [F.normalize(sides[0] + 0.3 * sides[2], dim=-1), sides[3]], [x.flip(0) for x in sides[2:]]
+    for guide in guides:  # moments of the batches before count too
+        for dense, risk in enumerate(risks):
+            risk(negatives(Pairs(*sides[:2], torch.arange(B), *guide))) if dense else anchor_risks(
+                risk, Pairs(*sides[:2], torch.arange(B), *guide)
+            )
+        for name in ("covariance", "variance"):
+            found, expected = (getattr(risk.strength, name) for risk in risks)
+            assert (found - expected).abs() <= tolerance * risks[1].strength.variance
+    found, expected = (outcome(risk, sides, weights, dense=bool(dense), budget=0) for dense, risk in enumerate(risks))
+    same(found, expected, tolerance)
+
+
+def test_strength_auto_ignores_a_reference_that_is_the_same_for_all():
+    risk, sides = StochasticRisk(2 * B, tau=0.1, strength="auto"), features(torch.float32)
+    one = F.normalize(torch.ones(1, D), dim=-1).expand(B, -1) * (1 + 1e-7 * torch.randn(B, 1))
+    _, metrics = anchor_risks(risk, Pairs(*sides[:2], torch.arange(B), one, one))
+    assert metrics["strength"] == 0
+    _, metrics = anchor_risks(risk, Pairs(*sides[:2], torch.arange(B)))  # nor does it need one
+    assert metrics["strength"] == 0
 
 
 def test_metrics_are_those_of_the_first_image_anchors():

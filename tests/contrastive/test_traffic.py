@@ -19,7 +19,7 @@ from steering.dro.stochastic import StochasticRisk
 B, D, REFERENCE = 24, 10, 6
 
 
-def process(rank: int, count: int, guided: bool, split: bool, folder: Path) -> None:
+def process(rank: int, count: int, guided: bool, split: bool, own: bool, folder: Path) -> None:
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=count)
@@ -43,7 +43,8 @@ def process(rank: int, count: int, guided: bool, split: bool, folder: Path) -> N
     generator = torch.Generator().manual_seed(rank)
     image, text = (F.normalize(torch.randn(b, D, generator=generator), dim=-1).requires_grad_() for _ in range(2))
     guide = [F.normalize(torch.randn(b, REFERENCE, generator=generator), dim=-1) for _ in range(2)] if guided else []
-    risk = StochasticRisk(2 * B, tau=0.1, gamma=0.5, layout=Layout(split=split))
+    radius = 0.2 if own else None
+    risk = StochasticRisk(2 * B, tau=0.1, gamma=0.5, radius=radius, individual_tau=own, layout=Layout(split=split))
     pairs = Pairs(image, text, torch.arange(rank * b, (rank + 1) * b), *guide)
     anchor_risks(risk, pairs)[0].mean().backward()
     (folder / f"{rank}.json").write_text(json.dumps(received))
@@ -51,10 +52,15 @@ def process(rank: int, count: int, guided: bool, split: bool, folder: Path) -> N
 
 
 @pytest.mark.parametrize("count", [2, 4])
-@pytest.mark.parametrize(("guided", "split"), [(False, False), (True, False), (True, True)])
-def test_bytes_received_by_a_rank(count, guided, split, tmp_path):
+@pytest.mark.parametrize(
+    ("guided", "split", "own"),
+    [(False, False, False), (True, False, False), (True, True, False), (False, False, True), (False, True, True)],
+)
+def test_bytes_received_by_a_rank(count, guided, split, own, tmp_path):
     context = multiprocessing.get_context("forkserver")
-    workers = [context.Process(target=process, args=(rank, count, guided, split, tmp_path)) for rank in range(count)]
+    workers = [
+        context.Process(target=process, args=(rank, count, guided, split, own, tmp_path)) for rank in range(count)
+    ]
     for worker in workers:
         worker.start()
     for worker in workers:
@@ -69,4 +75,6 @@ def test_bytes_received_by_a_rank(count, guided, split, tmp_path):
         # Column sums (B), duals and signs (2b), rows and new estimates (2b each, 8 and 4 bytes); if each rank holds its part of
         # the estimates alone, rows once more, and the old estimates handed to who asked.
         numbers = 4 * B + 2 * 4 * b + 2 * (8 + 4) * b + (2 * (8 + 4) * b if split else 0)
+        if own:  # temperatures of texts; means of columns; four new numbers a row, and four old ones if they are split
+            numbers += 4 * b + 4 * B + 2 * (8 + 16) * b + (2 * (8 + 16) * b if split else 0)
         assert received["numbers"] == (count - 1) * numbers
