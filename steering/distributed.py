@@ -63,6 +63,15 @@ def mean(x: Tensor) -> Tensor:
     return x / world_size()
 
 
+def agree(ok: bool) -> bool:
+    """Whether it holds on every rank; on every rank the same answer."""
+    if not active():
+        return ok
+    answers: list[bool] = [ok] * world_size()
+    dist.all_gather_object(answers, ok)
+    return all(answers)
+
+
 def barrier() -> None:
     if active():
         dist.barrier()

@@ -115,7 +115,7 @@ class Duals(nn.Module):
             bits = distributed.sum_to_owner(bits) if sharded else distributed.gather(bits[None]).sum(0)
         values, known = bits.to(_BITS[self.table.dtype]).view(self.table.dtype), bits != 0
         known = known if bits.ndim == 1 else known.any(-1)
-        return values.reshape(*rows.shape, *bits.shape[1:]), known.reshape(rows.shape)
+        return values.reshape(rows.shape + bits.shape[1:]), known.reshape(rows.shape)
 
     @torch.no_grad()
     def write(self, rows: Tensor, values: Tensor, sharded: bool) -> None:

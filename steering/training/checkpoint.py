@@ -57,14 +57,15 @@ def load_newest(folder: Path, device: torch.device) -> tuple[int, dict[str, Any]
     """(step, state) of the newest intact checkpoint, tensors on the CPU or `device`; None when there is none.
 
     A file without its checksum was being written when the run died; one with another checksum is damaged. Both are passed
-    over with a warning.
+    over with a warning. Every rank calls this; each checks its share of the parts, and all get the same answer.
     """
     for path in sorted(folder.glob(_WHOLE), reverse=True):
-        if _intact(path):
-            state = torch.load(path, map_location=device, weights_only=True)
-            count = state.get("parts", 0)
-            if all(_intact(folder / f"{path.stem}.part-{rank}-of-{count}.pt") for rank in range(count)):
-                return int(path.stem.removeprefix("step-")), state
+        state = torch.load(path, map_location=device, weights_only=True) if _intact(path) else None
+        count = 0 if state is None else state.get("parts", 0)
+        mine = range(distributed.rank(), count, distributed.world_size())
+        sound = all(_intact(folder / f"{path.stem}.part-{part}-of-{count}.pt") for part in mine)
+        if distributed.agree(state is not None and sound) and state is not None:
+            return int(path.stem.removeprefix("step-")), state
         _LOG.warning("checkpoint %s is incomplete or damaged; it is ignored", path)
     return None
 

@@ -49,6 +49,21 @@ def test_what_is_written_is_read_and_the_rest_was_never_visited(layout):
     torch.testing.assert_close(found.flatten()[rows], values.abs() * values.sign(), rtol=0, atol=0)
 
 
+def test_rows_of_several_numbers_and_a_single_row_of_any_shape(layout):
+    table, wide = Duals(5, layout()), Duals(5, layout(), columns=3)
+    for rows in (torch.tensor(2), torch.tensor([2]), torch.tensor([[2, 4]])):
+        assert not wide.read(torch.tensor(1), False)[1]
+        table.write(rows, torch.full(rows.shape, 7.0), False)
+        wide.write(rows, torch.arange(3.0).expand(*rows.shape, 3), False)
+        values, known = table.read(rows, False)
+        assert values.shape == known.shape == rows.shape
+        assert (values == 7).all()
+        values, known = wide.read(rows, False)
+        assert known.shape == rows.shape
+        assert known.all()  # the zero among them is a value
+        assert torch.equal(values.abs(), torch.arange(3.0).expand(*rows.shape, 3))
+
+
 def test_half_precision_has_its_error_and_its_range(layout):
     table, values = Duals(1000, layout("float16")), 8 * noise(1000)
     table.write(torch.arange(1000), values, False)
