@@ -109,14 +109,10 @@ class Blocks:
 
     def logits(self, some: slice, out: Tensor) -> Tensor:
         """D of some rows, (m, B), `NOTHING` at the positives, whose D go to `diagonal`; D·τ with temperatures of their own."""
-        torch.mm(self.image[some], self.text.T, out=out)
+        scale = 1 / self.tau if self.shared else torch.ones_like(self.diagonal[some, None])
+        torch.mm(self.image[some] * scale, self.text.T, out=out)  # of (m, d), not of (m, B)
         if self.guide_image is not None and self.guide_text is not None:
-            if isinstance(self.strength, Tensor):
-                out.addmm_(self.guide_image[some] * -self.strength, self.guide_text.T)
-            else:
-                out.addmm_(self.guide_image[some], self.guide_text.T, alpha=-self.strength)
-        if self.shared:
-            out.div_(self.tau)
+            out.addmm_(self.guide_image[some] * (-self.strength * scale), self.guide_text.T)
         own = out[:, self.first + some.start : self.first + some.stop].diagonal()
         self.diagonal[some] = own
         own.fill_(NOTHING)
