@@ -30,6 +30,7 @@ HEADROOM = (
 )
 DEPTH = 100.0  # an anchor's own sum may lie this many nats below the largest item before one exponential is not enough
 NOTHING = -1e30  # stands at the positives: as good as −∞, but 0 times it is 0
+SAMPLE = 64  # rows that are looked at for a log
 BLOCK_BYTES = 8 << 20
 DEFAULT_BUDGET = 512 << 20
 
@@ -72,6 +73,7 @@ class Blocks:
         self.own = slice(self.first, self.first + b)
         self.scratch = [self.image.new_empty(0) for _ in range(3)]
         self.diagonal = self.image.new_empty(b)
+        self.sample = self.image.new_empty(0, B)  # of `logits`, the first rows
 
     def buffer(self, number: int, m: int) -> Tensor:
         """Uninitialised (m, B), the same memory for every block."""
@@ -116,6 +118,8 @@ class Blocks:
         own = out[:, self.first + some.start : self.first + some.stop].diagonal()
         self.diagonal[some] = own
         own.fill_(NOTHING)
+        if some.start == 0:
+            self.sample = out[:SAMPLE].clone()
         return out
 
     def log_means(self) -> tuple[Tensor, Tensor]:

@@ -106,9 +106,9 @@ def _blocks(pairs: Pairs, tau: Tensor, strength: float | Tensor, budget: int) ->
 
 @torch.no_grad()
 def _metrics(blocks: Blocks) -> dict[str, Tensor]:
-    """Mean and variance of h and the effective sample share, of up to 64 image anchors: all would cost another product."""
-    some = slice(0, min(64, len(blocks.image)))
-    d, _ = blocks.scores(blocks.logits(some, blocks.buffer(0, some.stop)), some)
+    """Mean and variance of h and the effective sample share, of the first image anchors: all would be two more passes."""
+    some = slice(0, len(blocks.sample))
+    d, _ = blocks.scores(blocks.sample, some)
     weights = d.softmax(-1)
     share = 1 / weights.square().sum(-1) / (d.shape[-1] - 1)
     negative, count = d > NOTHING / 2, d.numel() - len(d)
