@@ -73,7 +73,7 @@ class Blocks:
         self.own = slice(self.first, self.first + b)
         self.scratch = [self.image.new_empty(0) for _ in range(3)]
         self.diagonal = self.image.new_empty(b)
-        self.sample = self.image.new_empty(0, B)  # of `logits`, the first rows
+        self.sample = self.image.new_empty(min(SAMPLE, b), B)  # the first rows of `logits`
 
     def buffer(self, number: int, m: int) -> Tensor:
         """Uninitialised (m, B), the same memory for every block."""
@@ -118,8 +118,8 @@ class Blocks:
         own = out[:, self.first + some.start : self.first + some.stop].diagonal()
         self.diagonal[some] = own
         own.fill_(NOTHING)
-        if some.start == 0:
-            self.sample = out[:SAMPLE].clone()
+        sampled = self.sample[some]
+        sampled.copy_(out[: len(sampled)])
         return out
 
     def log_means(self) -> tuple[Tensor, Tensor]:

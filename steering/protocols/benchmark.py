@@ -115,7 +115,7 @@ def contrastive(sizes: Sequence[int], width: int, rounds: int, device: torch.dev
         torch.set_num_threads(threads)
     rows: list[Row] = []
     for size in sizes:
-        times = seconds(VARIANTS, size, width, rounds, device)
+        times = seconds(VARIANTS, size, width, rounds * max(1, min(16, SIZES[-1] // size)), device)
         for variant in VARIANTS:
             megabytes = _in_fresh_process(variant, size, width, device)
             values = [size, variant, round(1e3 * times[variant], 1)]
@@ -182,7 +182,12 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("what", choices=["contrastive"])
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES), metavar="B", help="batch sizes, each ≥ 2")
     parser.add_argument("--width", type=int, default=512, help="width d of the features (default 512)")
-    parser.add_argument("--rounds", type=int, default=3, help="interleaved rounds, of which the median is shown")
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=3,
+        help="interleaved rounds of 8,192 pairs, of which the median is shown; more of fewer",
+    )
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows there")
