@@ -1,6 +1,7 @@
 """Two gloo processes train what one process trains on the same global batch; and the same through torchrun."""
 
 import contextlib
+import faulthandler
 import json
 import os
 import shutil
@@ -137,6 +138,8 @@ OTHERS = {
 
 def _work(rank, folder):
     """Everything that the tests look at, in one pair of processes, since starting one takes seconds."""
+    faulthandler.enable()  # should one of them abort, say where
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo",
@@ -154,6 +157,7 @@ def _work(rank, folder):
         except SteeringError as error:
             said = str(error)
         (folder / f"{name}.{rank}.txt").write_text(said)
+    distributed.barrier()
     dist.destroy_process_group()
 
 
