@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -75,6 +77,16 @@ def agree(ok: bool) -> bool:
 def barrier() -> None:
     if active():
         dist.barrier()
+
+
+def leave() -> None:
+    """End the process group, and with it gloo's threads, if nothing but forgotten cycles holds it any more (DDP does).
+
+    A gloo thread that outlives the group can let go of a tensor while the interpreter shuts down, and that aborts the process
+    (SIGABRT, "terminate called without an active exception"; pytorch/pytorch#179291).
+    """
+    gc.collect()
+    dist.destroy_process_group()
 
 
 @torch.no_grad()

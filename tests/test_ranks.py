@@ -283,7 +283,7 @@ def process(rank: int, count: int, folder: Path) -> None:
         found[name] = outcome(distributed.mean(loss), leaf, module)
     torch.save(found, folder / f"{rank}.pt")
     distributed.barrier()
-    torch.distributed.destroy_process_group()
+    distributed.leave()
 
 
 @pytest.mark.parametrize("count", [2, 4])

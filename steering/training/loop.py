@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,11 @@ def run(job: Job) -> dict[str, Any]:
             log.close()
 
 
+def _autocast(precision: str, device: str) -> AbstractContextManager:
+    dtype = _DTYPES[precision]
+    return nullcontext() if dtype is None else torch.autocast(device, dtype=dtype)
+
+
 class _State:
     """A run under way: what a checkpoint holds, and the steps that change it."""
 
@@ -126,7 +132,7 @@ class _State:
             job.task.risk,
             job.reference,
             job.train.accumulation,
-            self._autocast,
+            partial(_autocast, job.train.precision, job.device.type),  # a bound method would keep the run alive
             self.scaler.scale,
             self.batch_size // distributed.world_size() if self.pool > self.batch_size else None,
         )
@@ -187,10 +193,6 @@ class _State:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return result
-
-    def _autocast(self) -> AbstractContextManager:
-        dtype = _DTYPES[self.job.train.precision]
-        return nullcontext() if dtype is None else torch.autocast(self.job.device.type, dtype=dtype)
 
     def _require_finite(self, done: int) -> None:
         never_finite = self.scaler.is_enabled() and self.scaler.get_scale() < SMALLEST_SCALE

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 
+from steering import distributed
 from steering.errors import SteeringError
 
 
@@ -40,7 +41,7 @@ def _joined(device: str, threads: int | None) -> Iterator[torch.device]:
         try:
             yield chosen
         finally:
-            dist.destroy_process_group()
+            distributed.leave()
     else:
         yield chosen
 

@@ -1,9 +1,11 @@
 """A run in one process: what it writes, that it is deterministic, and how it ends when something is wrong."""
 
 import copy
+import gc
 import itertools
 import json
 import logging
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -386,3 +388,20 @@ def test_a_method_is_told_every_epoch_and_again_after_a_resume(tmp_path):
     epochs = told(job)
     run(job)
     assert epochs == [3, 4]
+
+
+@pytest.mark.parametrize("kind", ["pairs", "units"])
+def test_a_run_that_is_over_keeps_no_memory(tmp_path, kind):
+    """Without the help of the cycle collector, which does not know how much memory of a GPU hangs on a cycle."""
+    run(toys.make_job(tmp_path / "first", kind=kind))  # what torch makes once and keeps
+    gc.collect()
+    gc.disable()
+    try:
+        job = toys.make_job(tmp_path / "second", kind=kind)
+        run(job)
+        target, method = weakref.ref(job.target.module), weakref.ref(job.method)
+        del job
+        assert target() is None
+        assert method() is None
+    finally:
+        gc.enable()

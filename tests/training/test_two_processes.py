@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -138,6 +139,7 @@ OTHERS = {
 
 def _work(rank, folder):
     """Everything that the tests look at, in one pair of processes, since starting one takes seconds."""
+    os.dup2(os.open(folder / f"stderr.{rank}", os.O_CREAT | os.O_WRONLY), 2)
     faulthandler.enable()  # should one of them abort, say where
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
@@ -158,18 +160,23 @@ def _work(rank, folder):
             said = str(error)
         (folder / f"{name}.{rank}.txt").write_text(said)
     distributed.barrier()
-    dist.destroy_process_group()
+    group = weakref.ref(dist.group.WORLD)
+    distributed.leave()
+    assert group() is None, "a run keeps the process group, so that gloo's threads live on"
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
     """The folder where two processes did all of `_work`."""
     folder = tmp_path_factory.mktemp("two")
-    context = mp.spawn(_work, (folder,), nprocs=2, join=False)
+    context = mp.start_processes(_work, (folder,), nprocs=2, join=False, start_method="forkserver")
     end = time.monotonic() + PATIENCE
     try:
         while not context.join(timeout=1):
             assert time.monotonic() < end, "two processes wait for each other"
+    except mp.ProcessExitedException as error:
+        last = "\n".join((folder / f"stderr.{rank}").read_text()[-1000:] for rank in (0, 1))
+        pytest.fail(f"{error}\n{last}", pytrace=False)
     finally:
         for process in context.processes:
             process.kill()
@@ -319,9 +326,20 @@ def _wait(process):
     assert process.returncode == 0, output
 
 
+ALONE = """
+import sys
+from pathlib import Path
+from steering.cli import main
+code = main()
+left = [name for name in map(Path.read_text, Path("/proc/self/task").glob("*/comm")) if "gloo" in name]
+sys.exit(f"threads outlive the process group: {left}" if left else code)
+"""
+
+
 def test_torchrun_trains_what_one_process_trains(tmp_path):
     config, rest = str(toys.write_config(tmp_path)), ["train.accumulation=2", "train.workers=1", "seed=3"]
-    run_two = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "steering"]
+    (tmp_path / "alone.py").write_text(ALONE)  # what `-m steering` does, and then looks for threads
+    run_two = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", f"{tmp_path}/alone.py"]
     two = _start(*run_two, "train", config, f"output={tmp_path}/two", *rest)
     assert main(["train", config, f"output={tmp_path}/one", *rest]) == 0
     _wait(two)
