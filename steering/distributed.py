@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -92,8 +93,29 @@ def leave() -> None:
 @torch.no_grad()
 def sum_to_owner(x: Tensor) -> Tensor:
     """Sum (K·b, ...) over the ranks and give each its own b rows: a reduce-scatter, the transpose of `gather`."""
+    return send_to_owner(x).wait()
+
+
+@dataclass(frozen=True)
+class Arriving:
+    """Rows on their way from the other ranks; what is sent is held for as long."""
+
+    own: Tensor
+    sent: Tensor
+    work: dist.Work | None
+
+    def wait(self) -> Tensor:
+        """The rows, (b, ...). On a GPU it is the stream that waits, not the process."""
+        if self.work is not None:
+            self.work.wait()
+        return self.own
+
+
+@torch.no_grad()
+def send_to_owner(x: Tensor) -> Arriving:
+    """`sum_to_owner` in the background, while this rank computes something else."""
     if not active():
-        return x
+        return Arriving(x, x, None)
+    x = x.contiguous()
     own = x.new_empty(len(x) // world_size(), *x.shape[1:])
-    dist.reduce_scatter_tensor(own, x.contiguous())
-    return own
+    return Arriving(own, x, dist.reduce_scatter_tensor(own, x, async_op=True))

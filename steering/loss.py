@@ -173,8 +173,8 @@ class GlobalContrastiveLoss(nn.Module):
         Raises:
             ValueError: as in `DRRho`.
         """
-        guide = None if reference_image is None else _wide(reference_image.detach())
-        guide_text = None if reference_text is None else _wide(reference_text.detach())
+        guide = None if reference_image is None else reference_image.detach()
+        guide_text = None if reference_text is None else reference_text.detach()
         pairs = Pairs(_wide(image), _wide(text), index, guide, guide_text)
         _require_index(index, self.num_examples)
         for name in ("image", "text", "reference_image", "reference_text"):

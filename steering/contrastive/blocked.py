@@ -24,6 +24,8 @@ import torch
 from torch import Tensor
 
 from steering import distributed
+from steering.contrastive.exchange import Parcel, expecting
+from steering.contrastive.pairs import Pairs
 
 HEADROOM = (
     40.0  # E ≤ e^40: sums of many stay finite, and items down to e^-127 of the largest are normal float32 numbers
@@ -198,16 +200,23 @@ class Blocks:
         mean = e.mul_(logits).sum(dim) / total
         return found, mean if tau is None else mean / tau
 
-    def gradients(self, log_a: Tensor, log_b: Tensor, signs: Tensor, all_signs: Tensor) -> tuple[Tensor, Tensor]:
+    def gradients(
+        self, log_entries: tuple[Tensor, Tensor], signs: tuple[Tensor, Tensor], wanted: tuple[bool, bool]
+    ) -> tuple[Tensor | None, Tensor | None]:
         """Pass 2: ∂L/∂image, (b, d), and ∂L/∂text of all texts from this rank's images, (B, d); positives excluded.
 
-        The entry ∂L/∂S_ij is ±exp(D_ij + log a_i) ± exp(D_ij + log b_j), a of this rank's images, b of all texts.
+        The entry ∂L/∂S_ij is ±exp(D_ij + log a_i) ± exp(D_ij + log b_j), a of this rank's images, b of all texts. What is
+        not wanted (a tower is frozen) is None, and its product is saved.
         """
-        grad_image, grad_text = torch.empty_like(self.image), torch.zeros_like(self.text)
+        grad_image = torch.empty_like(self.image) if wanted[0] else None
+        grad_text = torch.zeros_like(self.text) if wanted[1] else None
         for number, some in enumerate(self.slices):
-            g = self._entries(number, some, (log_a[some], signs[some]), (log_b, all_signs))
-            torch.mm(g, self.text, out=grad_image[some])
-            grad_text.addmm_(g.T, self.image[some])
+            a, b = ((log_entries[0][some], signs[0][some]), (log_entries[1], signs[1]))
+            g = self._entries(number, some, a, b)
+            if grad_image is not None:
+                torch.mm(g, self.text, out=grad_image[some])
+            if grad_text is not None:
+                grad_text.addmm_(g.T, self.image[some])
             self.kept.pop(number, None)
         return grad_image, grad_text
 
@@ -227,7 +236,7 @@ class GlobalRisk(torch.autograd.Function):
     """(height, log û, mean of h/τ), each (2, b), of every anchor; the gradient is that of the height, ∂ log(ε + û)/∂S, in τ.
 
     The height is log(ε + u), where u is the running estimate that û has just moved: as everywhere, the weights are
-    exp(h/τ)/((B − 1)(ε + u)), detached.
+    exp(h/τ)/((B − 1)(ε + u)), detached. What other ranks know of the texts' gradient goes into the parcel.
     """
 
     @staticmethod
@@ -237,17 +246,18 @@ class GlobalRisk(torch.autograd.Function):
         text: Tensor,  # noqa: ARG004
         blocks: Blocks,
         heights: Callable[[Tensor], Tensor],
+        parcel: Parcel,
     ) -> tuple[Tensor, Tensor, Tensor]:
         with torch.autocast(blocks.image.device.type, enabled=False):
             log_means, means = blocks.log_means()
         height = heights(log_means)
-        ctx.blocks = blocks
+        ctx.blocks, ctx.parcel = blocks, parcel
         ctx.save_for_backward(height, log_means)
         ctx.mark_non_differentiable(log_means, means)
         return height, log_means, means
 
     @staticmethod
-    def backward(ctx, weights: Tensor, *_: Any) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[no-untyped-def]
+    def backward(ctx, weights: Tensor, *_: Any) -> tuple[Tensor | None, ...]:  # type: ignore[no-untyped-def]
         height, log_means = ctx.saved_tensors
         blocks: Blocks = ctx.blocks
         weights = weights / blocks.taus
@@ -256,6 +266,17 @@ class GlobalRisk(torch.autograd.Function):
         signs = weights.sign()
         with torch.autocast(blocks.image.device.type, enabled=False):
             every = distributed.gather(torch.stack([log_entry[1], signs[1]], -1))  # (B, 2): one exchange
-            grad_image, grad_text = blocks.gradients(log_entry[0], every[:, 0], signs[0], every[:, 1])
-        grad_text = distributed.sum_to_owner(grad_text)
-        return grad_image - pull * blocks.text[blocks.own], grad_text - pull * blocks.image, None, None
+            grad_image, grad_text = blocks.gradients(
+                (log_entry[0], every[:, 0]), (signs[0], every[:, 1]), ctx.needs_input_grad[:2]
+            )
+        known = None if grad_text is None else -pull * blocks.image
+        if grad_text is not None:
+            ctx.parcel.content = distributed.send_to_owner(grad_text)
+        return None if grad_image is None else grad_image - pull * blocks.text[blocks.own], known, None, None, None
+
+
+def global_risk(pairs: Pairs, blocks: Blocks, heights: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """`GlobalRisk` of the pairs that the blocks were made of; `heights` takes log û to log(ε + u), (2, b) both."""
+    text, parcel = expecting(pairs.text)
+    found: tuple[Tensor, Tensor, Tensor] = GlobalRisk.apply(pairs.image, text, blocks, heights, parcel)
+    return found

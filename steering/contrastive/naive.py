@@ -53,7 +53,8 @@ def negatives(pairs: Pairs) -> Units:
     reference = None
     if pairs.reference_image is not None and pairs.reference_text is not None:
         with torch.no_grad():
-            reference = pairwise_losses(pairs.reference_image, pairs.reference_text).to(target.dtype)
+            sides = (side.to(target.dtype) for side in (pairs.reference_image, pairs.reference_text))
+            reference = pairwise_losses(*sides)
     mask = torch.ones(target.shape[1:], dtype=torch.bool, device=device)
     mask[torch.arange(b, device=device), _own_columns(b, device)] = False
     rows = 2 * pairs.index + torch.arange(2, device=device)[:, None]  # (2, b)

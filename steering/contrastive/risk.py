@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from steering import distributed
-from steering.contrastive.blocked import DEFAULT_BUDGET, NOTHING, Blocks, GlobalRisk
+from steering.contrastive.blocked import DEFAULT_BUDGET, NOTHING, Blocks, global_risk
 from steering.contrastive.moments import pair_moments
 from steering.contrastive.naive import info_nce, negatives
 from steering.contrastive.pairs import Pairs
@@ -39,9 +39,7 @@ def anchor_risks(risk: StochasticRisk, pairs: Pairs, budget: int = DEFAULT_BUDGE
     tau, learn = risk.temperature.visit(keys, sharded)
     blocks = _blocks(pairs, tau, alpha, budget)
     blocks.with_means = risk.temperature.learned
-    height, log_means, means = GlobalRisk.apply(
-        pairs.image, pairs.text, blocks, lambda found: risk.height(keys, found, sharded)
-    )
+    height, log_means, means = global_risk(pairs, blocks, lambda found: risk.height(keys, found, sharded))
     weight_sum = (log_means - height.detach()).exp()
     risks = tau * (height + risk.radius)
     if risk.temperature.learned:
@@ -61,9 +59,7 @@ def info_nce_losses(pairs: Pairs, tau: Tensor, budget: int = DEFAULT_BUDGET) -> 
     blocks = _blocks(Pairs(pairs.image, pairs.text, pairs.index), tau.detach(), 0.0, budget)
     blocks.with_means = tau.requires_grad
     margin = pairs.image.new_full((), -math.log(others))
-    height, log_means, means = GlobalRisk.apply(
-        pairs.image, pairs.text, blocks, lambda found: torch.logaddexp(found, margin)
-    )
+    height, log_means, means = global_risk(pairs, blocks, lambda found: torch.logaddexp(found, margin))
     losses = height + math.log(others)
     if not tau.requires_grad:
         return losses
@@ -77,7 +73,8 @@ def reference_risks(risk: StochasticRisk, pairs: Pairs) -> Tensor | None:
     if pairs.reference_image is None or pairs.reference_text is None:
         return None
     tau = risk.temperature.read(anchor_keys(pairs), distributed.active())
-    own = Pairs(pairs.reference_image, pairs.reference_text, pairs.index)
+    image, text = (side.to(pairs.image.dtype) for side in (pairs.reference_image, pairs.reference_text))
+    own = Pairs(image, text, pairs.index)
     log_means, _ = _blocks(own, tau, 0.0, 0).log_means()
     return tau * torch.logaddexp(log_means, torch.full_like(log_means, risk.log_epsilon))
 
@@ -100,7 +97,7 @@ def _blocks(pairs: Pairs, tau: Tensor, strength: float | Tensor, budget: int) ->
     if ignored or pairs.reference_image is None or pairs.reference_text is None:
         return Blocks(image, text, None, None, *taus, 0.0, budget, single=single)
     guide = pairs.reference_image.detach().to(dtype)
-    guide_text = distributed.gather(pairs.reference_text.detach().to(dtype).contiguous())
+    guide_text = distributed.gather(pairs.reference_text.detach().contiguous()).to(dtype)  # half travels as half
     return Blocks(image, text, guide, guide_text, *taus, strength, budget, single=single)
 
 

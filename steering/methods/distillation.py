@@ -94,8 +94,8 @@ def pairs_divergence(pairs: Pairs, scale: Tensor, reference_scale: float, temper
     if pairs.reference_image is None or pairs.reference_text is None:
         raise SteeringError("method: distillation needs the reference's features")
     image, text = distributed.gather(pairs.image), distributed.gather(pairs.text)
-    guide_image = distributed.gather(pairs.reference_image.detach().to(image.dtype))
-    guide_text = distributed.gather(pairs.reference_text.detach().to(image.dtype))
+    guide_image = distributed.gather(pairs.reference_image.detach()).to(image.dtype)
+    guide_text = distributed.gather(pairs.reference_text.detach()).to(image.dtype)
     cosines = image @ text.T / temperature
     teacher = reference_scale * guide_image @ guide_text.T / temperature
     scales = (scale, scale) if scale.ndim == 0 else (distributed.gather(one)[:, None] for one in scale.to(image.dtype))

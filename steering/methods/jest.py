@@ -63,7 +63,8 @@ class Jest(Selecting):
         if losses.reference_image is None or losses.reference_text is None:
             raise SteeringError("method (jest): needs a reference")
         learner = losses.image @ losses.text.T / self.temperature()
-        guide = (losses.reference_image @ losses.reference_text.T).to(learner.dtype) * self.options.reference_scale
+        guide_image, guide_text = (side.to(learner.dtype) for side in (losses.reference_image, losses.reference_text))
+        guide = (guide_image @ guide_text.T) * self.options.reference_scale
         return joint_selection(learner, guide, count, self.options.chunks, self.options.temperature, self.options.top)
 
 

@@ -49,11 +49,11 @@ def test_backward(individual, budget, monkeypatch):
     # The engine wants a real device: the two halves of the function are called by hand.
     made = []
 
-    def apply(image, text, blocks, heights):
-        ctx = SimpleNamespace(mark_non_differentiable=lambda *_: None)
+    def apply(image, text, *others):
+        ctx = SimpleNamespace(mark_non_differentiable=lambda *_: None, needs_input_grad=(True, True))
         ctx.save_for_backward = lambda *x: setattr(ctx, "saved_tensors", x)
         made.append(ctx)
-        return GlobalRisk.forward(ctx, image, text, blocks, heights)
+        return GlobalRisk.forward(ctx, image, text, *others)
 
     with FakeTensorMode(), torch.device("cuda"), torch.no_grad():
         risk = StochasticRisk(2 * B, tau=0.1, gamma=0.5, radius=0.3, individual_tau=individual)

@@ -19,7 +19,9 @@ from steering.dro.stochastic import StochasticRisk
 B, D, REFERENCE = 24, 10, 6
 
 
-def process(rank: int, count: int, guided: bool, split: bool, own: bool, folder: Path) -> None:
+def process(
+    rank: int, count: int, guided: torch.dtype | None, split: bool, own: bool, frozen: str | None, folder: Path
+) -> None:
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=count)
@@ -34,15 +36,19 @@ def process(rank: int, count: int, guided: bool, split: bool, own: bool, folder:
         note(x.shape[-1] if x.ndim == 2 else 0, (count - 1) * x.nbytes)
         return gather(parts, x)
 
-    def counted_scatter(own, x):
+    def counted_scatter(own, x, async_op):
         note(own.shape[-1], (count - 1) * own.nbytes)
-        return scatter(own, x)
+        return scatter(own, x, async_op=async_op)
 
     distributed.dist.all_gather, distributed.dist.reduce_scatter_tensor = counted_gather, counted_scatter
     b = B // count
     generator = torch.Generator().manual_seed(rank)
     image, text = (F.normalize(torch.randn(b, D, generator=generator), dim=-1).requires_grad_() for _ in range(2))
-    guide = [F.normalize(torch.randn(b, REFERENCE, generator=generator), dim=-1) for _ in range(2)] if guided else []
+    if frozen is not None:
+        {"image": image, "text": text}[frozen].requires_grad_(False)
+    guide = []
+    if guided is not None:
+        guide = [F.normalize(torch.randn(b, REFERENCE, generator=generator), dim=-1).to(guided) for _ in range(2)]
     radius = 0.2 if own else None
     risk = StochasticRisk(2 * B, tau=0.1, gamma=0.5, radius=radius, individual_tau=own, layout=Layout(split=split))
     pairs = Pairs(image, text, torch.arange(rank * b, (rank + 1) * b), *guide)
@@ -53,13 +59,23 @@ def process(rank: int, count: int, guided: bool, split: bool, own: bool, folder:
 
 @pytest.mark.parametrize("count", [2, 4])
 @pytest.mark.parametrize(
-    ("guided", "split", "own"),
-    [(False, False, False), (True, False, False), (True, True, False), (False, False, True), (False, True, True)],
+    ("guided", "split", "own", "frozen"),
+    [
+        (None, False, False, None),
+        (torch.float32, False, False, None),
+        (torch.float16, False, False, None),
+        (torch.float32, True, False, None),
+        (None, False, True, None),
+        (None, True, True, None),
+        (None, False, False, "image"),
+        (None, False, False, "text"),
+    ],
 )
-def test_bytes_received_by_a_rank(count, guided, split, own, tmp_path):
+def test_bytes_received_by_a_rank(count, guided, split, own, frozen, tmp_path):
     context = multiprocessing.get_context("forkserver")
     workers = [
-        context.Process(target=process, args=(rank, count, guided, split, own, tmp_path)) for rank in range(count)
+        context.Process(target=process, args=(rank, count, guided, split, own, frozen, tmp_path))
+        for rank in range(count)
     ]
     for worker in workers:
         worker.start()
@@ -69,8 +85,9 @@ def test_bytes_received_by_a_rank(count, guided, split, own, tmp_path):
     b = B // count
     for rank in range(count):
         received = json.loads((tmp_path / f"{rank}.json").read_text())
-        # Texts gathered, their gradient reduce-scattered; with a reference its texts gathered too.
-        features = 8 * (count - 1) * b * D + (4 * (count - 1) * b * REFERENCE if guided else 0)
+        # Texts gathered, their gradient reduce-scattered; with a reference its texts gathered too, in the format they have.
+        features = (4 if frozen == "text" else 8) * (count - 1) * b * D
+        features += 0 if guided is None else guided.itemsize * (count - 1) * b * REFERENCE
         assert received["features"] == features
         # Column sums (B), duals and signs (2b), rows and new estimates (2b each, 8 and 4 bytes); if each rank holds its part of
         # the estimates alone, rows once more, and the old estimates handed to who asked.

@@ -11,7 +11,7 @@ from torch import Tensor
 from steering.contrastive import Pairs
 from steering.dro import worst_case
 from steering.errors import SteeringError
-from steering.methods import Method, build_method, find_method
+from steering.methods import Method, build_method, find_method, jest
 from steering.methods.distillation import pairs_divergence, units_divergence
 from steering.methods.jest import joint_selection
 from steering.methods.rho1 import top_share
@@ -362,3 +362,12 @@ def test_distillation_says_what_is_missing():
         make("distillation")(Units(row(1, 2), row(1, 1), ROW))
     with pytest.raises(SteeringError, match="over 4 classes, the reference over 3"):
         make("distillation")(soft(noise(6, 4), noise(6, 3)))
+
+
+def test_jest_scores_a_half_precision_reference_in_float32(monkeypatch):
+    seen = []
+    monkeypatch.setattr(jest, "joint_selection", lambda _, guide, *__: seen.append(guide) or torch.arange(2))
+    image, text = F.normalize(torch.randn(2, 8, 16, generator=torch.Generator().manual_seed(0)), dim=-1)
+    method = build_method("jest", find_method("jest").options(), 8)
+    method.select(Pairs(image, text, torch.arange(8), image.half(), text.half()), 2)
+    torch.testing.assert_close(seen[0], 100 * image.half().float() @ text.half().float().T, rtol=0, atol=1e-4)

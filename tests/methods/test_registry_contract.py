@@ -173,6 +173,26 @@ def test_selection(name, kind, dtype):
         assert {*chosen.tolist()} <= {*range(BATCH)}
 
 
+@pytest.mark.parametrize("name", [name for name in registered() if fits(name, "pairs")])
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16], ids=str)
+def test_a_reference_in_half_precision_is_the_same_numbers_widened(name, half):
+    losses = batch("pairs", torch.float32, seed=4)[0]
+    assert isinstance(losses, Pairs)
+    reference = {key: getattr(losses, key).detach().to(half) for key in ("reference_image", "reference_text")}
+    found = []
+    for widen in (False, True):
+        image, text = (side.detach().requires_grad_() for side in (losses.image, losses.text))
+        guide = {key: side.float() if widen else side for key, side in reference.items()}
+        pairs, method = Pairs(image, text, INDEX, **guide), build(name)
+        step = method(pairs)
+        step.loss.backward()
+        torch.manual_seed(0)
+        chosen = torch.arange(BATCH) if method.keep == 1 else method.select(pairs, 3)
+        found.append([step.loss, image.grad, text.grad, chosen, *step.metrics.values()])
+    for x, y in zip(*found, strict=True):
+        assert torch.equal(x, y)
+
+
 def test_what_fits_what():
     valid = {unit: {name for name in registered() if find_method(name).objection(unit, True) is None} for unit in UNITS}
     anywhere, grouped, whole = {"erm", "dro", "drrho"}, {"group_dro", "doremi"}, {"rho_loss", "soft_rho"}
