@@ -68,6 +68,8 @@ class Blocks:
         b, B = len(self.image), len(self.text)
         self.shared = self.tau.ndim == 0
         self.single &= self.shared
+        scale: float | Tensor = 1 / self.tau if self.shared else 1.0
+        self.factors = [_number(scale), _number(-self.strength * scale)]  # of the target's product and the reference's
         count = math.ceil(b / max(64, BLOCK_BYTES // (B * self.image.element_size())))
         rows = math.ceil(b / count)
         self.slices = [slice(start, min(start + rows, b)) for start in range(0, b, rows)]
@@ -113,10 +115,9 @@ class Blocks:
 
     def logits(self, some: slice, out: Tensor) -> Tensor:
         """D of some rows, (m, B), `NOTHING` at the positives, whose D go to `diagonal`; D·τ with temperatures of their own."""
-        scale = 1 / self.tau if self.shared else torch.ones_like(self.diagonal[some, None])
-        torch.mm(self.image[some] * scale, self.text.T, out=out)  # of (m, d), not of (m, B)
+        _product(self.image[some], self.text, self.factors[0], out, beta=0)
         if self.guide_image is not None and self.guide_text is not None:
-            out.addmm_(self.guide_image[some] * (-self.strength * scale), self.guide_text.T)
+            _product(self.guide_image[some], self.guide_text, self.factors[1], out, beta=1)
         own = out[:, self.first + some.start : self.first + some.stop].diagonal()
         self.diagonal[some] = own
         own.fill_(NOTHING)
@@ -192,7 +193,7 @@ class Blocks:
             torch.sub(logits, top, out=e)
         else:
             top /= tau.unsqueeze(dim)
-            torch.div(logits, tau.unsqueeze(dim), out=e).sub_(top)
+            _affine(logits, 1 / tau.unsqueeze(dim), -top, e)
         total = e.exp_().sum(dim)
         found = total.log() + top.squeeze(dim)
         if not self.with_means:
@@ -201,35 +202,66 @@ class Blocks:
         return found, mean if tau is None else mean / tau
 
     def gradients(
-        self, log_entries: tuple[Tensor, Tensor], signs: tuple[Tensor, Tensor], wanted: tuple[bool, bool]
+        self, log_entries: tuple[Tensor, Tensor], signs: tuple[Tensor, Tensor] | None, wanted: tuple[bool, bool]
     ) -> tuple[Tensor | None, Tensor | None]:
         """Pass 2: ∂L/∂image, (b, d), and ∂L/∂text of all texts from this rank's images, (B, d); positives excluded.
 
-        The entry ∂L/∂S_ij is ±exp(D_ij + log a_i) ± exp(D_ij + log b_j), a of this rank's images, b of all texts. What is
-        not wanted (a tower is frozen) is None, and its product is saved.
+        The entry ∂L/∂S_ij is ±exp(D_ij + log a_i) ± exp(D_ij + log b_j), a of this rank's images, b of all texts; signs None
+        means plus throughout. What is not wanted (a tower is frozen) is None, and its product is saved.
         """
         grad_image = torch.empty_like(self.image) if wanted[0] else None
-        grad_text = torch.zeros_like(self.text) if wanted[1] else None
+        grad_text = torch.empty_like(self.text) if wanted[1] else None
         for number, some in enumerate(self.slices):
-            a, b = ((log_entries[0][some], signs[0][some]), (log_entries[1], signs[1]))
-            g = self._entries(number, some, a, b)
+            here = None if signs is None else (signs[0][some, None], signs[1])
+            g = self._entries(number, some, log_entries[0][some, None], log_entries[1], here)
             if grad_image is not None:
                 torch.mm(g, self.text, out=grad_image[some])
             if grad_text is not None:
-                grad_text.addmm_(g.T, self.image[some])
+                grad_text.addmm_(g.T, self.image[some], beta=min(number, 1))
             self.kept.pop(number, None)
         return grad_image, grad_text
 
-    def _entries(self, number: int, some: slice, a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> Tensor:
+    def _entries(
+        self, number: int, some: slice, log_a: Tensor, log_b: Tensor, signs: tuple[Tensor, Tensor] | None
+    ) -> Tensor:
         m, kept = some.stop - some.start, self.kept.get(number)
-        if not self.single:
-            across, along = self.scores(self.logits(some, self.buffer(0, m)) if kept is None else kept, some)
-            along = torch.add(along, b[0], out=self.buffer(2, m)).exp_().mul_(b[1])
-            return across.add_(a[0][:, None]).exp_().mul_(a[1][:, None]).add_(along)
-        shift = self.shifts[number]
-        e = self.logits(some, self.buffer(0, m)).sub_(shift).exp_() if kept is None else kept
-        across, along = ((log_entry + shift).exp() * sign for log_entry, sign in (a, b))
-        return e.mul_(torch.add(across[:, None], along, out=self.buffer(1, m)))
+        if self.single:
+            shift = self.shifts[number]
+            e = self.logits(some, self.buffer(0, m)).sub_(shift).exp_() if kept is None else kept
+            a, b = (log_a + shift).exp(), (log_b + shift).exp()
+            if signs is not None:
+                a, b = a * signs[0], b * signs[1]
+            return e.mul_(torch.add(a, b, out=self.buffer(1, m)))
+        across, along = self.logits(some, self.buffer(0, m)) if kept is None else kept, self.buffer(1, m)
+        if self.shared:
+            torch.add(across, log_b, out=along)
+            across.add_(log_a)
+        else:
+            _affine(across, 1 / self.text_tau, log_b, along)
+            across.div_(self.tau[some, None]).add_(log_a)
+        across.exp_()
+        along.exp_()
+        return across.add_(along) if signs is None else across.mul_(signs[0]).add_(along.mul_(signs[1]))
+
+
+def _number(factor: float | Tensor) -> float | Tensor:
+    """A number where that costs nothing: a GPU would have to wait for it."""
+    return float(factor) if not isinstance(factor, Tensor) or factor.device.type == "cpu" else factor
+
+
+def _product(x: Tensor, y: Tensor, factor: float | Tensor, out: Tensor, beta: int) -> None:
+    """out ← β·out + factor·x yᵀ. A number goes into the product, a tensor into its narrow side."""
+    if isinstance(factor, Tensor):
+        x, factor = x * factor, 1.0
+    out.addmm_(x, y.T, beta=beta, alpha=factor)
+
+
+def _affine(x: Tensor, slope: Tensor, offset: Tensor, out: Tensor) -> None:
+    """out ← slope·x + offset. Along a row both are of one element, and two passes are the faster way."""
+    if slope.shape[-1] == 1:
+        torch.mul(x, slope, out=out).add_(offset)
+    else:
+        torch.addcmul(offset, x, slope, out=out)
 
 
 class GlobalRisk(torch.autograd.Function):
@@ -266,13 +298,16 @@ class GlobalRisk(torch.autograd.Function):
         signs = weights.sign()
         with torch.autocast(blocks.image.device.type, enabled=False):
             every = distributed.gather(torch.stack([log_entry[1], signs[1]], -1))  # (B, 2): one exchange
+            plain = signs.device.type == "cpu" and not bool((signs[0] < 0).any() or (every[:, 1] < 0).any())
             grad_image, grad_text = blocks.gradients(
-                (log_entry[0], every[:, 0]), (signs[0], every[:, 1]), ctx.needs_input_grad[:2]
+                (log_entry[0], every[:, 0]), None if plain else (signs[0], every[:, 1]), ctx.needs_input_grad[:2]
             )
-        known = None if grad_text is None else -pull * blocks.image
-        if grad_text is not None:
-            ctx.parcel.content = distributed.send_to_owner(grad_text)
-        return None if grad_image is None else grad_image - pull * blocks.text[blocks.own], known, None, None, None
+        if grad_image is not None:
+            grad_image.addcmul_(pull, blocks.text[blocks.own], value=-1)
+        if grad_text is None:
+            return grad_image, None, None, None, None
+        ctx.parcel.content = distributed.send_to_owner(grad_text)
+        return grad_image, -pull * blocks.image, None, None, None
 
 
 def global_risk(pairs: Pairs, blocks: Blocks, heights: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
