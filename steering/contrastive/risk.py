@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from steering import distributed
-from steering.contrastive.blocked import DEFAULT_BUDGET, NOTHING, Blocks, global_risk
+from steering.contrastive.blocked import DEFAULT_BUDGET, NOTHING, Blocks
+from steering.contrastive.global_risk import global_risk
 from steering.contrastive.moments import pair_moments
 from steering.contrastive.naive import info_nce, negatives
 from steering.contrastive.pairs import Pairs
@@ -104,12 +105,11 @@ def _blocks(pairs: Pairs, tau: Tensor, strength: float | Tensor, budget: int) ->
 @torch.no_grad()
 def _metrics(blocks: Blocks) -> dict[str, Tensor]:
     """Mean and variance of h and the effective sample share, of the first image anchors: all would be two more passes."""
-    some = slice(0, len(blocks.sample))
-    d, _ = blocks.scores(blocks.sample, some)
+    d, positive = blocks.sampled()
     weights = d.softmax(-1)
     share = 1 / weights.square().sum(-1) / (d.shape[-1] - 1)
     negative, count = d > NOTHING / 2, d.numel() - len(d)
-    positive, tau = (x.expand(2, len(blocks.image))[0, some, None] for x in (blocks.positives, blocks.taus))
+    tau = blocks.tau if blocks.shared else blocks.tau[: len(d), None]
     h = ((d - positive) * tau).masked_fill(~negative, 0.0)
     mean = h.sum() / count
     variance = ((h - mean).square() * negative).sum() / count

@@ -28,7 +28,16 @@ from steering.dro.stochastic import StochasticRisk
 Row = dict[str, object]
 KEEP = 1 << 40
 SIZES = (512, 1024, 2048, 4096, 8192)
-VARIANTS = ("floor", "plain CLIP", "dense", "keeping", "recomputing", "keeping, no reference", "keeping, individual τ")
+VARIANTS = (
+    "floor",
+    "plain CLIP",
+    "dense",
+    "keeping",
+    "recomputing",
+    "keeping, no reference",
+    "keeping, learned τ",
+    "keeping, individual τ",
+)
 _SHOWN = ("B", "variant", "milliseconds", "over the floor", "over plain CLIP", "extra MB")
 
 
@@ -48,14 +57,14 @@ def step(variant: str, size: int, width: int, device: torch.device) -> Callable[
         loss, scale = ClipLoss(), torch.tensor(1 / 0.07, device=device, requires_grad=True)
         return lambda: loss(image, text, scale).backward()
     guided = "no reference" not in variant
-    own = variant.endswith("individual τ")
+    own, learned = variant.endswith("individual τ"), variant.endswith(("learned τ", "individual τ"))
     risk = StochasticRisk(
         2 * size,
         tau=0.07,
         epsilon=1e-4,
         gamma=0.8,
         strength=1.0 if guided else 0.0,
-        radius=0.5 if own else None,
+        radius=0.5 if learned else None,
         individual_tau=own,
     ).to(device)
     pairs = Pairs(image, text, index, *(guide if guided else ()))
@@ -152,6 +161,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         "#0072B2",
         "#56B4E9",
         "#009E73",
+        "#E69F00",
         "#CC79A7",
     ]  # told apart by the colour-blind too
     for colour, variant in zip(colours, VARIANTS, strict=True):

@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 from steering import GlobalContrastiveLoss
 from steering.contrastive import Pairs
-from steering.contrastive.blocked import GlobalRisk
+from steering.contrastive.global_risk import GlobalRisk
 from steering.contrastive.risk import anchor_risks
 from steering.dro.stochastic import StochasticRisk
 
