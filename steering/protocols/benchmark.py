@@ -153,7 +153,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
     colours = [
         "#999999",
         "#000000",
@@ -174,9 +174,10 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         axis.set_xticks(sizes, labels=[f"{size:,}" for size in sizes])
         axis.minorticks_off()
         axis.grid(alpha=0.25)
-    axes[0].set_ylim(bottom=0)
+    axes[0].set_yscale("log", base=2)
+    axes[0].yaxis.set_major_formatter("{x:g}")
     axes[1].set_yscale("log")
-    axes[0].legend(fontsize=8)
+    figure.legend(*axes[0].get_legend_handles_labels(), fontsize=8, loc="outside right center")
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
