@@ -91,6 +91,17 @@ def leave() -> None:
 
 
 @torch.no_grad()
+def swap(x: Tensor) -> Tensor:
+    """Send the j-th of K equal parts of (K·b, ...) to rank j, and get as many rows, the i-th part from rank i: an all-to-all."""
+    if not active():
+        return x
+    x = x.contiguous()
+    received = torch.empty_like(x)
+    dist.all_to_all_single(received, x)
+    return received
+
+
+@torch.no_grad()
 def sum_to_owner(x: Tensor) -> Tensor:
     """Sum (K·b, ...) over the ranks and give each its own b rows: a reduce-scatter, the transpose of `gather`."""
     return send_to_owner(x).wait()

@@ -286,7 +286,7 @@ def process(rank: int, count: int, folder: Path) -> None:
     distributed.leave()
 
 
-@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("count", [2, 4, 8])  # of eight each has a single example
 def test_processes_descend_the_gradient_of_one_process(count, tmp_path):
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["steering.loss", "steering.methods", "pytest"])

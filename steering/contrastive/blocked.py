@@ -19,6 +19,7 @@ Legend: b pairs of this rank, B over all ranks, m rows of a block. Direction 0 =
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -35,6 +36,7 @@ NOTHING = -1e30  # stands at the positives: as good as −∞, but 0 times it is
 SAMPLE = 64  # rows that are looked at for a log
 BLOCK_BYTES = 8 << 20
 DEFAULT_BUDGET = 512 << 20
+FEATURES = ("image", "text", "guide_image", "guide_text")
 
 
 @dataclass
@@ -127,14 +129,14 @@ class Blocks:
             self.kept.clear()
             sums = self._exact_sums()
         rows, columns, row_means, column_means = sums
-        if distributed.active():
-            parts = distributed.gather(columns[None])  # (K, B)
-            top = parts.amax(0)
-            columns = (parts - top).exp2().sum(0).log2() + top
-            if self.with_means:
-                column_means = ((parts - columns).exp2() * distributed.gather(column_means[None])).sum(0)
-        found = torch.stack([rows, columns[self.own]]) - self.positives - math.log2(len(self.text) - 1)
-        return LN2 * found, LN2 * (torch.stack([row_means, column_means[self.own]]) - self.positives)
+        if distributed.active():  # every rank is told what the others have summed up in its columns
+            sent = torch.stack([columns, column_means], -1) if self.with_means else columns[:, None]
+            parts = distributed.swap(sent).view(-1, *sent[self.own].shape).unbind(-1)  # (K, b) each
+            top = parts[0].amax(0)
+            columns = (parts[0] - top).exp2().sum(0).log2() + top
+            column_means = ((parts[0] - columns).exp2() * parts[-1]).sum(0) if self.with_means else row_means
+        found = torch.stack([rows, columns]) - self.positives - math.log2(len(self.text) - 1)
+        return LN2 * found, LN2 * (torch.stack([row_means, column_means]) - self.positives)
 
     def _sums(self) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
         """log Σ_j 2^D_ij and log Σ_i 2^D_ij by one exponential, and E-weighted means of D; None if digits would be lost."""
@@ -217,7 +219,15 @@ class Blocks:
             if grad_text is not None:
                 grad_text.addmm_(g.T, self.image[some], beta=min(number, 1))
             self.kept.pop(number, None)
+        self.scratch = [x.new_empty(0) for x in self.scratch]
         return grad_image, grad_text
+
+    def put_away(self) -> list[Tensor | None]:
+        """The features, which these blocks then hold no more: autograd does between the passes, and knows when to let go."""
+        return [vars(self).pop(name) for name in FEATURES]
+
+    def take_up(self, features: Sequence[Tensor | None]) -> None:
+        vars(self).update(zip(FEATURES, features, strict=True))
 
     def _entries(
         self, number: int, some: slice, log_a: Tensor, log_b: Tensor, signs: tuple[Tensor, Tensor] | None
@@ -255,8 +265,12 @@ def _product(x: Tensor, y: Tensor, factor: float | Tensor, out: Tensor, beta: in
 
 
 def _affine(x: Tensor, slope: Tensor, offset: Tensor, out: Tensor) -> None:
-    """out ← slope·x + offset. Along a row both are of one element, and two passes are the faster way."""
-    if slope.shape[-1] == 1:
+    """out ← slope·x + offset. Along a row both are of one element, and two passes are the faster way.
+
+    For a single row they are the right one, too: one pass may not round the product, and `NOTHING` less its own rounded
+    product is not zero.
+    """
+    if slope.shape[-1] == 1 or len(x) == 1:
         torch.mul(x, slope, out=out).add_(offset)
     else:
         torch.addcmul(offset, x, slope, out=out)

@@ -19,7 +19,8 @@ class GlobalRisk(torch.autograd.Function):
     """(height, log û, mean of h/τ), each (2, b), of every anchor; the gradient is that of the height, ∂ log(ε + û)/∂S, in τ.
 
     The height is log(ε + u), where u is the running estimate that û has just moved: as everywhere, the weights are
-    exp(h/τ)/((B − 1)(ε + u)), detached. What other ranks know of the texts' gradient goes into the parcel.
+    exp(h/τ)/((B − 1)(ε + u)), detached. What other ranks know of the texts' gradient goes into the parcel. There is no second
+    derivative, and asking for one is an error.
     """
 
     @staticmethod
@@ -35,14 +36,17 @@ class GlobalRisk(torch.autograd.Function):
             log_means, means = blocks.log_means()
         height = heights(log_means)
         ctx.blocks, ctx.parcel = blocks, parcel
-        ctx.save_for_backward(height, log_means)
+        ctx.save_for_backward(height, log_means, *blocks.put_away())
         ctx.mark_non_differentiable(log_means, means)
         return height, log_means, means
 
     @staticmethod
     def backward(ctx, weights: Tensor, *_: Any) -> tuple[Tensor | None, ...]:  # type: ignore[no-untyped-def]
-        height, log_means = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            raise RuntimeError("the contrastive risk in blocks has no second derivative (create_graph=True)")
+        height, log_means, *features = ctx.saved_tensors
         blocks: Blocks = ctx.blocks
+        blocks.take_up(features)
         weights = weights / blocks.taus
         pull = (weights * (log_means - height).exp()).sum(0)[:, None]  # what the positives push back
         log_entry = weights.abs().log2() - LOG2E * height - blocks.positives - math.log2(len(blocks.text) - 1)
@@ -53,12 +57,14 @@ class GlobalRisk(torch.autograd.Function):
             grad_image, grad_text = blocks.gradients(
                 (log_entry[0], every[:, 0]), None if plain else (signs[0], every[:, 1]), ctx.needs_input_grad[:2]
             )
+        known = None
         if grad_image is not None:
             grad_image.addcmul_(pull, blocks.text[blocks.own], value=-1)
-        if grad_text is None:
-            return grad_image, None, None, None, None
-        ctx.parcel.content = distributed.send_to_owner(grad_text)
-        return grad_image, -pull * blocks.image, None, None, None
+        if grad_text is not None:
+            known = -pull * blocks.image
+            ctx.parcel.content = distributed.send_to_owner(grad_text)
+        blocks.put_away()
+        return grad_image, known, None, None, None
 
 
 def global_risk(pairs: Pairs, blocks: Blocks, heights: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:

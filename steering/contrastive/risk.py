@@ -19,8 +19,8 @@ from steering.dro.stochastic import StochasticRisk, tau_metrics
 def anchor_risks(risk: StochasticRisk, pairs: Pairs, budget: int = DEFAULT_BUDGET) -> tuple[Tensor, dict[str, Tensor]]:
     """Risk of each of this rank's anchors, (2, b), image anchors first, with gradient; and scalars for a log.
 
-    KL risks go in blocks, in memory linear in the batch (`blocked.py`); other divergences need all B² losses at once
-    (`naive.py`).
+    KL risks go in blocks, in memory linear in the batch (`blocked.py`); other divergences, and the proximal point, need all
+    B² losses at once (`naive.py`).
 
     Args:
         risk: its running estimates are updated; row key 2·index + direction.
@@ -30,7 +30,7 @@ def anchor_risks(risk: StochasticRisk, pairs: Pairs, budget: int = DEFAULT_BUDGE
     Raises:
         ValueError: fewer than 2 pairs over all ranks.
     """
-    if not risk.is_kl:
+    if not risk.is_kl or risk.estimator.needs_scores:
         risks, _, metrics = risk.per_row(negatives(pairs))
         return risks, metrics
     keys, sharded = anchor_keys(pairs), distributed.active()
@@ -46,7 +46,7 @@ def anchor_risks(risk: StochasticRisk, pairs: Pairs, budget: int = DEFAULT_BUDGE
     if risk.temperature.learned:
         risks = risks + learn(height.detach() + risk.radius - weight_sum * means)
     metrics = _metrics(blocks) | {"weight_sum": weight_sum.mean()} | tau_metrics(tau)
-    return risks, metrics | {"strength": torch.as_tensor(alpha, dtype=height.dtype, device=height.device)}
+    return risks, metrics | {"strength": alpha if isinstance(alpha, Tensor) else height.new_full((), alpha)}
 
 
 def info_nce_losses(pairs: Pairs, tau: Tensor, budget: int = DEFAULT_BUDGET) -> Tensor:
@@ -92,6 +92,8 @@ def _blocks(pairs: Pairs, tau: Tensor, strength: float | Tensor, budget: int) ->
     text = distributed.gather(pairs.text.detach().contiguous())
     tau = tau.to(dtype)
     taus = (tau, tau) if tau.ndim == 0 else (tau[0], distributed.gather(tau[1]))
+    needed = torch.is_grad_enabled() and (pairs.image.requires_grad or pairs.text.requires_grad)
+    budget = budget if needed else 0
     # Which path is safe is asked of the numbers, and asking would make a GPU wait: there two exponentials are always taken.
     single = image.device.type == "cpu"
     ignored = not isinstance(strength, Tensor) and strength == 0.0
@@ -108,7 +110,7 @@ def _metrics(blocks: Blocks) -> dict[str, Tensor]:
     d, positive = blocks.sampled()
     weights = d.softmax(-1)
     share = 1 / weights.square().sum(-1) / (d.shape[-1] - 1)
-    negative, count = d > NOTHING / 2, d.numel() - len(d)
+    negative, count = blocks.sample > NOTHING / 2, d.numel() - len(d)
     tau = blocks.tau if blocks.shared else blocks.tau[: len(d), None]
     h = ((d - positive) * tau).masked_fill(~negative, 0.0)
     mean = h.sum() / count

@@ -30,6 +30,8 @@ from steering.dro.tails import TotalVariation
 class MiniBatch(Estimator):
     """ν of the batch alone: what a softmax over the batch does. Biased by about (κ − 1)/2m; docs/theory.md, (16)."""
 
+    needs_scores = False
+
     def __init__(self, divergence: Divergence) -> None:
         super().__init__()
         self.divergence = divergence

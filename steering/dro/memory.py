@@ -30,6 +30,9 @@ class Estimator(nn.Module, ABC):
             (...), in units of τ.
         """
 
+    needs_scores = True
+    """False if `track` will do."""
+
     def track(self, rows: Tensor, log_g: Tensor, sharded: bool = False) -> Tensor:
         """ν after a batch of which only log û = log mean e^s is known, (...); for KL, whose ν needs no more."""
         raise NotImplementedError(f"{type(self).__name__} needs the scores themselves")
@@ -44,6 +47,7 @@ class Remembering(Estimator):
 
     kept: str
     visited: Tensor
+    needs_scores = False
 
     def __init__(self, num_rows: int, kept: str, layout: Layout | None = None) -> None:
         super().__init__()

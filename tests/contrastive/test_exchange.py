@@ -98,3 +98,10 @@ def test_the_graph_can_be_used_twice():
     torch.testing.assert_close(alone, first[0], rtol=1e-14, atol=0)
     for x, y in zip(second, first, strict=True):
         torch.testing.assert_close(x, y, rtol=1e-14, atol=0)
+
+
+def test_a_second_derivative_is_refused_and_not_wrong():
+    image, text, *guide = (side.requires_grad_(number < 2) for number, side in enumerate(sides()))
+    risks, _ = anchor_risks(StochasticRisk(2 * B, tau=0.3).double(), Pairs(image, text, torch.arange(B), *guide))
+    with pytest.raises(RuntimeError, match="has no second derivative"):
+        torch.autograd.grad(risks.mean(), (image, text), create_graph=True)

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from steering import GlobalContrastiveLoss
 from steering.contrastive import Pairs
@@ -18,6 +19,19 @@ from steering.contrastive.risk import anchor_risks
 from steering.dro.stochastic import StochasticRisk
 
 B, D = 200, 16
+
+
+class NoCopies(TorchDispatchMode):
+    """A number or a tensor that goes from the CPU to a GPU is waited for; the fake one would let it pass."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default):
+            source = args[0] if func is torch.ops.aten._to_copy.default else args[1]
+            assert source.device == out.device, f"{func}: {source.device} to {out.device}"
+        return out
+
+
 KINDS = [
     {},
     {"radius": 0.3},
@@ -38,7 +52,9 @@ def test_forward(options, guided):
     with FakeTensorMode(), torch.device("cuda"):
         risk = StochasticRisk(2 * B, tau=0.1, gamma=0.5, **options)
         image, text, *guide = features()
-        risks, metrics = anchor_risks(risk, Pairs(image, text, torch.arange(B), *(guide if guided else ())))
+        pairs = Pairs(image, text, torch.arange(B), *(guide if guided else ()))
+        with NoCopies():
+            risks, metrics = anchor_risks(risk, pairs)
         assert risks.device.type == "cuda"
         assert {x.device.type for x in metrics.values()} == {"cuda"}
 
@@ -60,7 +76,8 @@ def test_backward(individual, budget, monkeypatch):
         image, text, *guide = features()
         monkeypatch.setattr(GlobalRisk, "apply", apply)
         anchor_risks(risk, Pairs(image, text, torch.arange(B), *guide), budget)
-        gradients = GlobalRisk.backward(made[0], torch.full((2, B), 1 / (2 * B)))
+        with NoCopies():
+            gradients = GlobalRisk.backward(made[0], torch.full((2, B), 1 / (2 * B)))
         assert [g.shape for g in gradients[:2]] == [image.shape, text.shape]
 
 

@@ -30,7 +30,7 @@ def process(
     def note(width: int, size: int) -> None:
         received["features" if width in (D, REFERENCE) else "numbers"] += size
 
-    gather, scatter = dist.all_gather, dist.reduce_scatter_tensor
+    gather, scatter, swap = dist.all_gather, dist.reduce_scatter_tensor, dist.all_to_all_single
 
     def counted_gather(parts, x):
         note(x.shape[-1] if x.ndim == 2 else 0, (count - 1) * x.nbytes)
@@ -40,7 +40,12 @@ def process(
         note(own.shape[-1], (count - 1) * own.nbytes)
         return scatter(own, x, async_op=async_op)
 
+    def counted_swap(received, x):
+        note(0, x.nbytes - x.nbytes // count)
+        return swap(received, x)
+
     distributed.dist.all_gather, distributed.dist.reduce_scatter_tensor = counted_gather, counted_scatter
+    distributed.dist.all_to_all_single = counted_swap
     b = B // count
     generator = torch.Generator().manual_seed(rank)
     image, text = (F.normalize(torch.randn(b, D, generator=generator), dim=-1).requires_grad_() for _ in range(2))
@@ -89,9 +94,9 @@ def test_bytes_received_by_a_rank(count, guided, split, own, frozen, tmp_path):
         features = (4 if frozen == "text" else 8) * (count - 1) * b * D
         features += 0 if guided is None else guided.itemsize * (count - 1) * b * REFERENCE
         assert received["features"] == features
-        # Column sums (B), duals and signs (2b), rows and new estimates (2b each, 8 and 4 bytes); if each rank holds its part of
-        # the estimates alone, rows once more, and the old estimates handed to who asked.
-        numbers = 4 * B + 2 * 4 * b + 2 * (8 + 4) * b + (2 * (8 + 4) * b if split else 0)
+        # Sums of its own columns (b from each), duals and signs (2b), rows and new estimates (2b each, 8 and 4 bytes); if each
+        # rank holds its part of the estimates alone, rows once more, and the old estimates handed to who asked.
+        numbers = 4 * b + 2 * 4 * b + 2 * (8 + 4) * b + (2 * (8 + 4) * b if split else 0)
         if own:  # temperatures of texts; means of columns; four new numbers a row, and four old ones if they are split
-            numbers += 4 * b + 4 * B + 2 * (8 + 16) * b + (2 * (8 + 16) * b if split else 0)
+            numbers += 4 * b + 4 * b + 2 * (8 + 16) * b + (2 * (8 + 16) * b if split else 0)
         assert received["numbers"] == (count - 1) * numbers
