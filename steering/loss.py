@@ -166,8 +166,8 @@ class GlobalContrastiveLoss(nn.Module):
         """Loss of one batch.
 
         Args:
-            image, text: unit-norm features, (b, d) each, with gradient; at least 2 pairs over all ranks.
-            index: example numbers, int64, (b,).
+            image, text: unit-norm features, (b, d) each, with gradient; at least 2 pairs over all ranks, as many on each.
+            index: example numbers, int64, (b,). If one is there twice, which of its two new estimates stays is left open.
             reference_image, reference_text: the frozen reference's features of the same pairs, (b, d′); both or neither.
 
         Raises:

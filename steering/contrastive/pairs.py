@@ -18,7 +18,7 @@ class Pairs:
         image, text: target features, (b, d), float32 or float64, with gradient.
         reference_image, reference_text: features of the frozen reference, (b, d′), without gradient; both or neither. They
             count in the dtype of `image`; in half precision they take half of the traffic between ranks.
-        index: stable example numbers, int64, (b,).
+        index: stable example numbers, int64, (b,); each once in a batch over all ranks.
     """
 
     image: Tensor

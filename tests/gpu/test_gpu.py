@@ -18,20 +18,25 @@ def _loss_and_gradient(device, dtype=torch.float64, **options):
     features = [torch.randn(64, 32, generator=generator, dtype=dtype).to(device) for _ in range(4)]
     image, text, guide_image, guide_text = (torch.nn.functional.normalize(x, dim=-1) for x in features)
     image.requires_grad_()
+    text.requires_grad_()
     criterion = GlobalContrastiveLoss(64, tau=0.07, gamma=0.5, **options).double().to(device)
     for _ in range(2):  # the second visit reads the running estimate
         loss = criterion(image, text, torch.arange(64, device=device), guide_image, guide_text)
     loss.backward()
-    return loss.item(), image.grad.cpu()
+    slopes = [p.grad.cpu() for p in criterion.parameters() if p.grad is not None]
+    estimates = [x.cpu().double() for x in criterion.state_dict().values()]
+    return loss.item(), [image.grad.cpu(), text.grad.cpu(), *slopes, *estimates]
 
 
-@pytest.mark.parametrize("options", [{}, {"radius": 0.5}, {"radius": 0.5, "individual_tau": True}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"radius": 0.5}, {"radius": 0.5, "individual_tau": True}, {"strength": "auto"}], ids=str
+)
 def test_contrastive_loss_is_the_same_on_the_gpu(options):
-    (loss, gradient), (expected, expected_gradient) = (
-        _loss_and_gradient(device, **options) for device in ("cuda", "cpu")
-    )
+    (loss, found), (expected, numbers) = (_loss_and_gradient(device, **options) for device in ("cuda", "cpu"))
     assert loss == pytest.approx(expected, rel=1e-12)
-    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-9, atol=1e-12)
+    assert len(found) == len(numbers)
+    for x, y in zip(found, numbers, strict=True):  # gradients, slopes of log τ, running estimates
+        torch.testing.assert_close(x, y, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
