@@ -211,6 +211,16 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     ):
         if value < least:
             parser.error(f"--{name}: expected at least {least}, got {value}")
+    if options.threads is not None and options.threads < 1:
+        parser.error(f"--threads: expected at least 1, got {options.threads}")
+    if options.device not in ("cpu", "cuda"):
+        parser.error(f"--device: expected cpu or cuda, got {options.device!r}")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device: cuda, but torch finds no NVIDIA GPU here")
+    for name in ("json", "figure"):  # told before an hour of measuring, not after
+        path = getattr(options, name)
+        if path is not None and not path.absolute().parent.is_dir():
+            parser.error(f"--{name}: there is no folder {path.parent}")
     return options
 
 

@@ -39,8 +39,18 @@ def test_memory_is_that_of_the_step():
         (["speed"], "invalid choice"),
         (["contrastive", "--sizes", "1"], "--sizes: expected at least 2, got 1"),
         (["contrastive", "--rounds", "0"], "--rounds: expected at least 1"),
+        (["contrastive", "--threads", "0"], "--threads: expected at least 1"),
+        (["contrastive", "--device", "tpu"], "--device: expected cpu or cuda, got 'tpu'"),
+        (["contrastive", "--json", "nowhere/rows.json"], "--json: there is no folder nowhere"),
+        (["contrastive", "--figure", "nowhere/rows.png"], "--figure: there is no folder nowhere"),
     ],
 )
 def test_wrong_usage_is_exit_code_two(words, message, capsys):
     assert main(["benchmark", *words]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_gpu_that_is_not_there_is_told_at_once(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main(["benchmark", "contrastive", "--device", "cuda"]) == 2
+    assert "torch finds no NVIDIA GPU here" in capsys.readouterr().err
