@@ -173,9 +173,7 @@ class GlobalContrastiveLoss(nn.Module):
         Raises:
             ValueError: as in `DRRho`.
         """
-        guide = None if reference_image is None else reference_image.detach()
-        guide_text = None if reference_text is None else reference_text.detach()
-        pairs = Pairs(_wide(image), _wide(text), index, guide, guide_text)
+        pairs = Pairs(_wide(image), _wide(text), index, reference_image, reference_text)
         _require_index(index, self.num_examples)
         for name in ("image", "text", "reference_image", "reference_text"):
             if (features := getattr(pairs, name)) is not None:

@@ -80,7 +80,7 @@ class Blocks:
         self.own = slice(self.first, self.first + b)
         # Temperatures of this rank's anchors, () or (2, b).
         self.taus = self.tau if self.shared else torch.stack([self.tau, self.text_tau[self.own]])
-        self.scratch = [self.image.new_empty(0) for _ in range(3)]
+        self.scratch = [self.image.new_empty(0) for _ in range(2)]
         self.diagonal = self.image.new_empty(b)
         self.sample = self.image.new_empty(min(SAMPLE, b), B)  # the first rows of `logits`
 
@@ -129,14 +129,15 @@ class Blocks:
             self.kept.clear()
             sums = self._exact_sums()
         rows, columns, row_means, column_means = sums
+        positives = self.positives
         if distributed.active():  # every rank is told what the others have summed up in its columns
             sent = torch.stack([columns, column_means], -1) if self.with_means else columns[:, None]
             parts = distributed.swap(sent).view(-1, *sent[self.own].shape).unbind(-1)  # (K, b) each
             top = parts[0].amax(0)
             columns = (parts[0] - top).exp2().sum(0).log2() + top
             column_means = ((parts[0] - columns).exp2() * parts[-1]).sum(0) if self.with_means else row_means
-        found = torch.stack([rows, columns]) - self.positives - math.log2(len(self.text) - 1)
-        return LN2 * found, LN2 * (torch.stack([row_means, column_means]) - self.positives)
+        found = torch.stack([rows, columns]) - positives - math.log2(len(self.text) - 1)
+        return LN2 * found, LN2 * (torch.stack([row_means, column_means]) - positives)
 
     def _sums(self) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
         """log Σ_j 2^D_ij and log Σ_i 2^D_ij by one exponential, and E-weighted means of D; None if digits would be lost."""

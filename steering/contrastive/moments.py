@@ -23,12 +23,11 @@ def pair_moments(pairs: Pairs) -> Tensor:
 
     Reference cosines whose spread within the rows is that of rounding count as constant. Takes pairs with a reference.
     """
-    assert pairs.reference_image is not None
-    assert pairs.reference_text is not None
+    reference, dtype = pairs.reference(), pairs.image.dtype
+    assert reference is not None
     with torch.autocast(pairs.image.device.type, enabled=False):
         target = _Side(pairs.image.detach(), pairs.text.detach())
-        dtype = pairs.image.dtype
-        guide = _Side(pairs.reference_image.detach().to(dtype), pairs.reference_text.detach().to(dtype))
+        guide = _Side(*reference)
         covariance, variance = _products(target, guide), _products(guide, guide)
     b = len(pairs.image)
     count = torch.full_like(variance, 2.0 * b * (b * distributed.world_size() - 1))

@@ -50,11 +50,8 @@ def negatives(pairs: Pairs) -> Units:
     target = pairwise_losses(pairs.image, pairs.text)
     if target.shape[-1] < 2:
         raise ValueError(f"a contrastive batch needs at least 2 pairs over all ranks, got {target.shape[-1]}")
-    reference = None
-    if pairs.reference_image is not None and pairs.reference_text is not None:
-        with torch.no_grad():
-            sides = (side.to(target.dtype) for side in (pairs.reference_image, pairs.reference_text))
-            reference = pairwise_losses(*sides)
+    guide = pairs.reference()
+    reference = None if guide is None else pairwise_losses(*guide)
     mask = torch.ones(target.shape[1:], dtype=torch.bool, device=device)
     mask[torch.arange(b, device=device), _own_columns(b, device)] = False
     rows = 2 * pairs.index + torch.arange(2, device=device)[:, None]  # (2, b)

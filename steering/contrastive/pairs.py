@@ -41,3 +41,10 @@ class Pairs:
         shapes = tuple(self.reference_image.shape), tuple(self.reference_text.shape)
         if len(shapes[0]) != 2 or shapes[0] != shapes[1] or shapes[0][0] != len(self.image):
             raise ValueError(f"reference features must both be ({len(self.image)}, d'), got {shapes[0]}, {shapes[1]}")
+
+    def reference(self) -> tuple[Tensor, Tensor] | None:
+        """The reference's image and text features, detached and in the dtype of `image`, (b, d′) each; None without one."""
+        if self.reference_image is None or self.reference_text is None:
+            return None
+        dtype = self.image.dtype
+        return self.reference_image.detach().to(dtype), self.reference_text.detach().to(dtype)

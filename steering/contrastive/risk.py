@@ -13,7 +13,7 @@ from steering.contrastive.global_risk import global_risk
 from steering.contrastive.moments import pair_moments
 from steering.contrastive.naive import info_nce, negatives
 from steering.contrastive.pairs import Pairs
-from steering.dro.stochastic import StochasticRisk, tau_metrics
+from steering.dro.stochastic import StochasticRisk, strength_metrics, tau_metrics
 
 
 def anchor_risks(risk: StochasticRisk, pairs: Pairs, budget: int = DEFAULT_BUDGET) -> tuple[Tensor, dict[str, Tensor]]:
@@ -46,7 +46,7 @@ def anchor_risks(risk: StochasticRisk, pairs: Pairs, budget: int = DEFAULT_BUDGE
     if risk.temperature.learned:
         risks = risks + learn(height.detach() + risk.radius - weight_sum * means)
     metrics = _metrics(blocks) | {"weight_sum": weight_sum.mean()} | tau_metrics(tau)
-    return risks, metrics | {"strength": alpha if isinstance(alpha, Tensor) else height.new_full((), alpha)}
+    return risks, metrics | strength_metrics(alpha, height)
 
 
 def info_nce_losses(pairs: Pairs, tau: Tensor, budget: int = DEFAULT_BUDGET) -> Tensor:
@@ -71,12 +71,11 @@ def info_nce_losses(pairs: Pairs, tau: Tensor, budget: int = DEFAULT_BUDGET) -> 
 @torch.no_grad()
 def reference_risks(risk: StochasticRisk, pairs: Pairs) -> Tensor | None:
     """The same risk of the reference's own losses, at the target's temperature, (2, b); None without a reference."""
-    if pairs.reference_image is None or pairs.reference_text is None:
+    reference = pairs.reference()
+    if reference is None:
         return None
     tau = risk.temperature.read(anchor_keys(pairs), distributed.active())
-    image, text = (side.to(pairs.image.dtype) for side in (pairs.reference_image, pairs.reference_text))
-    own = Pairs(image, text, pairs.index)
-    log_means, _ = _blocks(own, tau, 0.0, 0).log_means()
+    log_means, _ = _blocks(Pairs(*reference, pairs.index), tau, 0.0, 0).log_means()
     return tau * torch.logaddexp(log_means, torch.full_like(log_means, risk.log_epsilon))
 
 

@@ -141,8 +141,8 @@ class StochasticRisk(nn.Module):
         weights, height, slope = self._weights(units, excess.detach(), tau, log_prior)
         surrogate = (weights * excess).sum(-1) + learn(slope)
         value = tau * (height + self.radius)
-        metrics = excess_metrics(units, excess.detach()) | weight_metrics(units, weights) | tau_metrics(tau)
-        metrics["strength"] = alpha if isinstance(alpha, Tensor) else excess.new_full((), alpha)
+        metrics = excess_metrics(units, excess.detach()) | weight_metrics(units, weights)
+        metrics |= tau_metrics(tau) | strength_metrics(alpha, excess)
         return surrogate + (value - surrogate).detach(), weights, metrics
 
     @torch.no_grad()
@@ -187,6 +187,11 @@ def weight_metrics(units: Units, weights: Tensor) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
+def strength_metrics(alpha: float | Tensor, like: Tensor) -> dict[str, Tensor]:
+    """α as a scalar of the same kind, made on its device: a copy from the CPU would make a GPU wait."""
+    return {"strength": alpha if isinstance(alpha, Tensor) else like.new_full((), alpha)}
+
+
 def tau_metrics(tau: Tensor) -> dict[str, Tensor]:
     """τ; of individual ones mean and standard deviation over the batch."""
     return {"tau": tau} if tau.ndim == 0 else {"tau": tau.mean(), "tau_deviation": tau.std(correction=0)}

@@ -60,11 +60,11 @@ class Jest(Selecting):
     @torch.no_grad()
     def select(self, losses: Units | Pairs, count: int) -> Tensor:
         assert isinstance(losses, Pairs)
-        if losses.reference_image is None or losses.reference_text is None:
+        reference = losses.reference()
+        if reference is None:
             raise SteeringError("method (jest): needs a reference")
         learner = losses.image @ losses.text.T / self.temperature()
-        guide_image, guide_text = (side.to(learner.dtype) for side in (losses.reference_image, losses.reference_text))
-        guide = (guide_image @ guide_text.T) * self.options.reference_scale
+        guide = (reference[0] @ reference[1].T) * self.options.reference_scale
         return joint_selection(learner, guide, count, self.options.chunks, self.options.temperature, self.options.top)
 
 
