@@ -13,10 +13,11 @@ from matplotlib.figure import Figure
 
 from steering.data import IndexedData
 from steering.errors import SteeringError
+from steering.reading import report_once
 from steering.storage import cache_dir
 from steering.task import Model, ModelSpec, Task
 from tasks.clip.data.glyph_data import GlyphData, glyph_retrieval
-from tasks.clip.data.held_out import ClassFolder, report_once, source_retrieval
+from tasks.clip.data.held_out import ClassFolder, source_retrieval
 from tasks.clip.data.pairs import PairData, View
 from tasks.clip.data.shards import ShardSource
 from tasks.clip.data.source import ImageTextSource

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.clip.data.held_out import report_once
+from steering.reading import report_once
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -13,21 +11,13 @@ from PIL import Image
 from torch import Tensor
 from torchvision.datasets import ImageFolder
 
-from steering import distributed
 from steering.errors import SteeringError
+from steering.reading import report_once
 from tasks.clip.data.source import ImageTextSource, Unreadable, read_image
 from tasks.clip.evaluation import RetrievalSet, gallery
 from tasks.clip.models import ClipInputs
 
 BATCH = 256
-_LOG = logging.getLogger("steering")
-
-
-@cache
-def report_once(message: str, level: int = logging.WARNING) -> None:
-    """Log a line on rank 0, once in this process: a study's runs and evaluations come back to the same data."""
-    if distributed.rank() == 0:
-        _LOG.log(level, message)
 
 
 def source_retrieval(source: ImageTextSource, label: str) -> RetrievalSet:

@@ -24,6 +24,7 @@ from PIL import Image
 from webdataset.shardlists import expand_urls
 
 from steering.errors import SteeringError
+from steering.reading import in_words
 from steering.storage import write_atomically
 from tasks.clip.data.source import (
     NO_CAPTION,
@@ -33,7 +34,6 @@ from tasks.clip.data.source import (
     Unreadable,
     clean_caption,
     decode_image,
-    name_skipped,
     pair_digest,
     read_at,
 )
@@ -87,7 +87,7 @@ class ShardSource(ImageTextSource):
         if len(self) == 0:
             raise SteeringError(
                 f"{pattern}: no sample has both an image ({', '.join(IMAGE_SUFFIXES)}) and a caption (txt, or json "
-                f"with a 'caption'); skipped: {name_skipped(self._skipped)}"
+                f"with a 'caption'); skipped: {in_words(self._skipped)}"
             )
 
     def __len__(self) -> int:
@@ -121,7 +121,7 @@ class ShardSource(ImageTextSource):
     def describe(self) -> str:
         names = [Path(file.path).name for file, _ in self._shards]
         span = names[0] if len(names) == 1 else f"{names[0]} .. {names[-1]}"
-        return f"{len(self):,} pairs in {len(names):,} tar shards ({span}); skipped: {name_skipped(self._skipped)}"
+        return f"{len(self):,} pairs in {len(names):,} tar shards ({span}); skipped: {in_words(self._skipped)}"
 
     def _locate(self, i: int) -> tuple[File, _Index, int]:
         if not 0 <= i < len(self):

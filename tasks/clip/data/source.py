@@ -9,7 +9,6 @@ import io
 import os
 import resource
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -158,8 +157,3 @@ def read_image(path: Path) -> Image.Image:
 def pair_digest(key: bytes, image_size: int, caption: str) -> bytes:
     """16 bytes that identify one pair, as a step to the fingerprint of them all."""
     return bytes.fromhex(sha256((key, str(image_size), caption)))[:16]
-
-
-def name_skipped(skipped: Mapping[str, int]) -> str:
-    """Skip counts in words, "3 no caption, 1 no image", or "nothing"."""
-    return ", ".join(f"{count:,} {reason}" for reason, count in skipped.items()) or "nothing"

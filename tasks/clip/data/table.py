@@ -14,12 +14,12 @@ import numpy as np
 from PIL import Image
 
 from steering.errors import SteeringError
+from steering.reading import in_words
 from tasks.clip.data.source import (
     NO_CAPTION,
     NO_IMAGE,
     ImageTextSource,
     clean_caption,
-    name_skipped,
     pair_digest,
     read_image,
 )
@@ -59,7 +59,7 @@ class TableSource(ImageTextSource):
             digest.update(pair_digest(os.fsencode(key), size, text))
         if not images:
             raise SteeringError(
-                f"{self._table}: none of its rows can be used; skipped: {name_skipped(self._skipped)}; "
+                f"{self._table}: none of its rows can be used; skipped: {in_words(self._skipped)}; "
                 f"images are looked up in {self._root}"
             )
         self._images, self._captions = _Strings(images), _Strings(captions)
@@ -85,7 +85,7 @@ class TableSource(ImageTextSource):
         return dict(self._skipped)
 
     def describe(self) -> str:
-        return f"{len(self):,} pairs in {self._table}; skipped: {name_skipped(self._skipped)}"
+        return f"{len(self):,} pairs in {self._table}; skipped: {in_words(self._skipped)}"
 
 
 class _Strings:
