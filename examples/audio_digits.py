@@ -23,7 +23,7 @@ from torch import nn
 from steering import IndexedData, ReferenceRisk, SteeringError, Task, Units
 from steering.data import uniform
 from steering.storage import sha256
-from steering.task import Model
+from steering.task import Evaluation, Model, scores_of
 from steering.training.checkpoint import load_weights
 
 RATE, SECONDS = 8000, 0.75
@@ -144,7 +144,4 @@ class Audio(Task):
     def evaluate(self, model, device):
         batch = self.test.batch(np.arange(len(self.test)), epoch=0)
         right = model.module(batch["wave"].to(device)).argmax(-1).cpu() == batch["label"]
-        return {"test/accuracy": right.float().mean().item()}
-
-    def figures(self, model, device):
-        return {}
+        return Evaluation({"test/accuracy": scores_of(right)})

@@ -7,9 +7,7 @@ or "command line" that set it. A value replaces what it overrides; of two overri
 from __future__ import annotations
 
 import copy
-import hashlib
 import io
-import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -44,12 +42,11 @@ from steering.task import ModelSpec, find_task  # noqa: F401
 
 _DOTTED = ("smoke_overrides", "reference.train")  # mappings whose own keys are dotted
 _NAMED = ("task", "target", "reference", "method")  # sections that `key=name` may replace
-_NOT_IN_DIGEST = ("name", "output", "smoke", "smoke_overrides", "compare")
-_NOT_IN_TRAIN_DIGEST = ("log_every", "eval_every", "save_every", "workers", "threads")
 _AT_LEAST = {
     **dict.fromkeys(("seed", "train.workers", "train.eval_every", "train.save_every"), 0),
     **dict.fromkeys(("optimizer." + key for key in ("lr", "weight_decay", "eps", "final_lr", "temperature_lr")), 0),
     **dict.fromkeys(("train." + key for key in ("samples", "batch_size", "accumulation", "log_every", "threads")), 1),
+    "jobs": 1,
 }
 
 
@@ -70,6 +67,11 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     return _finish(_read(Path(path)), _parse(overrides), "command line")
 
 
+def config_of(text: str, where: str) -> RunConfig:
+    """The config that `to_yaml` has written; `where` names it in messages."""
+    return _finish(_Tree(_spelled_out(yaml.safe_load(text)), where), (), where)
+
+
 def with_overrides(config: RunConfig, overrides: Mapping[str, Any], source: str = "overrides") -> RunConfig:
     """The same run with other values, checked anew.
 
@@ -81,28 +83,9 @@ def with_overrides(config: RunConfig, overrides: Mapping[str, Any], source: str 
     return _finish(tree, {key: literal(plain(value)) for key, value in overrides.items()}.items(), source)
 
 
-def with_method(config: RunConfig, section: Mapping[str, Any]) -> RunConfig:
-    """The same run with another method; `section` is a whole `method:` section, such as one of `compare.methods`."""
-    return with_overrides(config, {"method": section}, "method")
-
-
 def to_yaml(config: RunConfig) -> str:
     """A file that `load_config` reads back as an equal config."""
     return OmegaConf.to_yaml(OmegaConf.create(literal(plain(config))))
-
-
-def config_digest(config: RunConfig, *more: str) -> str:
-    """Hex digest (64 digits) of all that changes the result.
-
-    Left out: name, output, compare, the smoke keys, and log_every, eval_every, save_every, workers and threads of `train`. Of a
-    reference's cache only whether there is one counts. The files a config points to count by path: give their
-    fingerprints as `more`.
-    """
-    values = {key: value for key, value in plain(config).items() if key not in _NOT_IN_DIGEST}
-    values["train"] = {key: value for key, value in values["train"].items() if key not in _NOT_IN_TRAIN_DIGEST}
-    if config.reference is not None:
-        values["reference"]["cache"] = config.reference.cache is not None
-    return hashlib.sha256(json.dumps([values, *more], sort_keys=True, default=str).encode()).hexdigest()
 
 
 @dataclass
@@ -178,16 +161,41 @@ def _resolved(tree: _Tree) -> dict[str, Any]:
 
 def _built(tree: _Tree, raw: dict[str, Any]) -> RunConfig:
     check_keys(RunConfig, raw, "", tree.fail)
+    raw = raw | {"reference": _chosen_reference(tree, raw)}
     given = {"task": _task(tree, raw.get("task")), "method": _method(tree, raw.get("method"), "method")}
     config: RunConfig = typed(RunConfig, raw, "", tree.fail, given)
     for label, section in config.compare.methods.items():
-        _method(tree, section, f"compare.methods.{label}")
+        path = f"compare.methods.{label}"
+        chosen = section.get("reference") if isinstance(section, dict) else None
+        if chosen is not None and chosen not in config.references:
+            tree.fail(path, f"{path}.reference: no reference {chosen!r} in references; {nearest(str(chosen), [*config.references])}")
+        _method(tree, method_section(section), path)
     check_dotted(RunConfig, config.smoke_overrides, "smoke_overrides", tree.fail)
     if config.reference is not None:
         check_dotted(RunConfig, config.reference.train or {}, "reference.train", tree.fail)
     for path, message in _problems(config):
         tree.fail(path, message)
     return config
+
+
+def method_section(section: Any) -> Any:
+    """A method of `compare.methods` without the name of its reference."""
+    return {key: value for key, value in section.items() if key != "reference"} if isinstance(section, dict) else section
+
+
+def _chosen_reference(tree: _Tree, raw: dict[str, Any]) -> Any:
+    """The reference's section; where it is no more than the name of one of `references`, that one."""
+    section, named = raw.get("reference"), raw.get("references")
+    if not isinstance(named, dict):
+        return section
+    for label, one in named.items():
+        if not isinstance(one, dict):
+            tree.fail(f"references.{label}", f"references.{label}: expected a section such as reference:")
+        typed(ReferenceConfig, one, f"references.{label}", tree.fail)
+        check_dotted(RunConfig, one.get("train") or {}, f"references.{label}.train", tree.fail)
+    if isinstance(section, dict) and section.keys() == {"name"} and section["name"] in named:
+        return {"label": section["name"], **named[section["name"]]}
+    return section
 
 
 def _task(tree: _Tree, section: Any) -> Any:
@@ -219,8 +227,8 @@ def _name(tree: _Tree, section: Any, path: str) -> str:
     return name
 
 
-def _read(path: Path) -> _Tree:
-    """The file's values, interpolations unresolved."""
+def _read(path: Path, above: tuple[Path, ...] = ()) -> _Tree:
+    """The file's values over those of its `base:` file, interpolations unresolved."""
     try:
         text = path.read_text(encoding="utf-8")
         values = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)))
@@ -233,7 +241,26 @@ def _read(path: Path) -> _Tree:
         raise ConfigError(f"{path}: {str(error).splitlines()[0]}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected sections such as 'task:', got a list or a single value")
-    return _Tree(_spelled_out({str(key): value for key, value in values.items()}), str(path))
+    own = _spelled_out({str(key): value for key, value in values.items()})
+    base = own.pop("base", None)
+    if base is None:
+        return _Tree(own, str(path))
+    if not isinstance(base, str) or path.resolve() in above:
+        raise ConfigError(f"{path}: base: expected another config file, relative to this one, got {base!r}")
+    return _Tree(_merged(_read(path.parent / base, (*above, path.resolve())).values, own, ""), str(path))
+
+
+def _merged(base: dict[str, Any], own: dict[str, Any], path: str) -> dict[str, Any]:
+    """A config laid over its base: sections are merged, and a section with another `name` replaces the base's."""
+    found = dict(base)
+    for key, value in own.items():
+        where = f"{path}.{key}" if path else key
+        old = base.get(key)
+        merge = isinstance(old, dict) and isinstance(value, dict) and where not in ("compare.methods", *_DOTTED)
+        if merge and where in _NAMED and value.get("name", old.get("name")) != old.get("name"):
+            merge = False
+        found[key] = _merged(old, value, where) if merge else value
+    return found
 
 
 def _parse(overrides: Iterable[str]) -> Iterator[tuple[str, Any]]:
@@ -298,3 +325,5 @@ def _rules(config: RunConfig) -> Iterator[tuple[str, bool, str]]:
     yield "compare.seeds", seeds_ok, "one or more different numbers >= 0"
     labels_ok = all(label.strip() and "/" not in label for label in compare.methods)
     yield "compare.methods", labels_ok, "labels that are not empty and have no '/'"
+    baseline_ok = compare.baseline is None or compare.baseline in compare.methods
+    yield "compare.baseline", baseline_ok, f"one of {', '.join(compare.methods)}"

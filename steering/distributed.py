@@ -44,6 +44,27 @@ def gather(x: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
+def share(n: int) -> range:
+    """This rank's contiguous share of n things; the shares of all ranks, in order, are 0 .. n−1."""
+    size, own = world_size(), rank()
+    return range(own * n // size, (own + 1) * n // size)
+
+
+@torch.no_grad()
+def gather_uneven(x: Tensor) -> Tensor:
+    """Concatenate (n_r, ...) over the ranks, which may bring different numbers of rows, rank 0 first; without gradient."""
+    if not active():
+        return x
+    counts = [torch.zeros((), dtype=torch.int64, device=x.device) for _ in range(world_size())]
+    dist.all_gather(counts, torch.tensor(len(x), device=x.device))
+    longest = max(int(count) for count in counts)
+    padded = x.new_zeros(longest, *x.shape[1:])
+    padded[: len(x)] = x
+    parts = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[: int(count)] for part, count in zip(parts, counts, strict=True)])
+
+
 @torch.no_grad()
 def average_gradients(module: nn.Module) -> None:
     """Average the gradients of a small module over the ranks: what DDP does for the target, for a method's temperature."""

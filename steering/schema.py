@@ -18,6 +18,7 @@ from typing import Any, NoReturn, Union, get_args, get_origin, get_type_hints
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from steering.errors import ConfigError as ConfigError
 from steering.errors import SteeringError
 from steering.task import ModelSpec
 
@@ -25,10 +26,6 @@ MISSING: Any = "???"
 
 Fail = Callable[[str, str], NoReturn]
 """Called with the dotted key and the whole message; raises an error that also names the file."""
-
-
-class ConfigError(SteeringError):
-    """A config file or an override is wrong; the command line exits with 2."""
 
 
 @dataclass
@@ -39,6 +36,8 @@ class ReferenceConfig(ModelSpec):
     """Where its outputs are kept: null runs it live, "auto" is a folder under `output`, anything else is a folder."""
     train: dict[str, Any] | None = None
     """Dotted overrides for the run that trains the reference itself, such as `train.samples: 20000`."""
+    label: str | None = None
+    """Its name in tables and folders; null: "reference", or its key in `references`."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +106,8 @@ class CompareConfig:
     """Label in tables and figures → a `method:` section."""
     seeds: list[int] = field(default_factory=lambda: [0])
     """Seeds of each method."""
+    baseline: str | None = None
+    """Label of the method that the others are compared with; null: the first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,8 +136,16 @@ class RunConfig:
     """AdamW and its schedule."""
     train: TrainConfig
     """The loop."""
+    references: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Further references by name, each as `reference:`; `reference: NAME` chooses one, also in a method of `compare`."""
+    start: str | None = None
+    """Weights that the target starts from: a `model.safetensors`, or the folder of a finished run; null: its own."""
     compare: CompareConfig = field(default_factory=CompareConfig)
     """The study of `steering compare`."""
+    studies: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Options of other studies, by the study's name."""
+    jobs: int = 1
+    """Runs of a study that are done at the same time, in processes of their own."""
     smoke_overrides: dict[str, Any] = field(default_factory=dict)
     """Dotted key → value, applied when `smoke` is true, before the command line; empty once they are applied."""
 

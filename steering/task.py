@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import entry_points
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 import torch
-from matplotlib.figure import Figure
-from torch import nn
+from torch import Tensor, nn
 
 from steering.data import IndexedData
 from steering.errors import SteeringError
 from steering.plugins import load_file, load_module
 from steering.risk import ReferenceRisk
+from steering.runs.record import Metric, Scores
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass
@@ -44,12 +48,43 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Metric:
-    """How to show a metric."""
+class Evaluation:
+    """What an evaluation found: scores first, everything else is made of them.
 
-    percent: bool = True
-    """A share, shown in percent; else shown as it is."""
-    higher_is_better: bool = True
+    Attributes:
+        scores: name -> one number for each evaluated example, in an order that is the same for every model. The mean of each
+            is a metric of the same name, unless `metrics` says otherwise.
+        metrics: further figures: those of `of`, and what is no mean of scores (a calibration error, a worst group).
+        meaning: of metrics that are no shares of which more is better, or that are made of scores of other names; what a task's
+            `metrics` says of a name holds for the rest.
+        figures: pictures for TensorBoard.
+    """
+
+    scores: Mapping[str, Scores] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    meaning: Mapping[str, Metric] = field(default_factory=dict)
+    figures: Mapping[str, Figure] = field(default_factory=dict)
+
+    def values(self) -> dict[str, float]:
+        """Every metric: the means of the scores that stand for themselves, then the further ones."""
+        parts = {name for meaning in self.meaning.values() for name in meaning.of}
+        own = {name: score.mean() for name, score in self.scores.items() if name not in parts}
+        return {name: float(value) for name, value in (own | dict(self.metrics)).items()}
+
+    def meanings(self, styles: Mapping[str, Metric]) -> dict[str, Metric]:
+        """What each metric of `values` means; `styles` are a task's `metrics`."""
+        found = {}
+        for name in self.values():
+            shown = styles.get(name.rpartition("/")[2]) or styles.get(name.partition("/")[0], Metric())
+            shown = self.meaning.get(name, shown)
+            found[name] = replace(shown, of=(name,)) if not shown.of and name in self.scores else shown
+        return found
+
+
+def scores_of(values: Tensor, weights: Tensor | None = None) -> Scores:
+    """Scores from tensors, (n,), on any device."""
+    array = values.detach().double().cpu().numpy()
+    return Scores(array, np.ones(len(array)) if weights is None else weights.double().cpu().numpy())
 
 
 class Task(ABC):
@@ -62,7 +97,7 @@ class Task(ABC):
     may_have_groups: ClassVar[bool] = False
     """Whether its examples can belong to groups (domains, subpopulations)."""
     metrics: ClassVar[Mapping[str, Metric]] = {}
-    """How to show metrics that are no shares of which more is better, by the last part of the name, else the first."""
+    """What metrics mean that are no shares of which more is better, by the last part of the name, else the first."""
 
     risk: ReferenceRisk
     groups: tuple[str, ...] = ()
@@ -87,18 +122,16 @@ class Task(ABC):
         """The same examples under the same numbers for one model, without augmentation: what a reference cache is built on."""
 
     @abstractmethod
-    def evaluate(self, model: Model, device: torch.device) -> dict[str, float]:
-        """Metrics of a model in eval mode; names like "heldout_images/image_to_text_R@1". See `metrics` for their meaning."""
+    def evaluate(self, model: Model, device: torch.device) -> Evaluation:
+        """Scores, metrics and pictures of a model in eval mode; names like "heldout_images/image_to_text_R@1".
 
-    @abstractmethod
-    def figures(self, model: Model, device: torch.device) -> Mapping[str, Figure]:
-        """Pictures for TensorBoard on a fixed set of examples; may be empty."""
+        Every process of a run calls this, each evaluates its share of the examples (`steering.distributed.share`), and all return
+        the whole (`steering.distributed.gather_uneven`). An example that cannot be read is left out, counted and reported, never replaced.
+        """
 
-
-def weights_state(module: nn.Module) -> tuple[object, ...]:
-    """Changes whenever a parameter or buffer does: tells whether what was computed of a module still holds."""
-    tensors = [*module.parameters(), *module.buffers()]
-    return id(module), *((id(tensor), tensor._version) for tensor in tensors)
+    def held_out_data(self, model: Model) -> Mapping[str, IndexedData]:  # noqa: ARG002
+        """The evaluated examples as numbered data, by part, where the task has such: what outputs can be stored of."""
+        return {}
 
 
 def find_task(name: str) -> type[Task]:

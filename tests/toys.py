@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from steering import distributed
 from steering.contrastive.pairs import Pairs
 from steering.data import IndexedData, uniform
 from steering.errors import SteeringError
@@ -24,7 +25,7 @@ from steering.reference import LiveReference
 from steering.risk import ReferenceRisk, Units
 from steering.schema import OptimizerConfig, TrainConfig
 from steering.storage import sha256
-from steering.task import Model, ModelSpec, Task
+from steering.task import Evaluation, Model, ModelSpec, Task, scores_of
 from steering.training.loop import Job
 
 WIDTH = 6  # of every vector, and the number of classes
@@ -143,22 +144,26 @@ class Toy(Task):
         return Vectors(self.options, None, next(model.module.parameters()).dtype)
 
     @torch.no_grad()
-    def evaluate(self, model: Model, device: torch.device) -> dict[str, float]:
-        """Retrieval among the first training pairs (or accuracy), in two groups of metrics."""
+    def evaluate(self, model: Model, device: torch.device) -> Evaluation:
+        """Retrieval among the first training pairs (or likelihood), in two groups of metrics; each rank scores its share."""
         data = self.plain_data(model)
         batch = {key: value.to(device) for key, value in data.batch(np.arange(min(16, len(data))), 0).items()}
         outputs = self.risk.outputs(model.module, batch)
+        mine = distributed.share(len(batch["index"]))
         if self.options.kind == "units":
-            return {"seen/likelihood": outputs["loss"].neg().exp().mean().item()}
-        scores = outputs["image"] @ outputs["text"].T
-        right = scores.argsort(-1, descending=True) == torch.arange(len(scores), device=device)[:, None]
-        recall = {f"image_to_text_R@{k}": right[:, :k].any(-1).double().mean().item() for k in (1, 5)}
-        return {f"{group}/{name}": value for group in ("seen", "easy_split") for name, value in recall.items()}
-
-    def figures(self, model: Model, device: torch.device) -> dict[str, Figure]:  # noqa: ARG002
+            values = {"seen/likelihood": outputs["loss"][mine.start : mine.stop].neg().exp()}
+        else:
+            scores = outputs["image"][mine.start : mine.stop] @ outputs["text"].T
+            right = scores.argsort(-1, descending=True) == torch.tensor([*mine], device=device)[:, None]
+            recall = {f"image_to_text_R@{k}": right[:, :k].any(-1) for k in (1, 5)}
+            values = {f"{group}/{name}": value for group in ("seen", "easy_split") for name, value in recall.items()}
         figure = Figure(figsize=(1, 1))
         figure.subplots().plot([0, 1])
-        return {"picture": figure}
+        found = {name: scores_of(distributed.gather_uneven(value.double())) for name, value in values.items()}
+        return Evaluation(found, figures={"picture": figure})
+
+    def held_out_data(self, model: Model) -> dict[str, IndexedData]:
+        return {"first": Vectors(Options("toy", n=16), None, next(model.module.parameters()).dtype)}
 
 
 def make_job(folder: Path, *, method: str = "drrho", guided: bool = True, **changes: object) -> Job:
@@ -222,3 +227,9 @@ def write_config(folder: Path) -> Path:
     path = folder / "toy.yaml"
     path.write_text(f"{CONFIG}output: {folder}/runs\n")
     return path
+
+
+def folder_of(study: Path, label: str) -> Path:
+    """The folder of a run of a study by its label."""
+    (found,) = study.glob(f"{label}-{'[0-9a-f]' * 12}")
+    return found

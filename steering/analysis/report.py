@@ -11,18 +11,12 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from rich.cells import cell_len
-from rich.table import Table
-from rich.text import Text
-
-from steering.task import Metric
-from steering.training.log import CONSOLE
+from steering.analysis.page import Cells, Table, markdown_table, print_tables
+from steering.runs.record import SHARE, Metric
 
 Row = Mapping[str, Any]
-Cells = tuple[list[str], list[list[str]]]  # header, lines
 Styles = Mapping[str, Metric]
 CROWDED = 5  # lines, beyond which a legend inside a panel would cover some
-_SHARE = Metric()
 _COSTS = {
     "samples": "trained on",
     "drawn": "drawn",
@@ -56,8 +50,8 @@ def metric_groups(rows: Sequence[Row]) -> dict[str, list[str]]:
 
 
 def style(name: str, styles: Styles) -> Metric:
-    """How a metric is shown: by the last part of its name, else by the first."""
-    return styles.get(name.rpartition("/")[2]) or styles.get(name.partition("/")[0], _SHARE)
+    """How a metric is shown: by its name, the last part of it, else the first."""
+    return styles.get(name) or styles.get(name.rpartition("/")[2]) or styles.get(name.partition("/")[0], SHARE)
 
 
 def tables(rows: Sequence[Row], styles: Styles | None = None) -> dict[str, Cells]:
@@ -101,14 +95,26 @@ def _plain(runs: Sequence[Row], key: str) -> str:
 
 def markdown_report(rows: Sequence[Row], title: str, styles: Styles | None = None) -> str:
     """All tables in Markdown: mean ± standard error over the seeds."""
+    parts = [f"# {title}", intro(rows, styles)]
+    for name, (header, lines) in tables(rows, styles).items():
+        parts += [f"## {name}", markdown_table(header, lines)]
+    return "\n\n".join(parts) + "\n"
+
+
+def intro(rows: Sequence[Row], styles: Styles | None = None) -> str:
+    """What the numbers of the tables are."""
     plain = sorted({name.rpartition("/")[2].replace("_", " ") for name in _plain_metrics(rows, styles or {})})
     unit = f"Percent, but for {', '.join(plain)}" if plain else "Percent"
-    parts = [f"# {title}", f"{unit}; ± is one standard error over the runs' seeds."]
-    for name, (header, lines) in tables(rows, styles).items():
-        table = [header, ["---"] * len(header), *lines]
-        written = [" | ".join(cell.replace("|", "\\|") for cell in line) for line in table]
-        parts += [f"## {name}", "\n".join(f"| {line} |" for line in written)]
-    return "\n\n".join(parts) + "\n"
+    return f"{unit}; ± is one standard error over the runs' seeds."
+
+
+def page_tables(rows: Sequence[Row], styles: Styles | None = None) -> list[Table]:
+    """The tables of `tables`, as a page shows them."""
+    plain = {name.rpartition("/")[0] or "evaluation" for name in _plain_metrics(rows, styles or {})}
+    return [
+        Table(name, header, lines, percent=not (name.startswith("cost") or name in plain), best=not name.startswith("cost"))
+        for name, (header, lines) in tables(rows, styles).items()
+    ]
 
 
 def _plain_metrics(rows: Sequence[Row], styles: Styles) -> list[str]:
@@ -117,46 +123,7 @@ def _plain_metrics(rows: Sequence[Row], styles: Styles) -> list[str]:
 
 def print_results(rows: Sequence[Row], title: str, styles: Styles | None = None) -> None:
     """The same tables on the terminal; the best of each column in bold. A wide table continues in a second one below."""
-    CONSOLE.rule(Text(title))
-    plain = {name.rpartition("/")[0] or "evaluation" for name in _plain_metrics(rows, styles or {})}
-    for name, (header, lines) in tables(rows, styles).items():
-        best = _best(header, lines) if not name.startswith("cost") and len(lines) > 1 else {}
-        widths = [_width(head, [line[column] for line in lines]) for column, head in enumerate(header)]
-        for number, columns in enumerate(_fitting(widths, CONSOLE.width)):
-            table = Table(
-                title=None if number else Text(name if name.startswith("cost") or name in plain else f"{name}, %"),
-                title_justify="left",
-                title_style="bold",
-            )
-            for column in (0, *columns):
-                table.add_column(Text(header[column]), justify="right" if column else "left", width=widths[column])
-            for line in lines:
-                table.add_row(*(Text(line[c], style="bold" if line[c] == best.get(c) else "") for c in (0, *columns)))
-            CONSOLE.print(table)
-
-
-def _width(head: str, cells: Sequence[str]) -> int:
-    """Characters that keep every cell, and every word of the header, on one line."""
-    return max(cell_len(text) for text in [*head.split(), *cells])
-
-
-def _fitting(widths: Sequence[int], limit: int) -> list[list[int]]:
-    """The columns after the first in as few equal groups as fit, each beside the first, into `limit` characters."""
-    columns = range(1, len(widths))
-    for size in range(len(columns), 0, -1):
-        groups = [list(columns[start : start + size]) for start in range(0, len(columns), size)]
-        # Two blanks and a border for each column. A single column is shown however wide.
-        fits = all(sum(widths[c] + 3 for c in (0, *group)) + 1 <= limit for group in groups)
-        equal = len(columns) % size == 0 or len(columns) % size > size // 2
-        if size == 1 or (fits and equal):
-            return groups
-    return [[]]
-
-
-def _best(header: Sequence[str], lines: Sequence[Sequence[str]]) -> dict[int, str]:
-    columns = {column: [line[column] for line in lines if line[column] != "–"] for column in range(1, len(lines[0]))}
-    first = {column: min if header[column].endswith("↓") else max for column in columns}
-    return {c: first[c](cells, key=lambda cell: float(cell.split()[0])) for c, cells in columns.items() if cells}
+    print_tables(title, page_tables(rows, styles))
 
 
 def curves_figure(

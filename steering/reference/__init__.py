@@ -1,15 +1,5 @@
-"""Frozen reference models: live, or their outputs cached on disk under a fingerprint."""
+"""Frozen reference models: live, or their outputs as data that the batch carries."""
 
-from steering.reference.cache import ReferenceCache, build_cache
-from steering.reference.fingerprint import Fingerprint, weights_fingerprint
-from steering.reference.frozen import CachedReference, LiveReference, Reference
+from steering.reference.frozen import STORED, LiveReference, Reference, StoredReference
 
-__all__ = [
-    "CachedReference",
-    "Fingerprint",
-    "LiveReference",
-    "Reference",
-    "ReferenceCache",
-    "build_cache",
-    "weights_fingerprint",
-]
+__all__ = ["STORED", "LiveReference", "Reference", "StoredReference"]

@@ -1,4 +1,4 @@
-"""Who gives ℓ(θ_ref; z): a live frozen model or a cache on disk."""
+"""Who gives ℓ(θ_ref; z): a live frozen model, or outputs that were stored before and that the batch carries."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from abc import ABC, abstractmethod
 import torch
 from torch import nn
 
-from steering.reference.cache import ReferenceCache
 from steering.risk import Batch, Outputs, ReferenceRisk
 
 PREFIX = "reference_"
+STORED = "reference:"
+"""Before the names of stored outputs in a batch; see `steering.outputs.WithOutputs`."""
 
 
 class Reference(ABC):
@@ -40,12 +41,8 @@ class LiveReference(Reference):
         return self.risk.outputs(self.module, shared | own)
 
 
-class CachedReference(Reference):
-    """Outputs that `steering cache` stored, moved to the batch's device."""
-
-    def __init__(self, cache: ReferenceCache) -> None:
-        self.cache = cache
+class StoredReference(Reference):
+    """Outputs that a loader's worker read from disk: they are in the batch already, on its device."""
 
     def outputs(self, batch: Batch) -> Outputs:
-        device = batch["index"].device
-        return {key: value.to(device, non_blocking=True) for key, value in self.cache.read(batch["index"]).items()}
+        return {key.removeprefix(STORED): value for key, value in batch.items() if key.startswith(STORED)}

@@ -10,13 +10,13 @@ from pathlib import Path
 
 from matplotlib import pyplot
 from matplotlib.figure import Figure
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
+from steering.console import CONSOLE
+from steering.runs.record import read_curves
 from steering.storage import write_text
 
-CONSOLE = Console(highlight=False)
 
 
 class RunLog:
@@ -31,7 +31,7 @@ class RunLog:
     def __init__(self, folder: Path, step: int, last: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / "metrics.jsonl"
-        kept = [row for row in read_metrics(self._path) if row["step"] <= step]
+        kept = [row for row in read_curves(self._path) if row["step"] <= step]
         if step == last:
             kept = [row for row in kept if row["step"] < step or "train/loss" in row]
         text = "".join(json.dumps(row) + "\n" for row in kept)
@@ -51,19 +51,6 @@ class RunLog:
 
     def close(self) -> None:
         self._writer.close()
-
-
-def read_metrics(path: Path) -> list[dict[str, float]]:
-    """Rows of a `metrics.jsonl`; an unfinished last line is left out."""
-    if not path.is_file():
-        return []
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
-    return rows
 
 
 class ProgressLine:

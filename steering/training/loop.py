@@ -7,23 +7,21 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from steering import distributed
-from steering.data import IndexedData
 from steering.dro.duals import merged, split_state
 from steering.errors import SteeringError
-from steering.methods.registry import Method, Step
-from steering.reference.frozen import LiveReference, Reference
-from steering.schema import OptimizerConfig, TrainConfig
+from steering.methods.registry import Step
+from steering.reference.frozen import LiveReference
+from steering.runs.record import SCORES, WEIGHTS, write_scores
 from steering.storage import write_text
-from steering.task import Model, Task
+from steering.task import Evaluation
 from steering.training.checkpoint import (
     load_newest,
     load_parts,
@@ -33,6 +31,7 @@ from steering.training.checkpoint import (
     save_weights,
     write_json,
 )
+from steering.training.job import Job
 from steering.training.loader import load
 from steering.training.log import ProgressLine, RunLog
 from steering.training.optim import build_optimizer, learning_rate_factor, set_learning_rate
@@ -44,39 +43,13 @@ SMALLEST_SCALE = 2.0**-10  # fp16 halves its scale, 2^16, at every overflow: her
 _DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-@dataclass
-class Job:
-    """Everything that one training run needs.
-
-    Attributes:
-        folder: of the run: checkpoints/, TensorBoard events, metrics.jsonl, model.safetensors, result.json.
-        title: for the progress line.
-        identity: strings that say which run this is; a checkpoint with others is refused.
-        config: the run's config as YAML, kept as config.yaml beside the results; None keeps none.
-    """
-
-    folder: Path
-    title: str
-    task: Task
-    target: Model
-    reference: Reference | None
-    method: Method
-    data: IndexedData
-    optimizer: OptimizerConfig
-    train: TrainConfig
-    seed: int
-    device: torch.device
-    identity: dict[str, str] = field(default_factory=dict)
-    config: str | None = None
-
-
 def run(job: Job) -> dict[str, Any]:
     """Train to the end, from the newest checkpoint in the folder if there is one.
 
     Returns:
-        The content of result.json: metrics; samples that were trained on, drawn, scored (by a forward pass of the target that
-        is there for selection alone) and run through a live reference; seconds (of training, evaluations excluded), steps,
-        skipped; and the method's own summary.
+        The content of result.json: metrics and what they mean; samples that were trained on, drawn, scored (by a forward pass of
+        the target that is there for selection alone) and run through a live reference; seconds of training and of evaluations,
+        steps, skipped; and the method's own summary. The scores of the last evaluation are in scores.npz.
 
     Raises:
         SteeringError: the loss or its gradient is not finite, the batch does not split evenly, or the folder holds a
@@ -91,8 +64,7 @@ def run(job: Job) -> dict[str, Any]:
     progress = ProgressLine(job.title, plan.steps, start, shown=distributed.rank() == 0)
     try:
         state.train(start, log, progress)
-        metrics = state.evaluate(plan.steps, log)
-        return state.finish(metrics)
+        return state.finish(state.evaluate(plan.steps, log))
     finally:
         progress.close()
         if log is not None:
@@ -136,7 +108,7 @@ class _State:
             self.scaler.scale,
             self.batch_size // distributed.world_size() if self.pool > self.batch_size else None,
         )
-        self.seconds, self.skipped = 0.0, 0
+        self.seconds, self.evaluation_seconds, self.skipped = 0.0, 0.0, 0
         self.broken = torch.zeros((), device=job.device)  # counts steps whose loss or gradient was not finite
 
     def train(self, start: int, log: RunLog | None, progress: ProgressLine) -> None:
@@ -219,18 +191,21 @@ class _State:
         mine = torch.tensor(self.skipped, dtype=torch.float64, device=self.job.device)
         return round(distributed.mean(mine).item() * distributed.world_size())
 
-    def evaluate(self, done: int, log: RunLog | None) -> dict[str, float]:
-        """Metrics on rank 0 (the others wait), with the random state left as it was."""
-        job, metrics = self.job, {}
+    def evaluate(self, done: int, log: RunLog | None) -> Evaluation:
+        """On every rank, each with its share of the examples; the random state is left as it was."""
+        job, start = self.job, time.monotonic()
+        self.module.eval()
+        with torch.random.fork_rng(devices=[job.device] if job.device.type == "cuda" else []):
+            found = job.task.evaluate(job.target, job.device)
+        self.module.train()
+        if not isinstance(found, Evaluation):
+            raise SteeringError(f"task: {type(job.task).__name__}.evaluate must return a steering.task.Evaluation")
         if log is not None:
-            self.module.eval()
-            with torch.random.fork_rng(devices=[job.device] if job.device.type == "cuda" else []):
-                metrics = job.task.evaluate(job.target, job.device)
-                log.scalars(done, {f"eval/{name}": value for name, value in metrics.items()})
-                log.figures(done, job.task.figures(job.target, job.device))
-            self.module.train()
+            log.scalars(done, {f"eval/{name}": value for name, value in found.values().items()})
+            log.figures(done, found.figures)
         distributed.barrier()
-        return metrics
+        self.evaluation_seconds += time.monotonic() - start
+        return found
 
     def save(self, done: int) -> None:
         rng, skipped = all_random_states(self.job.device), self._all_skipped()
@@ -248,6 +223,7 @@ class _State:
                 "scaler": self.scaler.state_dict(),
                 "random": rng,
                 "seconds": self.seconds,
+                "evaluation_seconds": self.evaluation_seconds,
                 "skipped": skipped,
             }
             save_checkpoint(self.job.folder / "checkpoints", done, state)
@@ -266,7 +242,8 @@ class _State:
         self.method.load_state_dict(state["method"] | (merged(parts, self.method) if parts else {}))
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
-        self.seconds, self.skipped = state["seconds"], state["skipped"] if distributed.rank() == 0 else 0
+        self.seconds, self.evaluation_seconds = state["seconds"], state.get("evaluation_seconds", 0.0)
+        self.skipped = state["skipped"] if distributed.rank() == 0 else 0
         if len(state["random"]) == distributed.world_size():
             set_random_state(self.job.device, state["random"][distributed.rank()])
         else:
@@ -274,23 +251,26 @@ class _State:
         _LOG.info("resuming %s at step %d", self.job.folder, step)
         return step
 
-    def finish(self, metrics: dict[str, float]) -> dict[str, Any]:
+    def finish(self, found: Evaluation) -> dict[str, Any]:
         skipped, drawn = self._all_skipped(), self.plan.steps * self.pool
         live = isinstance(self.job.reference, LiveReference)
         result: dict[str, Any] = {
-            "metrics": metrics,
+            "metrics": found.values(),
+            "meaning": {name: asdict(meaning) for name, meaning in found.meanings(self.job.task.metrics).items()},
             "samples": self.plan.steps * self.batch_size,
             "drawn": drawn,
             "scored": drawn if self.pool > self.batch_size else 0,
             "reference_samples": drawn if live else 0,
             "seconds": round(self.seconds, 2),
+            "evaluation_seconds": round(self.evaluation_seconds, 2),
             "steps": self.plan.steps,
             "skipped": skipped,
             "summary": self.method.summary(),
             "identity": self.job.identity,
         }
         if distributed.rank() == 0:
-            save_weights(self.job.folder / "model.safetensors", self.module, self.job.identity)
+            write_scores(self.job.folder / SCORES, found.scores)
+            save_weights(self.job.folder / WEIGHTS, self.module, self.job.identity)
             write_json(self.job.folder / "result.json", result)
             if skipped:
                 _LOG.warning("%s: %d unreadable examples were replaced by others", self.job.folder, skipped)

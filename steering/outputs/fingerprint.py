@@ -1,4 +1,4 @@
-"""What a frozen reference *is*: its weights, its preprocessing, the data it saw, the number format. A mismatch is an error."""
+"""What stored outputs are of: a model's weights, its preprocessing, the data it saw, the number format."""
 
 from __future__ import annotations
 
@@ -13,29 +13,24 @@ from steering.storage import sha256
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """Hex digests (and names); equal fields mean the stored outputs are the ones a live run would compute."""
+    """Hex digests (and a name); equal fields mean that the stored outputs are the ones that the model would compute now."""
 
     weights: str
     inputs: str
     data: str
     dtype: str = "float32"
-    outputs: str = "losses"
+
+    def digest(self) -> str:
+        """Of all fields: names the folder."""
+        return sha256([self.weights, self.inputs, self.data, self.dtype])
 
     def require(self, wanted: Fingerprint, where: str) -> None:
-        """Raise SteeringError naming each field in which this (stored, at `where`) differs from what the run wants."""
+        """Raise SteeringError naming each field in which this (stored, at `where`) differs from what is wanted."""
         mine, theirs = asdict(self), asdict(wanted)
-        meaning = {
-            "weights": "reference weights",
-            "inputs": "preprocessing",
-            "data": "data set",
-            "dtype": "number format",
-            "outputs": "what is stored",
-        }
+        meaning = {"weights": "weights", "inputs": "preprocessing", "data": "data set", "dtype": "number format"}
         wrong = [f"{meaning[k]}: {mine[k][:12]} stored, {theirs[k][:12]} wanted" for k in mine if mine[k] != theirs[k]]
         if wrong:
-            raise SteeringError(
-                f"{where} was made for something else ({'; '.join(wrong)}); delete it or name another folder"
-            )
+            raise SteeringError(f"{where} was made for something else ({'; '.join(wrong)}); delete it")
 
 
 def weights_fingerprint(module: nn.Module) -> str:

@@ -1,0 +1,47 @@
+"""TensorBoard events of a page, written without torch."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def write_events(folder: Path, name: str, text: str, figures: Mapping[str, Figure]) -> None:
+    """One text and some pictures as an event file; earlier event files of the same name are replaced.
+
+    Args:
+        folder: becomes the run's name in TensorBoard.
+        name: tag of the text and of the first figure.
+    """
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+    from tensorboard.compat.proto.tensor_pb2 import TensorProto
+    from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
+    from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+    folder.mkdir(parents=True, exist_ok=True)
+    suffix = f".{name}"
+    for old in folder.glob(f"events.out.tfevents.*{suffix}"):
+        old.unlink()
+    plugin = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="text"))
+    words = TensorProto(
+        dtype="DT_STRING",
+        string_val=[text.encode()],
+        tensor_shape=TensorShapeProto(dim=[TensorShapeProto.Dim(size=1)]),
+    )
+    values = [Summary.Value(tag=f"{name}/text_summary", metadata=plugin, tensor=words)]
+    for key, figure in figures.items():
+        picture = io.BytesIO()
+        figure.savefig(picture, format="png", dpi=100)
+        width, height = (round(side * 100) for side in figure.get_size_inches())
+        image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=picture.getvalue())
+        values.append(Summary.Value(tag=f"{name}/{key}" if key else name, image=image))
+    writer = EventFileWriter(str(folder), filename_suffix=suffix)
+    writer.add_event(Event(wall_time=time.time(), step=0, summary=Summary(value=values)))
+    writer.close()

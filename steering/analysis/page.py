@@ -1,0 +1,174 @@
+"""A study's page: tables and figures as Markdown, PNG, JSON and TensorBoard events, and on the terminal. Needs no torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.cells import cell_len
+from rich.table import Table as Grid
+from rich.text import Text
+
+from steering.console import CONSOLE
+from steering.errors import SteeringError
+from steering.storage import write_atomically, write_text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Cells = tuple[list[str], list[list[str]]]  # header, lines
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table of a page.
+
+    Attributes:
+        name: its heading.
+        header, lines: texts; the first column names the line.
+        percent: the terminal's heading says so.
+        best: show the best of each column in bold on the terminal; less is better where the header ends in a ↓.
+        note: a sentence below it.
+    """
+
+    name: str
+    header: list[str]
+    lines: list[list[str]]
+    percent: bool = False
+    best: bool = False
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a study has to say.
+
+    Attributes:
+        name: stem of its files: NAME.md, NAME.json, NAME.png.
+        title: of the page.
+        intro: what the numbers are.
+        tables: in order.
+        rows: the same in full digits, for NAME.json.
+        figures: name -> figure; "" becomes NAME.png, others NAME-OTHER.png.
+    """
+
+    name: str
+    title: str
+    intro: str
+    tables: Sequence[Table] = ()
+    rows: Sequence[Mapping[str, Any]] = ()
+    figures: Mapping[str, Figure] = field(default_factory=dict)
+
+    def markdown(self) -> str:
+        parts = [f"# {self.title}", self.intro]
+        for table in self.tables:
+            parts += [f"## {table.name}", markdown_table(table.header, table.lines), *([table.note] if table.note else [])]
+        return "\n\n".join(parts) + "\n"
+
+
+@dataclass(frozen=True)
+class StudyFile:
+    """What `steering report` needs to draw a study again: `study-NAME.json` beside its runs."""
+
+    study: str
+    options: Mapping[str, Any]
+    title: str
+    asks: Sequence[Mapping[str, Any]]
+    schema: int = 1
+
+
+def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    table = [header, ["---"] * len(header), *lines]
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in table)
+
+
+def write_study(folder: Path, file: StudyFile, report: Report) -> None:
+    """Write a study's page and what is needed to draw it again."""
+    write_text(folder / f"study-{report.name}.json", json.dumps(asdict(file), indent=1) + "\n")
+    write_report(folder, report)
+
+
+def write_report(folder: Path, report: Report) -> None:
+    """Write NAME.json, NAME.md, the figures, and all of it for TensorBoard in a folder of the same name + "-page"."""
+    from steering.analysis.events import write_events
+
+    write_text(folder / f"{report.name}.json", json.dumps(list(report.rows), indent=1) + "\n")
+    write_text(folder / f"{report.name}.md", report.markdown())
+    for name, figure in report.figures.items():
+        _save(folder / f"{report.name}{'-' if name else ''}{name}.png", figure)
+    write_events(folder / "comparison", report.name, report.markdown(), report.figures)
+
+
+def _save(path: Path, figure: Figure) -> None:
+    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=150))
+
+
+def read_studies(folder: Path) -> list[StudyFile]:
+    """The studies of a folder. Raises SteeringError when there are none or one is damaged."""
+    found = []
+    for path in sorted(folder.glob("study-*.json")):
+        try:
+            found.append(StudyFile(**json.loads(path.read_text(encoding="utf-8"))))
+        except (ValueError, TypeError) as error:
+            raise SteeringError(f"{path} is damaged ({error}); run its study again") from error
+    if not found:
+        raise SteeringError(f"no study in {folder}: there is no study-NAME.json, which `steering study` and `steering compare` write")
+    return found
+
+
+def print_report(report: Report, folder: Path, note: str = "") -> None:
+    """The tables on the terminal, and where the files are."""
+    print_tables(f"{report.title.partition(':')[0]}{note}", report.tables)
+    figures = "".join(f"   {folder}/{report.name}{'-' if name else ''}{name}.png" for name in report.figures)
+    curves = f"   curves:{figures[2:]}" if figures else ""
+    CONSOLE.print(f"table: {folder}/{report.name}.md   rows: {folder}/{report.name}.json{curves}", soft_wrap=True)
+    CONSOLE.print(f"TensorBoard: tensorboard --logdir {folder}", soft_wrap=True)
+
+
+def print_tables(title: str, tables: Sequence[Table]) -> None:
+    """Tables under a title. One that is too wide continues in a second one below."""
+    CONSOLE.rule(Text(title))
+    for one in tables:
+        header, lines = one.header, one.lines
+        best = _best(header, lines) if one.best and len(lines) > 1 else {}
+        widths = [_width(head, [line[column] for line in lines]) for column, head in enumerate(header)]
+        for number, columns in enumerate(_fitting(widths, CONSOLE.width)):
+            grid = Grid(
+                title=None if number else Text(f"{one.name}, %" if one.percent else one.name),
+                title_justify="left",
+                title_style="bold",
+            )
+            for column in (0, *columns):
+                grid.add_column(Text(header[column]), justify="right" if column else "left", width=widths[column])
+            for line in lines:
+                grid.add_row(*(Text(line[c], style="bold" if line[c] == best.get(c) else "") for c in (0, *columns)))
+            CONSOLE.print(grid)
+        if one.note:
+            CONSOLE.print(Text(one.note))
+
+
+def _width(head: str, cells: Sequence[str]) -> int:
+    """Characters that keep every cell, and every word of the header, on one line."""
+    return max(cell_len(text) for text in [*head.split(), *cells])
+
+
+def _fitting(widths: Sequence[int], limit: int) -> list[list[int]]:
+    """The columns after the first in as few equal groups as fit, each beside the first, into `limit` characters."""
+    columns = range(1, len(widths))
+    for size in range(len(columns), 0, -1):
+        groups = [list(columns[start : start + size]) for start in range(0, len(columns), size)]
+        # Two blanks and a border for each column. A single column is shown however wide.
+        fits = all(sum(widths[c] + 3 for c in (0, *group)) + 1 <= limit for group in groups)
+        equal = len(columns) % size == 0 or len(columns) % size > size // 2
+        if size == 1 or (fits and equal):
+            return groups
+    return [[]]
+
+
+def _best(header: Sequence[str], lines: Sequence[Sequence[str]]) -> dict[int, str]:
+    columns = {column: [line[column] for line in lines if line[column] != "–"] for column in range(1, len(lines[0]))}
+    first = {column: min if header[column].endswith("↓") else max for column in columns}
+    return {c: first[c](cells, key=lambda cell: float(cell.split()[0])) for c, cells in columns.items() if cells}

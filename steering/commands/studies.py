@@ -1,0 +1,152 @@
+"""`steering study`, `compare`, `report` and `runs`: many runs and what they show. The last two need no torch."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from steering.analysis.page import Table, print_report, print_tables, read_studies, write_report
+from steering.console import in_time
+from steering.errors import ConfigError, SteeringError
+from steering.reading import user_path
+from steering.runs.record import RunRecord, read_curves
+from steering.runs.store import Started, Store, stores
+from steering.studies import Study, find_study
+
+if TYPE_CHECKING:
+    from steering.config import RunConfig
+
+
+def compare(config: RunConfig) -> None:
+    """`steering compare`: the study of that name."""
+    study("compare", config)
+
+
+def study(name: str, config: RunConfig) -> None:
+    """`steering study NAME CONFIG`: do the runs that are not finished yet, then write and print the report."""
+    from steering import distributed
+    from steering.commands.single import study_folder
+    from steering.runs.driver import carry_out
+    from steering.runs.workshop import Workshop
+    from steering.schema import plain, typed
+    from steering.training.session import session
+
+    try:
+        entry = find_study(name)
+    except SteeringError as error:
+        raise ConfigError(str(error)) from error
+    section = f"studies.{entry.name}"
+    if entry.name == "compare":
+        options = entry.options(**plain(config.compare))
+    else:
+        options = typed(entry.options, config.studies.get(entry.name, {}), section, _fail)
+    try:
+        made: Study = entry.make(options)
+    except ValueError as error:
+        raise ConfigError(f"{section}: {error}") from error
+    start = time.monotonic()
+    with session(config.device, config.train.threads) as device:
+        workshop = Workshop(Store(study_folder(config)), device)
+        report = carry_out(name, made, options, config, workshop)
+        if distributed.rank() == 0:
+            print_report(report, workshop.store.folder, f", {time.monotonic() - start:.0f} s")
+
+
+def _fail(path: str, message: str):  # type: ignore[no-untyped-def]  # noqa: ARG001
+    raise ConfigError(message)
+
+
+def report(words: Sequence[str]) -> int:
+    """`steering report FOLDER`: draw the studies of a folder again, from their records alone."""
+    parser = argparse.ArgumentParser(
+        prog="steering report",
+        description="Draw a folder's studies again from the records of their runs: no data, no task's packages, no GPU.",
+        epilog="example:\n  steering report runs/glyphs",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("folder", metavar="FOLDER", help="of a study: output/name of its config")
+    folder = user_path(parser.parse_args(words).folder)
+    store = Store(folder)
+    for file in read_studies(folder):
+        entry = find_study(file.study)
+        records = []
+        for ask in file.asks:
+            record = store.find(ask["key"])
+            if record is None:
+                raise SteeringError(f"{folder}: the run {ask['label']} of study {file.study} is not there; run the study again")
+            records.append(record.asked_as(ask["label"], ask["axes"]))
+        found = entry.make(entry.options(**file.options)).report(records, file.title)
+        write_report(folder, found)
+        print_report(found, folder)
+    return 0
+
+
+def runs(words: Sequence[str]) -> int:
+    """`steering runs FOLDER`: a table of what is there, finished and unfinished."""
+    parser = argparse.ArgumentParser(
+        prog="steering runs",
+        description="List the runs below a folder: what they are, their first metrics, what they cost, how old they are.",
+        epilog="example:\n  steering runs runs",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("folder", metavar="FOLDER", nargs="?", default="runs", help="any folder; default: runs")
+    parser.add_argument("--metrics", type=int, default=1, metavar="N", help="first metrics to show; default: 1")
+    arguments = parser.parse_args(words)
+    folder = user_path(arguments.folder)
+    found = stores(folder)
+    if not found:
+        raise SteeringError(f"no runs below {folder}")
+    for store in found:
+        print_tables(str(store.folder), [_listed(store, arguments.metrics)])
+    return 0
+
+
+def _listed(store: Store, count: int) -> Table:
+    done, begun = store.all(), store.unfinished()
+    names = list(dict.fromkeys(name for record in done for name in [*record.metrics][:count]))[: max(count, 0)]
+    header = ["run", *(name.replace("_", " ").replace("/", " ") for name in names), "samples", "time", "FLOPs", "age"]
+    lines = [_line(record, names) for record in done] + [_begun(started, names) for started in begun]
+    return Table(f"{len(done)} finished, {len(begun)} unfinished", header, lines)
+
+
+def _line(record: RunRecord, names: Sequence[str]) -> list[str]:
+    cost = record.cost
+    metrics = [_shown(record, name) for name in names]
+    flops = f"{cost.flops:.1e}" if cost.flops else "–"
+    return [record.folder.name, *metrics, f"{cost.trained:,}", in_time(cost.seconds), flops, _age(record.created)]
+
+
+def _shown(record: RunRecord, name: str) -> str:
+    if name not in record.metrics:
+        return "–"
+    percent = name in record.meaning and record.meaning[name].percent
+    return f"{100 * record.metrics[name]:.1f} %" if percent else f"{record.metrics[name]:.3f}"
+
+
+def _begun(started: Started, names: Sequence[str]) -> list[str]:
+    rows = read_curves(started.folder / "metrics.jsonl")
+    step = f"unfinished, step {rows[-1]['step']:.0f}" if rows else "unfinished"
+    return [started.folder.name, *("–" for _ in names), "–", "–", "–", step]
+
+
+def _age(created: str) -> str:
+    try:
+        seconds = (datetime.now(UTC) - datetime.fromisoformat(created)).total_seconds()
+    except ValueError:
+        return "?"
+    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(seconds, 0):.0f} s"
+
+
+def main(words: Sequence[str]) -> int:
+    """`report` or `runs`, by the first word."""
+    command = {"report": report, "runs": runs}[words[0]]
+    return command(words[1:])
+

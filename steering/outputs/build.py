@@ -1,0 +1,207 @@
+"""Computing outputs: one pass of a model in eval mode, by all ranks, resumable after a kill."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from steering import distributed
+from steering.outputs.artefact import OUTPUTS, VALID, Artefact, read_about
+from steering.outputs.fingerprint import Fingerprint
+from steering.outputs.kinds import compute
+from steering.risk import ReferenceRisk
+from steering.runs.store import readable
+from steering.storage import file_sha256, locked, write_text
+
+FLUSH_SECONDS = 10.0
+
+Batches = Callable[[int], Iterator[dict[str, Tensor]]]
+"""From a batch number on: this rank's batches, as many on every rank, the examples of all of them covering the data."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What computing outputs would take: bytes on disk, seconds on this machine, examples."""
+
+    bytes: int
+    seconds: float
+    examples: int
+
+
+def build(
+    root: Path,
+    fingerprint: Fingerprint,
+    kind: str,
+    risk: ReferenceRisk,
+    module: nn.Module,
+    batches: Batches,
+    examples: int,
+    device: torch.device,
+) -> Artefact:
+    """Stored outputs of one kind below `root`, computed if they are not there; every rank writes its batches.
+
+    What a pass has computed survives a kill, and the next call goes on from there if it has as many ranks. A tensor that another
+    kind has stored already is not stored again. An unreadable example arrives as another one's number; its own row stays marked
+    as missing. Two processes that want the same wait for each other.
+    """
+    folder = root / fingerprint.digest()[:12]
+    if distributed.rank() == 0:
+        with locked(root / f".{folder.name}.lock"):
+            return _build(folder, fingerprint, kind, risk, module, batches, examples, device)
+    return _build(folder, fingerprint, kind, risk, module, batches, examples, device)
+
+
+def estimate(
+    kind: str, risk: ReferenceRisk, module: nn.Module, batches: Batches, examples: int, steps: int, device: torch.device
+) -> Estimate:
+    """From two batches, the first of which warms up.
+
+    Args:
+        steps: batches of this rank.
+    """
+    stream = batches(0)
+    row_bytes, seconds = 0, 0.0
+    for number in range(2):
+        batch = next(stream, None)
+        if batch is None:
+            break
+        start = time.monotonic()
+        found = _arrays(kind, risk, module, batch, device)
+        seconds = time.monotonic() - start
+        row_bytes = sum(value[:1].nbytes for value in found.values()) + 1
+        if number and steps < 2:
+            break
+    return Estimate(row_bytes * examples, seconds * steps, examples)
+
+
+def _build(
+    folder: Path,
+    fingerprint: Fingerprint,
+    kind: str,
+    risk: ReferenceRisk,
+    module: nn.Module,
+    batches: Batches,
+    examples: int,
+    device: torch.device,
+) -> Artefact:
+    distributed.barrier()  # rank 0 holds the lock
+    about = _about(folder, fingerprint)
+    if kind not in about["kinds"]:
+        module.eval()
+        first = next(batches(0))
+        names = [*_arrays(kind, risk, module, first, device)]
+        if all(name in about["files"] for name in names):
+            about["kinds"][kind] = {"tensors": names, "seconds": 0.0}  # other kinds have computed them all
+        else:
+            missing = [name for name in names if name not in about["files"]]
+            seconds = _pass(folder, kind, missing, risk, module, batches, examples, device, len(first["index"]))
+            if distributed.rank() == 0:
+                _take_over(folder, about, kind, missing)
+            about["kinds"][kind] = {"tensors": names, "seconds": round(seconds, 2)}
+        if distributed.rank() == 0:
+            write_text(folder / OUTPUTS, json.dumps(about, indent=1) + "\n")
+    distributed.barrier()
+    return Artefact(folder, fingerprint, kind)
+
+
+def _about(folder: Path, fingerprint: Fingerprint) -> dict[str, Any]:
+    if (folder / OUTPUTS).is_file():
+        return read_about(folder)
+    return {"schema": 1, "fingerprint": asdict(fingerprint), "kinds": {}, "files": {}}
+
+
+def _arrays(
+    kind: str, risk: ReferenceRisk, module: nn.Module, batch: dict[str, Tensor], device: torch.device
+) -> dict[str, np.ndarray]:
+    on_device = {key: value.to(device) for key, value in batch.items()}
+    return {name: value.float().cpu().numpy() for name, value in compute(kind, risk, module, on_device).items()}
+
+
+def _pass(
+    folder: Path,
+    kind: str,
+    names: list[str],
+    risk: ReferenceRisk,
+    module: nn.Module,
+    batches: Batches,
+    examples: int,
+    device: torch.device,
+    size: int,
+) -> float:
+    """Compute the tensors into a folder of their own; returns the seconds that all tries took together.
+
+    What a killed try has done counts when it cut the data into the same batches: as many ranks, `size` examples each.
+    """
+    partial = _partial(folder, kind)
+    rank, world = distributed.rank(), distributed.world_size()
+    progress = [partial / f"done-{r}-of-{world}-by-{size}.json" for r in range(world)]
+    begun = all(path.is_file() for path in [*progress, *(partial / _file(name) for name in [*names, VALID])])
+    distributed.barrier()
+    if rank == 0 and not begun:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    distributed.barrier()
+    states = [json.loads(path.read_text()) for path in progress] if begun else []
+    done = min((state["batches"] for state in states), default=0)
+    before = max((state["seconds"] for state in states), default=0.0)
+    start = flushed = time.monotonic()
+    arrays: dict[str, np.memmap] = {}
+
+    def flush(count: int) -> None:
+        for array in arrays.values():
+            array.flush()
+        write_text(progress[rank], json.dumps({"batches": count, "seconds": before + time.monotonic() - start}))
+
+    for count, batch in enumerate(batches(done), done + 1):
+        rows = batch["index"].numpy()
+        found = {name: value for name, value in _arrays(kind, risk, module, batch, device).items() if name in names}
+        found[VALID] = np.ones(len(rows), dtype=bool)
+        for name, value in found.items():
+            if name not in arrays:
+                arrays[name] = _open(partial / _file(name), (examples, *value.shape[1:]), value.dtype, begun)
+            arrays[name][rows] = value
+        if time.monotonic() - flushed > FLUSH_SECONDS:
+            flush(count)
+            flushed = time.monotonic()
+    for array in arrays.values():
+        array.flush()
+    distributed.barrier()
+    return before + time.monotonic() - start
+
+
+def _partial(folder: Path, kind: str) -> Path:
+    return folder / f".partial-{readable(kind)}"
+
+
+def _file(name: str) -> str:
+    return f"{readable(name)}.npy"
+
+
+def _open(path: Path, shape: tuple[int, ...], dtype: np.dtype, begun: bool) -> np.memmap:
+    """The shared file of one tensor: rank 0 makes it, the others wait for it by a barrier (all ranks open the same keys)."""
+    if distributed.rank() == 0 and not (begun and path.is_file()):
+        np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape).flush()
+    distributed.barrier()
+    return np.lib.format.open_memmap(path, mode="r+")
+
+
+def _take_over(folder: Path, about: dict[str, Any], kind: str, names: list[str]) -> None:
+    """Move finished tensors from their partial folder into the artefact."""
+    partial = _partial(folder, kind)
+    if VALID in about["files"]:  # an example counts when every pass could read it
+        valid = np.load(folder / _file(VALID)) & np.load(partial / _file(VALID))
+        np.save(partial / _file(VALID), valid)
+    for name in [*names, VALID]:
+        path = folder / _file(name)
+        (partial / path.name).replace(path)
+        about["files"][name] = {"file": path.name, "bytes": path.stat().st_size, "sha256": file_sha256(path)}
+    shutil.rmtree(partial)

@@ -1,1 +1,0 @@
-"""Whole studies, each one function of a config."""

@@ -1,0 +1,217 @@
+"""The study that answers "does it help?": the same target, trained by several methods with several seeds, and the reference."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from steering.analysis.intervals import DRAWS, Bootstrap, Interval, paired_difference
+from steering.analysis.page import Report, Table
+from steering.analysis.reach import Speedup, speedup
+from steering.analysis.report import curves_figure, intro, metric_groups, page_tables, style
+from steering.errors import ConfigError
+from steering.runs.record import Metric, RunRecord
+from steering.studies import study
+
+if TYPE_CHECKING:
+    from steering.config import RunConfig
+    from steering.runs.ask import Ask
+
+REFERENCE = "reference"
+
+
+@dataclass(frozen=True)
+class CompareOptions:
+    """The `compare:` section of a config; see `steering.schema.CompareConfig`."""
+
+    methods: dict[str, dict[str, Any]] = field(default_factory=dict)
+    seeds: list[int] = field(default_factory=lambda: [0])
+    baseline: str | None = None
+
+
+@study("compare", CompareOptions)
+class Compare:
+    """Methods by seeds: tables, curves, and what each gains over the baseline."""
+
+    def __init__(self, options: CompareOptions) -> None:
+        if not options.methods:
+            raise ConfigError("compare.methods: empty; name at least one, such as `drrho: {name: drrho}`")
+        if REFERENCE in options.methods:
+            raise ConfigError(
+                "compare.methods.reference: this label is the reference's own in the tables; choose another"
+            )
+        self.options = options
+
+    def wanted(self, base: RunConfig, done: Sequence[RunRecord]) -> list[Ask]:  # noqa: ARG002
+        from steering.config import method_section, with_overrides
+        from steering.runs.ask import training
+
+        found: list[Ask] = []
+        configs = [base]
+        for label, section in self.options.methods.items():
+            other = {"reference": section["reference"]} if section.get("reference") else {}
+            steered = with_overrides(base, {"method": method_section(section), **other})
+            configs.append(steered)
+            for seed in self.options.seeds:
+                config = replace(steered, seed=seed)
+                found.append(training(config, f"{label}-seed{seed}", {"method": label, "seed": seed}))
+        return [*_references(configs), *found]
+
+    def report(self, done: Sequence[RunRecord], title: str) -> Report:
+        runs = {label: _by_seed(done, label) for label in self.options.methods}
+        rows, styles = _rows(done), {name: one for record in done for name, one in record.meaning.items()}
+        baseline = self.options.baseline or next(iter(self.options.methods))
+        steps = next(record.cost for one in runs.values() for record in one.values())
+        curves = {label: [record.curves() for record in one.values()] for label, one in runs.items()}
+        return Report(
+            name="compare",
+            title=f"{title}: {', '.join(self.options.methods)}",
+            intro=intro(rows, styles),
+            tables=[
+                *page_tables(rows, styles),
+                *_differences(runs, baseline, styles),
+                *_speedups(runs, baseline, rows, done),
+            ],
+            rows=rows,
+            figures={"": curves_figure(curves, rows, round(steps.trained / max(steps.steps, 1)), styles)},
+        )
+
+
+def _references(configs: Sequence[RunConfig]) -> list[Ask]:
+    """Every reference among the configs as a contestant: the run that trains it, or an evaluation of the weights that are given."""
+    from steering.runs.ask import evaluation, reference_label, reference_target, reference_training, renamed, trains_reference
+
+    found: dict[str, Ask] = {}
+    for config in configs:
+        if config.reference is None:
+            continue
+        label = reference_label(config.reference)
+        axes = {"method": label, "seed": None}
+        if trains_reference(config):
+            ask = renamed(reference_training(config), label, axes)
+        else:
+            ask = evaluation(reference_target(config), label, axes)
+        found.setdefault(ask.key, ask)
+    return list(found.values())
+
+
+def _by_seed(done: Sequence[RunRecord], label: str) -> dict[int, RunRecord]:
+    return {record.axes["seed"]: record for record in done if record.axes.get("method") == label}
+
+
+def _rows(done: Sequence[RunRecord]) -> list[dict[str, Any]]:
+    """A row of compare.json for each record."""
+    stored: dict[str, float] = {}
+    for record in done:
+        if record.cost.stored:
+            stored[record.parents.get(REFERENCE, "")] = record.cost.reference_seconds
+    rows = []
+    for record in done:
+        cost, row = record.cost, {"method": record.axes["method"], "seed": record.axes["seed"]}
+        if row["seed"] is not None:
+            rows.append(
+                row
+                | {
+                    "metrics": dict(record.metrics),
+                    "samples": cost.trained,
+                    "drawn": cost.drawn,
+                    "scored": cost.scored,
+                    "reference_samples": cost.reference,
+                    "seconds": cost.seconds,
+                    "flops": cost.flops,
+                    "summary": dict(record.summary),
+                }
+            )
+            continue
+        # The reference as a contestant, with the cost of training it here (if it was) and of storing its outputs.
+        trained = record.kind == "train"
+        row |= {
+            "metrics": dict(record.metrics),
+            "samples": cost.trained if trained else None,
+            "seconds": cost.seconds if trained else None,
+        }
+        seconds = stored.get(record.key, stored.get("") if not trained else None)
+        rows.append(row if seconds is None else row | {"cache_seconds": seconds})
+    return rows
+
+
+def _differences(
+    runs: Mapping[str, Mapping[int, RunRecord]], baseline: str, styles: Mapping[str, Metric]
+) -> list[Table]:
+    """For each group of metrics: every other method minus the baseline."""
+    others = [label for label in runs if label != baseline]
+    if not others:
+        return []
+    bootstrap, found = Bootstrap(), []
+    rows = [{"metrics": record.metrics} for one in runs.values() for record in one.values()]
+    for group, names in metric_groups(rows).items():
+        cells = {
+            label: [paired_difference(runs[label], runs[baseline], name, bootstrap) for name in names] for label in others
+        }
+        over = dict.fromkeys(cell.over for line in cells.values() for cell in line if cell is not None)
+        found.append(
+            Table(
+                f"{group or 'evaluation'}: difference to {baseline}",
+                ["method", *(name.rpartition("/")[2].replace("_", " ") for name in names)],
+                [
+                    [label, *(_signed(cell, style(name, styles)) for cell, name in zip(line, names, strict=True))]
+                    for label, line in cells.items()
+                ],
+                note=_note(over),
+            )
+        )
+    return found
+
+
+def _note(over: Mapping[str, None]) -> str:
+    words = {
+        "seeds and examples": f"of a bootstrap over seeds and evaluated examples, paired in both ({DRAWS:,} draws)",
+        "examples": f"of a bootstrap over the evaluated examples ({DRAWS:,} draws); another seed may differ by more",
+        "seeds": "by Student's t over the seeds, for what is no mean over examples",
+    }
+    said = [words[one] for one in over if one]
+    return f"In brackets the 95 % interval {', or '.join(said)}." if said else "One seed, and no scores: no interval."
+
+
+def _signed(cell: Interval | None, shown: Metric) -> str:
+    if cell is None:
+        return "–"
+    scale, digits = (100, 1) if shown.percent else (1, 3)
+    text = f"{scale * cell.value:+.{digits}f}"
+    return text if math.isnan(cell.low) else f"{text} [{scale * cell.low:+.{digits}f}, {scale * cell.high:+.{digits}f}]"
+
+
+def _speedups(
+    runs: Mapping[str, Mapping[int, RunRecord]],
+    baseline: str,
+    rows: Sequence[Mapping[str, Any]],
+    done: Sequence[RunRecord],
+) -> list[Table]:
+    """How many times less each method takes until it is as good as the baseline at its end; the first metric of each group."""
+    flops = {record.key: float(record.cost.flops) for record in done}
+    steering = {record.key: flops.get(record.parents.get(REFERENCE, ""), 0.0) for record in done}
+    lines = []
+    for label in runs:
+        for group, names in metric_groups(rows).items():
+            found = speedup(runs[label], runs[baseline], names[0], steering) if label != baseline else None
+            if found is not None:
+                lines.append([label, group or names[0], f"{found.reached} of {found.seeds}", *_times(found)])
+    header = ["method", "on", "seeds that get there", "× fewer samples", "× fewer seconds", "× fewer FLOPs", "with the reference's"]
+    note = (
+        f"Until an evaluation during training first reaches {baseline}'s final score of the same seed; geometric mean over the seeds, "
+        "in brackets its 95 % interval; – where not every seed gets there. The last column adds the FLOPs of training the reference and of computing its outputs."
+    )
+    return [Table(f"until as good as {baseline}", header, lines, note=note)] if lines else []
+
+
+def _times(found: Speedup) -> list[str]:
+    cells = []
+    for one in (found.samples, found.seconds, found.flops, found.with_reference):
+        if one is None or found.reached < found.seeds:  # a mean over those that get there would flatter
+            cells.append("–")
+        else:
+            interval = "" if math.isnan(one.low) else f" [{one.low:.2f}, {one.high:.2f}]"
+            cells.append(f"{one.value:.2f}{interval}")
+    return cells

@@ -1,0 +1,40 @@
+"""What one training run needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from steering.data import IndexedData
+from steering.methods.registry import Method
+from steering.reference.frozen import Reference
+from steering.schema import OptimizerConfig, TrainConfig
+from steering.task import Model, Task
+
+
+@dataclass
+class Job:
+    """Everything that one training run needs.
+
+    Attributes:
+        folder: of the run: checkpoints/, TensorBoard events, metrics.jsonl, scores.npz, model.safetensors, result.json.
+        title: for the progress line.
+        identity: strings that say which run this is; a checkpoint with others is refused.
+        config: the run's config as YAML, kept as config.yaml beside the results; None keeps none.
+    """
+
+    folder: Path
+    title: str
+    task: Task
+    target: Model
+    reference: Reference | None
+    method: Method
+    data: IndexedData
+    optimizer: OptimizerConfig
+    train: TrainConfig
+    seed: int
+    device: torch.device
+    identity: dict[str, str] = field(default_factory=dict)
+    config: str | None = None
