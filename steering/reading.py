@@ -6,6 +6,7 @@ House rule: every reader counts all three and says so in one line; an evaluation
 from __future__ import annotations
 
 import logging
+import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,8 +19,11 @@ _LOG = logging.getLogger("steering")
 
 
 def user_path(path: str | Path) -> Path:
-    """A path from a config or an argument, with `~` and `~name` at its start replaced by the home folder, as a shell does."""
-    return Path(path).expanduser()
+    """A path from a config or an argument, with `~` and `~name` at its start replaced by the home folder, as a shell does.
+
+    Where no such user is known the path stays as it is; `Path.expanduser` would raise RuntimeError.
+    """
+    return Path(os.path.expanduser(path))
 
 
 @dataclass
