@@ -107,7 +107,7 @@ def _found(path: str, tally: Tally) -> list[Path]:
         if len(folders) == len(found) or (folder / "dataset_dict.json").is_file():
             raise IsADirectoryError(folder_hint(folder))
     if folders and "**" not in path:  # which goes into them
-        tally.left_out["folders"] += len(folders)
+        tally.left_out["folder(s)"] += len(folders)
     return [file for file in found if file not in folders]
 
 

@@ -93,7 +93,7 @@ def corrupted(blocks: Blocks, share: Mapping[int, float], choices: int | np.ndar
         share: domain number -> probability that a token is replaced.
         choices: numbers of tokens, such as `Tokens.ordinary`; an int stands for those below it.
     """
-    drawn = np.arange(choices) if isinstance(choices, int) else choices
+    drawn = choices if isinstance(choices, np.ndarray) else np.arange(choices)
     tokens = blocks.tokens.copy()
     for domain, value in share.items():
         rows = np.flatnonzero(blocks.domain == domain)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from steering.errors import SteeringError
-from steering.reading import Tally, user_path
+from steering.reading import Tally, in_words, user_path
 from tasks.language.decoding import MARK, PACKED, decoded, universal
 from tasks.language.tokens import whole
 
@@ -50,7 +50,7 @@ def find(path: str, tally: Tally) -> list[Path]:
     found = {os.path.realpath(file): Path(file) for file in reversed(matched)}
     _count(tally, "file(s) under a second name", len(matched) - len(found))
     if not found:
-        raise FileNotFoundError("no such file" + (", but hidden ones" if tally.left_out["hidden file(s)"] else ""))
+        raise FileNotFoundError("no such file" + (f"; hidden: {in_words(tally.left_out)}" if tally.left_out else ""))
     return sorted(found.values(), key=str)
 
 
@@ -124,6 +124,8 @@ def _lines(text: str, column: str, tally: Tally) -> Iterator[str]:
             raise ValueError(f"line {number} is not UTF-8")
         try:
             row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"line {number} is no JSON: {error.msg}, column {error.colno}") from error
         except (ValueError, RecursionError) as error:
             raise ValueError(f"line {number} is no JSON: {error}") from error
         yield from _entry(row, column, f"line {number}", tally)
@@ -155,6 +157,8 @@ def _entry(row: object, column: str, where: str, tally: Tally) -> Iterator[str]:
             keys = ", ".join(map(repr, [*row][:8])) or "none"
             raise ValueError(f"{where} has no text {column!r}; its keys: {keys}")
         row, where = row[column], f"{where}: {column!r}"
+    elif not (row is None or isinstance(row, str)):
+        raise ValueError(f"{where} is of type {type(row).__name__}, expected an object with a text {column!r}")
     if (kept := taken(row, tally, where)) is not None:
         yield kept
 

@@ -13,7 +13,7 @@ from steering.errors import SteeringError
 from steering.reading import user_path
 from steering.task import Model, ModelSpec
 from steering.training.checkpoint import load_weights
-from tasks.language.tokens import Tokens, folder_or_hub
+from tasks.language.tokens import Tokens, folder_or_hub, reason
 
 # What `transformers` raises for configs and weights that it cannot read or that do not fit.
 _UNBUILDABLE = (
@@ -37,25 +37,25 @@ def build_causal(spec: ModelSpec, tokens: Tokens, length: int) -> Model:
 
     `name` is a JSON file with a `transformers` config ("model_type" and its keys; `vocab_size` and the special tokens are set
     from the tokenizer), or a folder or hub name whose config is used. `options` change keys of the config. `pretrained` is
-    what `from_pretrained` takes, or "name" for the model's own.
+    what `from_pretrained` takes, or "name" for the model's own. A path may begin with `~`.
 
     Raises:
         SteeringError: no such model or weights, a vocabulary smaller than the tokenizer's, or a context shorter than a block.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    path = user_path(spec.name)
+    path, source = user_path(spec.name), spec.name
     try:
         if spec.pretrained is not None:
-            source = folder_or_hub(spec.name if spec.pretrained == "name" else spec.pretrained)
-            model = AutoModelForCausalLM.from_pretrained(source, **spec.options)
+            source = spec.name if spec.pretrained == "name" else spec.pretrained
+            model = AutoModelForCausalLM.from_pretrained(folder_or_hub(source), **spec.options)
         else:
             config = _config(path, tokens, spec.options) if path.suffix.lower() == ".json" else None
             if config is None:
                 config = AutoConfig.from_pretrained(folder_or_hub(spec.name), **spec.options)
             model = AutoModelForCausalLM.from_config(config)
     except _UNBUILDABLE as error:
-        raise SteeringError(f"target: cannot build the language model {spec.name!r}: {_line(error)}") from error
+        raise SteeringError(f"target: cannot build the language model {source!r}: {reason(source, error)}") from error
     size = model.config.vocab_size
     if size < tokens.size:
         raise SteeringError(f"target: {spec.name!r} knows {size} tokens, the tokenizer makes {tokens.size}")
@@ -87,8 +87,3 @@ def _config(path: Path, tokens: Tokens, options: dict[str, Any]) -> Any:
     special = {"vocab_size": tokens.size, "bos_token_id": tokens.end, "eos_token_id": tokens.end}
     values = {**special, **values, **options}
     return AutoConfig.for_model(values.pop("model_type"), **values)
-
-
-def _line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

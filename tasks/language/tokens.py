@@ -36,6 +36,13 @@ def folder_or_hub(name: str) -> str:
     return name
 
 
+def reason(name: str, error: Exception) -> str:
+    """The first line of what `from_pretrained` raised, which speaks of the hub alone where a folder may have been meant."""
+    line = str(error).strip().partition("\n")[0] or type(error).__name__
+    there = user_path(name).exists() or line.startswith("no such folder")
+    return line if there else f"no such folder; as a hub name: {line}"
+
+
 class Tokens(ABC):
     """A tokenizer.
 
@@ -85,8 +92,7 @@ class Pretrained(Tokens):
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(folder_or_hub(name))
         except Exception as error:  # the library raises plain Exception, and many others, for what it cannot read
-            reason = str(error).strip().partition("\n")[0] or type(error).__name__
-            raise SteeringError(f"task.tokenizer: cannot load {name!r}: {reason}") from error
+            raise SteeringError(f"task.tokenizer: cannot load {name!r}: {reason(name, error)}") from error
         end = self._tokenizer.eos_token_id
         if end is None:
             raise SteeringError(f"task.tokenizer: {name!r} has no end-of-sequence token")
