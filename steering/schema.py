@@ -18,17 +18,13 @@ from typing import Any, NoReturn, Union, get_args, get_origin, get_type_hints
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from steering.errors import SteeringError
+from steering.errors import ConfigError, SteeringError  # noqa: F401  (ConfigError for the callers)
 from steering.task import ModelSpec
 
 MISSING: Any = "???"
 
 Fail = Callable[[str, str], NoReturn]
 """Called with the dotted key and the whole message; raises an error that also names the file."""
-
-
-class ConfigError(SteeringError):
-    """A config file or an override is wrong; the command line exits with 2."""
 
 
 @dataclass

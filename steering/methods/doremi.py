@@ -20,7 +20,7 @@ class DoremiOptions:
     step: float = 1.0
     """η of the exponentiated gradient a ← a·exp(η·s) on the domains' scores s = mean [ℓ − ℓ_ref]_+."""
     smoothing: float = 1e-3
-    """c in a ← (1 − c)·a + c/k: every one of the k domains keeps at least c/k."""
+    """c in a ← (1 − c)·a + c/k: every one of the k domains that have examples keeps at least c/k."""
 
 
 class Doremi(Method):
@@ -34,6 +34,9 @@ class Doremi(Method):
         self.weights = GroupWeights(len(groups), step=options.step, smoothing=options.smoothing)
 
     def start_epoch(self, epoch: int) -> None: ...
+
+    def without_groups(self, groups: Sequence[int]) -> None:
+        self.weights.without(groups)
 
     def forward(self, losses: Units | Pairs) -> Step:
         assert isinstance(losses, Units)

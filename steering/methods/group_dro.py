@@ -38,6 +38,9 @@ class GroupDro(Method):
 
     def start_epoch(self, epoch: int) -> None: ...
 
+    def without_groups(self, groups: Sequence[int]) -> None:
+        self.weights.without(groups)
+
     def forward(self, losses: Units | Pairs) -> Step:
         assert isinstance(losses, Units)
         items, groups = items_of_groups(losses, losses.excess(self.strength), "group_dro")
