@@ -55,5 +55,9 @@ class Doremi(Method):
 
 @register("doremi", DoremiOptions, units=("example", "token", "sequence"), groups=True)
 def build(options: DoremiOptions, num_examples: int, groups: Sequence[str]) -> Method:  # noqa: ARG001
-    """DoReMi: domains weighted by clipped excess loss; the mean weights are a data mix."""
+    """DoReMi: domains weighted by clipped excess loss; the mean weights are a data mix.
+
+    Formula: Σ_d a_d·L_d, a_d ← a_d·exp(η·s_d) and normalised, a ← (1 − c)·a + c/k, where s_d is the mean of [ℓ − ℓ_ref]₊
+    Source: arXiv 2305.10429
+    """
     return Doremi(options, groups)
