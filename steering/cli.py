@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
 import importlib
 import io
 import json
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from steering.errors import SteeringError
+from steering.errors import ConfigError, SteeringError
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,13 @@ _COMMANDS = {
 }
 
 
+_WITHOUT_CONFIG = {
+    "methods": "every method and the tasks that it fits, or the keys of one",
+    "benchmark": "time and memory of the contrastive losses here",
+}
+_KNOWN = (*_COMMANDS, *_WITHOUT_CONFIG)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; never raises.
 
@@ -67,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the words after `steering`; None takes them from the process.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    if words[:1] in (["benchmark"], ["methods"]):
+    if words and words[0] in _WITHOUT_CONFIG:
         return _without_config(words[0], words[1:])
     try:
         with contextlib.nullcontext() if _first() else contextlib.redirect_stderr(io.StringIO()):
@@ -80,8 +88,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         _report("steering: interrupted")
         return 130
     except SteeringError as error:
-        from steering.config import ConfigError
-
         _report(f"steering: error: {error}")
         _tell_torchrun(f"steering: error: {error}")
         return 2 if isinstance(error, ConfigError) else 1
@@ -122,6 +128,11 @@ def _execute(command: str, config: str, overrides: list[str]) -> None:
 def _parsed(argv: Sequence[str] | None) -> tuple[str, str, list[str]]:
     """Sub-command, config file and overrides."""
     parser = _parser()
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words and not words[0].startswith("-") and words[0] not in _KNOWN:
+        near = difflib.get_close_matches(words[0], _KNOWN, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(_KNOWN)}"
+        parser.error(f"argument COMMAND: invalid choice: {words[0]!r}; {hint}")
     arguments, dashed = parser.parse_known_args(argv)
     if dashed:
         hint = "overrides have no dashes" if "=" in dashed[0] else "the only option is --help"
@@ -152,9 +163,11 @@ def _parser() -> argparse.ArgumentParser:
             allow_abbrev=False,
         )
         sub.add_argument("config", metavar="CONFIG.yaml", help="the run's config file")
-        sub.add_argument("overrides", metavar="key=value", nargs="*", help="override of a config value, dotted: a.b=c")
-    commands.add_parser("methods", help="every method and the tasks that it fits: `steering methods --help`")
-    commands.add_parser("benchmark", help="time and memory of the contrastive losses here: `steering benchmark --help`")
+        sub.add_argument(
+            "overrides", metavar="key=value", nargs="*", default=[], help="override of a config value, dotted: a.b=c"
+        )
+    for name, summary in _WITHOUT_CONFIG.items():
+        commands.add_parser(name, help=f"{summary}: `steering {name} --help`")
     return parser
 
 

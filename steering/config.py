@@ -8,22 +8,21 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import io
 import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import reduce
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml  # type: ignore[import-untyped]
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from steering.errors import SteeringError
 from steering.methods import find_method, registered
+from steering.reading import user_path
 from steering.schema import (  # noqa: F401  (the dataclasses are for the callers)
     MISSING,
     CompareConfig,
@@ -41,6 +40,8 @@ from steering.schema import (  # noqa: F401  (the dataclasses are for the caller
     typed,
 )
 from steering.task import ModelSpec, find_task  # noqa: F401
+from steering.values import quote_it, shown
+from steering.yaml_text import read_sections, read_value
 
 _DOTTED = ("smoke_overrides", "reference.train")  # mappings whose own keys are dotted
 _NAMED = ("task", "target", "reference", "method")  # sections that `key=name` may replace
@@ -67,7 +68,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         ConfigError: names the key, what was expected, and the file (or "command line").
     """
-    return _finish(_read(Path(path)), _parse(overrides), "command line")
+    return _finish(_read(user_path(path)), _parse(overrides), "command line")
 
 
 def with_overrides(config: RunConfig, overrides: Mapping[str, Any], source: str = "overrides") -> RunConfig:
@@ -204,36 +205,33 @@ def _method(tree: _Tree, section: Any, path: str) -> MethodConfig:
     try:
         entry = find_method(name)
     except SteeringError as error:
-        known = f"{path}.name: no method {name!r}; {nearest(name, [*registered()])}"
+        known = f"{path}.name: no method {name!r}; {nearest(name, [*registered()], keys=False)}"
         tree.fail(f"{path}.name", str(error).replace("method.name", f"{path}.name", 1) if ":" in name else known)
     options = {key: value for key, value in section.items() if key != "name"}
+    own = {option.name for option in fields(entry.options)}
+    for key in (key for key in options if key not in own):
+        others = [other for other, found in registered().items() if key in {f.name for f in fields(found.options)}]
+        if others:
+            tree.fail(f"{path}.{key}", f"{path}.{key} is a key of {', '.join(others)}, not of {name}")
     return MethodConfig(name, typed(entry.options, options, path, tree.fail))
 
 
 def _name(tree: _Tree, section: Any, path: str) -> str:
     """The `name` of a section that chooses a plug-in."""
     name = section.get("name") if isinstance(section, dict) else None
+    if isinstance(section, bool | int | float):  # such as `method: no`
+        tree.fail(path, f"{path}: expected a section or a name, got {shown(section)}{quote_it(section)}")
     if not isinstance(name, str) or name == MISSING:
-        got = " is missing; expected str" if name in (None, MISSING) else f": expected str, got {name!r}"
+        got = (
+            " is missing; expected str" if name in (None, MISSING) else f": expected str, got {name!r}{quote_it(name)}"
+        )
         tree.fail(f"{path}.name", f"{path}.name{got}")
     return name
 
 
 def _read(path: Path) -> _Tree:
     """The file's values, interpolations unresolved."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        values = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)))
-    except OSError as error:
-        raise ConfigError(f"cannot read the config {path}: {error.strerror}") from error
-    except yaml.MarkedYAMLError as error:
-        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ConfigError(f"{path}{line}: not valid YAML: {error.problem}") from error
-    except (UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError(f"{path}: {str(error).splitlines()[0]}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected sections such as 'task:', got a list or a single value")
-    return _Tree(_spelled_out({str(key): value for key, value in values.items()}), str(path))
+    return _Tree(_spelled_out(read_sections(path)), str(path))
 
 
 def _parse(overrides: Iterable[str]) -> Iterator[tuple[str, Any]]:
@@ -241,10 +239,7 @@ def _parse(overrides: Iterable[str]) -> Iterator[tuple[str, Any]]:
         key, equals, value = text.partition("=")
         if not equals or not all(part.strip() == part != "" for part in key.split(".")):
             raise ConfigError(f"command line: {text!r} is no override; write key=value, such as train.batch_size=64")
-        try:
-            yield key, OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))["value"]  # type: ignore[index, call-overload]
-        except (yaml.YAMLError, OmegaConfBaseException) as error:
-            raise ConfigError(f"command line: {key}: cannot read the value {value!r}; quote it as in YAML") from error
+        yield key, read_value(value, key)
 
 
 def _split(key: str) -> list[str]:

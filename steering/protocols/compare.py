@@ -11,7 +11,7 @@ from torch.utils.tensorboard import SummaryWriter
 from steering import distributed
 from steering.analysis.report import curves_figure, markdown_report, print_results
 from steering.config import RunConfig, with_overrides
-from steering.errors import SteeringError
+from steering.errors import ConfigError
 from steering.protocols.single import (
     cached_reference,
     evaluated_row,
@@ -36,14 +36,12 @@ def compare(config: RunConfig) -> None:
     Writes compare.json, compare.md and compare.png into output/name, beside the runs' folders.
 
     Raises:
-        SteeringError: `compare.methods` is empty, or names one "reference".
+        ConfigError: `compare.methods` is empty, or names one "reference".
     """
     if not config.compare.methods:
-        raise SteeringError("compare.methods: empty; name at least one, such as `drrho: {name: drrho}`")
+        raise ConfigError("compare.methods: empty; name at least one, such as `drrho: {name: drrho}`")
     if "reference" in config.compare.methods:
-        raise SteeringError(
-            "compare.methods.reference: this label is the reference's own in the tables; choose another"
-        )
+        raise ConfigError("compare.methods.reference: this label is the reference's own in the tables; choose another")
     with session(config.device, config.train.threads) as device:
         start = time.monotonic()
         runs = {

@@ -12,8 +12,9 @@ import torch
 from steering import distributed
 from steering.analysis.report import print_results
 from steering.config import RunConfig, config_digest, to_yaml, with_overrides
-from steering.errors import SteeringError
+from steering.errors import ConfigError, SteeringError
 from steering.methods import Method, build_method, find_method
+from steering.reading import user_path
 from steering.reference import (
     CachedReference,
     Fingerprint,
@@ -35,7 +36,7 @@ _LOG = logging.getLogger("steering")
 
 def study_folder(config: RunConfig) -> Path:
     """Where everything of a config goes: output/name, or output/name-smoke, so that a trial never stands in a real run's way."""
-    return Path(config.output) / (f"{config.name}-smoke" if config.smoke else config.name)
+    return user_path(config.output) / (f"{config.name}-smoke" if config.smoke else config.name)
 
 
 def run_folder(config: RunConfig, label: str | None = None) -> Path:
@@ -78,11 +79,14 @@ def cache(config: RunConfig) -> None:
     """`steering cache`: run the reference once over the training data and keep its outputs."""
     with session(config.device, config.train.threads) as device:
         if config.reference is None:
-            raise SteeringError("reference: the config names none, so there is nothing to cache")
+            raise ConfigError("reference: the config names none, so there is nothing to cache")
         task = fitting_task(config)
         found = cached_reference(config, task, *reference_model(config, task, device), device)
         if distributed.rank() == 0:
-            CONSOLE.print(f"{len(found)} examples cached in {found.folder} ({found.seconds:.1f} s)")
+            missing = f", {found.missing:,} could not be read" if found.missing else ""
+            CONSOLE.print(
+                f"{len(found) - found.missing} examples cached in {found.folder} ({found.seconds:.1f} s){missing}"
+            )
 
 
 def train_run(config: RunConfig, folder: Path, title: str, device: torch.device) -> dict[str, Any]:
@@ -109,7 +113,8 @@ def train_run(config: RunConfig, folder: Path, title: str, device: torch.device)
     if done is not None:
         return done
     distributed.barrier()  # nobody may find a result that another rank has just written
-    method = build_method(config.method.name, config.method.options, len(data), task.groups)
+    counts = data.group_counts(len(task.groups))
+    method = build_method(config.method.name, config.method.options, len(data), task.groups, counts)
     return run(
         Job(
             folder=folder,
@@ -149,12 +154,13 @@ class _Guide:
 
 
 def fitting_task(config: RunConfig) -> Task:
-    """The config's task, set up for its method; SteeringError when the two do not fit."""
+    """The config's task, set up for its method; ConfigError when the two do not fit, or an option is out of range."""
+    method = _small_method(config)  # before the data are opened, which may take a while
     task = find_task(config.task.name)(config.task)
     objection = find_method(config.method.name).objection(task.risk.unit, bool(task.groups))
     if objection is not None:
-        raise SteeringError(f"method.name: {config.method.name} {objection} (task {config.task.name})")
-    task.risk.with_logits = _small_method(config).needs_logits
+        raise ConfigError(f"method.name: {config.method.name} {objection} (task {config.task.name})")
+    task.risk.with_logits = method.needs_logits
     return task
 
 
@@ -164,10 +170,10 @@ def _small_method(config: RunConfig) -> Method:
 
 
 def method_uses_reference(config: RunConfig) -> bool:
-    """Whether the method asks for a reference; SteeringError when it does and the config has none."""
+    """Whether the method asks for a reference; ConfigError when it does and the config has none."""
     uses = _small_method(config).uses_reference
     if uses and config.reference is None:
-        raise SteeringError(f"method.name: {config.method.name} needs a reference; add a reference: section")
+        raise ConfigError(f"method.name: {config.method.name} needs a reference; add a reference: section")
     return uses
 
 
@@ -208,7 +214,7 @@ def cached_reference(config: RunConfig, task: Task, model: Model, weights: str, 
     where = config.reference.cache
     kind = "with logits" if task.risk.with_logits else "losses"
     name = "reference-cache-logits" if task.risk.with_logits else "reference-cache"
-    folder = study_folder(config) / name if where in (None, "auto") else Path(str(where))
+    folder = study_folder(config) / name if where in (None, "auto") else user_path(str(where))
     wanted = Fingerprint(weights, model.inputs_fingerprint, data.fingerprint(), outputs=kind)
     if (folder / "cache.json").is_file():
         return ReferenceCache(folder, wanted)

@@ -55,6 +55,7 @@ class ReferenceCache:
                 )
             self._arrays[key] = np.load(path, mmap_mode="r", allow_pickle=False)
         self._valid = self._arrays.pop("valid")
+        self.missing = int((~self._valid).sum())  # examples that could not be read
 
     def __len__(self) -> int:
         return len(self._valid)

@@ -10,20 +10,31 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from steering.data import IndexedData
+from steering.errors import SteeringError
 
 CHUNK = 512
 
 
 @torch.no_grad()
 def predict(module: nn.Module, data: IndexedData, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Probabilities, (n, C), labels, (n,), and groups, (n,) or None, on the CPU; the module's mode is left as it is."""
+    """Probabilities, (n, C), labels, (n,), and groups, (n,) or None, on the CPU; the module's mode is left as it is.
+
+    n counts the examples that the data deliver: those that cannot be read are left out.
+
+    Raises:
+        SteeringError: not one can be read.
+    """
     found: dict[str, list[Tensor]] = {"probability": [], "label": [], "group": []}
     for start in range(0, len(data), CHUNK):
         batch = data.batch(np.arange(start, min(start + CHUNK, len(data))), 0)
+        if not len(batch["label"]):
+            continue
         found["probability"].append(module(batch["image"].to(device)).float().softmax(-1).cpu())
         found["label"].append(batch["label"])
         if "group" in batch:
             found["group"].append(batch["group"])
+    if not found["label"]:
+        raise SteeringError(f"task.data: none of the {len(data)} images to evaluate can be read")
     groups = torch.cat(found["group"]) if found["group"] else None
     return torch.cat(found["probability"]), torch.cat(found["label"]), groups
 
