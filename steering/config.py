@@ -7,21 +7,18 @@ or "command line" that set it. A value replaces what it overrides; of two overri
 from __future__ import annotations
 
 import copy
-import io
-import math
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import reduce
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml  # type: ignore[import-untyped]
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from steering.errors import SteeringError
 from steering.methods import find_method, registered
+from steering.ranges import problems
+from steering.reading import user_path
 from steering.schema import (  # noqa: F401  (the dataclasses are for the callers)
     MISSING,
     CompareConfig,
@@ -39,15 +36,11 @@ from steering.schema import (  # noqa: F401  (the dataclasses are for the caller
     typed,
 )
 from steering.task import ModelSpec, find_task  # noqa: F401
+from steering.values import quote_it, shown
+from steering.yaml_text import read_sections, read_value
 
 _DOTTED = ("smoke_overrides", "reference.train")  # mappings whose own keys are dotted
 _NAMED = ("task", "target", "reference", "method")  # sections that `key=name` may replace
-_AT_LEAST = {
-    **dict.fromkeys(("seed", "train.workers", "train.eval_every", "train.save_every"), 0),
-    **dict.fromkeys(("optimizer." + key for key in ("lr", "weight_decay", "eps", "final_lr", "temperature_lr")), 0),
-    **dict.fromkeys(("train." + key for key in ("samples", "batch_size", "accumulation", "log_every", "threads")), 1),
-    "jobs": 1,
-}
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -64,7 +57,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         ConfigError: names the key, what was expected, and the file (or "command line").
     """
-    return _finish(_read(Path(path)), _parse(overrides), "command line")
+    return _finish(_read(user_path(path)), _parse(overrides), "command line")
 
 
 def config_of(text: str, where: str) -> RunConfig:
@@ -173,7 +166,7 @@ def _built(tree: _Tree, raw: dict[str, Any]) -> RunConfig:
     check_dotted(RunConfig, config.smoke_overrides, "smoke_overrides", tree.fail)
     if config.reference is not None:
         check_dotted(RunConfig, config.reference.train or {}, "reference.train", tree.fail)
-    for path, message in _problems(config):
+    for path, message in problems(config):
         tree.fail(path, message)
     return config
 
@@ -212,42 +205,39 @@ def _method(tree: _Tree, section: Any, path: str) -> MethodConfig:
     try:
         entry = find_method(name)
     except SteeringError as error:
-        known = f"{path}.name: no method {name!r}; {nearest(name, [*registered()])}"
+        known = f"{path}.name: no method {name!r}; {nearest(name, [*registered()], keys=False)}"
         tree.fail(f"{path}.name", str(error).replace("method.name", f"{path}.name", 1) if ":" in name else known)
     options = {key: value for key, value in section.items() if key != "name"}
+    own = {option.name for option in fields(entry.options)}
+    for key in (key for key in options if key not in own):
+        others = [other for other, found in registered().items() if key in {f.name for f in fields(found.options)}]
+        if others:
+            tree.fail(f"{path}.{key}", f"{path}.{key} is a key of {', '.join(others)}, not of {name}")
     return MethodConfig(name, typed(entry.options, options, path, tree.fail))
 
 
 def _name(tree: _Tree, section: Any, path: str) -> str:
     """The `name` of a section that chooses a plug-in."""
     name = section.get("name") if isinstance(section, dict) else None
+    if isinstance(section, bool | int | float):  # such as `method: no`
+        tree.fail(path, f"{path}: expected a section or a name, got {shown(section)}{quote_it(section)}")
     if not isinstance(name, str) or name == MISSING:
-        got = " is missing; expected str" if name in (None, MISSING) else f": expected str, got {name!r}"
+        got = (
+            " is missing; expected str" if name in (None, MISSING) else f": expected str, got {name!r}{quote_it(name)}"
+        )
         tree.fail(f"{path}.name", f"{path}.name{got}")
     return name
 
 
 def _read(path: Path, above: tuple[Path, ...] = ()) -> _Tree:
     """The file's values over those of its `base:` file, interpolations unresolved."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        values = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)))
-    except OSError as error:
-        raise ConfigError(f"cannot read the config {path}: {error.strerror}") from error
-    except yaml.MarkedYAMLError as error:
-        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ConfigError(f"{path}{line}: not valid YAML: {error.problem}") from error
-    except (UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError(f"{path}: {str(error).splitlines()[0]}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected sections such as 'task:', got a list or a single value")
-    own = _spelled_out({str(key): value for key, value in values.items()})
+    own = _spelled_out(read_sections(path))
     base = own.pop("base", None)
     if base is None:
         return _Tree(own, str(path))
     if not isinstance(base, str) or path.resolve() in above:
         raise ConfigError(f"{path}: base: expected another config file, relative to this one, got {base!r}")
-    return _Tree(_merged(_read(path.parent / base, (*above, path.resolve())).values, own, ""), str(path))
+    return _Tree(_merged(_read(path.parent / user_path(base), (*above, path.resolve())).values, own, ""), str(path))
 
 
 def _merged(base: dict[str, Any], own: dict[str, Any], path: str) -> dict[str, Any]:
@@ -268,10 +258,7 @@ def _parse(overrides: Iterable[str]) -> Iterator[tuple[str, Any]]:
         key, equals, value = text.partition("=")
         if not equals or not all(part.strip() == part != "" for part in key.split(".")):
             raise ConfigError(f"command line: {text!r} is no override; write key=value, such as train.batch_size=64")
-        try:
-            yield key, OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))["value"]  # type: ignore[index, call-overload]
-        except (yaml.YAMLError, OmegaConfBaseException) as error:
-            raise ConfigError(f"command line: {key}: cannot read the value {value!r}; quote it as in YAML") from error
+        yield key, read_value(value, key)
 
 
 def _split(key: str) -> list[str]:
@@ -289,41 +276,3 @@ def _is_name(key: str, value: Any) -> bool:
 
 def _spelled_out(values: dict[str, Any]) -> dict[str, Any]:
     return {key: {"name": value} if _is_name(key, value) else value for key, value in values.items()}
-
-
-def _problems(config: RunConfig) -> Iterator[tuple[str, str]]:
-    """Dotted key and message of every value outside its range."""
-    for path, low in _AT_LEAST.items():
-        value: Any = reduce(getattr, path.split("."), config)
-        if value is not None and not low <= value < math.inf:
-            yield path, f"{path}: expected at least {low}, got {value}"
-    for path, valid, expected in _rules(config):
-        if not valid:
-            yield path, f"{path}: expected {expected}, got {reduce(getattr, path.split('.'), config)!r}"
-    samples, batch = config.train.samples, config.train.batch_size
-    if samples < batch:
-        yield "train.samples", f"train.samples: {samples} is less than one batch, train.batch_size {batch}"
-
-
-def _rules(config: RunConfig) -> Iterator[tuple[str, bool, str]]:
-    """Dotted key, whether its value is in range, and what was expected."""
-    optimizer, train, compare = config.optimizer, config.train, config.compare
-    yield "name", config.name.strip() != "", "a name that is not empty"
-    yield "output", config.output.strip() != "", "a folder"
-    yield "device", re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.device) is not None, "auto, cpu, cuda or cuda:N"
-    warmup_ok = 0 <= optimizer.warmup < 1 or (optimizer.warmup > 0 and optimizer.warmup.is_integer())
-    yield "optimizer.warmup", warmup_ok, "a fraction in [0, 1) or a number of steps"
-    yield "optimizer.betas", all(0 <= beta < 1 for beta in optimizer.betas), "two numbers in [0, 1)"
-    yield "optimizer.eps", optimizer.eps > 0, "a positive number"
-    yield "optimizer.schedule", optimizer.schedule in ("cosine", "constant"), "cosine or constant"
-    yield "optimizer.final_lr", optimizer.final_lr <= 1, "a fraction in [0, 1]"
-    divides = train.batch_size % train.accumulation == 0
-    yield "train.accumulation", divides, f"a divisor of train.batch_size {train.batch_size}"
-    yield "train.precision", train.precision in ("fp32", "bf16", "fp16"), "fp32, bf16 or fp16"
-    yield "train.clip_norm", train.clip_norm is None or train.clip_norm > 0, "null or a positive number"
-    seeds_ok = all(seed >= 0 for seed in compare.seeds) and len(set(compare.seeds)) == len(compare.seeds) > 0
-    yield "compare.seeds", seeds_ok, "one or more different numbers >= 0"
-    labels_ok = all(label.strip() and "/" not in label for label in compare.methods)
-    yield "compare.methods", labels_ok, "labels that are not empty and have no '/'"
-    baseline_ok = compare.baseline is None or compare.baseline in compare.methods
-    yield "compare.baseline", baseline_ok, f"one of {', '.join(compare.methods)}"

@@ -30,6 +30,13 @@ class IndexedData(ABC):
         another, whose number stands in "index", and "skipped" (int64, ()) counts the replacements.
         """
 
+    def group_counts(self, num_groups: int) -> np.ndarray | None:  # noqa: ARG002
+        """Examples of each of the groups that batches number, int64, (num_groups,); None: unknown, any group may occur.
+
+        A method gives no weight to a group without examples: it could never spend it, and the others would miss it.
+        """
+        return None
+
     @abstractmethod
     def fingerprint(self) -> str:
         """Hex digest of the content (not the augmentation): equal for equal data on any machine."""

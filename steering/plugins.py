@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from pathlib import Path
 from types import ModuleType
 
 from steering.errors import SteeringError
+from steering.reading import user_path
 from steering.storage import sha256
 
 
@@ -22,7 +22,7 @@ def load_module(name: str, key: str) -> ModuleType:
 
 def load_file(file: str, key: str) -> ModuleType:
     """Run a Python file as a module, once; SteeringError, naming the config key that asks for it, when there is none."""
-    path = Path(file)
+    path = user_path(file)
     if not path.is_file():
         raise SteeringError(f"{key}: no such file: {path}")
     name = f"steering_plugin_{path.stem}_{sha256([str(path.resolve())])[:12]}"

@@ -6,20 +6,23 @@ House rule: every reader counts all three and says so in one line; an evaluation
 from __future__ import annotations
 
 import logging
+import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-from steering import distributed
 
 _LOG = logging.getLogger("steering")
 
 
 def user_path(path: str | Path) -> Path:
-    """A path from a config or an argument, with `~` and `~name` at its start replaced by the home folder, as a shell does."""
-    return Path(path).expanduser()
+    """A path from a config or an argument, with `~` and `~name` at its start replaced by the home folder, as a shell does.
+
+    Where no such user is known the path stays as it is; `Path.expanduser` would raise RuntimeError.
+    """
+    return Path(os.path.expanduser(path))
 
 
 @dataclass
@@ -55,5 +58,7 @@ def in_words(counts: Mapping[str, int]) -> str:
 @cache
 def report_once(message: str, level: int = logging.WARNING) -> None:
     """Log a line on rank 0, once in this process: a study's runs and evaluations come back to the same data."""
+    from steering import distributed  # here, as it loads torch, and paths are also read where there is none
+
     if distributed.rank() == 0:
         _LOG.log(level, message)

@@ -8,25 +8,21 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import MISSING as NO_DEFAULT
 from dataclasses import Field, dataclass, field, fields, is_dataclass
 from enum import Enum
-from types import UnionType
-from typing import Any, NoReturn, Union, get_args, get_origin, get_type_hints
+from functools import cache
+from typing import Any, get_type_hints
 
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from steering.errors import ConfigError as ConfigError
-from steering.errors import SteeringError
+from steering.errors import ConfigError, SteeringError  # noqa: F401  (ConfigError for the callers)
 from steering.task import ModelSpec
+from steering.values import Fail, described, fitted, quote_it, section_of, shown
 
 MISSING: Any = "???"
-
-Fail = Callable[[str, str], NoReturn]
-"""Called with the dotted key and the whole message; raises an error that also names the file."""
-
 
 @dataclass
 class ReferenceConfig(ModelSpec):
@@ -167,6 +163,8 @@ def typed(cls: type, raw: Mapping[str, Any], path: str, fail: Fail, given: Mappi
 def check_keys(cls: type, raw: Mapping[str, Any], path: str, fail: Fail) -> None:
     """Refuse, through `fail`, a key that is no field of the dataclass, and name the nearest one that is."""
     for key in raw:
+        if not isinstance(key, str):
+            fail(path, f"unknown key {f'{path}.' if path else ''}{str(key)!r} ({type(key).__name__}){quote_it(key)}")
         if message := _unknown(cls, key, path):
             fail(f"{path}.{key}" if path else key, message)
 
@@ -174,6 +172,8 @@ def check_keys(cls: type, raw: Mapping[str, Any], path: str, fail: Fail) -> None
 def check_dotted(cls: type, keys: Mapping[str, Any], path: str, fail: Fail) -> None:
     """Check the part of each dotted key that is known before a task and a method are chosen."""
     for dotted in keys:
+        if not isinstance(dotted, str):
+            fail(path, f"{path}: unknown key {str(dotted)!r} ({type(dotted).__name__}){quote_it(dotted)}")
         section: type | None = cls
         walked = ""
         for part in dotted.split("."):
@@ -182,7 +182,7 @@ def check_dotted(cls: type, keys: Mapping[str, Any], path: str, fail: Fail) -> N
             if message := _unknown(section, part, walked):
                 fail(f"{path}.{dotted}", f"{path}: {message}")
             walked = f"{walked}.{part}" if walked else part
-            section = _section(get_type_hints(section)[part])
+            section = section_of(_hints(section)[part])
 
 
 def plain(value: Any) -> Any:
@@ -211,22 +211,21 @@ def literal(value: Any) -> Any:
 
 def _build(cls: type, raw: Mapping[str, Any], path: str, fail: Fail, base: Any, given: Mapping[str, Any]) -> Any:
     """`typed` without the check of this level's keys; `base` is the default instance that `raw` changes, or None."""
-    hints, template, values = get_type_hints(cls), OmegaConf.structured(cls), dict(given)
-    OmegaConf.set_readonly(template, False)  # as a frozen dataclass is
+    hints, template, values = _hints(cls), _template(cls), dict(given)
     for f in fields(cls):
         if not f.init or f.name in given:
             continue
         here = f"{path}.{f.name}" if path else f.name
-        default = _default(f) if base is None else getattr(base, f.name)
-        value, section = raw.get(f.name, default), _section(hints[f.name])
+        default = default_of(f) if base is None else getattr(base, f.name)
+        value, section = raw.get(f.name, default), section_of(hints[f.name])
         if section is not None and value is not None:
             entries = {} if value is default or value == MISSING else value
             if not isinstance(entries, Mapping):
-                fail(here, f"{here}: expected a section, got {_shown(value)}")
+                fail(here, f"{here}: expected a section, got {shown(value)}")
             check_keys(section, entries, here, fail)
             values[f.name] = _build(section, entries, here, fail, default if is_dataclass(default) else None, {})
         elif isinstance(value, str) and value == MISSING:
-            fail(here, f"{here} is missing; expected {_described(hints[f.name])}")
+            fail(here, f"{here} is missing; expected {described(hints[f.name])}")
         else:
             values[f.name] = default if value is default else _leaf(template, f.name, value, here, hints[f.name], fail)
     try:
@@ -235,41 +234,37 @@ def _build(cls: type, raw: Mapping[str, Any], path: str, fail: Fail, base: Any, 
         fail(path, f"{path}: {error}")
 
 
+@cache
+def _hints(cls: type) -> dict[str, Any]:
+    return get_type_hints(cls)
+
+
+@cache
+def _template(cls: type) -> Any:
+    """OmegaConf's form of a dataclass, to convert one value at a time: a study builds hundreds of configs."""
+    template = OmegaConf.structured(cls)
+    OmegaConf.set_readonly(template, False)  # as a frozen dataclass is
+    return template
+
+
 def _leaf(template: Any, key: str, value: Any, path: str, hint: Any, fail: Fail) -> Any:
     """The value as the field's type, converted by OmegaConf."""
+    value = fitted(value, hint, path, fail)
     try:
         OmegaConf.update(template, key, literal(value), merge=False)
         found = template[key]
         return OmegaConf.to_object(found) if OmegaConf.is_config(found) else found
     except MissingMandatoryValue:
-        fail(path, f"{path} is missing a value in {_shown(value)}; expected {_described(hint)}")
+        fail(path, f"{path} is missing a value in {shown(value)}; expected {described(hint)}")
     except OmegaConfBaseException:
-        fail(path, f"{path}: expected {_described(hint)}, got {_shown(value)}")
+        fail(path, f"{path}: expected {described(hint)}, got {shown(value)}")
 
 
-def _default(f: Field[Any]) -> Any:
+def default_of(f: Field[Any]) -> Any:
+    """The default of a field; `MISSING` if it has none."""
     if f.default_factory is not NO_DEFAULT:
         return f.default_factory()
     return MISSING if f.default is NO_DEFAULT else f.default
-
-
-def _section(hint: Any) -> type | None:
-    """The dataclass D of a field typed D or D | None."""
-    choices = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    return next((choice for choice in choices if isinstance(choice, type) and is_dataclass(choice)), None)
-
-
-def _described(hint: Any) -> str:
-    if _section(hint) is not None:
-        return "a section"
-    if isinstance(hint, type) and issubclass(hint, Enum):
-        return "one of " + ", ".join(hint.__members__)
-    name = hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint).replace("typing.", "")
-    return name.replace("None", "null")
-
-
-def _shown(value: Any) -> str:
-    return "null" if value is None else f"{value!r} ({type(value).__name__})"
 
 
 def _unknown(cls: type, key: str, path: str) -> str | None:
@@ -277,9 +272,9 @@ def _unknown(cls: type, key: str, path: str) -> str | None:
     return None if key in known else f"unknown key {prefix + key!r}; {nearest(key, known, prefix)}"
 
 
-def nearest(key: str, known: list[str], prefix: str = "") -> str:
-    """A hint for a message: the nearest known key beside this one, else of another section, else all known ones."""
-    elsewhere = {f.name: f"{s.name}.{f.name}" for s in fields(RunConfig) for f in _fields_of(s.name)}
+def nearest(key: str, known: list[str], prefix: str = "", *, keys: bool = True) -> str:
+    """A hint for a message: the nearest known name beside this one, else, of `keys`, of another section, else all known."""
+    elsewhere = {f.name: f"{s.name}.{f.name}" for s in fields(RunConfig) for f in _fields_of(s.name)} if keys else {}
     if near := difflib.get_close_matches(key, known, n=1):
         return f"did you mean {prefix + near[0]!r}?"
     if near := difflib.get_close_matches(key, elsewhere, n=1):
@@ -288,5 +283,5 @@ def nearest(key: str, known: list[str], prefix: str = "") -> str:
 
 
 def _fields_of(section: str) -> tuple[Field[Any], ...]:
-    found = _section(get_type_hints(RunConfig)[section])
+    found = section_of(_hints(RunConfig)[section])
     return () if found is None or found is MethodConfig else fields(found)

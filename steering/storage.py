@@ -11,13 +11,15 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
+from steering.reading import user_path
+
 
 def cache_dir(name: str) -> Path:
     """Folder for things that can be made again: $STEERING_CACHE, else model-steering/ under the user's cache folder."""
     base = os.environ.get("STEERING_CACHE")
     if base:
-        return Path(base) / name
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "model-steering" / name
+        return user_path(base) / name
+    return user_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "model-steering" / name
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

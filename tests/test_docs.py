@@ -118,7 +118,7 @@ def test_commands_parse(page: Path, reader: Path) -> None:
                 benchmark.parsed(words[1:])
                 continue
             if words[0] == "methods":
-                assert all(word.startswith("--") or ":" in word for word in words[1:])
+                assert all(word.startswith("--") or ":" in word or word in registry.registered() for word in words[1:])
                 continue
             _, config, overrides = _parsed(words)
             if Path(config).is_file():
@@ -165,12 +165,12 @@ def keys(cls: type, prefix: str = "") -> Iterator[tuple[str, str]]:
     """(dotted key, default as JSON) of every field; "required" without one, "section" for a section."""
     hints = get_type_hints(cls)
     for field in fields(cls):
-        section = schema._section(hints[field.name])
+        section = schema.section_of(hints[field.name])
         if section is not None:
             yield prefix + field.name, "section"
             yield from keys(section, f"{prefix}{field.name}.")
             continue
-        default = schema._default(field)
+        default = schema.default_of(field)
         yield prefix + field.name, "required" if default == schema.MISSING else json.dumps(schema.plain(default))
 
 

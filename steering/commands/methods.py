@@ -1,15 +1,23 @@
-"""`steering methods`: which method fits which task."""
+"""`steering methods`: which method fits which task, and what one method is: its formula, its source, its keys."""
 
 from __future__ import annotations
 
 import argparse
+import inspect
+import json
+import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from importlib.metadata import entry_points
+from typing import get_type_hints
 
 from steering.errors import SteeringError
 from steering.methods import Entry, find_method, registered
+from steering.schema import MISSING, default_of, nearest, plain
+from steering.values import field_docs
 from steering.task import Task, find_task
-from steering.training.log import CONSOLE
+from steering.console import CONSOLE
+from steering.values import described
 
 
 def valid_units(entry: Entry, task: type[Task]) -> tuple[str, ...]:
@@ -23,33 +31,72 @@ def methods_table(tasks: dict[str, type[Task]]) -> list[str]:
     for name, entry in registered().items():
         cells = [", ".join(valid_units(entry, task)) or "–" for task in tasks.values()]
         lines.append([name, *cells, entry.summary])
+    return _columns(lines)
+
+
+def method_page(entry: Entry) -> list[str]:
+    """What a method is: the docstring of its builder, the units of its losses, and every key with its default.
+
+    A builder's docstring says what is computed and where it comes from in lines "Formula: ..." and "Source: ...".
+    """
+    text = inspect.getdoc(entry.build) or ""
+    words = [line for line in text.splitlines() if line.strip()] or ["(no description)"]
+    units = ", ".join(entry.units) + ("; the task needs groups" if entry.groups else "")
+    docs, hints = field_docs(entry.options), get_type_hints(entry.options)
+    lines = [["key", "default", "type", "meaning"]]
+    for key in (option for option in fields(entry.options) if option.init):
+        default = plain(default_of(key))
+        value = "required" if default == MISSING else json.dumps(default, ensure_ascii=False)
+        lines.append([f"method.{key.name}", value, described(hints[key.name]), docs.get(key.name, "–")])
+    keys = _columns(lines) if len(lines) > 1 else ["It has no keys."]
+    return [f"{entry.name}: {words[0]}", *words[1:], f"Losses of: {units}", "", *keys]
+
+
+def _columns(lines: list[list[str]]) -> list[str]:
+    """The cells of each line below each other; the last column as long as it is."""
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]) - 1)]
     return ["  ".join([*map(str.ljust, line, widths), line[-1]]) for line in lines]
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print the table; exit code 0, or 1 if a task or method that was named cannot be loaded."""
+    """Print the table, or the page of one method; exit code 0, or 2 if a task or method that was named cannot be loaded."""
     parser = argparse.ArgumentParser(
         prog="steering methods",
-        description="Print every method and the tasks that it fits, by the unit whose losses it reweights or selects.",
-        epilog="examples:\n  steering methods\n  steering methods --task my_task.py:MyTask",
+        description="Print every method and the tasks that it fits, by the unit whose losses it reweights or selects; "
+        "or, with NAME, one method: its formula, its source, and every key with its default.",
+        epilog="examples:\n  steering methods\n  steering methods drrho\n  steering methods my_method.py:name\n"
+        "  steering methods --task my_task.py:MyTask",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    parser.add_argument("name", nargs="?", metavar="NAME", help="show this method: a registered name, or FILE.py:NAME")
     parser.add_argument("--task", action="append", default=[], metavar="FILE.py:CLASS", help="one more task")
     parser.add_argument("--method", action="append", default=[], metavar="FILE.py:NAME", help="one more method")
     arguments = parser.parse_args(argv)
     try:
         for name in arguments.method:
             find_method(name)
-        names = [*sorted(point.name for point in entry_points(group="steering.tasks")), *arguments.task]
-        tasks = {name.rpartition(":")[2]: find_task(name) for name in names}
+        if arguments.name is not None:
+            lines = method_page(_named(arguments.name))
+        else:
+            names = [*sorted(point.name for point in entry_points(group="steering.tasks")), *arguments.task]
+            lines = methods_table({name.rpartition(":")[2]: find_task(name) for name in names})
     except SteeringError as error:
-        CONSOLE.print(f"steering: error: {error}", markup=False, soft_wrap=True)
-        return 1
-    for line in methods_table(tasks):
-        clipped = CONSOLE.is_terminal  # a file or a pipe gets whole lines
+        print(f"steering: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        return 2
+    for line in lines:
+        clipped = CONSOLE.is_terminal and arguments.name is None  # a file or a pipe gets whole lines
         CONSOLE.print(
             line, markup=False, no_wrap=clipped, overflow="ellipsis" if clipped else None, soft_wrap=not clipped
         )
     return 0
+
+
+def _named(name: str) -> Entry:
+    """The method of that name; SteeringError that names the nearest one."""
+    try:
+        return find_method(name)
+    except SteeringError as error:
+        if ":" in name:
+            raise
+        raise SteeringError(f"no method {name!r}; {nearest(name, [*registered()], keys=False)}") from error

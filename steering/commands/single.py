@@ -86,7 +86,11 @@ def cache(config: RunConfig, estimate: bool = False) -> None:
             return
         stored = workshop.stored_reference(ask, _reference(config, workshop))
         if distributed.rank() == 0:
-            CONSOLE.print(f"{len(stored)} examples cached in {stored.folder} ({stored.seconds:.1f} s)", soft_wrap=True)
+            unread = int((~stored.valid).sum())
+            missing = f", {unread:,} could not be read" if unread else ""
+            CONSOLE.print(
+                f"{len(stored) - unread} examples cached in {stored.folder} ({stored.seconds:.1f} s){missing}", soft_wrap=True
+            )
 
 
 def _workshop(config: RunConfig, device: torch.device) -> Workshop:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from steering import distributed
+from steering.reading import user_path
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 _BITS = {torch.float64: torch.int64, torch.float32: torch.int32, torch.float16: torch.int16}
@@ -47,7 +48,7 @@ class Layout:
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise ValueError(f"duals must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
-        if self.folder is not None and not Path(self.folder).is_dir():
+        if self.folder is not None and not user_path(self.folder).is_dir():
             raise ValueError(f"duals_folder must be a folder that is there, got {self.folder!r}")
 
     @property
@@ -82,7 +83,7 @@ class Duals(nn.Module):
         if layout.folder is None:
             self.register_buffer("values", torch.zeros(shape, dtype=dtype), persistent=False)
         else:  # not a buffer: it stays where it is when the module moves
-            self.mapped = _mapped(Path(layout.folder), math.prod(shape), dtype).view(shape)
+            self.mapped = _mapped(user_path(layout.folder), math.prod(shape), dtype).view(shape)
 
     @property
     def table(self) -> Tensor:

@@ -10,6 +10,7 @@ Legend: b examples (or tokens) of a batch, k groups.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +56,7 @@ class GroupWeights(nn.Module):
         step: η ≥ 0; 0 keeps the prior.
         smoothing: c in [0, 1): the least share of q⁰ in every q. DoReMi's is 1e-3.
         penalty: τ ≥ 0 in the unit of the losses; 0 is none.
-        prior: q⁰, (k,), > 0, any scale; None is uniform.
+        prior: q⁰, (k,), > 0, any scale; None is uniform. See `without` for groups that have no examples at all.
 
     Attributes:
         mean: running mean of q over the updates, (k,): DoReMi's data mix, and the iterate that theory speaks of.
@@ -98,7 +99,29 @@ class GroupWeights(nn.Module):
         self.register_buffer("losses", torch.zeros(num_groups, dtype=torch.float64))
         self.register_buffer("mean", torch.zeros(num_groups, dtype=torch.float64))
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+        self.present: Tensor
+        self.register_buffer(
+            "present", torch.ones(num_groups, dtype=torch.bool), persistent=False
+        )  # of the data, no state
         self.step, self.smoothing, self.penalty = step, smoothing, penalty
+
+    @torch.no_grad()
+    def without(self, groups: Sequence[int]) -> None:
+        """Take all weight from groups that no example belongs to; q and q⁰ are shared out over the others, as they stand.
+
+        Raises:
+            ValueError: no such group, or none would be left.
+        """
+        k = len(self.present)
+        if any(not 0 <= group < k for group in groups) or len({*groups}) == k:
+            raise ValueError(f"groups must be numbers in [0, {k}), not all of them, got {list(groups)}")
+        self.present[list(groups)] = False
+        for log_weights in (self.log_prior, self.log_q):
+            log_weights.copy_(self._shared(log_weights))
+
+    def _shared(self, log_weights: Tensor) -> Tensor:
+        """Normalised over the groups that have examples; −∞ at the others."""
+        return log_weights.masked_fill(~self.present, -math.inf).log_softmax(0)
 
     def forward(self, means: Tensor, counts: Tensor) -> Tensor:
         """Σ_g q_g L_g over the groups that are present, (), after an update of q; the gradient is that of the losses alone.
@@ -122,8 +145,9 @@ class GroupWeights(nn.Module):
         present = counts > 0
         _require(scores.isfinite() | ~present, scores, "losses of groups", "finite numbers")  # one NaN would stay in q
         self.losses.copy_(torch.where(present, scores.detach().double(), self.losses))
-        pulled = self.log_q + self.step * (self.losses + self.penalty * self.log_prior)
-        log_q = (pulled / (1 + self.step * self.penalty)).log_softmax(0)
+        anchor = self.log_prior.masked_fill(~self.present, 0.0)  # a penalty of zero times −∞ would be NaN
+        pulled = self.log_q + self.step * (self.losses + self.penalty * anchor)
+        log_q = self._shared(pulled / (1 + self.step * self.penalty))
         if self.smoothing:
             mixed = self.log_prior + math.log(self.smoothing)
             log_q = torch.logaddexp(log_q + math.log1p(-self.smoothing), mixed)

@@ -109,5 +109,9 @@ def pairs_divergence(pairs: Pairs, scale: Tensor, reference_scale: float, temper
 
 @register("distillation", DistillationOptions, units=("example", "token", "pair"))
 def build(options: DistillationOptions, num_examples: int) -> Method:  # noqa: ARG001
-    """Knowledge distillation: the reference's distributions as soft labels beside the true ones."""
+    """Knowledge distillation: the reference's distributions as soft labels beside the true ones.
+
+    Formula: (1 − a)·mean_i ℓ_i + a·T²·mean_i KL(reference_T ‖ target_T), softmax at temperature T
+    Source: arXiv 1503.02531; pairs: arXiv 2311.17049 (MobileCLIP)
+    """
     return Distillation(options)

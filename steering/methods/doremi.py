@@ -20,7 +20,7 @@ class DoremiOptions:
     step: float = 1.0
     """η of the exponentiated gradient a ← a·exp(η·s) on the domains' scores s = mean [ℓ − ℓ_ref]_+."""
     smoothing: float = 1e-3
-    """c in a ← (1 − c)·a + c/k: every one of the k domains keeps at least c/k."""
+    """c in a ← (1 − c)·a + c/k: every one of the k domains that have examples keeps at least c/k."""
 
 
 class Doremi(Method):
@@ -34,6 +34,9 @@ class Doremi(Method):
         self.weights = GroupWeights(len(groups), step=options.step, smoothing=options.smoothing)
 
     def start_epoch(self, epoch: int) -> None: ...
+
+    def without_groups(self, groups: Sequence[int]) -> None:
+        self.weights.without(groups)
 
     def forward(self, losses: Units | Pairs) -> Step:
         assert isinstance(losses, Units)
@@ -52,5 +55,9 @@ class Doremi(Method):
 
 @register("doremi", DoremiOptions, units=("example", "token", "sequence"), groups=True)
 def build(options: DoremiOptions, num_examples: int, groups: Sequence[str]) -> Method:  # noqa: ARG001
-    """DoReMi: domains weighted by clipped excess loss; the mean weights are a data mix."""
+    """DoReMi: domains weighted by clipped excess loss; the mean weights are a data mix.
+
+    Formula: Σ_d a_d·L_d, a_d ← a_d·exp(η·s_d) and normalised, a ← (1 − c)·a + c/k, where s_d is the mean of [ℓ − ℓ_ref]₊
+    Source: arXiv 2305.10429
+    """
     return Doremi(options, groups)

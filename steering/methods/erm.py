@@ -44,5 +44,9 @@ class Erm(Method):
 
 @register("erm", ErmOptions)
 def build(options: ErmOptions, num_examples: int) -> Method:  # noqa: ARG001
-    """Empirical risk minimisation; for image-text pairs InfoNCE (CLIP)."""
+    """Empirical risk minimisation; for image-text pairs InfoNCE (CLIP).
+
+    Formula: mean_i ℓ_i; pairs: mean_i of −log softmax_j(cos_ij/τ) at j = i, over both directions
+    Source: arXiv 2103.00020 (CLIP)
+    """
     return Erm(options)

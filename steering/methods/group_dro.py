@@ -38,6 +38,9 @@ class GroupDro(Method):
 
     def start_epoch(self, epoch: int) -> None: ...
 
+    def without_groups(self, groups: Sequence[int]) -> None:
+        self.weights.without(groups)
+
     def forward(self, losses: Units | Pairs) -> Step:
         assert isinstance(losses, Units)
         items, groups = items_of_groups(losses, losses.excess(self.strength), "group_dro")
@@ -72,5 +75,9 @@ def mean_weights(names: Sequence[str], weights: GroupWeights) -> dict[str, float
 
 @register("group_dro", GroupDroOptions, units=("example", "token", "sequence"), groups=True)
 def build(options: GroupDroOptions, num_examples: int, groups: Sequence[str]) -> Method:  # noqa: ARG001
-    """Group DRO: groups weighted towards the worst one."""
+    """Group DRO: groups weighted towards the worst one.
+
+    Formula: Σ_g q_g·L_g, q_g ← q_g·exp(η·L_g) and normalised, where L_g is the mean of ℓ − α·ℓ_ref in group g
+    Source: arXiv 1911.08731
+    """
     return GroupDro(options, groups)

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 
 from steering.contrastive.pairs import Pairs
-from steering.errors import SteeringError
+from steering.errors import ConfigError, SteeringError
 from steering.plugins import load_file, load_module
+from steering.reading import report_once
 from steering.risk import Units
 
 UNITS = ("example", "token", "sequence", "pair")
@@ -59,6 +61,13 @@ class Method(nn.Module, ABC):
     def summary(self) -> dict[str, Any]:
         """What a finished run tells beside its metrics, for result.json: plain values, such as DoReMi's data mix."""
         return {}
+
+    def without_groups(self, groups: Sequence[int]) -> None:
+        """Called once before training with the numbers of the groups that no training example belongs to, if there are any.
+
+        They must get no weight from then on. A method that weights groups and has no such function is refused for such data.
+        """
+        raise NotImplementedError(f"{type(self).__name__} cannot leave groups out")
 
     @abstractmethod
     def start_epoch(self, epoch: int) -> None:
@@ -151,10 +160,33 @@ def registered() -> dict[str, Entry]:
     return dict(sorted(_REGISTRY.items()))
 
 
-def build_method(name: str, options: Any, num_examples: int, groups: Sequence[str] = ()) -> Method:
-    """Build a method for a training set of `num_examples` examples; SteeringError when an option is out of range."""
+def build_method(
+    name: str,
+    options: Any,
+    num_examples: int,
+    groups: Sequence[str] = (),
+    group_counts: Sequence[int] | np.ndarray | None = None,
+) -> Method:
+    """Build a method for a training set of `num_examples` examples.
+
+    Args:
+        groups: names of the groups, for a method that weights them.
+        group_counts: training examples of each, (k,); a group without any gets no weight. None: unknown, all have some.
+
+    Raises:
+        ConfigError: an option is out of range, or a group has no examples and the method cannot leave it out.
+    """
     entry = find_method(name)
     try:
-        return entry.build(options, num_examples, *([tuple(groups)] if entry.groups else []))
+        method = entry.build(options, num_examples, *([tuple(groups)] if entry.groups else []))
     except ValueError as error:
-        raise SteeringError(f"method ({name}): {error}") from error
+        raise ConfigError(f"method ({name}): {error}") from error
+    empty = [] if group_counts is None else [number for number, count in enumerate(group_counts) if not count]
+    if entry.groups and empty:
+        names = ", ".join(groups[number] for number in empty)
+        try:
+            method.without_groups(empty)
+        except NotImplementedError:
+            raise ConfigError(f"method ({name}): no training example belongs to group {names}") from None
+        report_once(f"method ({name}): no training example belongs to group {names}; it gets no weight")
+    return method

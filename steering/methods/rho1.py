@@ -57,5 +57,9 @@ def top_share(scores: Tensor, mask: Tensor | None, share: float) -> Tensor:
 
 @register("rho1", Rho1Options, units=("token",))
 def build(options: Rho1Options, num_examples: int) -> Method:  # noqa: ARG001
-    """Rho-1: the tokens of the largest excess loss alone."""
+    """Rho-1: the tokens of the largest excess loss alone.
+
+    Formula: mean of ℓ_t over the share `keep` of the batch's tokens with the largest ℓ_t − ℓ_ref,t
+    Source: arXiv 2404.07965
+    """
     return Rho1(options)

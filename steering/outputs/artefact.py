@@ -119,6 +119,9 @@ class WithOutputs(IndexedData):
         stored = self.artefact.read(batch["index"])  # the numbers delivered: one that is unreadable was replaced
         return batch | {self.prefix + name: value for name, value in stored.items()}
 
+    def group_counts(self, num_groups: int) -> np.ndarray | None:
+        return self.data.group_counts(num_groups)
+
     def fingerprint(self) -> str:
         return self.data.fingerprint()
 

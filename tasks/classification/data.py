@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -13,14 +12,14 @@ from torchvision.transforms.v2 import functional as F
 
 from steering.data import IndexedData, mix, uniform
 from steering.errors import SteeringError
+from steering.reading import report_once
 from steering.risk import Batch
 from steering.storage import sha256
-from tasks.classification.sources import Source, UnreadableError
+from tasks.classification.images import Source, UnreadableError
 
 REPLACEMENTS = 16
 # Keys of the hash: independent draws from one seed.
 _PART, _NOISE, _OTHER, _REPLACEMENT, _RARE, _FLIP, _SHIFT = range(1, 8)
-_LOG = logging.getLogger("steering")
 
 
 @dataclass(frozen=True)
@@ -113,30 +112,35 @@ class ImageData(IndexedData):
         views: prefix -> inputs; "" gives "image", "reference" gives "reference_image".
         seed: of the augmentation.
         augment: "none", "crop" (shifted by up to an eighth of the side), or "flip-crop" (also mirrored).
+        replace: for training: another example, drawn by a hash, takes the place of one that cannot be read. Else, as an
+            evaluation needs it, a batch has fewer rows, and "skipped" counts those that are not there.
     """
 
-    def __init__(self, part: Labelled, views: Mapping[str, ImageInputs], seed: int, augment: str) -> None:
-        self.part, self.views, self.seed, self.augment = part, dict(views), seed, augment
+    def __init__(
+        self, part: Labelled, views: Mapping[str, ImageInputs], seed: int, augment: str, *, replace: bool = False
+    ) -> None:
+        self.part, self.views, self.seed, self.augment, self.replace = part, dict(views), seed, augment, replace
 
     def __len__(self) -> int:
         return len(self.part.numbers)
 
     def batch(self, index: np.ndarray, epoch: int) -> Batch:
-        delivered, images = index.copy(), []
-        for place, wanted in enumerate(index.tolist()):
-            delivered[place], image = self._readable(wanted)
-            images.append(image)
-        labels = self.part.labels[delivered]
+        read = [found for wanted in index.tolist() if (found := self._readable(wanted)) is not None]
+        delivered, images = np.array([number for number, _ in read], dtype=np.int64), [image for _, image in read]
+        unread = int((delivered != index).sum()) if self.replace else len(index) - len(delivered)
         batch = {
-            "label": torch.from_numpy(labels),
+            "label": torch.from_numpy(self.part.labels[delivered]),
             "index": torch.from_numpy(delivered),
-            "skipped": torch.tensor(int((delivered != index).sum())),
+            "skipped": torch.tensor(unread),
         }
         if self.part.groups is not None:
             batch["group"] = torch.from_numpy(self.part.groups[delivered])
-        for prefix, inputs in self.views.items():
+        for prefix, inputs in self.views.items() if images else ():
             batch[f"{prefix}_image" if prefix else "image"] = self._augmented(inputs(images), delivered, epoch)
         return batch
+
+    def group_counts(self, num_groups: int) -> np.ndarray | None:
+        return None if self.part.groups is None else np.bincount(self.part.groups, minlength=num_groups)
 
     def fingerprint(self) -> str:
         part = self.part
@@ -157,7 +161,8 @@ class ImageData(IndexedData):
         moved = images.gather(2, rows[:, None, :, None].expand_as(images))
         return moved.gather(3, columns[:, None, None, :].expand_as(images))
 
-    def _readable(self, wanted: int) -> tuple[int, np.ndarray]:
+    def _readable(self, wanted: int) -> tuple[int, np.ndarray] | None:
+        """The number and the image that are delivered for a wanted number; None if there is none and none replaces it."""
         number = wanted
         for attempt in range(REPLACEMENTS + 1):
             if attempt:
@@ -165,7 +170,9 @@ class ImageData(IndexedData):
             try:
                 return number, self.part.source.image(int(self.part.numbers[number]))
             except UnreadableError as error:
-                _LOG.warning("%s; another takes its place", error)
+                if not self.replace:
+                    return None
+                report_once(f"{error}; another takes its place")
         raise SteeringError(f"task.data: example {wanted} and {REPLACEMENTS} others in its place cannot be read")
 
 

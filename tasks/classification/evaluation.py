@@ -9,23 +9,52 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from steering import distributed
 from steering.data import IndexedData
+from steering.errors import SteeringError
 
 CHUNK = 512
 
 
 @torch.no_grad()
 def predict(module: nn.Module, data: IndexedData, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Probabilities, (n, C), labels, (n,), and groups, (n,) or None, on the CPU; the module's mode is left as it is."""
+    """Probabilities, (n, C), labels, (n,), and groups, (n,) or None, on the CPU; the module's mode is left as it is.
+
+    n counts the examples that the data deliver: those that cannot be read are left out. Every rank runs the model on its share of
+    the examples and gets all results.
+
+    Raises:
+        SteeringError: not one can be read.
+    """
     found: dict[str, list[Tensor]] = {"probability": [], "label": [], "group": []}
-    for start in range(0, len(data), CHUNK):
-        batch = data.batch(np.arange(start, min(start + CHUNK, len(data))), 0)
-        found["probability"].append(module(batch["image"].to(device)).float().softmax(-1).cpu())
-        found["label"].append(batch["label"])
+    mine = distributed.share(len(data))
+    for start in range(mine.start, mine.stop, CHUNK):
+        batch = data.batch(np.arange(start, min(start + CHUNK, mine.stop)), 0)
+        if not len(batch["label"]):
+            continue
+        found["probability"].append(module(batch["image"].to(device)).float().softmax(-1))
+        found["label"].append(batch["label"].to(device))
         if "group" in batch:
-            found["group"].append(batch["group"])
-    groups = torch.cat(found["group"]) if found["group"] else None
-    return torch.cat(found["probability"]), torch.cat(found["label"]), groups
+            found["group"].append(batch["group"].to(device))
+    return _of_all(found, len(data), device)
+
+
+def _of_all(
+    found: dict[str, list[Tensor]], wanted: int, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """What all ranks have found; a rank whose share cannot be read brings nothing."""
+    classes = found["probability"][0].shape[1] if found["probability"] else 0
+    widths = distributed.gather_uneven(torch.tensor([classes, len(found["group"])], device=device).reshape(1, 2))
+    width, grouped = int(widths[:, 0].max()), bool(widths[:, 1].max())
+    if not width:
+        raise SteeringError(f"task.data: none of the {wanted} images to evaluate can be read")
+    empty = {"probability": torch.zeros(0, width), "label": torch.zeros(0).long(), "group": torch.zeros(0).long()}
+    whole = {
+        name: distributed.gather_uneven(torch.cat(parts) if parts else empty[name].to(device)).cpu()
+        for name, parts in found.items()
+        if name != "group" or grouped
+    }
+    return whole["probability"], whole["label"], whole.get("group")
 
 
 def accuracy(probability: Tensor, label: Tensor) -> float:

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from steering.errors import SteeringError
+from steering.errors import ConfigError, SteeringError
+from steering.reading import user_path
 from steering.task import Model, ModelSpec
 from steering.training.checkpoint import load_weights
 from tasks.classification.data import ImageInputs
@@ -69,15 +70,15 @@ def build_classifier(spec: ModelSpec, shape: tuple[int, int, int], classes: int)
     if not colon:
         module, inputs = _own(spec.name, options, size, shape, classes)
         if spec.pretrained is not None:
-            load_weights(Path(spec.pretrained), module)
+            load_weights(user_path(spec.pretrained), module)
     elif library == "torchvision":
         module, inputs = _torchvision(name, spec.pretrained, options, size or 224, classes)
     elif library == "timm":
         module, inputs = _timm(name, spec.pretrained, options, size, classes)
     else:
-        raise SteeringError(f"target.name: no library {library!r}; expected torchvision:NAME or timm:NAME")
+        raise ConfigError(f"target.name: no library {library!r}; expected torchvision:NAME or timm:NAME")
     if spec.checkpoint is not None:
-        load_weights(Path(spec.checkpoint), module)
+        load_weights(user_path(spec.checkpoint), module)
     return Model(module.train(), inputs, inputs.fingerprint())
 
 
@@ -88,15 +89,15 @@ def _own(
     inputs = ImageInputs(size, channels, (0.5,) * channels, (0.5,) * channels)
     known = {"cnn": ("width", 32), "mlp": ("width", 64), "linear": (None, 0)}
     if name not in known:
-        raise SteeringError(f"target.name: no model {name!r}; known: {', '.join(known)}, torchvision:NAME, timm:NAME")
+        raise ConfigError(f"target.name: no model {name!r}; known: {', '.join(known)}, torchvision:NAME, timm:NAME")
     option, default = known[name]
     if unknown := {*options} - {option}:
-        raise SteeringError(f"target.options: {name} takes {option or 'none'}, got {', '.join(sorted(unknown))}")
+        raise ConfigError(f"target.options: {name} takes {option or 'none'}, got {', '.join(sorted(unknown))}")
     value = int(options.get("width", default))
     if name == "cnn" and (value < 4 or value % 4):
-        raise SteeringError(f"target.options.width: expected a multiple of 4, got {value}")
+        raise ConfigError(f"target.options.width: expected a multiple of 4, got {value}")
     if name == "mlp" and value < 1:
-        raise SteeringError(f"target.options.width: expected at least 1, got {value}")
+        raise ConfigError(f"target.options.width: expected at least 1, got {value}")
     if name == "cnn":
         return Cnn(classes, channels, value), inputs
     return Mlp(classes, height * width * channels, value), inputs
@@ -107,16 +108,16 @@ def _torchvision(
 ) -> tuple[nn.Module, ImageInputs]:
     from torchvision.models import get_model, get_model_weights
 
-    file = pretrained is not None and Path(pretrained).is_file()
+    file = _weights_file(pretrained)
     try:
         module = get_model(name, weights=None, num_classes=classes, **options)
-        if pretrained is not None and not file:
+        if pretrained is not None and file is None:
             state = get_model_weights(name)[pretrained].get_state_dict(check_hash=True)
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise SteeringError(f"target: torchvision cannot make {name!r} ({pretrained}): {error}") from error
     if pretrained is not None:
-        if file:
-            state = torch.load(pretrained, weights_only=True, map_location="cpu")
+        if file is not None:
+            state = torch.load(file, weights_only=True, map_location="cpu")
         _load_matching(module, state, f"torchvision:{name}")
     return module, ImageInputs(size, 3, *IMAGENET)
 
@@ -126,22 +127,27 @@ def _timm(
 ) -> tuple[nn.Module, ImageInputs]:
     import timm
 
-    file = pretrained is not None and Path(pretrained).is_file()
+    file = _weights_file(pretrained)
     try:
         module = timm.create_model(
             name,
-            pretrained=pretrained is not None and not file,
+            pretrained=pretrained is not None and file is None,
             num_classes=classes,
             **options,
         )
     except (RuntimeError, TypeError, OSError, ValueError) as error:
         raise SteeringError(f"target: timm cannot make {name!r}: {error}") from error
-    if file:
-        assert pretrained is not None
-        _load_matching(module, torch.load(pretrained, weights_only=True, map_location="cpu"), f"timm:{name}")
+    if file is not None:
+        _load_matching(module, torch.load(file, weights_only=True, map_location="cpu"), f"timm:{name}")
     config = timm.data.resolve_model_data_config(module)
     channels = config["input_size"][0]
     return module, ImageInputs(size or config["input_size"][1], channels, tuple(config["mean"]), tuple(config["std"]))
+
+
+def _weights_file(pretrained: str | None) -> Path | None:
+    """The file that `pretrained` names, or None if it names none: a tag of the library."""
+    path = None if pretrained is None else user_path(pretrained)
+    return path if path is not None and path.is_file() else None
 
 
 def _load_matching(module: nn.Module, state: dict[str, Tensor], what: str) -> None:

@@ -1,56 +1,44 @@
 """Where labelled images come from: embedded digits, arrays in a file, a folder, torchvision's data sets.
 
-A source has n images, uint8 arrays (h, w, c) with 1 or 3 channels, and n class numbers. Every source has a training and a
-test part with the same classes.
+Every source has a training and a test part with the same classes.
 """
 
 from __future__ import annotations
 
-import inspect
-from abc import ABC, abstractmethod
+import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torchvision
-from PIL import Image
-from torchvision.datasets import ImageFolder
 
 from steering.data import mix
 from steering.errors import SteeringError
+from steering.reading import Tally, report_once, user_path
 from steering.storage import sha256
+from tasks.classification.images import SUFFIXES, Source, UnreadableError, pixels, read_picture
+from tasks.classification.labels import read_numbers
+from tasks.classification.torchvision_sets import DatasetSource, torchvision_sets
 
+__all__ = [
+    "ArraySource",
+    "DatasetSource",
+    "FolderSource",
+    "Source",
+    "UnreadableError",
+    "arrays",
+    "digits",
+    "folders",
+    "read_numbers",
+    "torchvision_sets",
+]
 
-class UnreadableError(Exception):
-    """One image cannot be decoded."""
-
-
-class Source(ABC):
-    """n labelled images.
-
-    Attributes:
-        labels: class numbers, int64, (n,).
-        classes: name of each class.
-    """
-
-    labels: np.ndarray
-    classes: list[str]
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    @abstractmethod
-    def image(self, number: int) -> np.ndarray:
-        """uint8, (h, w, c); raises UnreadableError."""
-
-    @abstractmethod
-    def fingerprint(self) -> str:
-        """Hex digest of images and labels."""
+HIDDEN, OTHER = "hidden", "with another suffix"
+_JUNK = ("__MACOSX", "@eaDir", "Thumbs.db", "desktop.ini")  # what unpackers and file managers leave, beside dot files
 
 
 class ArraySource(Source):
-    """Images in memory, uint8, (n, h, w) or (n, h, w, c)."""
+    """Images in memory, uint8, (n, h, w) or (n, h, w, c), and labels, integers (n,) or (n, 1)."""
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, classes: Sequence[str] | None = None) -> None:
         if (
@@ -59,11 +47,14 @@ class ArraySource(Source):
             or (images.ndim == 4 and images.shape[3] not in (1, 3))
         ):
             raise SteeringError(
-                f"images must be uint8, (n, h, w) or (n, h, w, 1 or 3), got {images.dtype}, {images.shape}"
+                f"images must be uint8, (n, h, w) or (n, h, w, 1 or 3), got {images.dtype}, {images.shape}{_advice(images)}"
             )
+        if labels.ndim == 2 and labels.shape[1] == 1:
+            labels = labels[:, 0]
         if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu" or not len(labels) or labels.min() < 0:
+            hint = "; they look one-hot: save their argmax(1)" if labels.ndim == 2 else ""
             raise SteeringError(
-                f"labels must be {len(images)} class numbers ≥ 0 and at least one, got {labels.dtype}, {labels.shape}"
+                f"labels must be {len(images)} class numbers ≥ 0 and at least one, got {labels.dtype}, {labels.shape}{hint}"
             )
         self.images = images if images.ndim == 4 else images[..., None]
         self.labels = labels.astype(np.int64)
@@ -76,27 +67,105 @@ class ArraySource(Source):
         return sha256([str(self.images.shape), np.ascontiguousarray(self.images).tobytes(), self.labels.tobytes()])
 
 
-class DatasetSource(Source):
-    """A torchvision data set of (PIL image, class number)."""
+def _advice(images: np.ndarray) -> str:
+    """How to save such images as uint8: a guess of ours would be wrong for somebody."""
+    if images.dtype != np.uint8:
+        if images.dtype.kind not in "iuf" or not images.size or not np.isfinite(images).all():
+            return ""
+        if images.min() < 0:
+            return "; some values are negative: undo the normalisation"
+        if images.max() <= 1:
+            return "; the values lie in [0, 1]: save (255 * image).round().astype('uint8')"
+        return "; save image.round().astype('uint8')" if images.max() <= 255 else "; save (image >> 8).astype('uint8')"
+    if images.ndim == 4 and images.shape[1] in (1, 3):
+        return "; move the channels to the end: image.transpose(0, 2, 3, 1)"
+    return "; drop the transparency: image[..., :3]" if images.ndim == 4 and images.shape[3] == 4 else ""
 
-    def __init__(self, dataset: Any, labels: Sequence[int], classes: Sequence[str], name: str) -> None:
-        self.dataset, self.classes, self.name = dataset, [*classes], name
-        self.labels = np.asarray(labels, dtype=np.int64)
+
+class FolderSource(Source):
+    """A folder with a sub-folder of images for each class, in alphabetical order; every image is RGB.
+
+    Hidden files and folders and what unpackers leave behind are no data. They and files with another suffix are counted.
+
+    Args:
+        folder: where the classes' folders lie.
+        key: the config key that named it, for messages.
+
+    Raises:
+        SteeringError: no such folder, no classes, or a class without images.
+    """
+
+    def __init__(self, folder: str, key: str) -> None:
+        self.root, self.read, self.key = user_path(folder), Tally(), key
+        try:
+            entries = sorted(os.scandir(self.root), key=lambda entry: entry.name)
+            names = [entry.name for entry in entries if entry.is_dir()]
+            self.read.left_out.update(HIDDEN for name in names if _hidden(name))
+            self.classes = [name for name in names if not _hidden(name)]
+            found = [self._images(self.root / name) for name in self.classes]
+        except OSError as error:
+            raise SteeringError(f"{key}: {folder} has no folders of images, one per class: {error}") from error
+        if not self.classes:
+            beside = [entry.name for entry in entries if Path(entry.name).suffix.lower() in SUFFIXES]
+            hint = f"; {len(beside)} images lie in it directly" if beside else ""
+            raise SteeringError(f"{key}: {folder} has no folders of images, one per class{hint}")
+        if empty := [name for name, files in zip(self.classes, found, strict=True) if not files]:
+            raise SteeringError(
+                f"{key}: {folder} has no image for class {', '.join(empty)}; looked for {', '.join(SUFFIXES)}"
+            )
+        self.files = [path for files in found for path in files]
+        self.labels = np.repeat(np.arange(len(found)), [len(files) for files in found])
+        self.read.read = len(self.files)
+        self.read.report(f"task.data.{key}", "images", str(folder))
+        self._changed: dict[int, list[str]] = {}
+
+    def _images(self, folder: Path) -> list[Path]:
+        kept: list[Path] = []
+        for where, folders, files in sorted(_walked(folder)):
+            self.read.left_out.update(HIDDEN for name in folders if _hidden(name))
+            for name in sorted(files):
+                if _hidden(name):
+                    self.read.left_out[HIDDEN] += 1
+                elif Path(name).suffix.lower() in SUFFIXES:
+                    kept.append(Path(where, name))
+                else:
+                    self.read.left_out[OTHER] += 1
+        return kept
 
     def image(self, number: int) -> np.ndarray:
+        path = self.files[number]
         try:
-            image = self.dataset[number][0]
-            return _pixels(image)
-        except (OSError, SyntaxError, ValueError) as error:  # what PIL raises for a damaged file
-            raise UnreadableError(f"{self.name}, example {number}: {error}") from error
+            picture, self._changed[number] = read_picture(path)
+        except (
+            Exception
+        ) as error:  # decoders meet broken bytes with many types: OSError, SyntaxError, struct.error, ...
+            why = (
+                str(error)
+                if isinstance(error, UnreadableError)
+                else f"cannot be read ({type(error).__name__}: {error})"
+            )
+            raise UnreadableError(f"folder {self.root}, example {number}, {path.name}: {why}") from error
+        return pixels(picture)
+
+    def changes(self, number: int) -> list[str]:
+        return self._changed.get(number, [])
 
     def fingerprint(self) -> str:
-        files = [Path(path) for path, _ in getattr(self.dataset, "samples", [])]
-        parts = [f"{path.parent.name}/{path.name} {path.stat().st_size}" for path in files]
-        raw = getattr(self.dataset, "data", None)
-        if not parts and raw is not None:
-            parts = [sha256([np.asarray(raw).tobytes()])]
-        return sha256([self.name, self.labels.tobytes(), *parts])
+        parts = [f"{path.relative_to(self.root).as_posix()} {path.stat().st_size}" for path in self.files]
+        return sha256(["folder", self.labels.tobytes(), *parts])
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith(".") or name in _JUNK
+
+
+def _walked(folder: Path) -> list[tuple[str, list[str], list[str]]]:
+    """Folder, names of its folders, names of its files, for it and all below that are not hidden; links are followed."""
+    found = []
+    for where, folders, files in os.walk(folder, followlinks=True):
+        found.append((where, [*folders], files))
+        folders[:] = [name for name in folders if not _hidden(name)]  # os.walk looks into those that are left
+    return found
 
 
 def digits() -> tuple[Source, Source]:
@@ -113,117 +182,44 @@ def digits() -> tuple[Source, Source]:
 
 
 def arrays(path: str, test_path: str) -> tuple[Source, Source]:
-    """Two `.npz` files with "image", uint8 (n, h, w[, c]), and "label", integers (n,)."""
-    parts = []
-    for key, file in (("path", path), ("test_path", test_path)):
-        try:
-            with np.load(file, allow_pickle=False) as found:
-                parts.append((found["image"], found["label"]))
-        except (OSError, ValueError, KeyError) as error:
-            raise SteeringError(f"{key}: {file} is no .npz with 'image' and 'label': {error}") from error
-    count = int(max(labels.max(initial=-1) for _, labels in parts)) + 1
-    names = [str(n) for n in range(count)]
-    return ArraySource(*parts[0], names), ArraySource(*parts[1], names)
+    """Two `.npz` files with "image", uint8 (n, h, w[, c]), and "label", integers (n,) or (n, 1)."""
+    train, test = _array_source("path", path), _array_source("test_path", test_path)
+    names = max(train.classes, test.classes, key=len)
+    train.classes = test.classes = names
+    return train, test
+
+
+def _array_source(key: str, file: str) -> ArraySource:
+    try:
+        with np.load(user_path(file), allow_pickle=False) as found:
+            if missing := [name for name in ("image", "label") if name not in found.files]:
+                raise KeyError(f"no {' and '.join(map(repr, missing))}; it has {', '.join(found.files) or 'nothing'}")
+            images, labels = found["image"], found["label"]
+    except Exception as error:  # a damaged zip file fails in as many ways as a damaged picture
+        why = error.args[0] if isinstance(error, KeyError) else error
+        raise SteeringError(f"{key}: {file} is no .npz with 'image' and 'label': {why}") from error
+    try:
+        return ArraySource(images, labels)
+    except SteeringError as error:
+        raise SteeringError(f"{key}: {file}: {error}") from error
 
 
 def folders(path: str, test_path: str) -> tuple[Source, Source]:
     """Two folders with a sub-folder of images for each class."""
-    parts = []
-    for key, folder in (("path", path), ("test_path", test_path)):
-        try:
-            found = ImageFolder(folder)
-        except (OSError, RuntimeError) as error:
-            raise SteeringError(f"{key}: {folder} has no folders of images, one per class: {error}") from error
-        parts.append(DatasetSource(found, found.targets, found.classes, f"folder {folder}"))
-    if parts[0].classes != parts[1].classes:
-        wrong = sorted({*parts[0].classes} ^ {*parts[1].classes})
-        raise SteeringError(f"test_path: {test_path} and {path} have other classes: {', '.join(wrong)}")
-    return parts[0], parts[1]
-
-
-def torchvision_sets(name: str, path: str, download: bool) -> tuple[Source, Source]:
-    """The training and the test part of a data set of torchvision, such as "CIFAR10" or "MNIST"."""
-    cls: Any = getattr(torchvision.datasets, name, None)
-    if not isinstance(cls, type):
-        raise SteeringError(f"dataset: torchvision.datasets has no {name!r}")
-    options = inspect.signature(cls).parameters
-    if "train" not in options and "split" not in options:
-        raise SteeringError(f"dataset: torchvision.datasets.{name} has no training and test parts")
-    parts = []
-    for train in (True, False):
-        chosen: dict[str, Any] = {"train": train} if "train" in options else {"split": "train" if train else "test"}
-        if "download" in options:
-            chosen["download"] = download
-        try:
-            found: Any = cls(path, **chosen)
-        except (OSError, RuntimeError, ValueError) as error:
-            raise SteeringError(f"path: cannot read torchvision's {name} in {path}: {error}") from error
-        parts.append(
-            DatasetSource(
-                found, _targets(found, name), _class_names(found, name), f"{name} {'train' if train else 'test'}"
-            )
+    train, test = FolderSource(path, "path"), FolderSource(test_path, "test_path")
+    if train.classes != test.classes:
+        wrong = sorted({*train.classes} ^ {*test.classes})
+        here = [name for name in wrong if name in train.classes] or ["none"]
+        raise SteeringError(
+            f"test_path: {test_path} and {path} have other classes: {', '.join(wrong)}; only in {path}: {', '.join(here)}"
         )
-    return parts[0], parts[1]
+    return train, test
 
 
-def read_numbers(file: str, key: str) -> np.ndarray:
-    """Integers, (n,), of "FILE.npy", "FILE.npz:KEY", "FILE.pt:KEY" (as CIFAR-10N is published) or a text file of one a line.
-
-    Raises:
-        SteeringError: cannot be read; the message starts with `key`.
-    """
-    path, _, entry = file.partition(":")
-    try:
-        if path.endswith(".pt"):
-            found = np.asarray(_torch_arrays(path)[entry])
-        elif path.endswith((".npy", ".npz")):
-            loaded = np.load(path, allow_pickle=False)
-            found = loaded[entry] if path.endswith(".npz") else loaded
-        else:
-            found = np.loadtxt(path, dtype=np.int64, ndmin=1)
-    except (OSError, ValueError, KeyError) as error:
-        raise SteeringError(f"{key}: cannot read numbers from {file}: {error}") from error
-    if found.ndim != 1 or found.dtype.kind not in "iu":
-        raise SteeringError(f"{key}: expected one integer per example in {file}, got {found.dtype}, {found.shape}")
-    return found.astype(np.int64)
-
-
-def _torch_arrays(path: str) -> dict[str, Any]:
-    """A dict of NumPy arrays saved by torch, read without running code from it."""
-    import pickle
-
-    import torch
-
-    dtypes = [type(np.dtype(kind)) for kind in ("int64", "int32", "uint8", "float64", "float32")]
-    rebuild = np._core.multiarray._reconstruct  # type: ignore[attr-defined]
-    old_name = "numpy.core.multiarray._reconstruct"
-    allowed: list[Any] = [np.ndarray, np.dtype, *dtypes, rebuild, (rebuild, old_name)]
-    try:
-        with torch.serialization.safe_globals(allowed):
-            found = torch.load(path, weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(f"holds more than arrays: {str(error).splitlines()[0]}") from error
-    if not isinstance(found, dict):
-        raise ValueError("holds no dict of arrays")
-    return found
-
-
-def _pixels(image: Any) -> np.ndarray:
-    if not isinstance(image, Image.Image):
-        raise SteeringError(f"dataset: expected PIL images, got {type(image).__name__}")
-    gray = image.mode in ("1", "L", "I;16", "I", "F")
-    array = np.asarray(image.convert("L" if gray else "RGB"))
-    return array[..., None] if gray else array
-
-
-def _targets(dataset: Any, name: str) -> Sequence[int]:
-    for attribute in ("targets", "labels", "_labels", "y"):
-        found = getattr(dataset, attribute, None)
-        if found is not None:
-            return np.asarray(found).tolist()
-    raise SteeringError(f"dataset: torchvision.datasets.{name} does not list its labels; save it as arrays or a folder")
-
-
-def _class_names(dataset: Any, name: str) -> list[str]:
-    found = getattr(dataset, "classes", None)
-    return [str(c) for c in found] if found else [str(n) for n in range(int(max(_targets(dataset, name))) + 1)]
+def report_changes(source: Source, numbers: np.ndarray, left_out: int, place: str) -> None:
+    """One line behind a pass over a part: how many images it read, left out and changed; silent if all were as they stand."""
+    tally = Tally(len(numbers) - left_out, Counter({"unreadable": left_out} if left_out else {}))
+    for number in numbers.tolist():
+        tally.changed.update(source.changes(number))
+    if tally.left_out or tally.changed:
+        report_once(tally.line("images", place))

@@ -2,39 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 
 from steering.data import IndexedData
-from steering.errors import SteeringError
-from steering.task import Metric, Model, ModelSpec, Task, weights_state
+from steering.errors import ConfigError, SteeringError
+from steering.reading import report_once
+from steering.task import Evaluation, Metric, Model, ModelSpec, Task, scores_of
 from tasks.classification.data import ImageData, ImageInputs, Labelled, kept_of_classes, noisy_labels, part_of
 from tasks.classification.evaluation import (
-    accuracy,
     calibration_error,
     confusion_figure,
     group_accuracies,
     predict,
     reliability_figure,
 )
+from tasks.classification.images import Source, UnreadableError
 from tasks.classification.models import build_classifier
 from tasks.classification.risk import ClassificationRisk
-from tasks.classification.sources import (
-    Source,
-    UnreadableError,
-    arrays,
-    digits,
-    folders,
-    read_numbers,
-    torchvision_sets,
-)
+from tasks.classification.sources import arrays, digits, folders, read_numbers, report_changes, torchvision_sets
 
-Predictions = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
 SOURCES = ("digits", "arrays", "folder", "torchvision")
 AUGMENTATIONS = ("none", "crop", "flip-crop")
 
@@ -53,6 +44,12 @@ class ClassificationData:
     """torchvision: the data set's class, such as CIFAR10."""
     download: bool = False
     """torchvision: fetch the data if they are not there."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """torchvision: further arguments of the class for both parts, such as {split: letters} of EMNIST."""
+    train_options: dict[str, Any] = field(default_factory=dict)
+    """torchvision: arguments for the training part, such as {split: trainval}; absent: by the usual names."""
+    test_options: dict[str, Any] = field(default_factory=dict)
+    """torchvision: arguments for the test part, such as {split: val}; absent: by the usual names."""
     part: tuple[float, float] = (0.0, 1.0)
     """The training examples whose seeded hash lies in [low, high): [0, 0.2] for a reference, [0.2, 1] for its target."""
     class_shares: dict[int, float] = field(default_factory=dict)
@@ -77,6 +74,9 @@ class ClassificationData:
         for key in needs.get(self.source, ("path", "dataset")):
             if not getattr(self, key):
                 raise SteeringError(f"{key}: needed for source {self.source!r}")
+        for key in ("options", "train_options", "test_options"):
+            if getattr(self, key) and self.source != "torchvision":
+                raise SteeringError(f"{key}: for source 'torchvision' alone, got source {self.source!r}")
         if self.augment not in AUGMENTATIONS:
             raise SteeringError(f"augment: expected one of {', '.join(AUGMENTATIONS)}, got {self.augment!r}")
         low, high = self.part
@@ -106,7 +106,10 @@ class ClassificationTask(Task):
 
     Options: ClassVar[type] = ClassificationOptions
     may_have_groups: ClassVar[bool] = True
-    metrics: ClassVar[Mapping[str, Metric]] = {"ECE": Metric(higher_is_better=False)}
+    metrics: ClassVar[Mapping[str, Metric]] = {
+        "ECE": Metric(higher_is_better=False),
+        "unreadable": Metric(percent=False, higher_is_better=False),
+    }
 
     def __init__(self, options: ClassificationOptions) -> None:
         self.options, self.risk = options, ClassificationRisk()
@@ -114,7 +117,6 @@ class ClassificationTask(Task):
         self.train, self.test = _open(data)
         self.classes = self.train.classes
         self.part, self.test_part, self.groups = _parts(data, self.train, self.test)
-        self._predicted: tuple[tuple[object, ...], Predictions] | None = None
 
     def build(self, spec: ModelSpec) -> Model:
         return build_classifier(spec, _first_shape(self.train), len(self.classes))
@@ -123,33 +125,36 @@ class ClassificationTask(Task):
         views: dict[str, ImageInputs] = {"": target.inputs}
         if reference is not None and reference.inputs_fingerprint != target.inputs_fingerprint:
             views["reference"] = reference.inputs
-        return ImageData(self.part, views, seed, self.options.data.augment)
+        return ImageData(self.part, views, seed, self.options.data.augment, replace=True)
 
     def plain_data(self, model: Model) -> IndexedData:
-        return ImageData(self.part, {"": model.inputs}, self.options.data.seed, "none")
+        return ImageData(self.part, {"": model.inputs}, self.options.data.seed, "none", replace=True)
 
-    def evaluate(self, model: Model, device: torch.device) -> dict[str, float]:
-        """ "test/accuracy", "test/ECE" (15 bins); with groups "test/worst_group_accuracy"."""
-        probability, label, group = self._predictions(model, device)
-        found = {"test/accuracy": accuracy(probability, label), "test/ECE": calibration_error(probability, label)}
+    def held_out_data(self, model: Model) -> Mapping[str, IndexedData]:
+        return {"test": ImageData(self.test_part, {"": model.inputs}, 0, "none", replace=True)}
+
+    def evaluate(self, model: Model, device: torch.device) -> Evaluation:
+        """ "test/accuracy", "test/ECE" (15 bins); with groups "test/worst_group_accuracy", over the groups of the test part.
+
+        An image that cannot be read is left out of them all; "test/unreadable" says how many were, if any.
+        """
+        data = ImageData(self.test_part, {"": model.inputs}, 0, "none")
+        probability, label, group = predict(model.module, data, device)
+        numbers = self.test_part.numbers
+        report_changes(self.test, numbers, len(numbers) - len(label), "the test part of task.data")
+        further = {"test/ECE": calibration_error(probability, label)}
         if group is not None:
-            found["test/worst_group_accuracy"] = min(group_accuracies(probability, label, group).values())
-        return found
-
-    def figures(self, model: Model, device: torch.device) -> Mapping[str, Figure]:
-        probability, label, _ = self._predictions(model, device)
-        return {
-            "reliability": reliability_figure(probability, label),
-            "confusion": confusion_figure(probability, label, self.classes),
-        }
-
-    def _predictions(self, model: Model, device: torch.device) -> Predictions:
-        """Of the test part; kept for the figures that follow the metrics."""
-        state = weights_state(model.module)
-        if self._predicted is None or self._predicted[0] != state:
-            data = ImageData(self.test_part, {"": model.inputs}, 0, "none")
-            self._predicted = state, predict(model.module, data, device)
-        return self._predicted[1]
+            further["test/worst_group_accuracy"] = min(group_accuracies(probability, label, group).values())
+        if left_out := len(numbers) - len(label):
+            further["test/unreadable"] = float(left_out)
+        return Evaluation(
+            {"test/accuracy": scores_of(probability.argmax(-1) == label)},
+            further,
+            figures={
+                "reliability": reliability_figure(probability, label),
+                "confusion": confusion_figure(probability, label, self.classes),
+            },
+        )
 
 
 def _open(data: ClassificationData) -> tuple[Source, Source]:
@@ -160,7 +165,8 @@ def _open(data: ClassificationData) -> tuple[Source, Source]:
         return arrays(path, test_path)
     if data.source == "folder":
         return folders(path, test_path)
-    return torchvision_sets(str(data.dataset), path, data.download)
+    more = data.options, data.train_options, data.test_options
+    return torchvision_sets(str(data.dataset), path, data.download, *more)
 
 
 def _parts(data: ClassificationData, train: Source, test: Source) -> tuple[Labelled, Labelled, tuple[str, ...]]:
@@ -172,12 +178,13 @@ def _parts(data: ClassificationData, train: Source, test: Source) -> tuple[Label
             raise SteeringError(f"task.data.labels: expected numbers in [0, {classes}) in {data.labels}")
     labels = noisy_labels(labels, classes, data.label_noise, data.seed)
     if unknown := [label for label in data.class_shares if label >= classes]:
-        raise SteeringError(f"task.data.class_shares: no class {unknown[0]}; there are {classes}")
+        raise ConfigError(f"task.data.class_shares: no class {unknown[0]}; there are {classes}")
     stays = kept_of_classes(labels, data.class_shares, data.seed)
     numbers = part_of(len(train), *data.part, data.seed)
     numbers = numbers[stays[numbers]]
     if not len(numbers):
         raise SteeringError(f"task.data.part: no example is left of {len(train)}")
+    _report_empty("class", train.classes, labels[numbers], "training example")
     groups: np.ndarray | None = None
     test_groups: np.ndarray | None = None
     names: tuple[str, ...] = ()
@@ -187,12 +194,22 @@ def _parts(data: ClassificationData, train: Source, test: Source) -> tuple[Label
         key, test_key = "task.data.groups", "task.data.test_groups"
         groups = _aligned(read_numbers(data.groups, key), len(train), key, data.groups)
         test_groups = _aligned(read_numbers(str(data.test_groups), test_key), len(test), test_key, data.test_groups)
-        if min(groups.min(), test_groups.min()) < 0:
-            raise SteeringError(f"{key}: expected numbers >= 0")
         names = tuple(str(n) for n in range(int(max(groups.max(), test_groups.max())) + 1))
     kept = None if groups is None else groups[numbers]
+    if kept is not None and test_groups is not None:
+        if data.groups != "class":
+            _report_empty("group", names, kept, "training example")
+        _report_empty("group", names, test_groups, "test example, so worst_group_accuracy says nothing of it")
     whole = np.arange(len(test))
     return Labelled(train, numbers, labels[numbers], kept), Labelled(test, whole, test.labels, test_groups), names
+
+
+def _report_empty(kind: str, names: Sequence[str], numbers: np.ndarray, what: str) -> None:
+    """One line that names the classes or groups without examples, if there are any."""
+    empty = [name for number, name in enumerate(names) if not (numbers == number).any()]
+    if empty:
+        more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
+        report_once(f"task.data: {kind} {', '.join(empty[:5])}{more} has no {what}")
 
 
 def _aligned(numbers: np.ndarray, n: int, key: str, file: str | None) -> np.ndarray:

@@ -1,23 +1,32 @@
-"""Documents by domain: Python's own standard library, plain text, JSONL, Parquet, Hugging Face data sets on disk."""
+"""Documents by domain: Python's own standard library, plain text, JSON, Parquet, Hugging Face data sets on disk."""
 
 from __future__ import annotations
 
-import glob
-import json
+import lzma
 import sysconfig
-from collections.abc import Iterator, Mapping
+import zlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from steering.data import mix
 from steering.errors import SteeringError
+from steering.reading import Tally, in_words, report_once
 from steering.storage import sha256
+from tasks.language.decoding import decoded, universal
+from tasks.language.files import data_set, find, folder_hint, of_file, taken
 
 STDLIB = ("asyncio", "email", "importlib", "multiprocessing", "unittest", "xml")
 """Packages of the standard library that every distribution of Python brings, of some 10 to 30 files each."""
 
 Domains = Mapping[str, list[str]]
+
+# What the readers of the formats raise, of the standard library, pyarrow and datasets.
+_UNREADABLE = (
+    *(OSError, ValueError, KeyError, TypeError, EOFError, ImportError, NotImplementedError),
+    *(zlib.error, lzma.LZMAError),
+)
 
 
 def stdlib(modules: tuple[str, ...] = STDLIB) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
@@ -27,7 +36,7 @@ def stdlib(modules: tuple[str, ...] = STDLIB) -> tuple[dict[str, list[str]], dic
     it is decides the text, so runs on other versions of Python are other runs.
 
     Raises:
-        SteeringError: a package is not there.
+        SteeringError: a package is not there, or has no text.
     """
     train: dict[str, list[str]] = {}
     validation: dict[str, list[str]] = {}
@@ -38,77 +47,90 @@ def stdlib(modules: tuple[str, ...] = STDLIB) -> tuple[dict[str, list[str]], dic
             raise SteeringError(f"task.data.domains: the standard library has no package {name!r} with two files")
         places = [int(sha256([str(path.relative_to(folder))])[:8], 16) % 10 for path in files]
         held_out = {number for number, place in enumerate(places) if place == 0} or {len(files) // 2}
-        texts = [path.read_text(encoding="utf-8", errors="replace") for path in files]
+        tally = Tally()
+        try:
+            texts = [taken(universal(decoded(path)), tally) for path in files]
+        except _UNREADABLE as error:
+            raise SteeringError(f"task.data.modules: cannot read the sources of {name}: {_line(error)}") from error
         train[name] = [text for number, text in enumerate(texts) if number not in held_out and text]
         validation[name] = [text for number, text in enumerate(texts) if number in held_out and text]
+        if not train[name] or not validation[name]:
+            raise SteeringError(
+                f"task.data.modules: {name} has no text for {'validation' if train[name] else 'training'}"
+            )
+        tally.report("task.data.modules", "documents", f"the standard library's {name}")
     return train, validation
 
 
 def read_domains(paths: Mapping[str, str], column: str, separator: str | None, key: str) -> dict[str, list[str]]:
-    """Documents of each domain.
+    """Documents of each domain; a line in the log for each says what was read, left out and changed.
+
+    A null and an empty text are left out. Half of a surrogate pair and undecodable bytes of plain text become U+FFFD.
 
     Args:
-        paths: domain -> file, glob, or folder of a Hugging Face data set (`save_to_disk`). By suffix: .jsonl (one object a
-            line), .parquet, all others plain text.
-        column: of JSONL, Parquet and data sets.
+        paths: domain -> file, glob, or folder of a Hugging Face data set (`save_to_disk`). By suffix: .jsonl (.ndjson,
+            .jsonlines; one object a line), .json (a list of objects or texts), .parquet, all others plain text; all but
+            Parquet also with .gz, .bz2, .xz or .zst behind it.
+        column: of JSON, Parquet and data sets.
         separator: between the documents of a text file; None: a file is one.
         key: the config's, for messages.
 
     Raises:
-        SteeringError: nothing there, unreadable, or no documents.
+        SteeringError: nothing there, unreadable, no text, something else than texts in the column, or no documents.
     """
     found = {}
     for domain, path in paths.items():
+        tally, files = Tally(), 0
+        documents: list[str] = []
         try:
-            documents = [text for text in _documents(path, column, separator) if text]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise SteeringError(f"{key}.{domain}: cannot read {path}: {error}") from error
+            for file in _found(path, tally):
+                path_now, files = file, files + 1
+                read = data_set(file, column, tally) if file.is_dir() else of_file(file, column, separator, tally)
+                documents += read
+        except _UNREADABLE as error:
+            place = path_now if files else path
+            raise SteeringError(f"{key}.{domain}: cannot read {place}: {_line(error)}") from error
+        place = path if files < 2 else f"{path} ({files:,} files)"
         if not documents:
-            raise SteeringError(f"{key}.{domain}: no documents in {path}")
+            raise SteeringError(f"{key}.{domain}: no documents in {place}; skipped: {in_words(tally.left_out)}")
+        tally.report(f"{key}.{domain}", "documents", place)
         found[domain] = documents
+    say_shared({f"{key}.{domain}": path for domain, path in paths.items()})
     return found
 
 
-def _documents(path: str, column: str, separator: str | None) -> Iterator[str]:
-    if (Path(path) / "dataset_info.json").is_file() or (Path(path) / "state.json").is_file():
-        yield from _column(_datasets().load_from_disk(path), column)
-        return
-    files = [Path(file) for file in sorted(glob.glob(path))]
-    if not files:
-        raise FileNotFoundError("no such file")
-    for file in files:
-        if file.suffix == ".jsonl":
-            for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
-                if line.strip():
-                    yield _entry(json.loads(line), column, f"{file}, line {number}")
-        elif file.suffix == ".parquet":
-            yield from _column(_datasets().Dataset.from_parquet(str(file)), column)
-        else:
-            text = file.read_text(encoding="utf-8", errors="replace")
-            yield from [text] if separator is None else text.split(separator)
+def _found(path: str, tally: Tally) -> list[Path]:
+    """Files and data sets under a path; other folders that a glob matches are counted as left out."""
+    found = find(path, tally)
+    folders = {file for file in found if file.is_dir() and not _is_data_set(file)}
+    for folder in folders:
+        if len(folders) == len(found) or (folder / "dataset_dict.json").is_file():
+            raise IsADirectoryError(folder_hint(folder))
+    if folders and "**" not in path:  # which goes into them
+        tally.left_out["folder(s)"] += len(folders)
+    return [file for file in found if file not in folders]
 
 
-def _entry(row: object, column: str, where: str) -> str:
-    if not isinstance(row, dict) or not isinstance(row.get(column), str):
-        raise ValueError(f"{where} has no text {column!r}")
-    return row[column]
+def _is_data_set(folder: Path) -> bool:
+    return (folder / "dataset_info.json").is_file() or (folder / "state.json").is_file()
 
 
-def _column(dataset: object, column: str) -> list[str]:
-    names = dataset.column_names  # type: ignore[attr-defined]
-    if column not in names:
-        raise ValueError(f"no column {column!r}; there are {', '.join(map(str, names))}")
-    return [str(text) for text in dataset[column]]  # type: ignore[index]
+def _line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
-def _datasets():  # type: ignore[no-untyped-def]
-    try:
-        import datasets
-    except ImportError as error:
-        raise SteeringError(
-            "Parquet and data sets on disk need datasets: pip install 'model-steering[data]'"
-        ) from error
-    return datasets
+def say_shared(places: Mapping[str, str]) -> None:
+    """Warn of files that two keys name, such as two domains, or training and validation."""
+    seen: dict[Path, str] = {}
+    shared: dict[tuple[str, str], list[Path]] = {}
+    for key, path in places.items():
+        for file in find(path, Tally()):
+            first = seen.setdefault(file.resolve(), key)
+            if first != key:
+                shared.setdefault((first, key), []).append(file)
+    for (first, key), files in shared.items():
+        more = f" and {len(files) - 1:,} more files" if len(files) > 1 else ""
+        report_once(f"{first} and {key} both read {files[0]}{more}")
 
 
 def held_out(domains: Domains, share: float) -> tuple[dict[str, list[str]], dict[str, list[str]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 
 from steering.data import IndexedData, uniform
 from steering.errors import SteeringError
+from steering.reading import report_once
 from steering.risk import Batch
 from steering.storage import sha256
 from tasks.language.tokens import Tokens
@@ -59,14 +61,20 @@ def pack(domains: Mapping[str, Sequence[str]], tokens: Tokens, length: int) -> B
     """Blocks of all domains, one domain after another.
 
     Raises:
-        SteeringError: a domain has fewer than two tokens.
+        SteeringError: a domain has fewer than two tokens, or the tokenizer made a number that is not below its size.
     """
     blocks, counts, domain = [], [], []
     kind = np.uint16 if tokens.size < 2**16 else np.int32
     for number, (name, texts) in enumerate(domains.items()):
-        stream = np.concatenate([part for text in texts for part in (tokens.encode(text), np.array([tokens.end]))])
+        parts = [part for text in texts for part in (tokens.encode(text), np.array([tokens.end]))]
+        stream = np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
         if len(stream) < 2:
             raise SteeringError(f"task.data: domain {name} has no text")
+        if stream.min() < 0 or stream.max() >= tokens.size:  # `kind` would wrap it round to another token
+            wrong = stream[(stream < 0) | (stream >= tokens.size)][0]
+            raise SteeringError(
+                f"task.tokenizer: made the number {wrong} in {name}, its tokens end at {tokens.size - 1}"
+            )
         count = -(-(len(stream) - 1) // length)
         padded = np.full(count * length + 1, tokens.end, dtype=kind)
         padded[: len(stream)] = stream
@@ -78,35 +86,79 @@ def pack(domains: Mapping[str, Sequence[str]], tokens: Tokens, length: int) -> B
     return Blocks(np.concatenate(blocks), np.concatenate(counts), np.concatenate(domain), tokens.fingerprint())
 
 
-def corrupted(blocks: Blocks, share: Mapping[int, float], size: int, seed: int) -> Blocks:
-    """The same blocks with a share of the tokens of some domains replaced by tokens drawn uniformly of `size`.
+def corrupted(blocks: Blocks, share: Mapping[int, float], choices: int | np.ndarray, seed: int) -> Blocks:
+    """The same blocks with a share of the tokens of some domains replaced by tokens drawn uniformly from `choices`.
 
     Args:
         share: domain number -> probability that a token is replaced.
+        choices: numbers of tokens, such as `Tokens.ordinary`; an int stands for those below it.
     """
+    drawn = choices if isinstance(choices, np.ndarray) else np.arange(choices)
     tokens = blocks.tokens.copy()
     for domain, value in share.items():
         rows = np.flatnonzero(blocks.domain == domain)
         place = rows[:, None] * tokens.shape[1] + np.arange(tokens.shape[1])
         wrong = uniform(seed, _NOISE, place) < value
-        other = (uniform(seed, _OTHER, place) * size).astype(tokens.dtype)
+        other = drawn[(uniform(seed, _OTHER, place) * len(drawn)).astype(np.int64)].astype(tokens.dtype)
         tokens[rows] = np.where(wrong, other, tokens[rows])
     return Blocks(tokens, blocks.counts, blocks.domain, blocks.identity)
 
 
-def mixed(blocks: Blocks, weights: np.ndarray, seed: int) -> Blocks:
+def mixed(blocks: Blocks, weights: np.ndarray, seed: int, names: Sequence[str] | None = None) -> Blocks:
     """As many blocks in which the domains stand in the proportion of `weights`, (k,): some repeated, some left out.
 
-    A copy is an example of its own, with its own number.
+    A copy is an example of its own, with its own number. The counts are the nearest whole numbers with the right sum (largest
+    remainders). A line in the log says how many blocks of each domain there are now, and how often one stands at most.
+
+    Args:
+        names: of the domains, for messages; None: "domain 0", ...
+
+    Raises:
+        SteeringError: weights that are no finite numbers >= 0 with a positive sum, or a weight for a domain without blocks.
     """
-    shares = weights / weights.sum()
-    wanted = np.floor(shares * len(blocks)).astype(np.int64)
+    weights = np.asarray(weights, dtype=np.float64)
+    names = [f"domain {number}" for number in range(len(weights))] if names is None else names
+    if not (np.isfinite(weights).all() and (weights >= 0).all() and (weights > 0).any()):
+        raise SteeringError(f"mix: expected finite weights >= 0 that are not all zero, got {weights.tolist()}")
+    have = np.bincount(blocks.domain, minlength=len(weights))
+    if len(have) > len(weights):
+        raise SteeringError(f"mix: expected a weight for each of {len(have)} domains, got {len(weights)}")
+    if empty := [names[int(domain)] for domain in np.flatnonzero((weights > 0) & (have == 0))]:
+        raise SteeringError(
+            f"mix: no block to draw from {', '.join(empty)}; expected a weight of 0, or more text or `part`"
+        )
+    scaled = weights / weights.max()  # so that no sum of large weights overflows
+    exact = scaled / scaled.sum() * len(blocks)
+    wanted = np.floor(exact).astype(np.int64)
+    most = np.argsort(wanted - exact, kind="stable")[: len(blocks) - wanted.sum()]
+    wanted[most] += 1
     rows = []
     for domain, count in enumerate(wanted):
         own = np.flatnonzero(blocks.domain == domain)
         order = own[np.argsort(uniform(seed, _REPEAT, own), kind="stable")]
         rows.append(np.resize(order, count))
+    _report_mix(weights, wanted, have, names)
     return blocks.take(np.concatenate(rows))
+
+
+def _report_mix(weights: np.ndarray, wanted: np.ndarray, have: np.ndarray, names: Sequence[str]) -> None:
+    parts = []
+    for name, weight, count, own in zip(names, weights.tolist(), wanted.tolist(), have.tolist(), strict=True):
+        few = f": its weight {weight:g} is too small for one" if weight > 0 and not count else ""
+        often = f", each up to {-(-count // own):,} times" if count > own else ""
+        parts.append(f"{name} {count:,} (of {own:,}{few}{often})")
+    gone = ((wanted == 0) & (have > 0)).any()
+    report_once(f"task.data.mix: blocks of {', '.join(parts)}", logging.WARNING if gone else logging.INFO)
+
+
+def require_each(blocks: Blocks, names: Sequence[str], key: str, total: int) -> None:
+    """Raise SteeringError when a domain has no block: it would keep its weight in every method that weighs domains."""
+    have = np.bincount(blocks.domain, minlength=len(names))
+    if empty := [name for name, count in zip(names, have, strict=True) if not count]:
+        raise SteeringError(
+            f"{key}: no block of {', '.join(empty)} is left, {len(blocks):,} of {total:,} are; expected at least one of "
+            "each domain: more text, shorter blocks, or a wider part"
+        )
 
 
 def part_of(blocks: Blocks, low: float, high: float, seed: int) -> Blocks:

@@ -10,23 +10,41 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
+from steering import distributed
 from steering.risk import ReferenceRisk
+from steering.runs.record import Scores
 from tasks.language.data import Blocks
 
 
 @torch.no_grad()
-def losses_by_domain(
-    module: nn.Module, risk: ReferenceRisk, blocks: Blocks, domains: int, device: torch.device, batch_size: int = 32
+def block_losses(
+    module: nn.Module, risk: ReferenceRisk, blocks: Blocks, device: torch.device, batch_size: int = 32
 ) -> np.ndarray:
-    """Mean loss per token of each domain, nats, float64, (k,); NaN for a domain without blocks."""
-    sums, counts = np.zeros(domains), np.zeros(domains)
-    for start in range(0, len(blocks), batch_size):
-        index = np.arange(start, min(start + batch_size, len(blocks)))
+    """Summed loss of each block, nats, float64, (m,); every rank runs the model on its share of the blocks and gets all."""
+    mine, found = distributed.share(len(blocks)), []
+    for start in range(mine.start, mine.stop, batch_size):
+        index = np.arange(start, min(start + batch_size, mine.stop))
         batch = {key: value.to(device) for key, value in blocks.batch(index, 0).items()}
-        loss = risk.outputs(module, batch)["loss"].double().sum(-1).cpu().numpy()
-        np.add.at(sums, blocks.domain[index], loss)
-        np.add.at(counts, blocks.domain[index], blocks.counts[index])
+        found.append(risk.outputs(module, batch)["loss"].double().sum(-1))
+    own = torch.cat(found) if found else torch.zeros(0, dtype=torch.float64, device=device)
+    return distributed.gather_uneven(own).cpu().numpy()
+
+
+def losses_by_domain(losses: np.ndarray, blocks: Blocks, domains: int) -> np.ndarray:
+    """Mean loss per token of each domain, nats, float64, (k,), from those of the blocks; NaN for a domain without blocks."""
+    sums, counts = np.zeros(domains), np.zeros(domains)
+    np.add.at(sums, blocks.domain, losses)
+    np.add.at(counts, blocks.domain, blocks.counts)
     return sums / np.where(counts > 0, counts, np.nan)
+
+
+def domain_scores(losses: np.ndarray, blocks: Blocks, names: Sequence[str]) -> dict[str, Scores]:
+    """ "loss/<domain>": the mean loss per token of each of its blocks, which counts as often as it has tokens."""
+    found = {}
+    for number, name in enumerate(names):
+        own = blocks.domain == number
+        found[f"loss/{name}"] = Scores(losses[own] / blocks.counts[own], blocks.counts[own].astype(np.float64))
+    return found
 
 
 def perplexities(losses: np.ndarray, names: Sequence[str]) -> dict[str, float]:

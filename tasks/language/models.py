@@ -6,12 +6,19 @@ import json
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from steering.errors import SteeringError
+from steering.reading import user_path
 from steering.task import Model, ModelSpec
 from steering.training.checkpoint import load_weights
-from tasks.language.tokens import Tokens
+from tasks.language.tokens import Tokens, folder_or_hub, reason
+
+# What `transformers` raises for configs and weights that it cannot read or that do not fit.
+_UNBUILDABLE = (
+    *(OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError, SafetensorError),
+)
 
 
 class Causal(nn.Module):
@@ -30,25 +37,25 @@ def build_causal(spec: ModelSpec, tokens: Tokens, length: int) -> Model:
 
     `name` is a JSON file with a `transformers` config ("model_type" and its keys; `vocab_size` and the special tokens are set
     from the tokenizer), or a folder or hub name whose config is used. `options` change keys of the config. `pretrained` is
-    what `from_pretrained` takes, or "name" for the model's own.
+    what `from_pretrained` takes, or "name" for the model's own. A path may begin with `~`.
 
     Raises:
         SteeringError: no such model or weights, a vocabulary smaller than the tokenizer's, or a context shorter than a block.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    path = Path(spec.name)
+    path, source = user_path(spec.name), spec.name
     try:
         if spec.pretrained is not None:
             source = spec.name if spec.pretrained == "name" else spec.pretrained
-            model = AutoModelForCausalLM.from_pretrained(source, **spec.options)
+            model = AutoModelForCausalLM.from_pretrained(folder_or_hub(source), **spec.options)
         else:
-            config = _config(path, tokens, spec.options) if path.suffix == ".json" else None
+            config = _config(path, tokens, spec.options) if path.suffix.lower() == ".json" else None
             if config is None:
-                config = AutoConfig.from_pretrained(spec.name, **spec.options)
+                config = AutoConfig.from_pretrained(folder_or_hub(spec.name), **spec.options)
             model = AutoModelForCausalLM.from_config(config)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SteeringError(f"target: cannot build the language model {spec.name!r}: {_line(error)}") from error
+    except _UNBUILDABLE as error:
+        raise SteeringError(f"target: cannot build the language model {source!r}: {reason(source, error)}") from error
     size = model.config.vocab_size
     if size < tokens.size:
         raise SteeringError(f"target: {spec.name!r} knows {size} tokens, the tokenizer makes {tokens.size}")
@@ -57,23 +64,26 @@ def build_causal(spec: ModelSpec, tokens: Tokens, length: int) -> Model:
         raise SteeringError(f"task.length: {length} tokens are more than the {limit} positions of {spec.name!r}")
     module = Causal(model.float())
     if spec.checkpoint is not None:
-        load_weights(Path(spec.checkpoint), module)
+        weights = user_path(spec.checkpoint)
+        if weights.is_dir():
+            raise SteeringError(
+                f"checkpoint: {weights} is a folder; expected a file such as {weights / 'model.safetensors'}"
+            )
+        load_weights(weights, module)
     return Model(module.train(), tokens, tokens.fingerprint())
 
 
 def _config(path: Path, tokens: Tokens, options: dict[str, Any]) -> Any:
     from transformers import AutoConfig
 
+    if path.is_dir() and (path / "config.json").is_file():  # a model's folder whose name ends like a file's
+        return None
     if not path.is_file():
-        raise SteeringError(f"target.name: no such file: {path}")
-    values = json.loads(path.read_text(encoding="utf-8"))
+        wrong = f"a folder, expected a JSON file: {path}" if path.is_dir() else f"no such file: {path}"
+        raise SteeringError(f"target.name: {wrong}")
+    values = json.loads(path.read_text(encoding="utf-8-sig"))
     if not isinstance(values, dict) or "model_type" not in values:
         raise SteeringError(f"target.name: {path} has no 'model_type', such as gpt2 or llama")
     special = {"vocab_size": tokens.size, "bos_token_id": tokens.end, "eos_token_id": tokens.end}
     values = {**special, **values, **options}
     return AutoConfig.for_model(values.pop("model_type"), **values)
-
-
-def _line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 
 from steering.data import IndexedData
 from steering.errors import SteeringError
-from steering.task import Metric, Model, ModelSpec, Task, weights_state
-from tasks.language.corpus import STDLIB, held_out, read_domains, stdlib
-from tasks.language.data import Blocks, corrupted, first_of_each, mixed, pack, part_of
-from tasks.language.evaluation import losses_by_domain, perplexities, perplexity_figure
+from steering.task import Evaluation, Metric, Model, ModelSpec, Task
+from tasks.language.corpus import STDLIB, held_out, read_domains, say_shared, stdlib
+from tasks.language.data import Blocks, corrupted, first_of_each, mixed, pack, part_of, require_each
+from tasks.language.evaluation import (
+    block_losses,
+    domain_scores,
+    losses_by_domain,
+    perplexities,
+    perplexity_figure,
+)
 from tasks.language.models import build_causal
 from tasks.language.risk import LanguageRisk
 from tasks.language.tokens import Tokens, open_tokens
@@ -32,7 +37,7 @@ class LanguageData:
     modules: list[str] = field(default_factory=lambda: [*STDLIB])
     """stdlib: its packages."""
     paths: dict[str, str] = field(default_factory=dict)
-    """files: domain -> file, glob, or folder of a Hugging Face data set; .jsonl, .parquet, else plain text."""
+    """files: domain -> file, glob, or folder of a Hugging Face data set; .jsonl, .json, .parquet, else plain text."""
     validation: dict[str, str] = field(default_factory=dict)
     """files: the same for validation; empty: `held_out` of the documents."""
     held_out: float = 0.1
@@ -40,7 +45,7 @@ class LanguageData:
     validation_blocks: int | None = None
     """Evaluate on this many blocks of each domain, chosen by a fixed hash; null: on all."""
     column: str = "text"
-    """JSONL, Parquet, data sets: where the text stands."""
+    """JSON, Parquet, data sets: where the text stands."""
     separator: str | None = None
     """Plain text: what stands between two documents; null: a file is one."""
     corrupt: dict[str, float] = field(default_factory=dict)
@@ -57,6 +62,10 @@ class LanguageData:
             raise SteeringError(f"source: expected stdlib or files, got {self.source!r}")
         if (self.source == "files") != bool(self.paths):
             raise SteeringError("paths: domain -> file, needed for source 'files' and for no other")
+        if self.source == "stdlib" and (not self.modules or len({*self.modules}) < len(self.modules)):
+            raise SteeringError(f"modules: expected at least one, each once, got {', '.join(self.modules) or 'none'}")
+        if self.separator == "":
+            raise SteeringError("separator: expected a text that is not empty, or null")
         if self.validation and self.validation.keys() != self.paths.keys():
             raise SteeringError(f"validation: expected the domains {', '.join(self.paths)}")
         if not 0 < self.held_out < 1:
@@ -67,6 +76,8 @@ class LanguageData:
         if not 0 <= low < high <= 1:
             raise SteeringError(f"part: expected [low, high] with 0 <= low < high <= 1, got {[low, high]}")
         known = [*self.paths] or self.modules
+        if "average" in known:
+            raise SteeringError("a domain cannot be called average: the result over all domains is")
         for key, values, top in (("corrupt", self.corrupt, 1.0), ("mix", self.mix, math.inf)):
             for domain, value in values.items():
                 if domain not in known:
@@ -110,7 +121,6 @@ class LanguageTask(Task):
     def __init__(self, options: LanguageOptions) -> None:
         self.options, self.risk = options, LanguageRisk(options.unit)
         self.groups = tuple(options.data.paths or options.data.modules)
-        self._evaluated: tuple[tuple[object, ...], dict[str, float]] | None = None  # for the figure that follows
 
     @cached_property
     def _texts(self) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
@@ -121,9 +131,13 @@ class LanguageTask(Task):
         train = read_domains(data.paths, data.column, data.separator, "task.data.paths")
         if not data.validation:
             return held_out(train, data.held_out)
-        return train, read_domains(
-            {name: data.validation[name] for name in train}, data.column, data.separator, "task.data.validation"
-        )
+        sections = {
+            "task.data.paths": data.paths,
+            "task.data.validation": {name: data.validation[name] for name in train},
+        }
+        validation = read_domains(sections["task.data.validation"], data.column, data.separator, "task.data.validation")
+        say_shared({f"{key}.{name}": path for key, paths in sections.items() for name, path in paths.items()})
+        return train, validation
 
     @cached_property
     def _tokens(self) -> Tokens:
@@ -132,11 +146,13 @@ class LanguageTask(Task):
     @cached_property
     def _train(self) -> Blocks:
         data, tokens = self.options.data, self._tokens
-        blocks = part_of(pack(self._texts[0], tokens, self.options.length), *data.part, data.seed)
+        whole = pack(self._texts[0], tokens, self.options.length)
+        blocks = part_of(whole, *data.part, data.seed)
         numbers = {name: number for number, name in enumerate(self.groups)}
-        blocks = corrupted(blocks, {numbers[name]: v for name, v in data.corrupt.items()}, tokens.size - 1, data.seed)
+        blocks = corrupted(blocks, {numbers[name]: v for name, v in data.corrupt.items()}, tokens.ordinary, data.seed)
         if data.mix:
-            blocks = mixed(blocks, np.array([data.mix.get(name, 0.0) for name in self.groups]), data.seed)
+            return mixed(blocks, np.array([data.mix.get(name, 0.0) for name in self.groups]), data.seed, self.groups)
+        require_each(blocks, self.groups, "task.data.part", len(whole))
         return blocks
 
     @cached_property
@@ -156,13 +172,16 @@ class LanguageTask(Task):
     def plain_data(self, model: Model) -> IndexedData:  # noqa: ARG002
         return self._train
 
-    def evaluate(self, model: Model, device: torch.device) -> dict[str, float]:
-        """ "perplexity/average" over the domains, and of each; per token, on the validation documents."""
-        state = weights_state(model.module)
-        if self._evaluated is None or self._evaluated[0] != state:
-            losses = losses_by_domain(model.module, self.risk, self._validation, len(self.groups), device)
-            self._evaluated = state, perplexities(losses, self.groups)
-        return self._evaluated[1]
+    def held_out_data(self, model: Model) -> Mapping[str, IndexedData]:  # noqa: ARG002
+        return {"validation": self._validation}
 
-    def figures(self, model: Model, device: torch.device) -> Mapping[str, Figure]:
-        return {"perplexity": perplexity_figure(self.evaluate(model, device))}
+    def evaluate(self, model: Model, device: torch.device) -> Evaluation:
+        """ "perplexity/average" over the domains, and of each; per token, on the validation documents."""
+        blocks, names = self._validation, self.groups
+        losses = block_losses(model.module, self.risk, blocks, device)
+        metrics = perplexities(losses_by_domain(losses, blocks, len(names)), names)
+        shown = Metric(percent=False, higher_is_better=False, exp=True)
+        scores = domain_scores(losses, blocks, names)
+        meaning = {f"perplexity/{name}": replace(shown, of=(f"loss/{name}",)) for name in names}
+        meaning["perplexity/average"] = replace(shown, of=tuple(scores))
+        return Evaluation(scores, metrics, meaning, {"perplexity": perplexity_figure(metrics)})
