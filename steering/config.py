@@ -62,7 +62,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 def config_of(text: str, where: str) -> RunConfig:
     """The config that `to_yaml` has written; `where` names it in messages."""
-    return _finish(_Tree(_spelled_out(yaml.safe_load(text)), where), (), where)
+    values: Any = OmegaConf.to_container(OmegaConf.create(text))
+    return _finish(_Tree(_spelled_out(values), where), (), where)
 
 
 def with_overrides(config: RunConfig, overrides: Mapping[str, Any], source: str = "overrides") -> RunConfig:
@@ -161,7 +162,10 @@ def _built(tree: _Tree, raw: dict[str, Any]) -> RunConfig:
         path = f"compare.methods.{label}"
         chosen = section.get("reference") if isinstance(section, dict) else None
         if chosen is not None and chosen not in config.references:
-            tree.fail(path, f"{path}.reference: no reference {chosen!r} in references; {nearest(str(chosen), [*config.references])}")
+            tree.fail(
+                path,
+                f"{path}.reference: no reference {chosen!r} in references; {nearest(str(chosen), [*config.references])}",
+            )
         _method(tree, method_section(section), path)
     check_dotted(RunConfig, config.smoke_overrides, "smoke_overrides", tree.fail)
     if config.reference is not None:
@@ -173,7 +177,9 @@ def _built(tree: _Tree, raw: dict[str, Any]) -> RunConfig:
 
 def method_section(section: Any) -> Any:
     """A method of `compare.methods` without the name of its reference."""
-    return {key: value for key, value in section.items() if key != "reference"} if isinstance(section, dict) else section
+    return (
+        {key: value for key, value in section.items() if key != "reference"} if isinstance(section, dict) else section
+    )
 
 
 def _chosen_reference(tree: _Tree, raw: dict[str, Any]) -> Any:

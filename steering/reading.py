@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-
 _LOG = logging.getLogger("steering")
 
 

@@ -24,6 +24,7 @@ from steering.values import Fail, described, fitted, quote_it, section_of, shown
 
 MISSING: Any = "???"
 
+
 @dataclass
 class ReferenceConfig(ModelSpec):
     """The frozen model that steers: a model spec, and where its outputs come from."""

@@ -21,6 +21,7 @@ from typing import Any, get_type_hints
 
 import pytest
 import torch
+from steering.protocols import benchmark
 
 import steering
 import tasks
@@ -29,7 +30,6 @@ from steering.cli import _parsed
 from steering.config import load_config
 from steering.dro.stochastic import StochasticRisk
 from steering.methods import registry
-from steering.protocols import benchmark
 from steering.risk import Units
 from tasks.classification import ClassificationOptions
 from tasks.clip import ClipOptions

@@ -89,7 +89,9 @@ def paired_difference(
     Args:
         runs, baseline: seed -> run.
     """
-    seeds = [seed for seed in runs if seed in baseline and name in runs[seed].metrics and name in baseline[seed].metrics]
+    seeds = [
+        seed for seed in runs if seed in baseline and name in runs[seed].metrics and name in baseline[seed].metrics
+    ]
     if not seeds:
         return None
     differences = [runs[seed].metrics[name] - baseline[seed].metrics[name] for seed in seeds]

@@ -65,7 +65,11 @@ class Report:
     def markdown(self) -> str:
         parts = [f"# {self.title}", self.intro]
         for table in self.tables:
-            parts += [f"## {table.name}", markdown_table(table.header, table.lines), *([table.note] if table.note else [])]
+            parts += [
+                f"## {table.name}",
+                markdown_table(table.header, table.lines),
+                *([table.note] if table.note else []),
+            ]
         return "\n\n".join(parts) + "\n"
 
 
@@ -115,7 +119,9 @@ def read_studies(folder: Path) -> list[StudyFile]:
         except (ValueError, TypeError) as error:
             raise SteeringError(f"{path} is damaged ({error}); run its study again") from error
     if not found:
-        raise SteeringError(f"no study in {folder}: there is no study-NAME.json, which `steering study` and `steering compare` write")
+        raise SteeringError(
+            f"no study in {folder}: no study-NAME.json, which `steering study` and `steering compare` write"
+        )
     return found
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+
 from steering.analysis.page import Cells, Table, markdown_table, print_tables
 from steering.runs.record import SHARE, Metric
 
@@ -112,7 +113,13 @@ def page_tables(rows: Sequence[Row], styles: Styles | None = None) -> list[Table
     """The tables of `tables`, as a page shows them."""
     plain = {name.rpartition("/")[0] or "evaluation" for name in _plain_metrics(rows, styles or {})}
     return [
-        Table(name, header, lines, percent=not (name.startswith("cost") or name in plain), best=not name.startswith("cost"))
+        Table(
+            name,
+            header,
+            lines,
+            percent=not (name.startswith("cost") or name in plain),
+            best=not name.startswith("cost"),
+        )
         for name, (header, lines) in tables(rows, styles).items()
     ]
 

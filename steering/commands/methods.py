@@ -11,13 +11,12 @@ from dataclasses import fields
 from importlib.metadata import entry_points
 from typing import get_type_hints
 
+from steering.console import CONSOLE
 from steering.errors import SteeringError
 from steering.methods import Entry, find_method, registered
 from steering.schema import MISSING, default_of, nearest, plain
-from steering.values import field_docs
 from steering.task import Task, find_task
-from steering.console import CONSOLE
-from steering.values import described
+from steering.values import described, field_docs
 
 
 def valid_units(entry: Entry, task: type[Task]) -> tuple[str, ...]:

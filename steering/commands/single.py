@@ -15,7 +15,15 @@ from steering.config import RunConfig
 from steering.console import CONSOLE, in_bytes, in_time
 from steering.errors import ConfigError, SteeringError
 from steering.reading import user_path
-from steering.runs.ask import REFERENCE, Ask, reference_label, reference_target, reference_training, trains_reference, training
+from steering.runs.ask import (
+    REFERENCE,
+    Ask,
+    reference_label,
+    reference_target,
+    reference_training,
+    training,
+    trains_reference,
+)
 from steering.runs.execute import evaluated, execute
 from steering.runs.record import WEIGHTS, Metric, RunRecord
 from steering.runs.store import Store
@@ -35,7 +43,10 @@ def train(config: RunConfig) -> None:
         record = execute(training(config), _workshop(config, device), config.method.name)
         if distributed.rank() == 0:
             print_results([_row(config.method.name, config.seed, record)], str(record.folder), record.meaning)
-            CONSOLE.print(f"weights: {record.folder}/{WEIGHTS}   TensorBoard: tensorboard --logdir {record.folder}", soft_wrap=True)
+            CONSOLE.print(
+                f"weights: {record.folder}/{WEIGHTS}   TensorBoard: tensorboard --logdir {record.folder}",
+                soft_wrap=True,
+            )
 
 
 def evaluate(config: RunConfig) -> None:
@@ -75,7 +86,9 @@ def cache(config: RunConfig, estimate: bool = False) -> None:
         ask = Ask(config, "cache", parents=_parents(config))
         workshop.fitting_task(ask)
         if estimate:
-            frozen = workshop.given(reference_target(config).target, workshop.task(config))  # its weights do not matter here
+            frozen = workshop.given(
+                reference_target(config).target, workshop.task(config)
+            )  # its weights do not matter here
             found = workshop.estimate_reference(ask, frozen)
             if distributed.rank() == 0:
                 CONSOLE.print(
@@ -89,7 +102,8 @@ def cache(config: RunConfig, estimate: bool = False) -> None:
             unread = int((~stored.valid).sum())
             missing = f", {unread:,} could not be read" if unread else ""
             CONSOLE.print(
-                f"{len(stored) - unread} examples cached in {stored.folder} ({stored.seconds:.1f} s){missing}", soft_wrap=True
+                f"{len(stored) - unread} examples cached in {stored.folder} ({stored.seconds:.1f} s){missing}",
+                soft_wrap=True,
             )
 
 
@@ -126,4 +140,3 @@ def _row(method: str, seed: int, record: RunRecord) -> dict[str, Any]:
 
 def _evaluated(label: str, found: Evaluation) -> Mapping[str, Any]:
     return {"method": label, "seed": None, "metrics": found.values(), "samples": None, "seconds": None}
-

@@ -77,7 +77,9 @@ def report(words: Sequence[str]) -> int:
         for ask in file.asks:
             record = store.find(ask["key"])
             if record is None:
-                raise SteeringError(f"{folder}: the run {ask['label']} of study {file.study} is not there; run the study again")
+                raise SteeringError(
+                    f"{folder}: the run {ask['label']} of study {file.study} is not there; run the study again"
+                )
             records.append(record.asked_as(ask["label"], ask["axes"]))
         found = entry.make(entry.options(**file.options)).report(records, file.title)
         write_report(folder, found)
@@ -149,4 +151,3 @@ def main(words: Sequence[str]) -> int:
     """`report` or `runs`, by the first word."""
     command = {"report": report, "runs": runs}[words[0]]
     return command(words[1:])
-

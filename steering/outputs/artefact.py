@@ -51,7 +51,9 @@ class Artefact:
             path = folder / entry["file"]
             size = path.stat().st_size if path.is_file() else -1
             if size != entry["bytes"] or (small and known_sha256(path) != entry["sha256"]):
-                raise SteeringError(f"outputs in {folder} are damaged: {path.name} is not the file that was written; delete them")
+                raise SteeringError(
+                    f"outputs in {folder} are damaged: {path.name} is not the file that was written; delete them"
+                )
             self._names[name] = entry["file"]
         self._open()
 

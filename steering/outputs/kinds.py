@@ -1,10 +1,10 @@
 """Kinds of outputs: what is computed of a model on a batch, by name.
 
-    losses          what a method needs of a reference: a loss per item, or for pairs the features of both towers
-    logits          that, and the scores over classes or tokens
-    features        the tensors of `losses` that are no losses: the towers' features of pairs
-    entropy         of the distribution over classes or tokens, nats
-    hidden:LAYER    the output of a layer, by its name in `named_modules`
+losses          what a method needs of a reference: a loss per item, or for pairs the features of both towers
+logits          that, and the scores over classes or tokens
+features        the tensors of `losses` that are no losses: the towers' features of pairs
+entropy         of the distribution over classes or tokens, nats
+hidden:LAYER    the output of a layer, by its name in `named_modules`
 """
 
 from __future__ import annotations
@@ -82,5 +82,7 @@ def _hidden(layer: str, risk: ReferenceRisk, module: nn.Module, batch: Batch) ->
     b = len(batch["index"])
     if len(seen) != 1 or seen[0].ndim == 0 or len(seen[0]) != b:
         shapes = ", ".join(str(tuple(value.shape)) for value in seen) or "nothing"
-        raise SteeringError(f"outputs: layer {layer!r} gave {shapes}; expected one tensor with {b} rows in a forward pass")
+        raise SteeringError(
+            f"outputs: layer {layer!r} gave {shapes}; expected one tensor with {b} rows in a forward pass"
+        )
     return seen[0]

@@ -81,7 +81,14 @@ class Compare:
 
 def _references(configs: Sequence[RunConfig]) -> list[Ask]:
     """Every reference among the configs as a contestant: the run that trains it, or an evaluation of the weights that are given."""
-    from steering.runs.ask import evaluation, reference_label, reference_target, reference_training, renamed, trains_reference
+    from steering.runs.ask import (
+        evaluation,
+        reference_label,
+        reference_target,
+        reference_training,
+        renamed,
+        trains_reference,
+    )
 
     found: dict[str, Ask] = {}
     for config in configs:
@@ -148,7 +155,8 @@ def _differences(
     rows = [{"metrics": record.metrics} for one in runs.values() for record in one.values()]
     for group, names in metric_groups(rows).items():
         cells = {
-            label: [paired_difference(runs[label], runs[baseline], name, bootstrap) for name in names] for label in others
+            label: [paired_difference(runs[label], runs[baseline], name, bootstrap) for name in names]
+            for label in others
         }
         over = dict.fromkeys(cell.over for line in cells.values() for cell in line if cell is not None)
         found.append(
@@ -198,7 +206,15 @@ def _speedups(
             found = speedup(runs[label], runs[baseline], names[0], steering) if label != baseline else None
             if found is not None:
                 lines.append([label, group or names[0], f"{found.reached} of {found.seeds}", *_times(found)])
-    header = ["method", "on", "seeds that get there", "× fewer samples", "× fewer seconds", "× fewer FLOPs", "with the reference's"]
+    header = [
+        "method",
+        "on",
+        "seeds that get there",
+        "× fewer samples",
+        "× fewer seconds",
+        "× fewer FLOPs",
+        "with the reference's",
+    ]
     note = (
         f"Until an evaluation during training first reaches {baseline}'s final score of the same seed; geometric mean over the seeds, "
         "in brackets its 95 % interval; – where not every seed gets there. The last column adds the FLOPs of training the reference and of computing its outputs."

@@ -18,7 +18,6 @@ from steering.runs.record import read_curves
 from steering.storage import write_text
 
 
-
 class RunLog:
     """Scalars and figures of one run; a resumed run cuts off what it will write again.
 

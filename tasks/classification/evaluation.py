@@ -39,9 +39,7 @@ def predict(module: nn.Module, data: IndexedData, device: torch.device) -> tuple
     return _of_all(found, len(data), device)
 
 
-def _of_all(
-    found: dict[str, list[Tensor]], wanted: int, device: torch.device
-) -> tuple[Tensor, Tensor, Tensor | None]:
+def _of_all(found: dict[str, list[Tensor]], wanted: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:
     """What all ranks have found; a rank whose share cannot be read brings nothing."""
     classes = found["probability"][0].shape[1] if found["probability"] else 0
     widths = distributed.gather_uneven(torch.tensor([classes, len(found["group"])], device=device).reshape(1, 2))

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from steering.protocols.single import cached_reference
 
 from steering.config import load_config
 from steering.methods import build_method, find_method
-from steering.protocols.single import cached_reference
 from steering.reference import CachedReference, weights_fingerprint
 from steering.task import find_task
 from steering.training.optim import build_optimizer

@@ -10,13 +10,13 @@ import torch
 import toys
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from steering.protocols.compare import compare
+from steering.protocols.single import cache, evaluate, train
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from steering.cli import main
 from steering.config import load_config
 from steering.errors import SteeringError
-from steering.protocols.compare import compare
-from steering.protocols.single import cache, evaluate, train
 from steering.training.session import choose_device
 
 

@@ -5,10 +5,10 @@ import textwrap
 import pytest
 import toys
 from rich.console import Console
+from steering.protocols import methods
 
 from steering.cli import main
 from steering.methods import registered, registry
-from steering.protocols import methods
 
 
 @pytest.fixture(autouse=True)

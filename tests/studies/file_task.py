@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import toys
+
 from steering.storage import sha256
 
 

@@ -45,7 +45,11 @@ class LearningRate:
         best, name = self._best(done), self.options.metric
         values = [record.metrics[name] for record in done if record.axes["rate"] == best]
         found = seeds_interval(values)
-        line = [f"{best:g}", f"{100 * found.value:.1f} [{100 * found.low:.1f}, {100 * found.high:.1f}]", str(len(values))]
+        line = [
+            f"{best:g}",
+            f"{100 * found.value:.1f} [{100 * found.low:.1f}, {100 * found.high:.1f}]",
+            str(len(values)),
+        ]
         rows = [{"rate": r.axes["rate"], "seed": r.axes["seed"], name: r.metrics[name]} for r in done]
         table = Table("best learning rate", ["rate", name, "seeds"], [line])
         return Report("lr", f"{title}: learning rate", "Percent, with the 95 % interval over seeds.", [table], rows)

@@ -83,7 +83,13 @@ def test_several_at_a_time_give_the_same_report(tmp_path, capsys):
 
 def test_a_failing_run_of_several_is_told_and_the_finished_ones_stay(tmp_path):
     methods = "compare.methods={plain: {name: erm}, steered: {name: drrho}}"
-    words = [methods, "compare.seeds=[0]", "jobs=2", "train.threads=1", "reference.train={train.samples: 64, task.nan_at: null}"]
+    words = [
+        methods,
+        "compare.seeds=[0]",
+        "jobs=2",
+        "train.threads=1",
+        "reference.train={train.samples: 64, task.nan_at: null}",
+    ]
     with pytest.raises(SteeringError, match=r"seed0: steering: error|seed0: .*not finite.*log: "):
         compare(load_config(toys.write_config(tmp_path), [*words, "task.nan_at=1"]))
     assert [name.rpartition("-")[0] for name in records(tmp_path / "runs/study")] == ["reference"]
@@ -136,7 +142,9 @@ def test_a_run_whose_trained_reference_was_changed_is_refused(tmp_path):
     compare(load_config(path, ["compare.seeds=[0]"]))
     weights = toys.folder_of(tmp_path / "runs/study", "reference") / "model.safetensors"
     save_file({key: value + 0.5 for key, value in load_file(weights).items()}, weights)
-    with pytest.raises(SteeringError, match=r"has changed since the run finished \(weights: \w{12} written, \w{12} found\)"):
+    with pytest.raises(
+        SteeringError, match=r"has changed since the run finished \(weights: \w{12} written, \w{12} found\)"
+    ):
         compare(load_config(path, ["compare.seeds=[0, 1]"]))
 
 
@@ -168,7 +176,9 @@ def test_several_references_by_name(tmp_path):
     assert [row["method"] for row in rows] == ["reference-long", "reference-short", "plain", "by_long", "by_short"]
     assert [row["samples"] for row in rows[:2]] == [160, 32]
     assert [row["reference_samples"] for row in rows[3:]] == [0, 320]  # one is stored, one lives
-    with pytest.raises(ConfigError, match=r"compare.methods.x.reference: no reference 'lang' in references; did you mean 'long'"):
+    with pytest.raises(
+        ConfigError, match=r"compare.methods.x.reference: no reference 'lang' in references; did you mean 'long'"
+    ):
         load_config(path, [references, "compare.methods={x: {name: drrho, reference: lang}}"])
 
 
@@ -192,7 +202,9 @@ def test_a_base_config_lies_below(tmp_path):
     path = toys.write_config(tmp_path)
     (tmp_path / "sub").mkdir()
     over = tmp_path / "sub/over.yaml"
-    over.write_text("base: ../toy.yaml\nname: over\nmethod: erm\ntrain: {samples: 64}\ncompare: {methods: {plain: {name: erm}}}\n")
+    over.write_text(
+        "base: ../toy.yaml\nname: over\nmethod: erm\ntrain: {samples: 64}\ncompare: {methods: {plain: {name: erm}}}\n"
+    )
     config = load_config(over)
     assert (config.name, config.method.name, config.train.samples, config.train.batch_size) == ("over", "erm", 64, 16)
     assert [*config.compare.methods] == ["plain"]

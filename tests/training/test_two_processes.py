@@ -21,13 +21,13 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 import toys
 from safetensors.torch import load_file
+from steering.protocols.single import cached_reference, reference_model
 
 from steering import distributed
 from steering.cli import main
 from steering.config import load_config
 from steering.dro.duals import merged
 from steering.errors import SteeringError
-from steering.protocols.single import cached_reference, reference_model
 from steering.task import find_task
 from steering.training.checkpoint import load_newest, load_parts
 from steering.training.log import read_metrics
