@@ -51,7 +51,7 @@ class LanguageData:
     corrupt: dict[str, float] = field(default_factory=dict)
     """Domain -> share of its training tokens that are replaced by random ones."""
     mix: dict[str, float] = field(default_factory=dict)
-    """Domain -> weight in the training data, such as DoReMi's mix; empty: as the documents come."""
+    """Domain -> weight in the training data, such as DoReMi's mix; without a weight: none; empty: as the documents come."""
     part: tuple[float, float] = (0.0, 1.0)
     """The training blocks whose seeded hash lies in [low, high): [0, 0.2] for a reference, [0.2, 1] for its target."""
     seed: int = 0
