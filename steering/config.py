@@ -162,10 +162,8 @@ def _built(tree: _Tree, raw: dict[str, Any]) -> RunConfig:
         path = f"compare.methods.{label}"
         chosen = section.get("reference") if isinstance(section, dict) else None
         if chosen is not None and chosen not in config.references:
-            tree.fail(
-                path,
-                f"{path}.reference: no reference {chosen!r} in references; {nearest(str(chosen), [*config.references])}",
-            )
+            known = nearest(str(chosen), [*config.references], keys=False)
+            tree.fail(path, f"{path}.reference: no reference {chosen!r} in references; {known}")
         _method(tree, method_section(section), path)
     check_dotted(RunConfig, config.smoke_overrides, "smoke_overrides", tree.fail)
     if config.reference is not None:
@@ -252,10 +250,10 @@ def _merged(base: dict[str, Any], own: dict[str, Any], path: str) -> dict[str, A
     for key, value in own.items():
         where = f"{path}.{key}" if path else key
         old = base.get(key)
-        merge = isinstance(old, dict) and isinstance(value, dict) and where not in ("compare.methods", *_DOTTED)
-        if merge and where in _NAMED and value.get("name", old.get("name")) != old.get("name"):
-            merge = False
-        found[key] = _merged(old, value, where) if merge else value
+        found[key] = value
+        if isinstance(old, dict) and isinstance(value, dict) and where not in ("compare.methods", *_DOTTED):
+            other = where in _NAMED and value.get("name", old.get("name")) != old.get("name")
+            found[key] = value if other else _merged(old, value, where)
     return found
 
 

@@ -125,8 +125,9 @@ class Task(ABC):
     def evaluate(self, model: Model, device: torch.device) -> Evaluation:
         """Scores, metrics and pictures of a model in eval mode; names like "heldout_images/image_to_text_R@1".
 
-        Every process of a run calls this, each evaluates its share of the examples (`steering.distributed.share`), and all return
-        the whole (`steering.distributed.gather_uneven`). An example that cannot be read is left out, counted and reported, never replaced.
+        Every process of a run calls this, each evaluates its share of the examples (`steering.distributed.share`), and all
+        return the whole (`steering.distributed.gather_uneven`). An example that cannot be read is left out, counted and
+        reported, never replaced.
         """
 
     def held_out_data(self, model: Model) -> Mapping[str, IndexedData]:  # noqa: ARG002

@@ -80,7 +80,7 @@ class Compare:
 
 
 def _references(configs: Sequence[RunConfig]) -> list[Ask]:
-    """Every reference among the configs as a contestant: the run that trains it, or an evaluation of the weights that are given."""
+    """Every reference among the configs as a contestant: the run that trains it, or an evaluation of given weights."""
     from steering.runs.ask import (
         evaluation,
         reference_label,
@@ -206,18 +206,12 @@ def _speedups(
             found = speedup(runs[label], runs[baseline], names[0], steering) if label != baseline else None
             if found is not None:
                 lines.append([label, group or names[0], f"{found.reached} of {found.seeds}", *_times(found)])
-    header = [
-        "method",
-        "on",
-        "seeds that get there",
-        "× fewer samples",
-        "× fewer seconds",
-        "× fewer FLOPs",
-        "with the reference's",
-    ]
+    times = ["× fewer samples", "× fewer seconds", "× fewer FLOPs", "with the reference's"]
+    header = ["method", "on", "seeds that get there", *times]
     note = (
-        f"Until an evaluation during training first reaches {baseline}'s final score of the same seed; geometric mean over the seeds, "
-        "in brackets its 95 % interval; – where not every seed gets there. The last column adds the FLOPs of training the reference and of computing its outputs."
+        f"Until an evaluation during training first reaches {baseline}'s final score of the same seed: geometric mean over "
+        "the seeds, in brackets its 95 % interval; – where not every seed gets there. The last column adds the FLOPs of "
+        "training the reference and of computing its outputs."
     )
     return [Table(f"until as good as {baseline}", header, lines, note=note)] if lines else []
 

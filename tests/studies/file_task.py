@@ -26,7 +26,7 @@ class Shifted(toys.Vectors):
 class FileTask(toys.Toy):
     Options = FileOptions
 
-    def train_data(self, target, reference, seed):
+    def train_data(self, target, reference, seed):  # noqa: ARG002
         return Shifted(self.options, seed, next(target.module.parameters()).dtype)
 
     def plain_data(self, model):

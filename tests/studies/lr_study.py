@@ -1,4 +1,4 @@
-"""A study of one's own: a coarse search for the learning rate, then the best one with more seeds. The page docs/guide-study.md."""
+"""A study of one's own: a coarse search for the learning rate, then the best one with more seeds (docs/guide-study.md)."""
 
 from dataclasses import dataclass
 

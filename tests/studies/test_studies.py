@@ -14,6 +14,7 @@ import toys
 from safetensors.torch import load_file, save_file
 
 from steering.cli import main
+from steering.commands.single import train
 from steering.commands.studies import compare, study
 from steering.config import load_config
 from steering.errors import ConfigError, SteeringError
@@ -169,8 +170,14 @@ def test_a_changed_file_of_data_is_refused_naming_both(tmp_path):
 
 def test_several_references_by_name(tmp_path):
     path = toys.write_config(tmp_path)
-    references = "references={long: {name: linear, cache: auto, train: {train.samples: 160}}, short: {name: linear, train: {train.samples: 32}}}"
-    methods = "compare.methods={plain: {name: erm}, by_long: {name: drrho, reference: long}, by_short: {name: drrho, reference: short}}"
+    references = (
+        "references={long: {name: linear, cache: auto, train: {train.samples: 160}}, "
+        "short: {name: linear, train: {train.samples: 32}}}"
+    )
+    methods = (
+        "compare.methods={plain: {name: erm}, by_long: {name: drrho, reference: long}, "
+        "by_short: {name: drrho, reference: short}}"
+    )
     compare(load_config(path, ["reference=null", references, methods, "compare.seeds=[0]"]))
     rows = json.loads((tmp_path / "runs/study/compare.json").read_text())
     assert [row["method"] for row in rows] == ["reference-long", "reference-short", "plain", "by_long", "by_short"]
@@ -192,19 +199,17 @@ def test_a_run_starts_from_another_ones_weights(tmp_path):
     one, two = (load_file(place / "model.safetensors") for place in (start, moved))
     assert all((one[key] == two[key]).all() for key in one)  # a rate of zero moves nothing
     assert "start: weights" in json.loads((moved / "record.json").read_text())["found"]
+    nowhere = load_config(path, [*base, f"start={tmp_path / 'none'}"])
     with pytest.raises(SteeringError, match="start: no weights in"):
-        from steering.commands.single import train
-
-        train(load_config(path, [*base, f"start={tmp_path / 'none'}"]))
+        train(nowhere)
 
 
 def test_a_base_config_lies_below(tmp_path):
     path = toys.write_config(tmp_path)
     (tmp_path / "sub").mkdir()
     over = tmp_path / "sub/over.yaml"
-    over.write_text(
-        "base: ../toy.yaml\nname: over\nmethod: erm\ntrain: {samples: 64}\ncompare: {methods: {plain: {name: erm}}}\n"
-    )
+    own = "name: over\nmethod: erm\ntrain: {samples: 64}\ncompare: {methods: {plain: {name: erm}}}\n"
+    over.write_text(f"base: ../toy.yaml\n{own}")
     config = load_config(over)
     assert (config.name, config.method.name, config.train.samples, config.train.batch_size) == ("over", "erm", 64, 16)
     assert [*config.compare.methods] == ["plain"]
