@@ -1,7 +1,7 @@
 """Steering in a loop of your own: a small clean reference steers a larger target on data with wrong labels.
 
     python examples/own_loop.py              seed 0: some seconds on a CPU; prints accuracies on clean test data
-    python examples/own_loop.py --seeds 5    seeds 0 to 4, then mean ± standard deviation: the numbers of the README
+    python examples/own_loop.py --seeds 5    seeds 0 to 4, then mean ± standard error: the numbers of README.md
 """
 
 import argparse
@@ -76,9 +76,9 @@ def study(arguments: list[str]) -> dict[str, torch.Tensor]:
         runs.append(main(seed))
     found = {name: torch.tensor([run[name] for run in runs]) for name in runs[0]}
     if seeds > 1:
-        print(f"mean ± standard deviation over {seeds} seeds, percent")
+        print(f"mean ± standard error over {seeds} seeds, percent")
         for name, scores in found.items():
-            print(f"{name:10s} {100 * scores.mean():.1f} ± {100 * scores.std():.1f}")
+            print(f"{name:10s} {100 * scores.mean():.1f} ± {100 * scores.std() / seeds**0.5:.1f}")
     return found
 
 
