@@ -1,7 +1,7 @@
 """Steering in a loop of your own: a small clean reference steers a larger target on data with wrong labels.
 
-    python examples/own_loop.py              seed 0: some seconds on a CPU; prints accuracies on clean test data
-    python examples/own_loop.py --seeds 5    seeds 0 to 4, then mean ± standard error: the numbers of README.md
+python examples/own_loop.py              seed 0: some seconds on a CPU; prints accuracies on clean test data
+python examples/own_loop.py --seeds 5    seeds 0 to 4, then mean ± standard error: the numbers of README.md
 """
 
 import argparse

@@ -7,6 +7,7 @@ Three HTML comments, on the line before a fenced block, steer this file: `<!-- n
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import io
 import json
@@ -175,6 +176,7 @@ CODE = [
 ] + [path for path in (ROOT / "Makefile", ROOT / "pyproject.toml") if path.is_file()]
 
 
+@functools.cache
 def spoken(path: Path) -> str:
     """Docstrings and comments of a Python file, comments of a YAML file, everything of a page but its fenced blocks."""
     text = path.read_text(encoding="utf-8")
@@ -225,6 +227,21 @@ def test_a_file_that_is_not_there_is_found_wherever_it_is_named(tmp_path: Path) 
         assert missing_files(spoken(tmp_path / name)) == [gone], name
     assert missing_files("GONE" + ".md, section 1") == ["GONE" + ".md"]
     assert missing_files("docs/theory.md, theory.md, README.md, compare.md, tests/test_docs.py::keys") == []
+
+
+def test_equations_are_numbered_in_order_and_every_reference_has_one() -> None:
+    """References: "(n)" in the theory's own text, and after the word theory elsewhere."""
+    theory = ROOT / "docs" / "theory.md"
+    text = theory.read_text(encoding="utf-8")
+    tags = [int(n) for n in re.findall(r"\\tag\{(\d+)\}", text)]
+    assert tags == [*range(1, len(tags) + 1)]
+    reference = re.compile(r"(?<![\w\])}^_*\\.])\((\d{1,2})\)")
+    assert [n for n in reference.findall(text) if int(n) not in tags] == []
+    where = re.compile(r"\btheory\b(?:[^()\n]|\(theory\.md[^)]*\))*((?:\(\d{1,2}\)(?:–|, | and )?)+)")
+    named = {path: where.findall(spoken(path)) for path in [*CODE, *PAGES] if path != theory}
+    numbers = [n for found in named.values() for group in found for n in re.findall(r"\d+", group)]
+    assert len(numbers) >= 15
+    assert [n for n in numbers if int(n) not in tags] == []
 
 
 def test_every_config_is_on_a_page() -> None:

@@ -94,7 +94,7 @@ def promise(risks: Tensor, variances: Tensor, n: int, rho: float, b: float) -> f
 
 @pytest.mark.parametrize("n", [64, 1024, 2**14, 2**20])
 def test_the_theorem_holds_on_two_models_and_would_fail_without_its_radius(n: int) -> None:
-    """What (29) would say at ρ = 0 with the remainder of the theorem, C/n, is broken by ERM more often than δ."""
+    """What (33) would say at ρ = 0 with the remainder of the theorem, C/n, is broken by ERM more often than δ."""
     rho = math.log(4 * 2 / DELTA)
     ones, risks = two_models(n, 4000)
     found = risks[chosen_of_two(ones, n, rho)]

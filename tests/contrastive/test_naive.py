@@ -60,7 +60,7 @@ def by_hand(
     gamma: float = 1.0,
     history: np.ndarray | None = None,
 ) -> Truth:
-    """docs/theory.md, (21) and (22), one pair at a time, exponentials and all; the gradient is Σ_ij p_ij ∇h_ij, p_ij constant.
+    """docs/theory.md, (25) and (26), one pair at a time, exponentials and all; the gradient is Σ_ij p_ij ∇h_ij, p_ij constant.
 
     `history` holds u of earlier visits, (2, B), NaN where there was none.
     """
@@ -237,7 +237,7 @@ def test_history_over_three_steps_against_loops():
 
 
 def closed_form(image: Tensor, text: Tensor, tau: Tensor, guide: tuple[Tensor, Tensor], radius: float, eps: float):
-    """F of docs/theory.md, (21), mean of both sides, for autograd: differentiable in features and τ."""
+    """F of docs/theory.md, (25), mean of both sides, for autograd: differentiable in features and τ."""
     B = len(image)
     sides = []
     for s, r in ((image @ text.T, guide[0] @ guide[1].T), (text @ image.T, guide[1] @ guide[0].T)):
