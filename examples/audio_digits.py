@@ -5,7 +5,7 @@
 
 Reads wav files named DIGIT_SPEAKER_TAKE.wav from a folder or a tar (the Free Spoken Digit Dataset's layout; takes 0 to 4 are
 the test part), shows them to a small convolutional net as mel spectrograms, and gives one loss per recording. Without a
-path it makes tones of ten pitches, so that the example runs anywhere. docs/guide-audio.md walks through it.
+path it makes tones of ten pitches, so that the example runs anywhere. docs/guide-own-task.md walks through it.
 """
 
 import io

@@ -6,7 +6,10 @@ Three HTML comments, on the line before a fenced block, steer this file: `<!-- n
 
 from __future__ import annotations
 
+import ast
+import functools
 import importlib
+import io
 import json
 import pkgutil
 import re
@@ -14,6 +17,7 @@ import shlex
 import sys
 import tempfile
 import textwrap
+import tokenize
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -145,7 +149,7 @@ def test_links_resolve(page: Path) -> None:
 
 @every_page
 def test_names_exist(page: Path) -> None:
-    """`steering.a.b` in the prose can be imported, and `tests/a.py::test_b` is there."""
+    """`steering.a.b` in the prose can be imported, and a test file, or a test in it after `::`, is there."""
     for name in re.findall(r"`((?:steering|tasks)(?:\.\w+)+)`", prose(page)):
         found, parts = None, name.split(".")
         for depth in range(len(parts), 0, -1):
@@ -159,6 +163,105 @@ def test_names_exist(page: Path) -> None:
     for file, test in re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", prose(page)):
         assert (ROOT / file).is_file(), f"{page.name}: {file}"
         assert not test or f"def {test}(" in (ROOT / file).read_text(encoding="utf-8"), f"{page.name}: {file}::{test}"
+
+
+NAMED = re.compile(r"(?<![\w./{-])(?:docs|configs|examples|tests)/[\w./-]*\w\.(?:md|ya?ml|py|json|png|sh)\b")
+PAGE = re.compile(r"(?<![\w./{*-])[\w-]+\.md\b")  # a page by its bare name
+WRITTEN = {"compare.md"}  # by `steering compare`
+CODE = [
+    path
+    for folder in ("steering", "tasks", "examples", "tests", "configs")
+    for path in sorted((ROOT / folder).rglob("*"))
+    if path.suffix in (".py", ".yaml", ".yml")
+] + [path for path in (ROOT / "Makefile", ROOT / "pyproject.toml") if path.is_file()]
+
+
+@functools.cache
+def spoken(path: Path) -> str:
+    """Docstrings and comments of a Python file, comments of a YAML file, everything of a page but its fenced blocks."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".md":
+        return prose(path)
+    if path.suffix != ".py":
+        return "\n".join(re.findall(r"(?:^|\s)#.*", text))
+    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+    found = [token.string for token in tokens if token.type == tokenize.COMMENT]
+    for node in ast.walk(ast.parse(text)):
+        for statement in getattr(node, "body", []) if not isinstance(node, ast.Lambda | ast.IfExp) else []:
+            if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):
+                found.append(str(statement.value.value))  # of modules, classes, functions, and under fields
+    return "\n".join(found)
+
+
+def missing_files(text: str) -> list[str]:
+    """Paths into the repository, and pages by name, that `text` names and that are not there."""
+    pages = [name for name in PAGE.findall(text) if name not in WRITTEN]
+    absent = [name for name in NAMED.findall(text) if not (ROOT / name).is_file()]
+    return absent + [name for name in pages if not (ROOT / name).is_file() and not (ROOT / "docs" / name).is_file()]
+
+
+def test_files_named_in_docstrings_and_comments_exist() -> None:
+    """Also a page's bare name: a reader looks for it in docs/ and in the root."""
+    found = {str(path.relative_to(ROOT)): missing_files(spoken(path)) for path in CODE}
+    assert len(found) > 100
+    assert {path: names for path, names in found.items() if names} == {}
+
+
+@every_page
+def test_files_named_on_a_page_exist(page: Path) -> None:
+    assert missing_files(re.sub(r"\]\([^)]*\)", "]", spoken(page))) == []
+
+
+def test_a_file_that_is_not_there_is_found_wherever_it_is_named(tmp_path: Path) -> None:
+    gone = "docs/" + "gone.md"
+    for name, text in {
+        "a.py": f'"""See {gone}."""\n',
+        "b.py": f"x = 1  # {gone}\n",
+        "c.py": f'class A:\n    x: int = 1\n    """As {gone} says."""\n',
+        "d.py": f'if True:\n\n    def f():\n        """{gone}"""\n',
+        "e.yaml": f"# {gone}\nname: a\n",
+        "f.yaml": f"name: a  # {gone}\n",
+        "g.md": f"See `{gone}`.\n",
+    }.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        assert missing_files(spoken(tmp_path / name)) == [gone], name
+    assert missing_files("GONE" + ".md, section 1") == ["GONE" + ".md"]
+    assert missing_files("docs/theory.md, theory.md, README.md, compare.md, tests/test_docs.py::keys") == []
+
+
+def test_equations_are_numbered_in_order_and_every_reference_has_one() -> None:
+    """References: "(n)" in the theory's own text, and after the word theory elsewhere."""
+    theory = ROOT / "docs" / "theory.md"
+    text = theory.read_text(encoding="utf-8")
+    tags = [int(n) for n in re.findall(r"\\tag\{(\d+)\}", text)]
+    assert tags == [*range(1, len(tags) + 1)]
+    reference = re.compile(r"(?<![\w\])}^_*\\.])\((\d{1,2})\)")
+    assert [n for n in reference.findall(text) if int(n) not in tags] == []
+    where = re.compile(r"\btheory\b(?:[^()\n]|\(theory\.md[^)]*\))*((?:\(\d{1,2}\)(?:–|, | and )?)+)")
+    named = {path: where.findall(spoken(path)) for path in [*CODE, *PAGES] if path != theory}
+    numbers = [n for found in named.values() for group in found for n in re.findall(r"\d+", group)]
+    assert len(numbers) >= 15
+    assert [n for n in numbers if int(n) not in tags] == []
+
+
+def test_every_config_is_on_a_page() -> None:
+    pages = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    configs = [path.relative_to(ROOT).as_posix() for path in (ROOT / "configs").rglob("*.yaml")]
+    assert len(configs) >= 7
+    assert [name for name in configs if name not in pages] == []
+
+
+def test_line_counts_are_those_of_the_example() -> None:
+    text = (ROOT / "examples" / "audio_digits.py").read_text(encoding="utf-8")
+    spans = {
+        node.name: node.end_lineno - node.lineno + 1 + len(node.decorator_list)
+        for node in ast.parse(text).body
+        if isinstance(node, ast.ClassDef)
+    }
+    total, task = len(text.splitlines()), sum(spans.values())
+    page = prose(ROOT / "docs" / "guide-own-task.md")
+    assert f"Of its {total} lines {task} are the task" in page
+    assert f"in one file of {total} lines" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def keys(cls: type, prefix: str = "") -> Iterator[tuple[str, str]]:

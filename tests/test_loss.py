@@ -61,7 +61,7 @@ def test_weights_are_the_softmax_of_the_excess_losses(strength):
 
 @pytest.mark.parametrize("epsilon", [0.0, 0.3])
 def test_running_estimate_against_loops(epsilon):
-    # METHODS 1.3 in the linear domain.
+    # docs/theory.md, (19) and (20), in the linear domain.
     steer, tau, gamma, u = exact(gamma=0.3, epsilon=epsilon), 0.5, 0.3, None
     for seed in range(4):
         losses, reference = random(5, seed=seed), random(5, seed=seed + 50)

@@ -1,4 +1,4 @@
-"""METHODS fact 11: K ranks with a share of the batch each descend the gradient of one process with the whole batch.
+"""Fact 11: K ranks with a share of the batch each descend the gradient of one process with the whole batch.
 
 Twice over: K threads that play the ranks of one process (the gathers share one graph), and K real gloo processes.
 """

@@ -52,7 +52,7 @@ def anchor_risks(risk: StochasticRisk, pairs: Pairs, budget: int = DEFAULT_BUDGE
 def info_nce_losses(pairs: Pairs, tau: Tensor, budget: int = DEFAULT_BUDGET) -> Tensor:
     """`naive.info_nce` in blocks, (2, b), with gradient in the features and in τ, ().
 
-    A positive among the candidates is a margin: InfoNCE is log(B − 1) + log(ε + û) with ε = 1/(B − 1), docs/theory.md, (23).
+    A positive among the candidates is a margin: InfoNCE is log(B − 1) + log(ε + û) with ε = 1/(B − 1), docs/theory.md, (27).
     """
     others = len(pairs.image) * distributed.world_size() - 1
     if others == 0:

@@ -28,7 +28,7 @@ from steering.dro.tails import TotalVariation
 
 
 class MiniBatch(Estimator):
-    """ν of the batch alone: what a softmax over the batch does. Biased by about (κ − 1)/2m; docs/theory.md, (16)."""
+    """ν of the batch alone: what a softmax over the batch does. Biased by about (κ − 1)/2m; docs/theory.md, (18)."""
 
     needs_scores = False
 

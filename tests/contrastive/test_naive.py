@@ -1,4 +1,4 @@
-"""InfoNCE and the global contrastive risk: METHODS 1.4 and 1.5 in loops, facts 5, 8, 9 and 14, invariances, bad input."""
+"""InfoNCE and the global contrastive risk: docs/theory.md, section 6, in loops, facts 5, 8, 9 and 14, invariances, bad input."""
 
 import itertools
 import math
@@ -60,7 +60,7 @@ def by_hand(
     gamma: float = 1.0,
     history: np.ndarray | None = None,
 ) -> Truth:
-    """METHODS 1.4 and 1.5 one pair at a time, exponentials and all; the gradient is Σ_ij p_ij ∇h_ij, p_ij constant.
+    """docs/theory.md, (25) and (26), one pair at a time, exponentials and all; the gradient is Σ_ij p_ij ∇h_ij, p_ij constant.
 
     `history` holds u of earlier visits, (2, B), NaN where there was none.
     """
@@ -237,7 +237,7 @@ def test_history_over_three_steps_against_loops():
 
 
 def closed_form(image: Tensor, text: Tensor, tau: Tensor, guide: tuple[Tensor, Tensor], radius: float, eps: float):
-    """F of METHODS 1.4, mean of both sides, for autograd: differentiable in features and τ."""
+    """F of docs/theory.md, (25), mean of both sides, for autograd: differentiable in features and τ."""
     B = len(image)
     sides = []
     for s, r in ((image @ text.T, guide[0] @ guide[1].T), (text @ image.T, guide[1] @ guide[0].T)):
@@ -312,7 +312,7 @@ def test_a_constant_reference_loss_is_no_reference(strength):
 
 
 def test_strength_zero_is_no_reference_to_the_bit():
-    # METHODS 8: the no-reference switch reproduces the unguided method exactly.
+    # The no-reference switch reproduces the unguided method exactly.
     image, text = features(1, gradient=True), features(2, gradient=True)
     plain = run(exact_risk(tau=0.2, epsilon=0.1), image, text)
     expected = image.grad

@@ -36,7 +36,7 @@ def spread(losses: Tensor) -> Tensor:
 
 
 def naive_value(losses: Tensor, phi: Divergence, radius: float | None = None, penalty: float | None = None) -> float:
-    """The dual of METHODS 1.1 as printed, minimised by nested golden section: slow, and shares nothing but φ*."""
+    """The dual of docs/theory.md, (7), as printed, minimised by nested golden section: slow, and shares nothing but φ*."""
 
     def dual(tau: float, nu: float) -> float:
         return tau * phi.conjugate((losses - nu) / tau).mean().item() + nu

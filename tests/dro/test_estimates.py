@@ -1,4 +1,4 @@
-"""Running duals: SCENT's facts (METHODS.md, section 2), the proximal point, and where all of them end."""
+"""Running duals: SCENT's facts (docs/facts.md), the proximal point, and where all of them end."""
 
 import math
 from typing import Any

@@ -1,4 +1,4 @@
-"""The exact worst case: METHODS section 1 facts 1 to 8, hand-computed cases, naive twins, invariances, gradients."""
+"""The exact worst case: facts 1 to 8 of docs/facts.md, hand-computed cases, naive twins, invariances, gradients."""
 
 import math
 
@@ -55,7 +55,7 @@ def test_one_item_is_its_own_worst_case():
         torch.testing.assert_close(found.weights, torch.ones_like(losses))
 
 
-# The facts of METHODS section 1
+# The facts of docs/facts.md
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def test_exponentiated_gradient_by_hand():
 
 
 def test_doremi_against_loops():
-    # METHODS, section 7: η = 1, c = 1e-3, scores clipped at zero per token, absent domains keep theirs, running mean.
+    # DoReMi: η = 1, c = 1e-3, scores clipped at zero per token, absent domains keep theirs, running mean.
     generator = np.random.default_rng(0)
     weights, a, last, means = GroupWeights(4, step=1.0, smoothing=1e-3), np.full(4, 0.25), np.zeros(4), []
     for _ in range(12):
@@ -90,7 +90,7 @@ def test_equal_losses_leave_the_weights_as_they_are():
 
 
 def test_doremi_where_the_reference_is_worse_everywhere():
-    # METHODS, section 7, fact 6: scores of zero drift q to uniform by (1 − c) q + c/k; no weight below c/k; one step's mean.
+    # DoReMi: scores of zero drift q to uniform by (1 − c) q + c/k; no weight below c/k; one step's mean.
     weights, c = GroupWeights(3, smoothing=0.1), 0.1
     first = weights.update(rows(9.0, 0.0, 0.0), ONES)
     torch.testing.assert_close(weights.mean, first)

@@ -1,4 +1,4 @@
-"""Mini-batch KL-DRO: METHODS 1.3, 1.5 and facts 1 to 5, 8, 10, 12; the running estimates, the temperature, masks."""
+"""Mini-batch KL-DRO: docs/theory.md, section 5, and facts 1 to 5, 8, 10, 12; the running estimates, the temperature, masks."""
 
 import itertools
 import math

@@ -114,7 +114,7 @@ def test_erm_ignores_a_reference(make):
 
 @pytest.mark.parametrize("make", [units, pairs])
 def test_dro_ignores_a_reference(make):
-    # METHODS 8: the no-reference switch reproduces the unguided method exactly.
+    # The no-reference switch reproduces the unguided method exactly.
     options = {"tau": 0.3, "gamma": 0.4, "epsilon": 0.1}
     dro = build_method("dro", DroOptions(**options), ALL)
     same(step(dro, make(guided=True)), step(build_method("drrho", DrrhoOptions(**options), ALL), make(0, guided=False)))
@@ -196,7 +196,7 @@ def test_every_option_arrives(option):
 
 
 def test_default_options_are_the_documented_ones():
-    # The paper's headline run: fixed temperature, no moving average (METHODS 1.10).
+    # The paper's headline run: fixed temperature, no moving average.
     options = find_method("drrho").options()
     assert (options.radius, options.gamma, options.gamma_decay_epochs, options.strength) == (None, 1.0, 0, 1.0)
 

@@ -1,4 +1,4 @@
-"""The methods of the field against METHODS.md's acceptance facts, section 7 and, for JEST, section 1, fact 15."""
+"""The methods of the field against their facts in docs/facts.md."""
 
 import itertools
 import math

@@ -54,7 +54,7 @@ def test_a_cache_holds_what_the_live_reference_gives(folder, job):
 
 @pytest.mark.parametrize("kind", ["pairs", "units"])
 def test_cached_and_live_references_train_alike_without_augmentation(tmp_path, kind):
-    """METHODS.md 1, fact 13: identical losses, hence identical runs."""
+    """Fact 13: identical losses, hence identical runs."""
     live, cached = (toys.make_job(tmp_path / name, kind=kind, log_every=1) for name in ("live", "cached"))
     _build(tmp_path / "cache", cached, size=16)
     cached.reference = CachedReference(ReferenceCache(tmp_path / "cache", MINE))

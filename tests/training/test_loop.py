@@ -237,7 +237,7 @@ def test_evaluation_changes_nothing(tmp_path):
 
 @pytest.mark.parametrize("kind", ["pairs", "units"])
 def test_the_reference_stays_frozen(tmp_path, kind):
-    """METHODS.md 1, fact 14."""
+    """Fact 14."""
     job = toys.make_job(tmp_path, kind=kind, accumulation=2)
     module = job.reference.module
     before = copy.deepcopy(module.state_dict())
