@@ -5,7 +5,7 @@ its file.
 """
 
 from steering.outputs.artefact import Artefact, WithOutputs
-from steering.outputs.build import Estimate, build, estimate
+from steering.outputs.computing import Estimate, build, estimate
 from steering.outputs.fingerprint import Fingerprint, weights_fingerprint
 from steering.outputs.kinds import compute, require_kind
 
