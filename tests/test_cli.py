@@ -55,8 +55,8 @@ def protocol(monkeypatch):
     calls = []
 
     def install(error: BaseException | None = None) -> list[tuple[str, RunConfig]]:
-        for module, names in {"single": ["train", "evaluate", "cache"], "compare": ["compare"]}.items():
-            fake = ModuleType(f"steering.protocols.{module}")
+        for module, names in {"single": ["train", "evaluate", "cache"], "studies": ["compare"]}.items():
+            fake = ModuleType(f"steering.commands.{module}")
             for name in names:
                 setattr(fake, name, _recorder(name, calls, error))
             monkeypatch.setitem(sys.modules, fake.__name__, fake)
@@ -86,11 +86,11 @@ def test_a_command_calls_its_protocol(config, protocol, command, capsys):
 
 
 def test_the_protocols_exist_under_the_names_that_are_called():
-    import steering.protocols.compare
-    import steering.protocols.single
+    import steering.commands.single
+    import steering.commands.studies
 
-    assert callable(steering.protocols.compare.compare)
-    assert all(callable(getattr(steering.protocols.single, name)) for name in ("train", "evaluate", "cache"))
+    assert all(callable(getattr(steering.commands.studies, name)) for name in ("compare", "study", "main"))
+    assert all(callable(getattr(steering.commands.single, name)) for name in ("train", "evaluate", "cache"))
 
 
 def test_failure_at_run_time_is_one_line(config, protocol, capsys):

@@ -1,7 +1,7 @@
 """Configs: what is accepted, what is refused and how the message reads, and what a config becomes again as a file."""
 
 import itertools
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import pytest
@@ -12,10 +12,8 @@ from steering.config import (
     ModelSpec,
     ReferenceConfig,
     RunConfig,
-    config_digest,
     load_config,
     to_yaml,
-    with_method,
     with_overrides,
 )
 from steering.methods import registry
@@ -407,17 +405,6 @@ def test_a_dollar_sign_is_kept(write):
     assert load_config(write(), ["task.extra={path: 'a\\${b}'}"]).task.extra == {"path": "a${b}"}
 
 
-def test_with_method(write):
-    config = load_config(write())
-    for section in config.compare.methods.values():
-        changed = with_method(config, section)
-        assert changed.method.name == section["name"]
-        assert replace(changed, method=config.method) == config
-    assert with_method(config, {"name": "_test_method", "tau": 1}).method.options.shape == [1.0]
-    with pytest.raises(ConfigError, match=r"method: unknown key 'method\.taus'; did you mean 'method\.tau'"):
-        with_method(config, {"name": "_test_method", "taus": 1})
-
-
 def test_with_overrides(write):
     config = load_config(write())
     changed = with_overrides(
@@ -428,27 +415,6 @@ def test_with_overrides(write):
     assert config == load_config(write())  # untouched
     with pytest.raises(ConfigError, match=r"^the study: train\.samples: expected int"):
         with_overrides(config, {"train.samples": "x"}, "the study")
-
-
-def test_digest_is_of_what_changes_the_result(write):
-    def digest(*overrides: str) -> str:
-        return config_digest(load_config(write(), overrides))
-
-    same = ["name=x", "output=y", "train.log_every=1", "train.save_every=1", "train.workers=2", "train.threads=1"]
-    for override in [*same, "compare.seeds=[4]", "smoke_overrides={}", "reference.cache=elsewhere"]:
-        assert digest(override) == digest(), override
-    other = ["seed=4", "device=cpu", "train.samples=999", "method.tau=0.06", "task.size=8", "task.noise.kind=x"]
-    for override in [*other, "target.options={w: 1}", "reference=null", "reference.cache=null", "optimizer.lr=2"]:
-        assert digest(override) != digest(), override
-    assert digest("smoke=true") == digest("train.samples=20", "task.size=16")
-    config = load_config(write())
-    assert len({config_digest(config), config_digest(config, "a"), config_digest(config, "b")}) == 3
-
-
-def test_digest_survives_the_file(write, tmp_path):
-    config = load_config(write())
-    (tmp_path / "again.yaml").write_text(to_yaml(config))
-    assert config_digest(load_config(tmp_path / "again.yaml")) == config_digest(config)
 
 
 def test_every_field_is_documented():

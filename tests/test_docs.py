@@ -25,12 +25,12 @@ from typing import Any, get_type_hints
 
 import pytest
 import torch
-from steering.protocols import benchmark
 
 import steering
 import tasks
 from steering import schema
 from steering.cli import _parsed
+from steering.commands import benchmark
 from steering.config import load_config
 from steering.dro.stochastic import StochasticRisk
 from steering.methods import registry

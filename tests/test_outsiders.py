@@ -6,6 +6,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+import toys
 
 from steering.cli import main
 from steering.config import load_config
@@ -41,7 +42,7 @@ def test_the_audio_task_hears_real_digits(tmp_path):
         pytest.skip(f"needs {RECORDINGS.relative_to(ROOT.parent)} beside the checkout")
     words = [f"task.path={RECORDINGS}", "task.label_noise=0", f"output={tmp_path}", "method=erm"]
     assert main(["train", "configs/audio/digits.yaml", *words]) == 0
-    result = json.loads((tmp_path / "audio/erm-seed0/result.json").read_text())
+    result = json.loads((toys.folder_of(tmp_path / "audio", "erm-seed0") / "record.json").read_text())
     assert result["metrics"]["test/accuracy"] > 0.5  # chance is 0.1
 
 
@@ -97,5 +98,5 @@ def test_a_method_and_a_task_from_files_meet(tmp_path):
     assert main(["train", "configs/audio/digits.yaml", *words]) == 0  # an outside task
     assert main(["train", "configs/classification/digits.yaml", *words]) == 0  # and one of ours
     for name in ("audio-smoke", "digits-smoke"):
-        assert (tmp_path / "runs" / name / "power-seed0/result.json").is_file()
+        assert (toys.folder_of(tmp_path / "runs" / name, "power-seed0") / "record.json").is_file()
     assert tracked_state() == before

@@ -136,7 +136,7 @@ def contrastive(sizes: Sequence[int], width: int, rounds: int, device: torch.dev
 
 def _in_fresh_process(variant: str, size: int, width: int, device: torch.device) -> float:
     code = (
-        "import torch; torch.set_num_threads(1); from steering.protocols.benchmark import extra_megabytes; "
+        "import torch; torch.set_num_threads(1); from steering.commands.benchmark import extra_megabytes; "
         f"print(extra_megabytes({variant!r}, {size}, {width}, torch.device({str(device)!r})))"
     )
     environment = os.environ | {

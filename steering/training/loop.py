@@ -256,7 +256,9 @@ class _State:
         live = isinstance(self.job.reference, LiveReference)
         result: dict[str, Any] = {
             "metrics": found.values(),
-            "meaning": {name: asdict(meaning) for name, meaning in found.meanings(self.job.task.metrics).items()},
+            "meaning": {
+                name: asdict(one) | {"of": [*one.of]} for name, one in found.meanings(self.job.task.metrics).items()
+            },
             "samples": self.plan.steps * self.batch_size,
             "drawn": drawn,
             "scored": drawn if self.pool > self.batch_size else 0,

@@ -7,8 +7,8 @@ import re
 import pytest
 from rich.console import Console
 
-from steering.analysis import report
-from steering.task import Metric
+from steering.analysis import page, report
+from steering.runs.record import Metric
 
 
 def _row(method, seed, r1, r5=0.5, samples=1000, seconds=10.0):
@@ -31,7 +31,7 @@ def printed(monkeypatch):
 
     def show(rows, width=80, title="title"):
         console = Console(file=io.StringIO(), width=width, highlight=False)
-        monkeypatch.setattr(report, "CONSOLE", console)
+        monkeypatch.setattr(page, "CONSOLE", console)
         report.print_results(rows, title)
         return console.file.getvalue().splitlines()
 
@@ -112,7 +112,7 @@ def test_markup_in_labels_and_titles_is_text(printed):
 
 def test_the_best_of_each_column_is_bold(monkeypatch):
     console = Console(file=io.StringIO(), width=80, highlight=False, force_terminal=True, color_system="standard")
-    monkeypatch.setattr(report, "CONSOLE", console)
+    monkeypatch.setattr(page, "CONSOLE", console)
     monkeypatch.delenv("NO_COLOR", raising=False)
     report.print_results([_row("one", 0, 0.098), _row("two", 0, 0.25)], "title")
     shown = console.file.getvalue()
@@ -162,7 +162,7 @@ def test_smaller_is_better_where_the_task_says_so(monkeypatch):
     assert found["test"] == (["method", "accuracy", "ECE ↓"], [["x", "50.0", "2.0"], ["y", "60.0", "10.0"]])
     assert found["perplexity"] == (["method", "en ↓"], [["x", "9.500"], ["y", "10.250"]])
     console = Console(file=io.StringIO(), width=80, force_terminal=True, highlight=False)
-    monkeypatch.setattr(report, "CONSOLE", console)
+    monkeypatch.setattr(page, "CONSOLE", console)
     report.print_results(rows, "title", styles)
     bold = re.findall(r"\x1b\[1m *([\d.,]+) *\x1b\[0m", console.file.getvalue())
     assert bold == ["2.0", "60.0", "9.500"]

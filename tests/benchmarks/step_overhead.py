@@ -16,11 +16,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from steering.protocols.single import cached_reference
 
 from steering.config import load_config
 from steering.methods import build_method, find_method
-from steering.reference import CachedReference, weights_fingerprint
+from steering.outputs import WithOutputs, weights_fingerprint
+from steering.reference import STORED, StoredReference, weights_fingerprint
+from steering.runs.ask import Ask
+from steering.runs.store import Store
+from steering.runs.workshop import Frozen, Workshop
 from steering.task import find_task
 from steering.training.optim import build_optimizer
 from steering.training.step import Gradient
@@ -73,10 +76,12 @@ def main() -> None:
             config = load_config(path, [*overrides, *reference_there])
             task = find_task(config.task.name)(config.task)
             guide = task.build(config.reference)
-            cache = cached_reference(config, task, guide, weights_fingerprint(guide.module), CPU)
+            workshop = Workshop(Store(Path(folder)), CPU)
+            frozen = Frozen(guide, weights_fingerprint(guide.module))
+            stored = workshop.stored_reference(Ask(config, "overhead"), frozen)
             target = task.build(config.target)
-            data = task.train_data(target, None, 0)
-            steps = {name: stepper(config, task, data, CachedReference(cache), name) for name in METHODS}
+            data = WithOutputs(task.train_data(target, None, 0), stored, STORED)
+            steps = {name: stepper(config, task, data, StoredReference(), name) for name in METHODS}
             times: dict[str, list[float]] = {name: [] for name in METHODS}
             for number in range(rounds + 5):
                 order = list(METHODS) if number % 2 else list(METHODS)[::-1]

@@ -225,8 +225,8 @@ def test_groups_by_class_and_by_file(tmp_path, npz):
     assert by_file.groups == ("0", "1", "2", "3")
     model = by_file.build(ModelSpec("linear"))
     assert by_file.train_data(model, None, 0).batch(np.array([4, 7]), 0)["group"].tolist() == [0, 1]
-    assert "test/worst_group_accuracy" in by_file.evaluate(model, CPU)
-    assert "test/worst_group_accuracy" not in task(**npz).evaluate(model, CPU)
+    assert "test/worst_group_accuracy" in by_file.evaluate(model, CPU).values()
+    assert "test/worst_group_accuracy" not in task(**npz).evaluate(model, CPU).values()
 
 
 @pytest.mark.parametrize(
@@ -419,13 +419,18 @@ def test_accuracy_of_groups():
 def test_evaluation_sees_changed_weights(npz):
     found = task(**npz)
     model = found.build(ModelSpec("linear"))
-    first = found.evaluate(model, CPU)
-    assert found.evaluate(model, CPU) == first
+    evaluation = found.evaluate(model, CPU)
+    first = evaluation.values()
+    assert found.evaluate(model, CPU).values() == first
     with torch.no_grad():
         for parameter in model.module.parameters():
             parameter.mul_(-3)
-    assert found.evaluate(model, CPU) != first
-    assert {*found.figures(model, CPU)} == {"reliability", "confusion"}
+    assert found.evaluate(model, CPU).values() != first
+    assert {*evaluation.figures} == {"reliability", "confusion"}
+    scores = evaluation.scores["test/accuracy"]
+    assert scores.mean() == first["test/accuracy"]
+    assert {*scores.values.tolist()} <= {0.0, 1.0}
+    assert len(scores.values) == len(found.test_part.numbers)
 
 
 # ---- runs -------------------------------------------------------------------------------------------------------------
@@ -449,18 +454,19 @@ def test_the_example_config_compares_every_valid_method(tmp_path, monkeypatch):
     text = (tmp_path / "digits-smoke/compare.md").read_text()
     assert "| method | accuracy | ECE ↓ | worst group accuracy |" in text
     assert "| trained on | drawn | scored | seconds |" in text
-    assert (tmp_path / "digits-smoke/reference-cache-logits").is_dir()  # distillation needs more than losses
-    losses = np.load(tmp_path / "digits-smoke/reference-cache/loss.npy")
-    assert losses.ndim == 1  # one float per example
+    (stored,) = (tmp_path / "digits-smoke/outputs").glob("*/outputs.json")
+    assert json.loads(stored.read_text())["kinds"].keys() == {"losses", "logits"}  # distillation needs more than losses
+    assert np.load(stored.parent / "loss.npy").ndim == 1  # one float per example
 
 
-def test_a_cache_of_losses_does_not_serve_distillation(tmp_path, monkeypatch, capsys):
+def test_one_folder_serves_losses_and_logits(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    words = ["configs/classification/digits.yaml", "smoke=true", f"output={tmp_path}", "train.samples=64"]
-    words += ["train.eval_every=0", f"reference.cache={tmp_path}/kept"]
+    words = ["configs/classification/digits.yaml", "smoke=true", f"output={tmp_path}", "task.data.label_noise=0"]
+    words += ["train.samples=64", "train.eval_every=0", f"reference.cache={tmp_path}/kept"]
     assert main(["train", *words]) == 0
-    assert main(["train", *words, "method=distillation"]) == 1
-    assert "what is stored: losses stored, with logits wanted" in capsys.readouterr().err
+    assert main(["train", *words, "method=distillation"]) == 0
+    (stored,) = (tmp_path / "kept").glob("*/outputs.json")
+    assert json.loads(stored.read_text())["kinds"].keys() == {"losses", "logits"}
 
 
 def test_the_noisy_cifar_config_is_valid_but_for_its_data():

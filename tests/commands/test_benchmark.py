@@ -4,9 +4,9 @@ import json
 
 import pytest
 import torch
-from steering.protocols import benchmark
 
 from steering.cli import main
+from steering.commands import benchmark
 
 
 def test_the_command_prints_and_writes_a_row_for_each_variant(tmp_path, capsys, monkeypatch):

@@ -1,20 +1,20 @@
-"""Whole studies on the toy task: what they write, that they do nothing twice, and their errors."""
+"""Whole studies and single runs on the toy task: what they write, that they do nothing twice, and their errors."""
 
 import json
 import logging
 import math
 import time
 
+import numpy as np
 import pytest
 import torch
 import toys
 from PIL import Image
-from safetensors.torch import load_file, save_file
-from steering.protocols.compare import compare
-from steering.protocols.single import cache, evaluate, train
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from steering.cli import main
+from steering.commands.single import cache, evaluate, train
+from steering.commands.studies import compare, report
 from steering.config import load_config
 from steering.errors import SteeringError
 from steering.training.session import choose_device
@@ -33,22 +33,46 @@ def _files(folder):
     return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in folder.rglob("*") if path.is_file()}
 
 
+def _record(folder, label):
+    return json.loads((toys.folder_of(folder, label) / "record.json").read_text())
+
+
 def test_compare_writes_a_row_for_every_run_and_the_reference(study):
     _, folder = study
     rows = json.loads((folder / "compare.json").read_text())
     expected = [("reference", None), *((label, seed) for label in ("plain", "global", "drrho") for seed in (0, 1))]
     assert [(row["method"], row["seed"]) for row in rows] == expected
     for row in rows[1:]:
-        result = json.loads((folder / f"{row['method']}-seed{row['seed']}/result.json").read_text())
-        assert row == {key: row[key] for key in ("method", "seed")} | {
-            key: result[key]
-            for key in ("metrics", "samples", "drawn", "scored", "reference_samples", "seconds", "summary")
-        }
+        record = _record(folder, f"{row['method']}-seed{row['seed']}")
+        assert row["metrics"] == record["metrics"]
+        assert row["summary"] == record["summary"]
+        assert (row["seconds"], row["flops"]) == (record["cost"]["seconds"], record["cost"]["flops"])
         assert (row["samples"], row["drawn"], row["scored"], row["reference_samples"]) == (320, 320, 0, 0)
-    trained = json.loads((folder / "reference/result.json").read_text())
+    trained = _record(folder, "reference")
     assert rows[0]["metrics"] == trained["metrics"]
-    assert (rows[0]["samples"], rows[0]["seconds"]) == (64, trained["seconds"])
-    assert rows[0]["cache_seconds"] == json.loads((folder / "reference-cache/cache.json").read_text())["seconds"]
+    assert (rows[0]["samples"], rows[0]["seconds"]) == (64, trained["cost"]["seconds"])
+    (stored,) = folder.glob("outputs/*/outputs.json")
+    assert rows[0]["cache_seconds"] == json.loads(stored.read_text())["kinds"]["losses"]["seconds"]
+
+
+def test_a_record_says_what_the_run_was_and_cost(study):
+    """Numbers by hand: two linear maps of 6 x 5 and a bias of 5 each, and a logit scale; 2 FLOPs a weight, 3 passes."""
+    _, folder = study
+    record = _record(folder, "drrho-seed1")
+    cost = record["cost"]
+    assert (record["schema"], record["kind"], record["label"]) == (1, "train", "drrho-seed1")
+    assert record["axes"] == {"method": "drrho", "seed": 1}
+    assert cost["parameters"] == 2 * (6 * 5 + 5) + 1
+    assert cost["forward_flops"] == cost["reference_flops"] == 2 * 2 * 6 * 5
+    assert cost["flops"] == 3 * 320 * cost["forward_flops"]
+    assert (cost["trained"], cost["steps"], cost["stored"], cost["reference"]) == (320, 20, 64, 0)
+    assert cost["peak_bytes"] > 10**7
+    assert record["parents"] == {"reference": _record(folder, "reference")["key"]}
+    assert {"torch", "python", "device", "threads"} <= record["environment"].keys()
+    assert record["meaning"]["seen/image_to_text_R@1"]["of"] == ["seen/image_to_text_R@1"]
+    with np.load(toys.folder_of(folder, "drrho-seed1") / "scores.npz") as scores:
+        assert scores["seen/image_to_text_R@1"].mean() == record["metrics"]["seen/image_to_text_R@1"]
+        assert len(scores["seen/image_to_text_R@1"]) == 16
 
 
 def test_the_tables_hold_mean_and_standard_error_by_hand(study):
@@ -73,6 +97,8 @@ def test_compare_draws_curves_and_writes_tensorboard(study):
     events = EventAccumulator(str(folder / "comparison")).Reload()
     assert events.Tags()["images"] == ["compare"]
     assert events.Tags()["tensors"] == ["compare/text_summary"]
+    (text,) = events.Tensors("compare/text_summary")
+    assert text.tensor_proto.string_val[0].decode() == (folder / "compare.md").read_text()
 
 
 def test_a_second_compare_trains_nothing(study, monkeypatch):
@@ -82,18 +108,23 @@ def test_a_second_compare_trains_nothing(study, monkeypatch):
     def never(*_):
         raise AssertionError("a finished run was trained again")
 
-    monkeypatch.setattr("steering.protocols.single.run", never)
-    monkeypatch.setattr("steering.protocols.single.build_cache", never)
+    monkeypatch.setattr("steering.runs.execute.run", never)
+    monkeypatch.setattr("steering.runs.workshop.build", never)
     start = time.monotonic()
     compare(load_config(path))
     assert time.monotonic() - start < 20
     assert (folder / "compare.json").read_bytes() == rows
+    (folder / "compare.md").unlink()
+    report([str(folder)])
+    assert (folder / "compare.json").read_bytes() == rows
+    assert (folder / "compare.md").is_file()
     changed = {path for path, stamp in _files(folder).items() if before.get(path) != stamp}
     assert {path.relative_to(folder).parts[0] for path in changed} == {
         "compare.json",
         "compare.md",
         "compare.png",
         "comparison",
+        "study-compare.json",
     }
 
 
@@ -129,81 +160,73 @@ def test_compare_without_a_reference(tmp_path):
 def test_given_weights_are_not_trained_again(study, tmp_path):
     """And a reference that no method asks for is still shown, without a cost that was paid elsewhere."""
     path, folder = study
-    checkpoint = f"reference.checkpoint={folder}/reference/model.safetensors"
+    checkpoint = f"reference.checkpoint={toys.folder_of(folder, 'reference')}/model.safetensors"
     methods = "compare.methods={plain: {name: erm}}"
     compare(load_config(path, [f"output={tmp_path}", checkpoint, methods, "compare.seeds=[0]", "reference.cache=null"]))
-    assert not (tmp_path / "study/reference").exists()
+    assert "reference-" in "".join(path.name for path in (tmp_path / "study").iterdir())  # evaluated, not trained
+    assert not list((tmp_path / "study").glob("reference-*/model.safetensors"))
     reference, _ = json.loads((tmp_path / "study/compare.json").read_text())
     assert (reference["method"], reference["samples"], reference["seconds"]) == ("reference", None, None)
     assert "cache_seconds" not in reference
 
 
-def test_train_caches_the_reference_and_keeps_its_config(tmp_path, capsys):
+def test_train_stores_the_references_outputs_and_keeps_its_config(tmp_path, capsys):
     config = load_config(toys.write_config(tmp_path))
     train(config)
     folder = tmp_path / "runs/study"
-    assert sorted(path.name for path in folder.iterdir()) == ["drrho-seed0", "reference", "reference-cache"]
-    assert load_config(folder / "drrho-seed0/config.yaml") == config
-    identity = json.loads((folder / "drrho-seed0/result.json").read_text())["identity"]
-    assert identity.keys() == {
-        "config",
-        "preprocessing",
-        "data",
-        "reference weights",
-        "reference preprocessing",
-    }
+    names = sorted(path.name.rpartition("-")[0] or path.name for path in folder.iterdir())
+    assert names == ["drrho-seed0", "outputs", "reference"]
+    run = toys.folder_of(folder, "drrho-seed0")
+    assert load_config(run / "config.yaml") == config
+    found = json.loads((run / "record.json").read_text())["found"]
+    assert found.keys() == {"target: inputs", "task: data", "reference: weights", "reference: inputs"}
     assert "drrho" in capsys.readouterr().out
 
 
 def test_a_live_and_a_cached_reference_give_the_same_run(tmp_path):
     path = toys.write_config(tmp_path)
-    results = []
+    records = []
     for name, where in {"live": "null", "cached": "auto"}.items():
         train(load_config(path, [f"name={name}", f"reference.cache={where}"]))
-        results.append(json.loads((tmp_path / f"runs/{name}/drrho-seed0/result.json").read_text()))
-    assert not (tmp_path / "runs/live/reference-cache").exists()
-    assert results[0]["identity"]["reference weights"] == results[1]["identity"]["reference weights"]
-    assert results[0]["metrics"] == pytest.approx(results[1]["metrics"], abs=0.07)
+        records.append(_record(tmp_path / "runs" / name, "drrho-seed0"))
+    assert not (tmp_path / "runs/live/outputs").exists()
+    assert records[0]["found"]["reference: weights"] == records[1]["found"]["reference: weights"]
+    assert records[0]["key"] != records[1]["key"]
+    assert records[0]["metrics"] == pytest.approx(records[1]["metrics"], abs=0.07)
 
 
-def test_a_folder_of_another_run_is_refused_with_the_key(tmp_path):
+def test_a_sweep_never_collides(tmp_path):
     path = toys.write_config(tmp_path)
-    train(load_config(path))
-    folder = tmp_path / "runs/study/drrho-seed0"
-    for unfinished in (False, True):
-        if unfinished:
-            (folder / "result.json").unlink()
-        before = _files(folder)
-        with pytest.raises(SteeringError, match=r"holds another run .*optimizer.lr: 0.02 stored, 0.03 wanted.*name="):
-            train(load_config(path, ["optimizer.lr=0.03"]))
-        assert _files(folder) == before
+    for rate in (0.02, 0.03, 0.02):
+        train(load_config(path, ["method=erm", "reference=null", f"optimizer.lr={rate}"]))
+    assert len(list((tmp_path / "runs/study").glob("erm-seed0-*/record.json"))) == 2
 
 
-def test_a_reference_that_changed_is_refused_in_cache_and_run(tmp_path):
-    path = toys.write_config(tmp_path)
-    train(load_config(path))
-    weights = tmp_path / "runs/study/reference/model.safetensors"
-    save_file({key: value + 0.5 for key, value in load_file(weights).items()}, weights)
-    with pytest.raises(SteeringError, match=r"reference cache .* made for something else \(reference weights: "):
-        train(load_config(path))
-    with pytest.raises(SteeringError, match=r"holds another run \(.*reference weights: \w+ stored, \w+ wanted"):
-        train(load_config(path, ["reference.cache=null", "method=drrho", "name=study"]))
-
-
-def test_a_cache_for_other_data_is_refused(tmp_path):
+def test_stored_outputs_of_other_data_lie_beside(tmp_path):
     path = toys.write_config(tmp_path)
     cache(load_config(path, [f"reference.cache={tmp_path}/cache"]))
-    checkpoint = tmp_path / "runs/study/reference/model.safetensors"
+    checkpoint = toys.folder_of(tmp_path / "runs/study", "reference") / "model.safetensors"
     other = ["task.n=80", f"reference.cache={tmp_path}/cache", f"reference.checkpoint={checkpoint}", "name=other"]
-    with pytest.raises(SteeringError, match=r"data set: \w{12} stored, \w{12} wanted"):
-        train(load_config(path, other))
+    train(load_config(path, other))
+    assert len(list((tmp_path / "cache").glob("*/outputs.json"))) == 2
+
+
+def test_one_explicit_cache_serves_methods_that_need_different_outputs(tmp_path):
+    """Distillation needs more than drrho does; once such a comparison was refused midway."""
+    methods = "compare.methods={plain: {name: erm}, drrho: {name: drrho}, kd: {name: distillation}}"
+    config = load_config(
+        toys.write_config(tmp_path), [f"reference.cache={tmp_path}/cache", methods, "compare.seeds=[0]"]
+    )
+    compare(config)
+    (about,) = (tmp_path / "cache").glob("*/outputs.json")
+    assert json.loads(about.read_text())["kinds"].keys() == {"losses", "logits"}
 
 
 def test_cache_builds_once_and_says_where(tmp_path, capsys):
     path = toys.write_config(tmp_path)
     config = load_config(path, [f"reference.cache={tmp_path}/cache", "task.n=50"])
     cache(config)
-    assert f"50 examples cached in {tmp_path}/cache" in capsys.readouterr().out.replace("\n", "")
+    assert f"50 examples cached in {tmp_path}/cache/" in capsys.readouterr().out.replace("\n", "")
     before = _files(tmp_path / "cache")
     cache(config)
     assert _files(tmp_path / "cache") == before
@@ -216,12 +239,12 @@ def test_cache_needs_a_reference(tmp_path):
 
 def test_evaluate_shows_target_and_reference(study, capsys):
     path, folder = study
-    config = load_config(path, ["method.gamma=1.0"])
-    train(config)  # the same run as the study's, so it is there already
+    config = load_config(path, ["method.gamma=1.0", "method.tau=0.07"])
+    train(config)
     capsys.readouterr()
     evaluate(config)
     shown = capsys.readouterr().out
-    result = json.loads((folder / "drrho-seed0/result.json").read_text())["metrics"]
+    result = _record(folder, "drrho-seed0")["metrics"]
     assert f"{100 * result['seen/image_to_text_R@1']:.1f}" in shown
     assert "target" in shown
     assert "reference" in shown
@@ -229,15 +252,18 @@ def test_evaluate_shows_target_and_reference(study, capsys):
 
 def test_evaluate_of_given_weights(study, capsys):
     path, folder = study
-    evaluate(load_config(path, [f"target.checkpoint={folder}/plain-seed1/model.safetensors", "reference=null"]))
-    metrics = json.loads((folder / "plain-seed1/result.json").read_text())["metrics"]
+    weights = toys.folder_of(folder, "plain-seed1") / "model.safetensors"
+    evaluate(load_config(path, [f"target.checkpoint={weights}", "reference=null"]))
+    metrics = _record(folder, "plain-seed1")["metrics"]
     shown = capsys.readouterr().out
     assert f"{100 * metrics['seen/image_to_text_R@1']:.1f}" in shown
     assert "reference" not in shown
 
 
 def test_evaluate_needs_a_finished_run(tmp_path):
-    with pytest.raises(SteeringError, match=r"evaluate: no finished run in .*drrho-seed0; train it, or set target"):
+    with pytest.raises(
+        SteeringError, match=r"evaluate: no finished run of this config in .*study; train it, or set target"
+    ):
         evaluate(load_config(toys.write_config(tmp_path)))
 
 
@@ -269,7 +295,10 @@ def test_progress_goes_to_stderr_and_the_log_is_quiet(tmp_path, capsys, caplog):
     with caplog.at_level(logging.WARNING, "steering"):
         train(load_config(toys.write_config(tmp_path), ["task.unreadable=3", "reference=null", "method=dro"]))
     assert "20/20 steps" in capsys.readouterr().err
+    folder = toys.folder_of(tmp_path / "runs/study", "dro-seed0")
     assert [record.getMessage() for record in caplog.records] == [
-        f"{tmp_path}/runs/study/dro-seed0: 5 unreadable examples were replaced by others"
+        f"{folder}: 5 unreadable examples were replaced by others"
     ]
-    assert math.isfinite(json.loads((tmp_path / "runs/study/dro-seed0/result.json").read_text())["seconds"])
+    record = json.loads((folder / "record.json").read_text())
+    assert record["cost"]["skipped"] == 5
+    assert math.isfinite(record["cost"]["seconds"])

@@ -5,9 +5,9 @@ import textwrap
 import pytest
 import toys
 from rich.console import Console
-from steering.protocols import methods
 
 from steering.cli import main
+from steering.commands import methods
 from steering.methods import registered, registry
 
 

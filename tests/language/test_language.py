@@ -12,6 +12,7 @@ from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from steering.analysis.intervals import value_of
 from steering.cli import main
 from steering.config import ConfigError, load_config
 from steering.errors import SteeringError
@@ -20,7 +21,7 @@ from steering.task import ModelSpec, find_task
 from tasks.language import LanguageOptions, LanguageTask
 from tasks.language.corpus import held_out, read_domains, stdlib
 from tasks.language.data import corrupted, first_of_each, mixed, pack, part_of
-from tasks.language.evaluation import losses_by_domain, perplexities
+from tasks.language.evaluation import block_losses, losses_by_domain, perplexities
 from tasks.language.task import LanguageData
 from tasks.language.tokens import Bytes, open_tokens
 
@@ -230,7 +231,7 @@ def test_perplexity_of_a_uniform_model_is_the_vocabulary(files):
             return torch.zeros(*tokens.shape, 257)
 
     found = task(files)
-    losses = losses_by_domain(Uniform(), found.risk, found._validation, 2, CPU)
+    losses = losses_by_domain(block_losses(Uniform(), found.risk, found._validation, CPU), found._validation, 2)
     assert perplexities(losses, found.groups) == pytest.approx(
         {"perplexity/average": 257, "perplexity/a": 257, "perplexity/b": 257}, rel=1e-5
     )
@@ -240,7 +241,9 @@ def test_perplexity_counts_tokens_not_blocks(files, tiny):
     found = task(files)
     model = found.build(ModelSpec(tiny))
     model.module.eval()
-    metrics = found.evaluate(model, CPU)
+    evaluation = found.evaluate(model, CPU)
+    metrics = evaluation.values()
+    assert [*metrics] == ["perplexity/average", *(f"perplexity/{name}" for name in found.groups)]
     for number, name in enumerate(found.groups):
         rows = np.flatnonzero(found._validation.domain == number)
         batch = found._validation.batch(rows, 0)
@@ -249,6 +252,10 @@ def test_perplexity_counts_tokens_not_blocks(files, tiny):
         assert metrics[f"perplexity/{name}"] == pytest.approx(math.exp(loss.item()), rel=1e-4)
     average = math.exp(np.mean([math.log(metrics[f"perplexity/{name}"]) for name in found.groups]))
     assert metrics["perplexity/average"] == pytest.approx(average)
+    meanings = evaluation.meanings(found.metrics)
+    for name, value in metrics.items():  # every metric is what its meaning makes of the scores
+        means = [evaluation.scores[part].mean() for part in meanings[name].of]
+        assert float(value_of(meanings[name], means)) == pytest.approx(value, rel=1e-12)
 
 
 def test_models_by_folder_with_weights(files, tiny, tmp_path):
@@ -333,7 +340,8 @@ def test_the_example_config_compares_every_valid_method(tmp_path, monkeypatch):
     text = (tmp_path / "stdlib-smoke/compare.md").read_text()
     assert "Percent, but for average, email, xml" in text
     assert "| method | average ↓ | email ↓ | xml ↓ |" in text
-    losses = np.load(tmp_path / "stdlib-smoke/reference-cache/loss.npy")
+    (stored,) = (tmp_path / "stdlib-smoke/outputs").glob("*/loss.npy")
+    losses = np.load(stored)
     assert losses.shape[1:] == (32,)  # one float per token
     again = [f"task.data.mix={json.dumps(mix)}".replace('"', ""), "method=erm", "name=large"]
     assert main(["train", path, "smoke=true", f"output={tmp_path}", *again]) == 0  # DoReMi's mix, as it stands

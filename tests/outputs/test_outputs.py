@@ -181,7 +181,12 @@ def test_what_a_kill_has_left_is_not_computed_again(tmp_path, job, monkeypatch):
     for name in ("image", "text"):
         assert np.array_equal(found.array(name), whole.array(name))
     assert found.valid.all()
-    assert sorted(path.name for path in found.folder.iterdir()) == ["image.npy", "outputs.json", "text.npy", "valid.npy"]
+    assert sorted(path.name for path in found.folder.iterdir()) == [
+        "image.npy",
+        "outputs.json",
+        "text.npy",
+        "valid.npy",
+    ]
 
 
 def test_other_batches_than_the_killed_pass_start_anew(tmp_path, job, monkeypatch):
@@ -237,7 +242,7 @@ class Scores(ReferenceRisk):
         loss = nn.functional.cross_entropy(logits, batch["text"].argmax(-1), reduction="none")
         return {"loss": loss} | ({"logits": logits} if self.with_logits else {})
 
-    def losses(self, target, reference, batch):
+    def losses(self, target, reference, batch):  # noqa: ARG002
         return Units(target["loss"], None, torch.zeros((), dtype=torch.int64))
 
 

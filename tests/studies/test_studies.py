@@ -149,15 +149,21 @@ def test_a_run_whose_trained_reference_was_changed_is_refused(tmp_path):
         compare(load_config(path, ["compare.seeds=[0, 1]"]))
 
 
-def test_a_changed_file_of_data_is_refused_naming_both(tmp_path):
-    """When runs are added, and when there is nothing to do."""
-    path = tmp_path / "run.yaml"
-    numbers = tmp_path / "numbers.txt"
+@pytest.fixture
+def with_file(tmp_path):
+    """A config whose task reads a file, and that file."""
+    path, numbers = tmp_path / "run.yaml", tmp_path / "numbers.txt"
     numbers.write_text("1\n")
     path.write_text(
         f"name: s\noutput: {tmp_path}/runs\ntask: {{name: '{HERE}/file_task.py:FileTask', path: {numbers}}}\ntarget: linear\n"
         "method: erm\ntrain: {samples: 64, batch_size: 16}\ndevice: cpu\ncompare: {methods: {plain: {name: erm}}}\n"
     )
+    return path, numbers
+
+
+def test_a_changed_file_of_data_is_refused_naming_both(with_file):
+    """When runs are added, and when there is nothing to do."""
+    path, numbers = with_file
     compare(load_config(path))
     compare(load_config(path))
     os.utime(numbers, (1, 1))  # touched, not changed
@@ -166,6 +172,22 @@ def test_a_changed_file_of_data_is_refused_naming_both(tmp_path):
     for seeds in ("[0]", "[0, 1]"):
         with pytest.raises(SteeringError, match=r"task: data: \w{12} found by plain-seed0, \w{12} now"):
             compare(load_config(path, [f"compare.seeds={seeds}"]))
+
+
+def test_an_unfinished_run_that_met_other_data_is_refused(with_file, tmp_path):
+    """Its checkpoint says what it met; the config is the same, and so is the folder."""
+    path, numbers = with_file
+    train(load_config(path))
+    folder = toys.folder_of(tmp_path / "runs/s", "erm-seed0")
+    (folder / "record.json").unlink()
+    numbers.write_text("2\n")
+    before = {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
+    with pytest.raises(SteeringError, match=r"holds another run \(task: data: \w{12} stored, \w{12} wanted"):
+        train(load_config(path))
+    assert {file: file.stat().st_mtime_ns for file in folder.rglob("*")} == before
+    numbers.write_text("1\n")
+    train(load_config(path))
+    assert (folder / "record.json").is_file()
 
 
 def test_several_references_by_name(tmp_path):

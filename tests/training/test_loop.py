@@ -18,7 +18,8 @@ from torch import nn
 
 from steering.errors import SteeringError
 from steering.methods.registry import Step
-from steering.training.log import read_metrics
+from steering.runs.record import read_curves
+from steering.training.log import RunLog
 from steering.training.loop import run
 from steering.training.plan import Plan
 
@@ -27,11 +28,12 @@ VARYING = ("train/samples_per_second", "train/seconds")
 
 def _rows(folder):
     """Rows of metrics.jsonl without the clock's numbers."""
-    return [{k: v for k, v in row.items() if k not in VARYING} for row in read_metrics(folder / "metrics.jsonl")]
+    return [{k: v for k, v in row.items() if k not in VARYING} for row in read_curves(folder / "metrics.jsonl")]
 
 
 def _result(folder):
-    return {k: v for k, v in json.loads((folder / "result.json").read_text()).items() if k != "seconds"}
+    stored = json.loads((folder / "result.json").read_text())
+    return {k: v for k, v in stored.items() if k not in ("seconds", "evaluation_seconds")}
 
 
 def _require_same(one, other):
@@ -105,7 +107,8 @@ def test_a_run_killed_after_its_last_step_is_evaluated_once(tmp_path, moment, mo
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(job.task, "evaluate" if moment == "before the last evaluation" else "figures", die)
+        place = (job.task, "evaluate") if moment == "before the last evaluation" else (RunLog, "figures")
+        patch.setattr(*place, die)
         with pytest.raises(Killed):
             run(job)
     assert not (tmp_path / "cut/result.json").exists()
@@ -211,7 +214,7 @@ def test_tensorboard_and_metrics_tell_the_same(tmp_path):
     assert {f"train/{name}" for name in names} | set(metrics) == set(events.Tags()["scalars"])
     assert events.Tags()["images"] == ["picture"]
     assert [event.step for event in events.Images("picture")] == [10, 20]
-    rows = read_metrics(tmp_path / "metrics.jsonl")
+    rows = read_curves(tmp_path / "metrics.jsonl")
     for tag in events.Tags()["scalars"]:
         written = [(event.step, event.value) for event in events.Scalars(tag)]
         assert written == [(row["step"], pytest.approx(row[tag], rel=1e-6)) for row in rows if tag in row]

@@ -21,16 +21,15 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 import toys
 from safetensors.torch import load_file
-from steering.protocols.single import cached_reference, reference_model
 
 from steering import distributed
 from steering.cli import main
+from steering.commands.single import cache
 from steering.config import load_config
 from steering.dro.duals import merged
 from steering.errors import SteeringError
-from steering.task import find_task
+from steering.runs.record import read_curves
 from steering.training.checkpoint import load_newest, load_parts
-from steering.training.log import read_metrics
 from steering.training.loop import run
 
 PATIENCE = 100  # seconds until a test that hangs is ended
@@ -96,8 +95,7 @@ def _cache(folder):
         toys.write_config(folder)
     distributed.barrier()
     config = load_config(folder / "toy.yaml", ["task.n=50"])
-    task = find_task(config.task.name)(config.task)
-    cached_reference(config, task, *reference_model(config, task, torch.device("cpu")), torch.device("cpu"))
+    cache(config)
 
 
 def _half(folder):
@@ -251,7 +249,7 @@ def test_two_processes_end_where_one_does(two, tmp_path, name):
 @pytest.mark.parametrize("name", SAME)
 def test_two_processes_log_what_one_does(two, tmp_path, name):
     run(toys.make_job(tmp_path, **SAME[name]))
-    rows, expected = (read_metrics(folder / "metrics.jsonl") for folder in (two / name, tmp_path))
+    rows, expected = (read_curves(folder / "metrics.jsonl") for folder in (two / name, tmp_path))
     # Of a split batch, the spread and the effective size are means over the ranks' own parts.
     inexact = ("samples_per_second", "seconds", "excess_variance", "effective_sample_share", "tau_deviation")
     for row, wanted in zip(rows, expected, strict=True):
@@ -271,7 +269,7 @@ def test_two_killed_processes_resume_bit_identically(two):
     clockless = [
         [
             {k: v for k, v in row.items() if k not in ("train/samples_per_second", "train/seconds")}
-            for row in read_metrics(at / "metrics.jsonl")
+            for row in read_curves(at / "metrics.jsonl")
         ]
         for at in (whole, cut)
     ]
@@ -279,7 +277,7 @@ def test_two_killed_processes_resume_bit_identically(two):
     states = [torch.load(at / "checkpoints/step-000000020.pt", weights_only=True) for at in (whole, cut)]
     assert not torch.equal(*(state[0] for state in states[0]["random"]))  # each rank has random numbers of its own
     for state in states:
-        del state["seconds"]
+        del state["seconds"], state["evaluation_seconds"]
     torch.testing.assert_close(*states, rtol=0, atol=0)
 
 
@@ -287,7 +285,7 @@ def test_two_processes_build_the_cache_of_one(two, tmp_path):
     assert _said(two, "cache") == "nothing"
     _cache(tmp_path)
     names = ["image.npy", "text.npy", "valid.npy"]
-    one, other = (folder / "runs/study/reference-cache" for folder in (tmp_path, two / "cache"))
+    (one,), (other,) = ([*place.glob("runs/study/outputs/*/")] for place in (tmp_path, two / "cache"))
     assert sorted(path.name for path in other.glob("*.npy")) == names
     assert (one / "valid.npy").read_bytes() == (other / "valid.npy").read_bytes()
     for name in names[:2]:  # of references trained by one and by two processes, which round differently
@@ -330,6 +328,7 @@ ALONE = """
 import sys
 from pathlib import Path
 from steering.cli import main
+from steering.commands.single import cache
 code = main()
 left = [name for name in map(Path.read_text, Path("/proc/self/task").glob("*/comm")) if "gloo" in name]
 sys.exit(f"threads outlive the process group: {left}" if left else code)
@@ -343,31 +342,33 @@ def test_torchrun_trains_what_one_process_trains(tmp_path):
     two = _start(*run_two, "train", config, f"output={tmp_path}/two", *rest)
     assert main(["train", config, f"output={tmp_path}/one", *rest]) == 0
     _wait(two)
-    expected, found = (load_file(tmp_path / n / "study/drrho-seed3/model.safetensors") for n in ("one", "two"))
+    runs = [toys.folder_of(tmp_path / name / "study", "drrho-seed3") for name in ("one", "two")]
+    expected, found = (load_file(folder / "model.safetensors") for folder in runs)
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
-    assert (tmp_path / "two/study/drrho-seed3/result.json").is_file()
+    assert (toys.folder_of(tmp_path / "two/study", "drrho-seed3") / "record.json").is_file()
 
 
 def test_a_process_that_is_killed_resumes_bit_identically(tmp_path):
     config = str(toys.write_config(tmp_path))
     options = ["train.samples=4800", "train.save_every=10", "train.log_every=10", "reference=null", "method=dro"]
     process = _start("steering", "train", config, f"output={tmp_path}/killed", *options)
-    folder = tmp_path / "killed/study/dro-seed0"
+    study = tmp_path / "killed/study"
     end = time.monotonic() + PATIENCE
-    while not list((folder / "checkpoints").glob("*.sha256")) and process.poll() is None:
+    while not list(study.glob("*/checkpoints/*.sha256")) and process.poll() is None:
         assert time.monotonic() < end
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
+    folder = toys.folder_of(study, "dro-seed0")
     assert not (folder / "result.json").exists(), "the run was over before it could be killed"
     assert main(["train", config, f"output={tmp_path}/killed", *options]) == 0
     assert main(["train", config, f"output={tmp_path}/whole", *options]) == 0
-    whole = tmp_path / "whole/study/dro-seed0"
+    whole = toys.folder_of(tmp_path / "whole/study", "dro-seed0")
     assert (folder / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
     rows = [
         [
             {k: v for k, v in row.items() if k not in ("train/samples_per_second", "train/seconds")}
-            for row in read_metrics(at / "metrics.jsonl")
+            for row in read_curves(at / "metrics.jsonl")
         ]
         for at in (folder, whole)
     ]
