@@ -92,7 +92,7 @@ def torchvision_sets(
     own = [{**given["options"], **given[where]} for where in ("train_options", "test_options")]
     found = []
     for part, chosen in zip(("train", "test"), _choices(cls, name, arguments, root, own), strict=True):
-        more = {"download": download} if "download" in arguments else {}
+        more: dict[str, Any] = {"download": download} if "download" in arguments else {}
         if "loader" in arguments:
             more["loader"] = read_colours
         dataset = _opened(cls, name, root, {**chosen, **more}, chosen, given, part)

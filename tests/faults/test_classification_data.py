@@ -283,6 +283,14 @@ def test_what_is_transparent_becomes_white(tmp_path, mode):
     assert changes == ["put on white"]
 
 
+def test_what_is_changed_in_training_is_told_once(parts, tmp_path, caplog):
+    for i in range(2):
+        Image.new("I;16", (8, 8), 40000).save(tmp_path / f"train/a/{i}.png")
+    found = task(**parts)
+    found.train_data(found.build(ModelSpec("linear")), None, 0).batch(np.arange(6), 0)
+    assert caplog.text.count("task.data: some training images are scaled to 8 bits") == 1
+
+
 def test_what_was_changed_is_told_behind_an_evaluation(parts, tmp_path, caplog):
     exif = Image.Exif()
     exif[0x0112] = 3
