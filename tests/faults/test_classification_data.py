@@ -571,6 +571,32 @@ def test_real_classes_of_torchvision_are_asked_for_a_split_that_they_have(tmp_pa
     assert "Unknown value" not in str(caught.value)
 
 
+class Loaded:
+    """Keeps paths and loads them with a `loader`, as Food101 does; takes anything else."""
+
+    classes = ("a", "b")
+
+    def __init__(self, root, split="train", loader=None, **rest):
+        self.root, self.targets, self.loader, self.rest = root, [0, 1], loader, rest
+        if split not in ("train", "test"):
+            raise ValueError(f"Unknown value '{split}' for argument split. Valid values are {{'train', 'test'}}.")
+
+    def __getitem__(self, number):
+        return self.loader(f"{self.root}/{number}.png"), number
+
+
+def test_what_torchvision_loads_is_decoded_by_us(tmp_path, monkeypatch):
+    monkeypatch.setattr(torchvision.datasets, "Loaded", Loaded, raising=False)
+    Image.fromarray(RAMP).save(tmp_path / "0.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (8, 4)).save(tmp_path / "1.png", exif=exif)
+    train, _ = torchvision_sets("Loaded", str(tmp_path), False, {"anything": 1})
+    np.testing.assert_array_equal(train.image(0)[..., 1], RAMP // 256)
+    assert train.image(1).shape == (8, 4, 3)
+    assert [train.changes(0), train.changes(1)] == [["scaled to 8 bits"], ["turned upright"]]
+
+
 def test_emnist_letters(tmp_path):
     raw = tmp_path / "EMNIST/raw"
     raw.mkdir(parents=True)
