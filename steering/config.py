@@ -110,7 +110,7 @@ class _Tree:
 
     def source(self, path: str) -> str:
         """Who set the value at a dotted path: the file, or the source of the overrides at, above or below it."""
-        above = [by for key, by in self.set_by.items() if path == key or path.startswith(f"{key}.")]
+        above = [by for key, by in self.set_by.items() if path == key or path.startswith((f"{key}.", f"{key}["))]
         if above:
             return above[-1]
         below = dict.fromkeys(by for key, by in self.set_by.items() if key.startswith(f"{path}."))

@@ -18,7 +18,7 @@ from typing import Any, get_type_hints
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from steering.errors import ConfigError, SteeringError  # noqa: F401  (ConfigError for the callers)
+from steering.errors import ConfigError, SteeringError  # noqa: F401  (some import ConfigError from here)
 from steering.task import ModelSpec
 from steering.values import Fail, described, fitted, quote_it, section_of, shown
 

@@ -34,7 +34,7 @@ def fitted(value: Any, hint: Any, path: str, fail: Fail) -> Any:
         for key, entry in value.items():
             if args[0] is int and isinstance(key, str) and re.fullmatch(r"-?[0-9]+", key):
                 key = int(key)
-            if type(key) is not args[0]:
+            if args[0] in (str, int) and type(key) is not args[0]:
                 hint = quote_it(key) if args[0] is str else ""
                 fail(path, f"{path}: expected keys that are {described(args[0])}, got {shown(key)}{hint}")
             found[key] = fitted(entry, args[1], f"{path}.{key}", fail)

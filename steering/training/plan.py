@@ -9,7 +9,7 @@ import numpy as np
 
 from steering import distributed
 from steering.data import mix
-from steering.errors import ConfigError
+from steering.errors import ConfigError, SteeringError
 from steering.schema import TrainConfig
 
 
@@ -53,7 +53,7 @@ class Plan:
 
     def __post_init__(self) -> None:
         if self.n < self.batch_size:
-            raise ConfigError(f"train.batch_size: {self.batch_size} is more than the {self.n} training examples")
+            raise SteeringError(f"train.batch_size: {self.batch_size} is more than the {self.n} training examples")
 
     @property
     def steps(self) -> int:
@@ -92,12 +92,12 @@ def candidates(train: TrainConfig, keep: float, n: int) -> int:
     """Examples that a step draws over all ranks: the batch size, or more if the method keeps a share of them.
 
     Raises:
-        ConfigError: more than the n examples that there are.
+        SteeringError: more than the n examples that there are.
     """
     parts = distributed.world_size() * train.accumulation
     pool = round(train.batch_size / keep / parts) * parts
     if pool > n and pool > train.batch_size:
-        raise ConfigError(
+        raise SteeringError(
             f"method.keep: {keep} of {pool} candidates are a batch of {train.batch_size}, "
             f"but there are only {n} training examples"
         )

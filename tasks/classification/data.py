@@ -167,8 +167,12 @@ class ImageData(IndexedData):
         for attempt in range(REPLACEMENTS + 1):
             if attempt:
                 number = int(mix(self.seed, _REPLACEMENT, wanted, attempt)) % len(self)
+            place = int(self.part.numbers[number])
             try:
-                return number, self.part.source.image(int(self.part.numbers[number]))
+                image = self.part.source.image(place)
+                for change in self.part.source.changes(place) if self.replace else ():
+                    report_once(f"task.data: some training images are {change}")  # an evaluation counts its own
+                return number, image
             except UnreadableError as error:
                 if not self.replace:
                     return None

@@ -15,6 +15,7 @@ SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
     *(".ppm", ".pgm", ".pbm", ".pnm"),
 )
+CHANGES = "steering changes"  # key of an image's `info`
 UPRIGHT, SCALED, WHITE = "turned upright", "scaled to 8 bits", "put on white"
 
 
@@ -50,8 +51,10 @@ class Source(ABC):
 
 
 def read_colours(path: str | Path) -> Image.Image:
-    """The picture in a file, upright, RGB, 8 bits; torchvision's `loader`. Raises what Pillow raises for a damaged file."""
-    return read_picture(path)[0]
+    """The picture in a file, upright, RGB, 8 bits: torchvision's `loader`. Raises what Pillow raises for a damaged file."""
+    image, changes = read_picture(path)
+    image.info[CHANGES] = changes
+    return image
 
 
 def read_picture(path: str | Path) -> tuple[Image.Image, list[str]]:

@@ -74,15 +74,13 @@ def _opened(path: Path) -> Any:
     if path.name.lower().endswith(_TORCH):
         return _torch_load(path)
     try:
-        loaded = np.load(path, allow_pickle=False)
+        with path.open("rb") as file:  # NumPy leaves a damaged one open
+            loaded = np.load(file, allow_pickle=False)
+            return loaded if isinstance(loaded, np.ndarray) else {name: loaded[name] for name in loaded.files}
     except ValueError as error:
         if "allow_pickle" in str(error):
             raise ValueError("it is a pickle, which could run code; save the array alone, or as .npz or .pt") from error
         raise
-    if isinstance(loaded, np.ndarray):
-        return loaded
-    with loaded:
-        return {name: loaded[name] for name in loaded.files}
 
 
 def _entry(found: Any, entry: str | None, path: Path) -> np.ndarray:

@@ -191,7 +191,10 @@ def arrays(path: str, test_path: str) -> tuple[Source, Source]:
 
 def _array_source(key: str, file: str) -> ArraySource:
     try:
-        with np.load(user_path(file), allow_pickle=False) as found:
+        with user_path(file).open("rb") as stream:  # NumPy leaves a damaged one open
+            found = np.load(stream, allow_pickle=False)
+            if isinstance(found, np.ndarray):
+                raise ValueError("it holds a single array")
             if missing := [name for name in ("image", "label") if name not in found.files]:
                 raise KeyError(f"no {' and '.join(map(repr, missing))}; it has {', '.join(found.files) or 'nothing'}")
             images, labels = found["image"], found["label"]

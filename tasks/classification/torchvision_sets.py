@@ -16,7 +16,7 @@ from torchvision.datasets import DatasetFolder
 from steering.errors import SteeringError
 from steering.reading import user_path
 from steering.storage import sha256
-from tasks.classification.images import Source, UnreadableError, eight_bits, pixels, read_colours
+from tasks.classification.images import CHANGES, Source, UnreadableError, eight_bits, pixels, read_colours
 
 _TRAIN, _TEST = ("train", "trainval", "train-standard"), ("test", "val", "valid", "validation")
 _SPLITS = {
@@ -39,7 +39,9 @@ class DatasetSource(Source):
         try:
             image = self.dataset[number][0]
             if isinstance(image, Image.Image):
-                found, self._changed[number] = eight_bits(image)
+                before = image.info.get(CHANGES, [])  # by our own loader
+                found, changes = eight_bits(image)
+                self._changed[number] = [*before, *changes]
                 return pixels(found)
         except (
             Exception
@@ -92,7 +94,7 @@ def torchvision_sets(
     own = [{**given["options"], **given[where]} for where in ("train_options", "test_options")]
     found = []
     for part, chosen in zip(("train", "test"), _choices(cls, name, arguments, root, own), strict=True):
-        more = {"download": download} if "download" in arguments else {}
+        more: dict[str, Any] = {"download": download} if "download" in arguments else {}
         if "loader" in arguments:
             more["loader"] = read_colours
         dataset = _opened(cls, name, root, {**chosen, **more}, chosen, given, part)
@@ -117,7 +119,7 @@ def _arguments(cls: Any) -> dict[str, inspect.Parameter]:
                 found.setdefault(parameter.name, parameter)
         if not any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters):
             return found
-    return found
+    return found | {"**": inspect.Parameter("any", inspect.Parameter.VAR_KEYWORD)}
 
 
 def _choices(
@@ -127,7 +129,7 @@ def _choices(
     required = [
         key
         for key, parameter in arguments.items()
-        if parameter.default is parameter.empty and key not in ("root", "train", *own[0], *own[1])
+        if parameter.default is parameter.empty and key not in ("root", "train", "**", *own[0], *own[1])
     ]
     if "train" in arguments:
         if required:

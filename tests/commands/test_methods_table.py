@@ -82,9 +82,10 @@ def test_tasks_and_methods_from_outside_have_their_places(wide, median):
     assert found["median"].split()[1:5] == ["example", "–", "–", "example"]
 
 
-def test_a_task_that_is_not_there(wide):
-    assert main(["methods", "--task", "nowhere.py:Toy"]) == 1
-    assert "no such file: nowhere.py" in wide.export_text()
+def test_a_task_that_is_not_there(wide, capsys):
+    assert main(["methods", "--task", "nowhere.py:Toy"]) == 2
+    assert "no such file: nowhere.py" in capsys.readouterr().err
+    assert wide.export_text() == ""
 
 
 def config(tmp_path, kind: str, method: str):
@@ -121,7 +122,7 @@ def test_a_method_from_a_file_trains(tmp_path, median):
     ],
 )
 def test_a_method_that_makes_no_sense_is_refused_by_name(tmp_path, capsys, kind, method, words):
-    assert main(["train", config(tmp_path, kind, method)]) == 1
+    assert main(["train", config(tmp_path, kind, method)]) == 2
     assert words in capsys.readouterr().err
 
 
