@@ -48,6 +48,9 @@ class Blocks(IndexedData):
             "skipped": torch.zeros((), dtype=torch.int64),
         }
 
+    def group_counts(self, num_groups: int) -> np.ndarray | None:
+        return np.bincount(self.domain, minlength=num_groups)
+
     def take(self, rows: np.ndarray) -> Blocks:
         """These blocks, renumbered; one may stand several times."""
         return Blocks(self.tokens[rows], self.counts[rows], self.domain[rows], self.identity)

@@ -20,7 +20,7 @@ import torch
 from steering.config import load_config
 from steering.methods import build_method, find_method
 from steering.outputs import WithOutputs, weights_fingerprint
-from steering.reference import STORED, StoredReference, weights_fingerprint
+from steering.reference import STORED, StoredReference
 from steering.runs.ask import Ask
 from steering.runs.store import Store
 from steering.runs.workshop import Frozen, Workshop

@@ -41,7 +41,7 @@ def _require_same(one, other):
     assert (one / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
     states = [torch.load(sorted((f / "checkpoints").glob("*.pt"))[-1], weights_only=True) for f in (one, other)]
     for state in states:
-        del state["seconds"]
+        del state["seconds"], state["evaluation_seconds"]
     torch.testing.assert_close(*states, rtol=0, atol=0)
     assert _rows(one) == _rows(other)
     assert _result(one) == _result(other)
@@ -191,7 +191,7 @@ def test_result_and_weights(tmp_path):
     assert result["skipped"] == 5  # once in each of the five epochs
     assert result["identity"] == {"config": "abc"}
     assert 0 < result["seconds"] < 60
-    assert result["metrics"] == job.task.evaluate(job.target, torch.device("cpu"))
+    assert result["metrics"] == job.task.evaluate(job.target, torch.device("cpu")).values()
     torch.testing.assert_close(load_file(tmp_path / "model.safetensors"), dict(job.target.module.state_dict()))
     assert (tmp_path / "config.yaml").read_text() == "seed: 0\n"
     with safe_open(tmp_path / "model.safetensors", "pt") as file:
