@@ -19,7 +19,10 @@ _LOG = logging.getLogger("steering")
 
 def user_path(path: str | Path) -> Path:
     """A path from a config or an argument, with `~` and `~name` at its start replaced by the home folder, as a shell does."""
-    return Path(path).expanduser()
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # nobody of that name: a shell leaves it, and so a file called "~old.tar" can be opened
+        return Path(path)
 
 
 @dataclass

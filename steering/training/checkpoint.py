@@ -15,6 +15,7 @@ from torch import nn
 
 from steering import distributed
 from steering.errors import SteeringError
+from steering.reading import user_path
 from steering.storage import file_sha256, write_atomically, write_text
 
 _LOG = logging.getLogger("steering")
@@ -124,6 +125,9 @@ def load_weights(path: Path, module: nn.Module) -> None:
     Raises:
         SteeringError: no such file, not safetensors, or other tensors than the module's; the first difference is named.
     """
+    path = user_path(path)
+    if path.is_dir():
+        raise SteeringError(f"checkpoint: {path} is a folder; expected a file such as {path / 'model.safetensors'}")
     if not path.is_file():
         raise SteeringError(f"checkpoint: no such file: {path}")
     try:

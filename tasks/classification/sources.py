@@ -15,11 +15,13 @@ from typing import Any
 import numpy as np
 import torchvision
 from PIL import Image
-from torchvision.datasets import ImageFolder
+from torchvision.datasets import DatasetFolder, ImageFolder
+from torchvision.datasets.folder import default_loader
 
 from steering.data import mix
 from steering.errors import SteeringError
 from steering.storage import sha256
+from tasks.pictures import decode, normal, rgb
 
 
 class UnreadableError(Exception):
@@ -85,9 +87,15 @@ class DatasetSource(Source):
 
     def image(self, number: int) -> np.ndarray:
         try:
-            image = self.dataset[number][0]
-            return _pixels(image)
-        except (OSError, SyntaxError, ValueError) as error:  # what PIL raises for a damaged file
+            # torchvision's own reader of folders would cut 16-bit grey off at 255, and leave photos lying on their side.
+            if isinstance(self.dataset, DatasetFolder) and self.dataset.loader is default_loader:
+                return _pixels(decode(Path(self.dataset.samples[number][0]).read_bytes()))
+            return _pixels(self.dataset[number][0])
+        except SteeringError:
+            raise
+        except (
+            Exception
+        ) as error:  # decoders meet broken bytes with many types: OSError, SyntaxError, struct.error, ...
             raise UnreadableError(f"{self.name}, example {number}: {error}") from error
 
     def fingerprint(self) -> str:
@@ -211,9 +219,10 @@ def _torch_arrays(path: str) -> dict[str, Any]:
 def _pixels(image: Any) -> np.ndarray:
     if not isinstance(image, Image.Image):
         raise SteeringError(f"dataset: expected PIL images, got {type(image).__name__}")
-    gray = image.mode in ("1", "L", "I;16", "I", "F")
-    array = np.asarray(image.convert("L" if gray else "RGB"))
-    return array[..., None] if gray else array
+    image, _ = normal(image)
+    if image.mode in ("1", "L") and not image.has_transparency_data:
+        return np.asarray(image.convert("L"))[..., None]
+    return np.asarray(rgb(image))
 
 
 def _targets(dataset: Any, name: str) -> Sequence[int]:
