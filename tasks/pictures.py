@@ -45,7 +45,8 @@ def rgb(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image.convert("RGBA"))
     found = image.convert("RGB")  # a copy, whatever the mode
-    found.info = {"changed": changed}
+    found.info.clear()
+    found.info["changed"] = changed
     return found
 
 
@@ -64,9 +65,9 @@ def normal(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
     turned = orientation in _TURNS or before in _TURNS
     image, scaled = _eight_bits(image, bits)
     if orientation in _TURNS:
-        kept = {key: value for key, value in image.info.items() if key == "transparency"}
         image = image.transpose(_TURNS[orientation])
-        image.info = kept  # without the EXIF block, which would turn it a second time
+        for block in [key for key in image.info if key != "transparency"]:  # EXIF would turn it a second time
+            del image.info[block]
     return image, (SCALED,) * scaled + (TURNED,) * turned
 
 

@@ -11,9 +11,10 @@ import torch
 
 from steering import distributed
 from steering.analysis.report import print_results
-from steering.config import RunConfig, config_digest, to_yaml, with_overrides
+from steering.config import ConfigError, RunConfig, config_digest, to_yaml, with_overrides
 from steering.errors import SteeringError
 from steering.methods import Method, build_method, find_method
+from steering.reading import user_path
 from steering.reference import (
     CachedReference,
     Fingerprint,
@@ -35,7 +36,7 @@ _LOG = logging.getLogger("steering")
 
 def study_folder(config: RunConfig) -> Path:
     """Where everything of a config goes: output/name, or output/name-smoke, so that a trial never stands in a real run's way."""
-    return Path(config.output) / (f"{config.name}-smoke" if config.smoke else config.name)
+    return user_path(config.output) / (f"{config.name}-smoke" if config.smoke else config.name)
 
 
 def run_folder(config: RunConfig, label: str | None = None) -> Path:
@@ -149,11 +150,16 @@ class _Guide:
 
 
 def fitting_task(config: RunConfig) -> Task:
-    """The config's task, set up for its method; SteeringError when the two do not fit."""
+    """The config's task, set up for its method; SteeringError when the two do not fit, or a batch is too small for them."""
     task = find_task(config.task.name)(config.task)
     objection = find_method(config.method.name).objection(task.risk.unit, bool(task.groups))
     if objection is not None:
         raise SteeringError(f"method.name: {config.method.name} {objection} (task {config.task.name})")
+    if task.risk.unit == "pair" and config.train.batch_size < 2:
+        raise ConfigError(
+            f"train.batch_size: a pair is compared with the others of its batch; expected at least 2, got "
+            f"{config.train.batch_size}"
+        )
     task.risk.with_logits = _small_method(config).needs_logits
     return task
 
@@ -208,7 +214,7 @@ def cached_reference(config: RunConfig, task: Task, model: Model, weights: str, 
     where = config.reference.cache
     kind = "with logits" if task.risk.with_logits else "losses"
     name = "reference-cache-logits" if task.risk.with_logits else "reference-cache"
-    folder = study_folder(config) / name if where in (None, "auto") else Path(str(where))
+    folder = study_folder(config) / name if where in (None, "auto") else user_path(str(where))
     wanted = Fingerprint(weights, model.inputs_fingerprint, data.fingerprint(), outputs=kind)
     if (folder / "cache.json").is_file():
         return ReferenceCache(folder, wanted)

@@ -37,7 +37,7 @@ from steering.training.log import ProgressLine, RunLog
 from steering.training.optim import build_optimizer, learning_rate_factor, set_learning_rate
 from steering.training.plan import Plan, candidates, require_even_parts
 from steering.training.step import Gradient, all_random_states, autocast_to, data_parallel, set_random_state
-from steering.training.unused import first_part, freeze_unused, needs_every_gradient
+from steering.training.tryout import first_part, freeze_unused, in_plain_words
 
 _LOG = logging.getLogger("steering")
 SMALLEST_SCALE = 2.0**-10  # fp16 halves its scale, 2^16, at every overflow: here no scale would have helped
@@ -123,7 +123,8 @@ class _State:
         autocast = partial(autocast_to, job.train.precision, job.device.type)  # a bound method would keep the run alive
         if distributed.active():
             batch = first_part(job.data, self.plan, job.train, job.device)
-            freeze_unused(self.module, job.task.risk, batch, autocast)
+            with in_plain_words(job.train):
+                freeze_unused(self.module, job.task.risk, batch, autocast)
         self.gradient = Gradient(
             data_parallel(self.module, job.device),
             self.method,
@@ -180,7 +181,7 @@ class _State:
         factor = learning_rate_factor(step, self.plan.steps, config.warmup, config.schedule, config.final_lr)
         set_learning_rate(self.optimizer, factor)
         self.optimizer.zero_grad(set_to_none=True)
-        with needs_every_gradient():
+        with in_plain_words(self.job.train):
             result = self.gradient(batch)
         distributed.average_gradients(self.method)
         self.broken += ~torch.isfinite(result.loss.detach())

@@ -115,8 +115,8 @@ def scan(path: Path) -> Index:
                 continue
             if len(images) > 1:
                 found.skipped["further image of one name"] += len(images) - 1
-            name = key.encode(errors="surrogateescape")
-            rows.append((name, (*images[0], offset, size), kind == "json", pair_digest(name, images[0][1], caption)))
+            raw = key.encode(errors="surrogateescape")
+            rows.append((raw, (*images[0], offset, size), kind == "json", pair_digest(raw, images[0][1], caption)))
     # `k.seg.png` and `k.txt` are one sample that lacks something, not two.
     found.skipped[NO_CAPTION] += (images_alone - captions_alone).total()
     found.skipped[NO_IMAGE] += captions_alone.total()

@@ -1,4 +1,4 @@
-"""Parameters that get no gradient: DDP waits for every one, and fails in the second step with words that help nobody."""
+"""Models that do not suit the loop: found with one batch before the first step where possible, else said in plain words."""
 
 from __future__ import annotations
 
@@ -34,8 +34,9 @@ def freeze_unused(
 ) -> list[str]:
     """Freeze the parameters that the risk's outputs do not depend on, such as CoCa's text decoder, and say which.
 
-    One batch is tried out, on every rank at once; what any rank uses stays as it is. Gradients, buffers and random numbers are
-    left as they were. In one process there is nothing to do: the optimizer passes over a parameter without gradient.
+    DDP waits for the gradient of every parameter that is not frozen, and fails in the second step if one has none. One batch is
+    tried out, on every rank at once; what any rank uses stays as it is. Gradients, buffers and random numbers are left as they
+    were. In one process there is nothing to do: the optimizer passes over a parameter without gradient.
 
     Args:
         batch: of this rank, on the module's device.
@@ -74,14 +75,22 @@ def freeze_unused(
 
 
 @contextmanager
-def needs_every_gradient() -> Iterator[None]:
-    """Around a step: DDP's own error about a parameter without gradient, as one line.
+def in_plain_words(train: TrainConfig) -> Iterator[None]:
+    """Around a pass through the target: what torch says of a model that does not suit the loop, as one line.
 
     Raises:
-        SteeringError: of such a parameter, which the first batch did not show.
+        SteeringError: batch normalisation of one example; or, under DDP, a parameter without gradient that `freeze_unused` did
+            not see, as its first batch used it.
     """
     try:
         yield
+    except ValueError as error:
+        if "Expected more than 1 value per channel" not in str(error):
+            raise
+        raise SteeringError(
+            f"train.batch_size: {train.batch_size} over {distributed.world_size()} processes times train.accumulation "
+            f"{train.accumulation} is a single example, and the target's batch normalisation needs 2 or more at a time"
+        ) from error
     except RuntimeError as error:
         if "finished reduction in the prior iteration" not in str(error):
             raise
