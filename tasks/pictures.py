@@ -6,6 +6,7 @@ Pillow alone gives other pixels without a word: it cuts 16-bit grey off at 255, 
 from __future__ import annotations
 
 import io
+import warnings
 from typing import Any
 
 import numpy as np
@@ -34,8 +35,13 @@ _TURNS = {
 
 def decode(data: bytes) -> Image.Image:
     """The picture in an encoded file, see `rgb`. Raises what Pillow raises: decoders meet broken bytes with many types."""
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        return rgb(image)
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            return rgb(image)
+    except UserWarning:  # of broken EXIF, where warnings are errors; the pixels are none the worse for it
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            return decode(data)
 
 
 def rgb(image: Image.Image) -> Image.Image:

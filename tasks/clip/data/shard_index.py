@@ -97,8 +97,10 @@ def scan(path: Path) -> Index:
             images = [members[suffix] for suffix in IMAGE_SUFFIXES if suffix in members]
             kind = next((suffix for suffix in CAPTION_SUFFIXES if suffix in members), None)
             if not images or kind is None:
-                if key not in found.odd:  # else it is counted there
-                    folder, name = posixpath.split(key)
+                folder, name = posixpath.split(key)
+                further = not images and kind == "json" and "." in name  # `k.meta.json`: seldom a caption
+                # What is odd is counted already.
+                if key not in found.odd and (not further or _holds_caption(stream, members["json"])):
                     (images_alone if images else captions_alone)[f"{folder}/{name.partition('.')[0]}"] += 1
                 continue
             offset, size = members[kind]
@@ -130,6 +132,13 @@ def scan(path: Path) -> Index:
         counts=np.array(list(found.skipped.values()), dtype=np.int64),
         hidden=np.array(found.hidden, dtype=np.int64),
     )
+
+
+def _holds_caption(stream: BinaryIO, span: _Span) -> bool:
+    try:
+        return read_caption(os.pread(stream.fileno(), span[1], span[0]), True) != ""
+    except ValueError:
+        return False
 
 
 def _samples(path: Path, stream: BinaryIO) -> _Found:
