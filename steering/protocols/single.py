@@ -160,6 +160,11 @@ def fitting_task(config: RunConfig) -> Task:
     objection = find_method(config.method.name).objection(task.risk.unit, bool(task.groups))
     if objection is not None:
         raise ConfigError(f"method.name: {config.method.name} {objection} (task {config.task.name})")
+    if task.risk.unit == "pair" and config.train.batch_size < 2:
+        raise ConfigError(
+            f"train.batch_size: a pair is compared with the others of its batch; expected at least 2, got "
+            f"{config.train.batch_size}"
+        )
     task.risk.with_logits = method.needs_logits
     return task
 

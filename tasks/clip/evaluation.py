@@ -23,11 +23,21 @@ class RetrievalSet:
 
     Attributes:
         captions: the gallery, m different strings.
-        images: the model's inputs -> batches of (images (b, 3, h, w), number of each one's caption in the gallery (b,)).
+        images: the model's inputs -> batches of (images (b, 3, h, w), label of each (b,)). A label is the number of the
+            image's caption in the gallery, or a row of `answers` if there are any.
+        answers: for images with several right captions: the numbers of those of each label, int64 (labels, c), -1 where a
+            label has fewer; None: every image has one.
+        count: images in all, also those that cannot be read; None where nobody counted.
     """
 
     captions: Sequence[str]
     images: Callable[[ClipInputs], Iterator[tuple[Tensor, Tensor]]]
+    answers: Tensor | None = None
+    count: int | None = None
+
+    def right(self, labels: Tensor) -> Tensor:
+        """The right captions of images with these labels (b,): int64 (b, c), -1 for none."""
+        return labels[:, None] if self.answers is None else self.answers[labels]
 
 
 @torch.no_grad()
@@ -41,6 +51,9 @@ def retrieve(
 ) -> dict[str, float]:
     """Recall@k of image → caption over the whole gallery, and of caption → image over all images of the set.
 
+    An image's right captions are no rivals of each other: any of them among the best k is a hit. Nor are the images of one
+    caption. Ties of a right one with a wrong one count against the model.
+
     Args:
         text: features of the gallery, (m, d), where they are at hand.
 
@@ -52,15 +65,15 @@ def retrieve(
     """
     if text is None:
         text = embed_texts(module, inputs, data.captions, device)  # (m, d)
-    parts = [(image_features(module, images.to(device)), captions) for images, captions in data.images(inputs)]
+    parts = [(image_features(module, images.to(device)), data.right(labels)) for images, labels in data.images(inputs)]
     if not parts:
         raise SteeringError("evaluation: the set has no readable image")
     image = torch.cat([part for part, _ in parts])  # (n, d)
-    caption_of = torch.cat([captions for _, captions in parts]).to(device)  # (n,)
+    captions_of = torch.cat([captions for _, captions in parts]).to(device)  # (n, c)
     _require_finite(text, image)
     ranks = {
-        "image_to_text": image_ranks(image, text, caption_of),
-        "text_to_image": text_ranks(image, text, caption_of),
+        "image_to_text": image_ranks(image, text, captions_of),
+        "text_to_image": text_ranks(image, text, captions_of),
     }
     return {f"{name}_R@{k}": (rank < k).float().mean().item() for name, rank in ranks.items() for k in ks}
 
@@ -83,29 +96,44 @@ def embed_texts(module: nn.Module, inputs: ClipInputs, texts: Sequence[str], dev
     return torch.cat([text_features(module, inputs.tokenizer(piece).to(device)) for piece in pieces])
 
 
-def image_ranks(image: Tensor, text: Tensor, caption_of: Tensor) -> Tensor:
-    """How many other captions each image likes at least as much as its own, int64 (n,); ties count against the model.
+def image_ranks(image: Tensor, text: Tensor, captions_of: Tensor) -> Tensor:
+    """How many wrong captions each image likes at least as much as its best right one, int64 (n,).
 
     Args:
-        image: (n, d).  text: (m, d).  caption_of: right caption of each image, int64 (n,).
+        image: (n, d).  text: (m, d).  captions_of: right captions of each image, int64 (n, c), -1 for none, or (n,).
     """
     ranks = []
-    for rows, right in zip(image.split(CHUNK), caption_of.split(CHUNK), strict=True):
+    for rows, right in zip(image.split(CHUNK), _columns(captions_of).split(CHUNK), strict=True):
         scores = rows @ text.T  # (b, m)
-        ranks.append((scores >= scores.gather(1, right[:, None])).sum(1) - 1)
+        # A caption of -1 marks a column behind the gallery's, which is cut off again.
+        own = scores.new_zeros(len(rows), len(text) + 1, dtype=torch.bool)
+        own = own.scatter(1, right.where(right >= 0, len(text)), True)[:, :-1]
+        best = scores.masked_fill(~own, -torch.inf).amax(1, keepdim=True)
+        ranks.append(((scores >= best) & ~own).sum(1))
     return torch.cat(ranks)
 
 
-def text_ranks(image: Tensor, text: Tensor, caption_of: Tensor) -> Tensor:
-    """For each caption that has an image: how many wrong images score at least as high as its best right one, int64."""
-    queries = caption_of.unique()
+def text_ranks(image: Tensor, text: Tensor, captions_of: Tensor) -> Tensor:
+    """For each caption that has an image: how many wrong images score at least as high as its best right one, int64.
+
+    Args:
+        image: (n, d).  text: (m, d).  captions_of: as in `image_ranks`.
+    """
+    captions_of = _columns(captions_of)
+    queries = captions_of[captions_of >= 0].unique()
     ranks = []
     for query in queries.split(CHUNK):
         scores = text[query] @ image.T  # (q, n)
-        right = caption_of[None, :] == query[:, None]
+        right = torch.zeros_like(scores, dtype=torch.bool)
+        for column in captions_of.T:
+            right |= column[None, :] == query[:, None]
         best = scores.masked_fill(~right, -torch.inf).amax(1, keepdim=True)
         ranks.append(((scores >= best) & ~right).sum(1))
     return torch.cat(ranks)
+
+
+def _columns(captions_of: Tensor) -> Tensor:
+    return captions_of[:, None] if captions_of.ndim == 1 else captions_of
 
 
 @torch.no_grad()

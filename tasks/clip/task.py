@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -13,7 +12,7 @@ from matplotlib.figure import Figure
 
 from steering.data import IndexedData
 from steering.errors import SteeringError
-from steering.reading import report_once
+from steering.reading import report_once, user_path
 from steering.storage import cache_dir
 from steering.task import Model, ModelSpec, Task
 from tasks.clip.data.glyph_data import GlyphData, glyph_retrieval
@@ -186,8 +185,11 @@ class ClipTask(Task):
             for label, path in options.retrieval.items():
                 source = open_held_out(path, options.data)
                 report_once(f"task.retrieval.{label}: {source.describe()}", _level(source))
-                sets[label] = source_retrieval(source, f"task.retrieval.{label}")
-            classes = None if zero_shot.path is None else ClassFolder(Path(zero_shot.path), zero_shot.classes)
+                sets[label] = found = source_retrieval(source, f"task.retrieval.{label}")
+                if (found.count, len(found.captions)) != (len(source), len(source)):  # else the line above says it
+                    counts = f"{found.count:,} images and {len(found.captions):,} different captions"
+                    report_once(f"task.retrieval.{label}: {counts}", logging.INFO)
+            classes = None if zero_shot.path is None else ClassFolder(user_path(zero_shot.path), zero_shot.classes)
             self._opened = sets, classes
         return self._opened
 
@@ -202,8 +204,8 @@ def open_source(data: ClipData) -> ImageTextSource:
     path = str(data.path)
     if data.source == "shards":
         return ShardSource(path, cache_dir("shards"))
-    root = Path(data.root) if data.root is not None else Path(path).parent
-    return TableSource(Path(path), root, data.image_column, data.caption_column)
+    root = user_path(data.root) if data.root is not None else user_path(path).parent
+    return TableSource(path, root, data.image_column, data.caption_column)
 
 
 def open_held_out(path: str, like: ClipData) -> ImageTextSource:
