@@ -190,7 +190,7 @@ def test_a_json_caption_that_is_no_text_is_counted(tmp_path: Path, caption: str,
         (RAMP.astype(np.int32), "TIFF", RAMP >> 8),
         (RAMP.astype(np.int32) // 257, "TIFF", RAMP // 257),  # 8-bit numbers in 32 bits
         (RAMP.astype(np.int32) * 4 - 70000, "TIFF", np.rint(RAMP / 65472 * 255)),
-        (RAMP.astype(np.float32), "TIFF", RAMP >> 8),
+        (RAMP.astype(np.float32), "TIFF", np.rint(RAMP / 65472 * 255)),  # floats have no range but their own
         (RAMP.astype(np.float32) / 65472, "TIFF", np.rint(RAMP / 65472 * 255)),
         (RAMP.astype(np.float32) * 3.5 - 9.25, "TIFF", np.rint(RAMP / 65472 * 255)),
         ((RAMP % 256).astype(np.float32), "TIFF", RAMP % 256),
