@@ -96,6 +96,15 @@ def agree(ok: bool) -> bool:
     return all(answers)
 
 
+def total(count: int) -> int:
+    """A number of this rank's things, summed over the ranks."""
+    if not active():
+        return count
+    counts: list[int] = [count] * world_size()
+    dist.all_gather_object(counts, count)
+    return sum(counts)
+
+
 def barrier() -> None:
     if active():
         dist.barrier()

@@ -126,6 +126,8 @@ def load_weights(path: Path, module: nn.Module) -> None:
         SteeringError: no such file, not safetensors, or other tensors than the module's; the first difference is named.
     """
     path = user_path(path)
+    if path.is_dir():
+        raise SteeringError(f"checkpoint: {path} is a folder; expected a file such as {path / 'model.safetensors'}")
     if not path.is_file():
         raise SteeringError(f"checkpoint: no such file: {path}")
     try:

@@ -6,7 +6,6 @@ import logging
 import math
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -36,11 +35,11 @@ from steering.training.loader import load
 from steering.training.log import ProgressLine, RunLog
 from steering.training.optim import build_optimizer, learning_rate_factor, set_learning_rate
 from steering.training.plan import Plan, candidates, require_even_parts
-from steering.training.step import Gradient, all_random_states, data_parallel, set_random_state
+from steering.training.step import Gradient, all_random_states, autocast_to, data_parallel, set_random_state
+from steering.training.tryout import first_part, freeze_unused, in_plain_words
 
 _LOG = logging.getLogger("steering")
 SMALLEST_SCALE = 2.0**-10  # fp16 halves its scale, 2^16, at every overflow: here no scale would have helped
-_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -71,11 +70,6 @@ def run(job: Job) -> dict[str, Any]:
             log.close()
 
 
-def _autocast(precision: str, device: str) -> AbstractContextManager:
-    dtype = _DTYPES[precision]
-    return nullcontext() if dtype is None else torch.autocast(device, dtype=dtype)
-
-
 class _State:
     """A run under way: what a checkpoint holds, and the steps that change it."""
 
@@ -98,13 +92,18 @@ class _State:
             temperature_lr=job.optimizer.temperature_lr,
         )
         self.scaler = torch.amp.GradScaler(job.device.type, enabled=job.train.precision == "fp16")
+        autocast = partial(autocast_to, job.train.precision, job.device.type)  # a bound method would keep the run alive
+        if distributed.active():
+            batch = first_part(job.data, self.plan, job.train, job.device)
+            with in_plain_words(job.train):
+                freeze_unused(self.module, job.task.risk, batch, autocast)
         self.gradient = Gradient(
             data_parallel(self.module, job.device),
             self.method,
             job.task.risk,
             job.reference,
             job.train.accumulation,
-            partial(_autocast, job.train.precision, job.device.type),  # a bound method would keep the run alive
+            autocast,
             self.scaler.scale,
             self.batch_size // distributed.world_size() if self.pool > self.batch_size else None,
         )
@@ -154,7 +153,8 @@ class _State:
         factor = learning_rate_factor(step, self.plan.steps, config.warmup, config.schedule, config.final_lr)
         set_learning_rate(self.optimizer, factor)
         self.optimizer.zero_grad(set_to_none=True)
-        result = self.gradient(batch)
+        with in_plain_words(self.job.train):
+            result = self.gradient(batch)
         distributed.average_gradients(self.method)
         self.broken += ~torch.isfinite(result.loss.detach())
         self.scaler.unscale_(self.optimizer)

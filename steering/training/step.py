@@ -17,6 +17,7 @@ from steering.reference.frozen import Reference
 from steering.risk import Batch, Outputs, ReferenceRisk
 
 Autocast = Callable[[], AbstractContextManager]
+_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Gradient:
@@ -112,6 +113,12 @@ class Gradient:
                 torch.autograd.backward([outputs[key] for key in kept], [gradients[key][number] for key in kept])
         set_random_state(batch["index"].device, after)
         return step
+
+
+def autocast_to(precision: str, device: str) -> AbstractContextManager:
+    """The context of a forward pass in "fp32", "bf16" or "fp16"."""
+    dtype = _DTYPES[precision]
+    return nullcontext() if dtype is None else torch.autocast(device, dtype=dtype)
 
 
 def _split(batch: Batch, count: int) -> list[dict[str, Tensor]]:

@@ -7,16 +7,15 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
-# Pillow would hand other formats to outside programs (EPS to Ghostscript); a data set must not choose that.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-SUFFIXES = (
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
-    *(".ppm", ".pgm", ".pbm", ".pnm"),
-)
+from tasks.pictures import FORMATS, SCALED, TURNED, normal
+from tasks.pictures import SUFFIXES as NAMES
+
+SUFFIXES = tuple(f".{name}" for name in NAMES)
 CHANGES = "steering changes"  # key of an image's `info`
-UPRIGHT, SCALED, WHITE = "turned upright", "scaled to 8 bits", "put on white"
+UPRIGHT, WHITE = TURNED, "put on white"
+__all__ = ["CHANGES", "FORMATS", "SCALED", "SUFFIXES", "UPRIGHT", "WHITE", "Source", "UnreadableError"]
 
 
 class UnreadableError(Exception):
@@ -68,43 +67,22 @@ def read_picture(path: str | Path) -> tuple[Image.Image, list[str]]:
 
 
 def eight_bits(image: Image.Image) -> tuple[Image.Image, list[str]]:
-    """A picture as L or RGB, as a person would see it, and what was changed for that.
-
-    Turned upright by its EXIF orientation; what is transparent becomes white. Of 16 bits the upper 8 stay; 32-bit integers and
-    floats are stretched from their own smallest and largest value to 0 .. 255.
+    """A picture as L or RGB, as a person would see it, and what was changed for that; see `tasks.pictures`.
 
     Raises:
-        UnreadableError: a float is not finite.
+        UnreadableError: no pixel is a finite number.
     """
-    changes = []
-    if image.getexif().get(0x0112, 1) not in (0, 1):
-        image = ImageOps.exif_transpose(image)
-        changes.append(UPRIGHT)
-    if image.mode in ("1", "L"):
-        found = image.convert("L")
-    elif image.mode.startswith("I;16"):
-        found = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
-        changes.append(SCALED)
-    elif image.mode in ("I", "F"):
-        found = Image.fromarray(_stretched(np.asarray(image).astype(np.float64)))
-        changes.append(SCALED)
-    elif image.has_transparency_data:
-        white = Image.new("RGBA", image.size, "white")
-        found = Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
-        changes.append(WHITE)
-    else:
-        found = image.convert("RGB")
-    return found, changes
-
-
-def _stretched(values: np.ndarray) -> np.ndarray:
-    """Values from their own range to 0 .. 255; of a single value the nearest of 0 .. 255 stays."""
-    if not np.isfinite(values).all():
-        raise UnreadableError("holds values that are not finite")
-    low, high = values.min(), values.max()
-    if low < high:
-        values = (values - low) * (255 / (high - low))
-    return values.clip(0, 255).round().astype(np.uint8)
+    try:
+        upright, changed = normal(image)
+    except ValueError as error:
+        raise UnreadableError(str(error)) from error
+    changes = [*changed]
+    if upright.mode in ("1", "L") and not upright.has_transparency_data:
+        return upright.convert("L"), changes
+    if upright.has_transparency_data:
+        white = Image.new("RGBA", upright.size, "white")
+        return Image.alpha_composite(white, upright.convert("RGBA")).convert("RGB"), [*changes, WHITE]
+    return upright.convert("RGB"), changes
 
 
 def pixels(image: Image.Image) -> np.ndarray:

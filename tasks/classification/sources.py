@@ -19,6 +19,7 @@ from steering.storage import sha256
 from tasks.classification.images import SUFFIXES, Source, UnreadableError, pixels, read_picture
 from tasks.classification.labels import read_numbers
 from tasks.classification.torchvision_sets import DatasetSource, torchvision_sets
+from tasks.image_folders import is_hidden_folder
 
 __all__ = [
     "ArraySource",
@@ -34,7 +35,7 @@ __all__ = [
 ]
 
 HIDDEN, OTHER = "hidden", "with another suffix"
-_JUNK = ("__MACOSX", "@eaDir", "Thumbs.db", "desktop.ini")  # what unpackers and file managers leave, beside dot files
+_JUNK_FILES = ("Thumbs.db", "desktop.ini")  # what file managers leave, beside dot files
 
 
 class ArraySource(Source):
@@ -156,7 +157,7 @@ class FolderSource(Source):
 
 
 def _hidden(name: str) -> bool:
-    return name.startswith(".") or name in _JUNK
+    return is_hidden_folder(name) or name in _JUNK_FILES
 
 
 def _walked(folder: Path) -> list[tuple[str, list[str], list[str]]]:

@@ -11,6 +11,7 @@ import open_clip
 import torch
 from torch import Tensor, nn
 
+from steering import distributed
 from steering.errors import SteeringError
 from tasks.clip.models import ClipInputs, image_features, text_features
 
@@ -23,11 +24,21 @@ class RetrievalSet:
 
     Attributes:
         captions: the gallery, m different strings.
-        images: the model's inputs -> batches of (images (b, 3, h, w), number of each one's caption in the gallery (b,)).
+        images: the model's inputs -> this rank's share of the images, in batches of (images (b, 3, h, w), label of each (b,)).
+            A label is the number of the image's caption in the gallery, or a row of `answers` if there are any.
+        answers: for images with several right captions: the numbers of those of each label, int64 (labels, c), -1 where a
+            label has fewer; None: every image has one.
+        count: images in all, also those that cannot be read; None where nobody counted.
     """
 
     captions: Sequence[str]
     images: Callable[[ClipInputs], Iterator[tuple[Tensor, Tensor]]]
+    answers: Tensor | None = None
+    count: int | None = None
+
+    def right(self, labels: Tensor) -> Tensor:
+        """The right captions of images with these labels (b,): int64 (b, c), -1 for none."""
+        return labels[:, None] if self.answers is None else self.answers[labels]
 
 
 @torch.no_grad()
@@ -41,6 +52,9 @@ def retrieve(
 ) -> dict[str, float]:
     """Recall@k of image → caption over the whole gallery, and of caption → image over all images of the set.
 
+    An image's right captions are no rivals of each other: any of them among the best k is a hit. Nor are the images of one
+    caption. Ties of a right one with a wrong one count against the model.
+
     Args:
         text: features of the gallery, (m, d), where they are at hand.
 
@@ -50,19 +64,42 @@ def retrieve(
     Raises:
         SteeringError: the set has no readable image, or features are not finite.
     """
+    scores = retrieval_scores(module, inputs, data, device, ks, text)
+    return {name: score.double().mean().item() for name, score in scores.items()}
+
+
+@torch.no_grad()
+def retrieval_scores(
+    module: nn.Module,
+    inputs: ClipInputs,
+    data: RetrievalSet,
+    device: torch.device,
+    ks: Sequence[int],
+    text: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """The hits that `retrieve` averages: bool, (images,) and (captions that have an image,), the same on every rank.
+
+    Every rank embeds its share of the images and ranks its share of the queries.
+    """
     if text is None:
         text = embed_texts(module, inputs, data.captions, device)  # (m, d)
-    parts = [(image_features(module, images.to(device)), captions) for images, captions in data.images(inputs)]
-    if not parts:
+    images, rights = [text.new_zeros(0, text.shape[1])], []
+    for batch, labels in data.images(inputs):
+        images.append(image_features(module, batch.to(device)))
+        rights.append(data.right(labels))
+    own = torch.cat(images)  # (n', d), this rank's
+    columns = 1 if data.answers is None else data.answers.shape[1]
+    captions_of_own = torch.cat(rights) if rights else torch.zeros(0, columns, dtype=torch.int64)
+    captions_of_own = captions_of_own.to(device)
+    image, captions_of = distributed.gather_uneven(own), distributed.gather_uneven(captions_of_own)  # (n, d), (n, c)
+    if not len(image):
         raise SteeringError("evaluation: the set has no readable image")
-    image = torch.cat([part for part, _ in parts])  # (n, d)
-    caption_of = torch.cat([captions for _, captions in parts]).to(device)  # (n,)
     _require_finite(text, image)
     ranks = {
-        "image_to_text": image_ranks(image, text, caption_of),
-        "text_to_image": text_ranks(image, text, caption_of),
+        "image_to_text": distributed.gather_uneven(image_ranks(own, text, captions_of_own)),
+        "text_to_image": distributed.gather_uneven(text_ranks(image, text, captions_of, shared=True)),
     }
-    return {f"{name}_R@{k}": (rank < k).float().mean().item() for name, rank in ranks.items() for k in ks}
+    return {f"{name}_R@{k}": rank < k for name, rank in ranks.items() for k in ks}
 
 
 def embed_galleries(
@@ -78,34 +115,57 @@ def embed_galleries(
 
 @torch.no_grad()
 def embed_texts(module: nn.Module, inputs: ClipInputs, texts: Sequence[str], device: torch.device) -> Tensor:
-    """Unit-norm features of m texts, (m, d)."""
+    """Unit-norm features of m texts, (m, d); every rank embeds its share of them, in pieces, and gets all."""
     pieces = [list(texts[start : start + CHUNK]) for start in range(0, len(texts), CHUNK)]
-    return torch.cat([text_features(module, inputs.tokenizer(piece).to(device)) for piece in pieces])
+    mine = distributed.share(len(pieces))
+    found = [text_features(module, inputs.tokenizer(pieces[number]).to(device)) for number in mine]
+    if not found:  # fewer pieces than ranks: the width of the features must still be known
+        found = [text_features(module, inputs.tokenizer(pieces[0][:1]).to(device))[:0]]
+    return distributed.gather_uneven(torch.cat(found))
 
 
-def image_ranks(image: Tensor, text: Tensor, caption_of: Tensor) -> Tensor:
-    """How many other captions each image likes at least as much as its own, int64 (n,); ties count against the model.
+def image_ranks(image: Tensor, text: Tensor, captions_of: Tensor) -> Tensor:
+    """How many wrong captions each image likes at least as much as its best right one, int64 (n,).
 
     Args:
-        image: (n, d).  text: (m, d).  caption_of: right caption of each image, int64 (n,).
+        image: (n, d).  text: (m, d).  captions_of: right captions of each image, int64 (n, c), -1 for none, or (n,).
     """
     ranks = []
-    for rows, right in zip(image.split(CHUNK), caption_of.split(CHUNK), strict=True):
+    for rows, right in zip(image.split(CHUNK), _columns(captions_of).split(CHUNK), strict=True):
         scores = rows @ text.T  # (b, m)
-        ranks.append((scores >= scores.gather(1, right[:, None])).sum(1) - 1)
-    return torch.cat(ranks)
+        # A caption of -1 marks a column behind the gallery's, which is cut off again.
+        own = scores.new_zeros(len(rows), len(text) + 1, dtype=torch.bool)
+        own = own.scatter(1, right.where(right >= 0, len(text)), True)[:, :-1]
+        best = scores.masked_fill(~own, -torch.inf).amax(1, keepdim=True)
+        ranks.append(((scores >= best) & ~own).sum(1))
+    return torch.cat(ranks) if ranks else captions_of.new_zeros(0)
 
 
-def text_ranks(image: Tensor, text: Tensor, caption_of: Tensor) -> Tensor:
-    """For each caption that has an image: how many wrong images score at least as high as its best right one, int64."""
-    queries = caption_of.unique()
-    ranks = []
+def text_ranks(image: Tensor, text: Tensor, captions_of: Tensor, shared: bool = False) -> Tensor:
+    """For each caption that has an image: how many wrong images score at least as high as its best right one, int64.
+
+    Args:
+        image: (n, d).  text: (m, d).  captions_of: as in `image_ranks`.
+        shared: only of this rank's share of the captions.
+    """
+    captions_of = _columns(captions_of)
+    queries = captions_of[captions_of >= 0].unique()
+    if shared:
+        mine = distributed.share(len(queries))
+        queries = queries[mine.start : mine.stop]
+    ranks = [queries.new_zeros(0)]
     for query in queries.split(CHUNK):
         scores = text[query] @ image.T  # (q, n)
-        right = caption_of[None, :] == query[:, None]
+        right = torch.zeros_like(scores, dtype=torch.bool)
+        for column in captions_of.T:
+            right |= column[None, :] == query[:, None]
         best = scores.masked_fill(~right, -torch.inf).amax(1, keepdim=True)
         ranks.append(((scores >= best) & ~right).sum(1))
     return torch.cat(ranks)
+
+
+def _columns(captions_of: Tensor) -> Tensor:
+    return captions_of[:, None] if captions_of.ndim == 1 else captions_of
 
 
 @torch.no_grad()
@@ -117,10 +177,10 @@ def zero_shot_accuracy(
     templates: Sequence[str],
     device: torch.device,
 ) -> dict[str, float]:
-    """Classify images by the nearest class prompt, averaged over templates as in arXiv 2103.00020, section 3.1.4.
+    """Accuracy of the nearest class prompt, averaged over templates as in arXiv 2103.00020, section 3.1.4.
 
     Args:
-        batches: (images (b, 3, h, w), class numbers (b,)).
+        batches: this rank's share of the images: (images (b, 3, h, w), class numbers (b,)).
         templates: prompts with a "{}" each.
 
     Returns:
@@ -129,21 +189,35 @@ def zero_shot_accuracy(
     Raises:
         SteeringError: the set has no readable image, or features are not finite.
     """
+    scores = zero_shot_scores(module, inputs, batches, class_names, templates, device)
+    return {name: score.double().mean().item() for name, score in scores.items()}
+
+
+@torch.no_grad()
+def zero_shot_scores(
+    module: nn.Module,
+    inputs: ClipInputs,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    class_names: Sequence[str],
+    templates: Sequence[str],
+    device: torch.device,
+) -> dict[str, Tensor]:
+    """The hits that `zero_shot_accuracy` averages: bool, (images,), the same on every rank."""
     # replace, as a class name or a template may hold other braces.
     prompts = [partial(template.replace, "{}") for template in templates]
     head = open_clip.build_zero_shot_classifier(module, inputs.tokenizer, class_names, prompts, device=device).float()
-    ranks = []
+    ranks = [torch.zeros(0, dtype=torch.int64, device=device)]
     for images, labels in batches:
         features = image_features(module, images.to(device))  # (b, d)
         _require_finite(features, head)
         scores = features @ head  # (b, classes)
         right = scores.gather(1, labels.to(device)[:, None])
         ranks.append((scores >= right).sum(1) - 1)
-    if not ranks:
+    rank = distributed.gather_uneven(torch.cat(ranks))
+    if not len(rank):
         raise SteeringError("evaluation: the zero-shot set has no readable image")
-    rank = torch.cat(ranks)
     tops = [1, 5] if len(class_names) > 5 else [1]
-    return {f"zero_shot_top{k}": (rank < k).float().mean().item() for k in tops}
+    return {f"zero_shot_top{k}": rank < k for k in tops}
 
 
 def _require_finite(*features: Tensor) -> None:

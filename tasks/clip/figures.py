@@ -26,14 +26,14 @@ RIGHT, WRONG = "#1a7f37", "#555555"
 def retrieved_captions(
     module: nn.Module, inputs: ClipInputs, data: RetrievalSet, device: torch.device, text: Tensor | None = None
 ) -> Figure:
-    """Twelve images of a set, spread evenly over its first batch, each with its best three captions; the right one green.
+    """Twelve images of a set, spread evenly over its first batch, each with its best three captions; the right ones green.
 
     `text` are the features of its captions, (m, d), where they are at hand.
     """
     first = next(data.images(inputs), None)
     if first is None:
         raise SteeringError("evaluation: the set has no readable image")
-    images, right = first
+    images, right = first[0], data.right(first[1])
     chosen = np.linspace(0, len(images) - 1, min(SHOWN, len(images))).round().astype(int)
     if text is None:
         text = embed_texts(module, inputs, data.captions, device)  # (m, d)
@@ -47,11 +47,11 @@ def retrieved_captions(
     for number, row in enumerate(chosen):
         picture, words = grid[number // 2, 2 * (number % 2)], grid[number // 2, 2 * (number % 2) + 1]
         picture.imshow((images[row] * std + mean).clamp(0, 1).permute(1, 2, 0).numpy())
-        answer = int(right[row])
-        _line(words, 0, "true", data.captions[answer], "black")
+        answers = right[row].tolist()  # of several right captions the first one is shown
+        _line(words, 0, "true", data.captions[answers[0]], "black")
         found = zip(best.values[number].tolist(), best.indices[number].tolist(), strict=True)
         for line, (score, caption) in enumerate(found, 1):
-            _line(words, line, f"{score:+.2f}", data.captions[caption], RIGHT if caption == answer else WRONG)
+            _line(words, line, f"{score:+.2f}", data.captions[caption], RIGHT if caption in answers else WRONG)
     return figure
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import json
 import logging
+import re
 import tempfile
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from steering.errors import SteeringError
+from steering.reading import user_path
 from steering.storage import sha256
 from steering.task import Model, ModelSpec
 from steering.training.checkpoint import load_weights
@@ -26,6 +29,7 @@ from tasks.clip import towers  # noqa: F401 (registers them with timm)
 
 _SCHEMAS = ("hf-hub:", "local-dir:")
 _PROBE = "a photo of a LATIN SMALL LETTER E WITH ACUTE, 1234"
+_DISTRIBUTIONS = {"google": "protobuf", "PIL": "pillow", "sklearn": "scikit-learn"}  # where module and package differ
 _LOG = logging.getLogger("steering")
 
 
@@ -59,6 +63,7 @@ def build_clip(spec: ModelSpec) -> Model:
     Raises:
         SteeringError: unknown name, unreadable JSON, weights that cannot be had, or a model that does not take its inputs.
     """
+    spec = _at_home(spec)
     name = _register(spec)
     # A model from the hub that comes without its weights would train from noise without a word.
     options = {"require_pretrained": name.startswith("hf-hub:") and spec.checkpoint is None, **spec.options}
@@ -89,6 +94,20 @@ def build_clip(spec: ModelSpec) -> Model:
     return Model(module, inputs, digest)
 
 
+def _at_home(spec: ModelSpec) -> ModelSpec:
+    """The spec with a ~ at the start of each path replaced; names of models and tags have none."""
+
+    def path(text: Any) -> Any:
+        schema = next((schema for schema in _SCHEMAS if str(text).startswith(schema)), "")
+        rest = text[len(schema) :] if isinstance(text, str) else ""
+        return schema + str(user_path(rest)) if rest.startswith("~") else text
+
+    options = {key: path(value) for key, value in spec.options.items()}
+    return replace(
+        spec, name=path(spec.name), pretrained=path(spec.pretrained), checkpoint=path(spec.checkpoint), options=options
+    )
+
+
 def _pair(size: Any) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
@@ -112,8 +131,10 @@ def _tokenizer_parts(tokenizer: Any, tokens: Tensor) -> list[bytes | str]:
 def _failure(spec: ModelSpec, name: str, why: str) -> str:
     """The message for a model that cannot be built, with what might help."""
     hint = ""
-    if "transformers" in why:
-        hint = "; Hugging Face towers and tokenizers need transformers: pip install 'model-steering[hf]'"
+    if "transformers" in why and importlib.util.find_spec("transformers") is None:
+        hint = "; Hugging Face towers and tokenizers need transformers: pip install transformers"
+    elif missing := re.search(r"No module named '(\w+)", why):
+        hint = f"; it needs {missing[1]}: pip install {_DISTRIBUTIONS.get(missing[1], missing[1])}"
     elif "not a known tag" in why:
         hint = f"; tags of this model: {', '.join(open_clip.list_pretrained_tags_by_model(name)) or 'none'}"
     why = textwrap.shorten(why, 400, placeholder=" ...")  # of a wrong checkpoint torch lists every tensor
@@ -158,7 +179,7 @@ def _json_config(path: Path) -> str:
         missing = {"embed_dim", "vision_cfg", "text_cfg"} - config.keys()
         tokenizer = config["text_cfg"].get("tokenizer_kwargs", {}) if not missing else {}
         if "bpe_path" in tokenizer:
-            tokenizer["bpe_path"] = str(path.parent.absolute() / tokenizer["bpe_path"])
+            tokenizer["bpe_path"] = str(path.parent.absolute() / user_path(tokenizer["bpe_path"]))
     except OSError as error:
         raise SteeringError(f"cannot read the model config {path}: {error.strerror}") from error
     except (ValueError, TypeError, AttributeError) as error:

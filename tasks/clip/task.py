@@ -5,24 +5,24 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import ClassVar
 
 import torch
-from matplotlib.figure import Figure
+from torch import Tensor
 
+from steering import distributed
 from steering.data import IndexedData
 from steering.errors import SteeringError
-from steering.reading import report_once
+from steering.reading import report_once, user_path
 from steering.storage import cache_dir
-from steering.task import Model, ModelSpec, Task
+from steering.task import Evaluation, Model, ModelSpec, Task, scores_of
 from tasks.clip.data.glyph_data import GlyphData, glyph_retrieval
 from tasks.clip.data.held_out import ClassFolder, source_retrieval
 from tasks.clip.data.pairs import PairData, View
 from tasks.clip.data.shards import ShardSource
 from tasks.clip.data.source import ImageTextSource
 from tasks.clip.data.table import TableSource
-from tasks.clip.evaluation import RetrievalSet, embed_galleries, retrieve, zero_shot_accuracy
+from tasks.clip.evaluation import RetrievalSet, embed_galleries, retrieval_scores, zero_shot_scores
 from tasks.clip.figures import retrieved_captions
 from tasks.clip.models import ClipInputs, build_clip
 from tasks.clip.risk import ClipRisk
@@ -151,16 +151,17 @@ class ClipTask(Task):
             data_seed=data.seed,
         )
 
-    def evaluate(self, model: Model, device: torch.device) -> dict[str, float]:
+    def evaluate(self, model: Model, device: torch.device) -> Evaluation:
+        """Recall of every retrieval set in both directions, and zero-shot accuracy; a hit or miss for each image or caption."""
         options = self.options
-        metrics: dict[str, float] = {}
         retrieval, classes = self._held_out()
         texts = embed_galleries(model.module, model.inputs, retrieval, device)
+        hits: dict[str, Tensor] = {}
         for label, held_out in retrieval.items():
-            found = retrieve(model.module, model.inputs, held_out, device, options.recall_at, texts[label])
-            metrics |= {f"{label}/{name}": value for name, value in found.items()}
+            found = retrieval_scores(model.module, model.inputs, held_out, device, options.recall_at, texts[label])
+            hits |= {f"{label}/{name}": value for name, value in found.items()}
         if classes is not None:
-            metrics |= zero_shot_accuracy(
+            hits |= zero_shot_scores(
                 model.module,
                 model.inputs,
                 classes.batches(model.inputs),
@@ -168,15 +169,12 @@ class ClipTask(Task):
                 options.zero_shot.templates,
                 device,
             )
-        return metrics
-
-    def figures(self, model: Model, device: torch.device) -> Mapping[str, Figure]:
-        sets, _ = self._held_out()
-        texts = embed_galleries(model.module, model.inputs, sets, device)
-        return {
+        figures = {
             f"retrieved/{label}": retrieved_captions(model.module, model.inputs, held_out, device, texts[label])
-            for label, held_out in sets.items()
+            for label, held_out in retrieval.items()
+            if distributed.rank() == 0
         }
+        return Evaluation({name: scores_of(value) for name, value in hits.items()}, figures=figures)
 
     def _held_out(self) -> tuple[dict[str, RetrievalSet], ClassFolder | None]:
         """Sets for retrieval by label, and the one for classification; opened once."""
@@ -186,8 +184,11 @@ class ClipTask(Task):
             for label, path in options.retrieval.items():
                 source = open_held_out(path, options.data)
                 report_once(f"task.retrieval.{label}: {source.describe()}", _level(source))
-                sets[label] = source_retrieval(source, f"task.retrieval.{label}")
-            classes = None if zero_shot.path is None else ClassFolder(Path(zero_shot.path), zero_shot.classes)
+                sets[label] = found = source_retrieval(source, f"task.retrieval.{label}")
+                if (found.count, len(found.captions)) != (len(source), len(source)):  # else the line above says it
+                    counts = f"{found.count:,} images and {len(found.captions):,} different captions"
+                    report_once(f"task.retrieval.{label}: {counts}", logging.INFO)
+            classes = None if zero_shot.path is None else ClassFolder(user_path(zero_shot.path), zero_shot.classes)
             self._opened = sets, classes
         return self._opened
 
@@ -202,8 +203,8 @@ def open_source(data: ClipData) -> ImageTextSource:
     path = str(data.path)
     if data.source == "shards":
         return ShardSource(path, cache_dir("shards"))
-    root = Path(data.root) if data.root is not None else Path(path).parent
-    return TableSource(Path(path), root, data.image_column, data.caption_column)
+    root = user_path(data.root) if data.root is not None else user_path(path).parent
+    return TableSource(path, root, data.image_column, data.caption_column)
 
 
 def open_held_out(path: str, like: ClipData) -> ImageTextSource:

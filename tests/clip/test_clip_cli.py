@@ -57,8 +57,14 @@ def complaint(capsys: pytest.CaptureFixture[str], *words: str, code: int = 1) ->
     return lines[0]
 
 
-def result(path: Path) -> dict[str, Any]:
-    return json.loads((path / "result.json").read_text())
+def run_folder(path: Path) -> Path:
+    """The folder of a run, by its study's folder and its label."""
+    (found,) = path.parent.glob(f"{path.name}-{'[0-9a-f]' * 12}")
+    return found
+
+
+def record(path: Path) -> dict[str, Any]:
+    return json.loads((run_folder(path) / "record.json").read_text())
 
 
 def test_a_study_on_shards(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -78,7 +84,7 @@ def test_a_study_on_shards(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert rows["reference"]["samples"] == 32
     assert rows["clip"]["samples"] == rows["drrho-clip"]["samples"] == 64
     assert (study / "compare.png").stat().st_size > 1000
-    assert main(["evaluate", config, f"target.checkpoint={study}/clip-seed0/model.safetensors"]) == 0
+    assert main(["evaluate", config, f"target.checkpoint={run_folder(study / 'clip-seed0')}/model.safetensors"]) == 0
     assert "reference" in capsys.readouterr().out
 
 
@@ -86,7 +92,7 @@ def test_training_finds_the_captions(tmp_path: Path) -> None:
     # 32 different captions; chance is 1 in 32.
     config = run_yaml(tmp_path)
     assert main(["train", config, "method=erm", "train.samples=2560", "train.batch_size=64", "optimizer.lr=3e-3"]) == 0
-    assert result(tmp_path / "runs/study/erm-seed0")["metrics"]["held/image_to_text_R@1"] > 0.2
+    assert record(tmp_path / "runs/study/erm-seed0")["metrics"]["held/image_to_text_R@1"] > 0.2
 
 
 def test_a_folder_with_a_table(tmp_path: Path) -> None:
@@ -104,7 +110,7 @@ def test_a_folder_with_a_table(tmp_path: Path) -> None:
         "cache": None,
     }  # live, with its own view
     assert main(["train", run_yaml(tmp_path, task=data, reference=reference), "train.workers=1"]) == 0
-    metrics = result(tmp_path / "runs/study/drrho-seed0")["metrics"]
+    metrics = record(tmp_path / "runs/study/drrho-seed0")["metrics"]
     assert metrics["mine/text_to_image_R@1"] <= metrics["mine/text_to_image_R@10"] <= 1
 
 
@@ -113,8 +119,9 @@ def test_glyphs_smoke(tmp_path: Path) -> None:
     words = ["configs/clip/glyphs.yaml", "smoke=true", f"output={tmp_path}", "train.eval_every=0", "device=cpu"]
     words.append("task.data.fraction=0.05")  # of which the reference's features are kept
     assert main(["train", *words]) == 0
-    found = result(tmp_path / "glyphs-smoke/drrho-seed0")
-    assert found["samples"] == 1024
+    found = record(tmp_path / "glyphs-smoke/drrho-seed0")
+    assert found["cost"]["trained"] == 1024
+    assert found["cost"]["forward_flops"] > 10**6
     assert {name.split("/")[0] for name in found["metrics"]} == {
         "heldout_images",
         "heldout_characters",
@@ -138,7 +145,7 @@ def test_our_example_config_for_shards(tmp_path: Path) -> None:
     held = write_shard(tmp_path / "test-0.tar", members(*range(96, 128)))
     words = [f"task.data.path={train[0].parent}/train-*.tar", f"task.retrieval.heldout={held}", f"output={tmp_path}"]
     assert main(["train", "configs/clip/shards.yaml", "smoke=true", *words]) == 0
-    assert result(tmp_path / "shards-smoke/drrho-seed0")["samples"] == 192
+    assert record(tmp_path / "shards-smoke/drrho-seed0")["cost"]["trained"] == 192
 
 
 def test_a_skipped_sample_and_an_undecodable_image_are_counted(
@@ -148,7 +155,7 @@ def test_a_skipped_sample_and_an_undecodable_image_are_counted(
     del files["00008.txt"]
     write_shard(tmp_path / "train.tar", files)
     assert main(["train", run_yaml(tmp_path), "train.samples=128"]) == 0  # two epochs of 62 pairs, one replaced in each
-    assert result(tmp_path / "runs/study/drrho-seed0")["skipped"] == 2
+    assert record(tmp_path / "runs/study/drrho-seed0")["cost"]["skipped"] == 2
     said = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     [described] = [line for line in said if line.startswith("task.data: ")]
     assert described == "task.data: 62 pairs in 1 tar shards (train.tar); skipped: 2 no caption"
@@ -204,7 +211,7 @@ def test_bad_shards(tmp_path: Path, kind: str, workers: int, capsys: pytest.Capt
 def test_bad_values(tmp_path: Path, override: str, code: int, words: str, capsys: pytest.CaptureFixture[str]) -> None:
     config = run_yaml(tmp_path)
     assert words in complaint(capsys, "train", config, "method=erm", override, code=code)
-    assert not list(tmp_path.rglob("result.json"))
+    assert not list(tmp_path.rglob("record.json"))
 
 
 def test_a_batch_larger_than_the_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -220,13 +227,14 @@ def test_a_model_file_that_is_not_one(tmp_path: Path, text: str, capsys: pytest.
     assert "model.json is not an open_clip model config" in complaint(capsys, "train", config)
 
 
-def test_a_cache_made_for_other_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_outputs_of_other_data_lie_beside(tmp_path: Path) -> None:
     config, folder = run_yaml(tmp_path), f"reference.cache={tmp_path / 'kept'}"
     assert main(["cache", config, folder]) == 0
     write_shard(tmp_path / "train.tar", members(*range(1, 97)))
-    message = complaint(capsys, "train", config, folder, f"output={tmp_path / 'others'}")
-    assert "kept was made for something else" in message
-    assert "data set: " in message
+    assert main(["train", config, folder, f"output={tmp_path / 'others'}"]) == 0
+    stored = [json.loads(path.read_text())["fingerprint"] for path in (tmp_path / "kept").glob("*/outputs.json")]
+    assert len(stored) == 2  # beside each other
+    assert len({one["data"] for one in stored}) == 2
 
 
 def test_evaluation_of_a_run_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

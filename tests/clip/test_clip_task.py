@@ -217,26 +217,29 @@ def test_evaluation_and_figures(shard: str, tmp_path: Path) -> None:
     zero_shot = ZeroShot(path=str(tmp_path / "classes"), classes=CAPTIONS[:8], templates=["{}", "this is {}."])
     mine = task(shard, retrieval={"a": shard, "b": str(table)}, recall_at=[1, 32], zero_shot=zero_shot)
     state = torch.random.get_rng_state()
-    found = mine.evaluate(model, CPU)
+    evaluation = mine.evaluate(model, CPU)
+    found = evaluation.values()
     assert torch.equal(torch.random.get_rng_state(), state)
     names = [f"{a}_to_{b}_R@{k}" for a, b in (("image", "text"), ("text", "image")) for k in (1, 32)]
     assert [*found] == [*(f"{label}/{name}" for label in "ab" for name in names), "zero_shot_top1", "zero_shot_top5"]
     assert all(0 <= value <= 1 for value in found.values())
     assert found["b/text_to_image_R@32"] == 1
-    assert [*mine.figures(model, CPU)] == ["retrieved/a", "retrieved/b"]
-    assert mine.evaluate(model, CPU) == found
+    assert [*evaluation.figures] == ["retrieved/a", "retrieved/b"]
+    assert mine.evaluate(model, CPU).values() == found
+    assert len(evaluation.scores["b/image_to_text_R@1"].values) == 32
+    assert evaluation.meanings(mine.metrics)["zero_shot_top1"].of == ("zero_shot_top1",)
 
 
 def test_glyphs_bring_their_own_sets(monkeypatch: pytest.MonkeyPatch) -> None:
     glyphs = ClipTask(ClipOptions())
     model = glyphs.build(ModelSpec(str(MODELS / "glyph-reference.json")))
     model.module.eval()
-    found = glyphs.evaluate(model, CPU)
+    found = glyphs.evaluate(model, CPU).values()
     assert {name.split("/")[0] for name in found} == {"heldout_images", "heldout_characters", "heldout_fonts"}
     assert max(found.values()) < 0.05  # it knows nothing yet
     calls = []
     monkeypatch.setattr(
         evaluation, "embed_texts", lambda *_: calls.append(0) or torch.randn(len(load_glyphs().names), 64)
     )
-    assert len(glyphs.figures(model, CPU)) == 3
+    assert len(glyphs.evaluate(model, CPU).figures) == 3
     assert len(calls) == 1  # the three sets have one gallery

@@ -81,16 +81,18 @@ def test_an_unreadable_test_image_is_left_out_counted_and_told(parts, tmp_path, 
     with torch.no_grad():  # says class a for every image: right for the 2 that are left of a, wrong for the 3 of b
         model.module.layers[1].weight.zero_()
         model.module.layers[1].bias.copy_(torch.tensor([5.0, 0.0]))
-    metrics = found.evaluate(model, CPU)
+    evaluation = found.evaluate(model, CPU)
+    metrics = evaluation.values()
+    assert len(evaluation.scores["test/accuracy"].values) == 5
     assert metrics["test/accuracy"] == pytest.approx(2 / 5)
     assert metrics["test/unreadable"] == 1
     assert "5 images in the test part of task.data; skipped: 1 unreadable" in caplog.text
-    assert {*found.figures(model, CPU)} == {"reliability", "confusion"}
+    assert {*evaluation.figures} == {"reliability", "confusion"}
 
 
 def test_a_part_that_can_be_read_says_nothing_of_it(parts):
     found = task(**parts)
-    assert "test/unreadable" not in found.evaluate(found.build(ModelSpec("linear")), CPU)
+    assert "test/unreadable" not in found.evaluate(found.build(ModelSpec("linear")), CPU).values()
 
 
 def test_a_test_part_of_which_nothing_can_be_read(parts, tmp_path):
@@ -122,7 +124,8 @@ def test_the_result_file_counts_them(parts, tmp_path, capsys):
         "target: linear\nmethod: erm\ntrain: {samples: 12, batch_size: 6, log_every: 1}\n"
     )
     assert main(["train", str(config)]) == 0
-    result = json.loads((tmp_path / "out/r/erm-seed0/result.json").read_text())
+    (path,) = (tmp_path / "out/r").glob("erm-seed0-*/record.json")
+    result = json.loads(path.read_text())
     assert result["metrics"]["test/unreadable"] == 1
     assert result["skipped"] == 2  # two epochs, the same image each time: training replaces
     assert "unreadable" in capsys.readouterr().out
@@ -240,8 +243,8 @@ def test_integers_and_floats_are_stretched_from_their_range(values, expected):
     np.testing.assert_allclose(np.asarray(eight_bits(Image.fromarray(values))[0]), expected, atol=1)
 
 
-def test_a_float_that_is_not_finite_is_unreadable(parts, tmp_path):
-    Image.fromarray(np.array([[0.0, math.nan]], np.float32)).save(tmp_path / "test/a/.x.tif")
+def test_a_picture_without_a_finite_number_is_unreadable(parts, tmp_path):
+    Image.fromarray(np.array([[math.nan, math.nan]], np.float32)).save(tmp_path / "test/a/.x.tif")
     (tmp_path / "test/a/.x.tif").rename(tmp_path / "test/a/0.png")
     source = folders(parts["path"], parts["test_path"])[1]
     assert 0 not in ImageData(whole(source), {"": AS_IT_IS}, 0, "none").batch(np.array([0, 1]), 0)["index"].tolist()
@@ -735,7 +738,8 @@ def test_a_run_weights_the_groups_that_have_examples(tmp_path, method, lost, cap
         )
     )
     assert main(["train", str(tmp_path / "run.yaml")]) == 0
-    summary = json.loads((tmp_path / f"out/r/{method}-seed0/result.json").read_text())["summary"]
+    (path,) = (tmp_path / "out/r").glob(f"{method}-seed0-*/record.json")
+    summary = json.loads(path.read_text())["summary"]
     (weights,) = summary.values()
     assert weights["1"] == 0
     assert sum(weights.values()) == pytest.approx(1)
@@ -754,7 +758,7 @@ def test_the_worst_group_is_one_of_the_test_part(tmp_path, caplog):
     with torch.no_grad():  # always class 1: labels 0 1 0 1, so group 2 is 0 right of 1, group 0 is 2 of 3
         model.module.layers[1].weight.zero_()
         model.module.layers[1].bias.copy_(torch.tensor([0.0, 5.0]))
-    assert found.evaluate(model, CPU)["test/worst_group_accuracy"] == 0
+    assert found.evaluate(model, CPU).values()["test/worst_group_accuracy"] == 0
     assert "task.data: group 2 has no training example" in caplog.text
     assert "task.data: group 1 has no test example, so worst_group_accuracy says nothing of it" in caplog.text
 

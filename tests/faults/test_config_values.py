@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 import toys
+from steering.protocols.methods import method_page
+from steering.protocols.single import run_folder, study_folder
 
 from steering.cli import main
 from steering.config import ConfigError, load_config, to_yaml
 from steering.errors import SteeringError
 from steering.methods import find_method, registered, registry
 from steering.plugins import load_file
-from steering.protocols.methods import method_page
-from steering.protocols.single import run_folder, study_folder
 from steering.reading import user_path
 from steering.schema import field_docs
 from steering.storage import cache_dir
@@ -336,7 +336,7 @@ def test_a_wrong_config_is_exit_code_2(tmp_path, command, overrides, words, caps
     err = capsys.readouterr().err
     assert words in err
     assert err.count("\n") == 1
-    assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").rglob("result.json"))
+    assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").rglob("record.json"))
 
 
 @pytest.mark.parametrize(
@@ -495,7 +495,7 @@ def test_every_path_of_the_framework_may_start_at_home(tmp_path, monkeypatch, ca
     words = [name, "output=~/out", "reference.cache=~/kept", "task.kind=units"]
     assert main(["train", *words]) == 0, capsys.readouterr().err
     assert json.loads((tmp_path / "kept/cache.json").read_text())["files"]
-    (made,) = (tmp_path / "out").glob("*/drrho-seed0/model.safetensors")
+    (made,) = (tmp_path / "out").glob("*/drrho-seed0-*/model.safetensors")
     assert main(["evaluate", *words, f"target.checkpoint=~/{made.relative_to(tmp_path)}"]) == 0
     (tmp_path / "duals").mkdir()
     assert main(["train", *words, "method.duals_folder=~/duals", "name=b"]) == 0

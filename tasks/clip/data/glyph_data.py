@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from steering import distributed
 from steering.data import IndexedData, mix
 from steering.risk import Batch
 from steering.storage import sha256
@@ -100,8 +101,9 @@ def _retrieval(glyphs: Glyphs, rows: np.ndarray) -> RetrievalSet:
     ]  # mixed, so that the first batch shows of everything
 
     def images(inputs: ClipInputs) -> Iterator[tuple[Tensor, Tensor]]:
-        for start in range(0, len(rows), 500):
-            part = rows[start : start + 500]
+        mine = distributed.share(len(rows))
+        for start in range(mine.start, mine.stop, 500):
+            part = rows[start : min(start + 500, mine.stop)]
             yield prepare(torch.from_numpy(glyphs.images[part]), inputs), torch.from_numpy(glyphs.character[part])
 
     return RetrievalSet(glyphs.names, images)

@@ -2,36 +2,86 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import hashlib
+import textwrap
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.datasets import ImageFolder
 
+from steering import distributed
 from steering.errors import SteeringError
-from steering.reading import report_once
+from steering.reading import in_words, report_once
 from tasks.clip.data.source import ImageTextSource, Unreadable, read_image
 from tasks.clip.evaluation import RetrievalSet, gallery
 from tasks.clip.models import ClipInputs
+from tasks.image_folders import class_images
+from tasks.pictures import CHANGES, changes
 
 BATCH = 256
 
 
 def source_retrieval(source: ImageTextSource, label: str) -> RetrievalSet:
-    """Retrieval among a source's own captions; `label` names the set in messages."""
-    captions, number = gallery(source.captions())
+    """Retrieval among a source's own captions; `label` names the set in messages.
+
+    Pairs that show one image are one image with several right captions, as COCO and Flickr30k have them; see `image_numbers`.
+    """
+    captions, caption_of = gallery(source.captions())
+    image_of = image_numbers(source, caption_of)
+    first = np.unique(image_of, return_index=True)[1]  # (images,): the pair that stands for each image
+    answers = None
+    if len(first) < len(image_of):
+        answers = _padded([np.unique(caption_of[image_of == number]) for number in range(len(first))])
 
     def images(inputs: ClipInputs) -> Iterator[tuple[Tensor, Tensor]]:
-        return _readable(lambda i: source.pair(i)[0], number, inputs.plain, label)
+        labels = caption_of if answers is None else np.arange(len(first))
+        return _readable(lambda i: source.pair(int(first[i]))[0], labels, inputs.plain, label)
 
-    return RetrievalSet(captions, images)
+    return RetrievalSet(captions, images, answers, len(first))
+
+
+def image_numbers(source: ImageTextSource, caption_of: np.ndarray) -> np.ndarray:
+    """Number of the image that each pair shows, int64 (n,): 0, 1, ... in order of first appearance.
+
+    Pairs are of one image if they name one place (a path, a member of a shard), or if their images are the same bytes and
+    the captions differ. Copies of a whole pair stay images of their own: they are no rivals, as they have one right caption.
+
+    Args:
+        caption_of: number of each pair's caption, (n,).
+    """
+    places: dict[Hashable, int] = {}
+    place_of = np.array([places.setdefault(source.image_place(i), len(places)) for i in range(len(source))])
+    first = np.unique(place_of, return_index=True)[1]
+    by_size = defaultdict(list)
+    for place, i in enumerate(first.tolist()):
+        by_size[source.image_size(i)].append(place)
+    groups = defaultdict(list)
+    for size, alike in by_size.items():
+        for place in alike if size is not None and len(alike) > 1 else ():  # only these need reading
+            with suppress(Unreadable):  # left out where it is read as a picture
+                groups[hashlib.sha256(source.image_bytes(int(first[place]))).digest()].append(place)
+    image_of_place = np.arange(len(places))
+    for group in groups.values():
+        if len(np.unique(caption_of[np.isin(place_of, group)])) > 1:
+            image_of_place[group] = group[0]
+    return np.unique(image_of_place[place_of], return_inverse=True)[1]
+
+
+def _padded(rows: Sequence[np.ndarray]) -> Tensor:
+    """Rows of several lengths as one tensor, int64 (n, longest), -1 where a row has ended."""
+    found = np.full((len(rows), max(map(len, rows))), -1, dtype=np.int64)
+    for number, row in enumerate(rows):
+        found[number, : len(row)] = row
+    return torch.from_numpy(found)
 
 
 class ClassFolder:
-    """A folder with one sub-folder of images for each class, in alphabetical order.
+    """A folder with one sub-folder of images for each class, in alphabetical order; hidden ones are no classes.
 
     Args:
         folder: the folder.
@@ -42,17 +92,15 @@ class ClassFolder:
     """
 
     def __init__(self, folder: Path, classes: Sequence[str] | None) -> None:
-        try:
-            found = ImageFolder(str(folder))
-        except OSError as error:  # torchvision says which class is empty, and which suffixes it looks for
-            raise SteeringError(f"task.zero_shot.path: {error}") from error
+        found = class_images(folder, "task.zero_shot.path")
+        found.tally.report("task.zero_shot.path", "images", str(folder))
         self.classes = list(classes if classes is not None else found.classes)
         if len(self.classes) != len(found.classes):
             raise SteeringError(
-                f"task.zero_shot.classes: {len(self.classes)} names for {len(found.classes)} folders in {folder}"
+                f"task.zero_shot.classes: {len(self.classes)} names for {len(found.classes)} folders in {folder}: "
+                f"{textwrap.shorten(', '.join(found.classes), 200, placeholder=' ...')}"
             )
-        self._files = [Path(path) for path, _ in found.samples]
-        self._labels = np.array([label for _, label in found.samples], dtype=np.int64)
+        self._files, self._labels = found.files, found.labels
 
     def batches(self, inputs: ClipInputs) -> Iterator[tuple[Tensor, Tensor]]:
         """Images (b, 3, h, w) and class numbers (b,)."""
@@ -65,20 +113,31 @@ class ClassFolder:
 def _readable(
     image: Callable[[int], Image.Image], labels: np.ndarray, transform: Callable[[Image.Image], Tensor], name: str
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of image and label, without the images that cannot be read; their number is reported behind the last one."""
+    """Batches of image and label of this rank's share, without the images that cannot be read.
+
+    Behind the last one it is reported how many these were, and how many images had to be changed.
+    """
     broken: list[Unreadable] = []
-    for start in range(0, len(labels), BATCH):
+    changed: Counter[str] = Counter()
+    mine = distributed.share(len(labels))
+    for start in range(mine.start, mine.stop, BATCH):
         pictures, kept = [], []
-        for i in range(start, min(start + BATCH, len(labels))):
+        for i in range(start, min(start + BATCH, mine.stop)):
             try:
-                pictures.append(transform(image(i)))
+                picture = image(i)
             except Unreadable as error:
                 broken.append(error)
                 continue
+            pictures.append(transform(picture))
+            changed.update(changes(picture))
             kept.append(i)
         if kept:
             yield torch.stack(pictures), torch.from_numpy(labels[kept])
-    if broken:
-        report_once(
-            f"{name}: {len(broken)} of {len(labels)} images cannot be read and are left out; the first one: {broken[0]}"
-        )
+    count = distributed.total(len(broken))
+    if count:
+        first = f"; the first one: {broken[0]}" if broken else ""
+        report_once(f"{name}: {count} of {len(labels)} images cannot be read and are left out{first}")
+    for reason in CHANGES:
+        changed[reason] = distributed.total(changed[reason])
+    if +changed:
+        report_once(f"{name}: of {len(labels)} images, changed: {in_words(+changed)}")

@@ -19,6 +19,7 @@ from steering.data import IndexedData, mix, seeded
 from steering.errors import SteeringError
 from steering.risk import Batch
 from tasks.clip.data.source import ImageTextSource, Unreadable
+from tasks.pictures import changes
 
 REPLACEMENTS = 16  # with a tenth of the data unreadable, one batch row in 10^17 finds no replacement
 
@@ -76,7 +77,7 @@ class PairData(IndexedData):
         # None says "as they are" and saves a large clean set two arrays in every worker.
         self._kept = kept if len(kept) < len(source) else None  # (m,)
         self._shown = shown if (shown != np.arange(len(kept))).any() else None  # (m,)
-        self._warned = False
+        self._warned: set[str] = set()  # what this process has told of this data set
 
     def __len__(self) -> int:
         return self._size
@@ -126,10 +127,14 @@ class PairData(IndexedData):
             if attempt:
                 number = int(mix(self._data_seed, _REPLACEMENT, wanted, attempt)) % len(self)
             try:
-                return number, *self._pair(number)
+                image, caption = self._pair(number)
             except Unreadable as error:
-                self._warn_once(error)
+                self._warn_once("", f"{error}; it is replaced by another example, as others will be without a word")
                 last = error
+                continue
+            for change in changes(image):
+                self._warn_once(change, f"example {number}: the image is {change}, as others will be without a word")
+            return number, image, caption
         raise SteeringError(
             f"example {wanted} and {REPLACEMENTS} others drawn to replace it are all unreadable; the last one: {last}"
         ) from last
@@ -145,10 +150,10 @@ class PairData(IndexedData):
     def _in_source(self, number: int) -> int:
         return number if self._kept is None else int(self._kept[number])
 
-    def _warn_once(self, error: Unreadable) -> None:
-        if not self._warned:
-            self._warned = True  # in this process and for this data set
-            _log.warning("%s; it is replaced by another example, as others will be without a word", error)
+    def _warn_once(self, kind: str, message: str) -> None:
+        if kind not in self._warned:
+            self._warned.add(kind)
+            _log.warning(message)
 
 
 def subset(n: int, fraction: float, seed: int) -> np.ndarray:

@@ -5,10 +5,10 @@ The contract, and below it what the sources share: reading bytes at random, deco
 
 from __future__ import annotations
 
-import io
 import os
 import resource
 from abc import ABC, abstractmethod
+from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,12 +17,11 @@ from PIL import Image, UnidentifiedImageError
 
 from steering.errors import SteeringError
 from steering.storage import sha256
+from tasks.pictures import FORMATS, decode
 
 NO_CAPTION = "no caption"
 NO_IMAGE = "no image"
 
-# Pillow would hand other formats to outside programs (EPS to Ghostscript); web data must not choose that.
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 _LIMIT = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 _MAX_OPEN = 4096 if _LIMIT == resource.RLIM_INFINITY else min(4096, _LIMIT // 2)  # half is left for everybody else
 
@@ -71,6 +70,18 @@ class ImageTextSource(ABC):
     @abstractmethod
     def describe(self) -> str:
         """One line for the log: what, how many, what was skipped."""
+
+    def image_place(self, i: int) -> Hashable:
+        """Where image i lies: two pairs of one place show one image."""
+        return i
+
+    def image_size(self, i: int) -> int | None:  # noqa: ARG002 (for those who know it)
+        """Bytes of image i as encoded; None if that is not known, and with it `image_bytes` is not to be had."""
+        return None
+
+    def image_bytes(self, i: int) -> bytes:
+        """Image i as encoded. Raises Unreadable."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -123,19 +134,15 @@ def _open(file: File) -> _Handle:
 
 
 def decode_image(data: bytes, where: str) -> Image.Image:
-    """The picture in an encoded file, as RGB, fully decoded; what is transparent becomes white.
+    """The picture in an encoded file as 8-bit RGB, upright, fully decoded; what is transparent becomes white.
 
     Raises:
         Unreadable: `data` is not a whole picture in a raster format; the message starts with `where`.
     """
     try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            if not image.has_transparency_data:
-                return image.convert("RGB")
-            white = Image.new("RGBA", image.size, "white")
-            return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+        return decode(data)
     except UnidentifiedImageError:  # Pillow's own words hold the address of a buffer
-        raise Unreadable(where, f"cannot decode the image (none of {', '.join(_FORMATS)})") from None
+        raise Unreadable(where, f"cannot decode the image (none of {', '.join(FORMATS)})") from None
     except Exception as error:  # decoders meet broken bytes with many types: OSError, SyntaxError, struct.error, ...
         raise Unreadable(where, f"cannot decode the image ({type(error).__name__}: {error})") from error
 
@@ -147,11 +154,15 @@ def clean_caption(text: str) -> str:
 
 def read_image(path: Path) -> Image.Image:
     """The picture in a file of its own; see `decode_image`. Raises Unreadable if there is none to be had."""
+    return decode_image(read_file(path), str(path))
+
+
+def read_file(path: Path) -> bytes:
+    """All of a file. Raises Unreadable."""
     try:
-        data = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise Unreadable(str(path), f"cannot be read: {error.strerror}") from error
-    return decode_image(data, str(path))
 
 
 def pair_digest(key: bytes, image_size: int, caption: str) -> bytes:

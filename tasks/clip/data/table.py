@@ -2,36 +2,36 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import os
 import stat
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from steering.errors import SteeringError
-from steering.reading import in_words
+from steering.reading import in_words, user_path
 from tasks.clip.data.source import (
     NO_CAPTION,
     NO_IMAGE,
     ImageTextSource,
     clean_caption,
     pair_digest,
+    read_file,
     read_image,
 )
-
-_DIALECTS = {".csv": "excel", ".tsv": "excel-tab", ".tab": "excel-tab"}
+from tasks.clip.data.table_file import TableFile
+from tasks.pictures import SUFFIXES
 
 
 class TableSource(ImageTextSource):
     """Pairs in a table, numbered in the order of its usable rows.
 
     Args:
-        table: UTF-8 file, `.csv` (commas) or `.tsv` (tabs), quoted as csv.writer and pandas do; row one names columns.
+        table: UTF-8 file, `.csv` (commas) or `.tsv` (tabs); row one names columns. If they are there under another delimiter
+            only, that one is taken. Quoted as csv.writer and pandas do; one with tabs may also be not quoted at all.
         root: folder that the image paths start from.
         image_column: column of image paths.
         caption_column: column of captions.
@@ -43,26 +43,30 @@ class TableSource(ImageTextSource):
     def __init__(
         self, table: Path | str, root: Path | str, image_column: str = "image", caption_column: str = "caption"
     ) -> None:
-        self._table, self._root = Path(table), Path(root)
+        self._table, self._root = user_path(table), user_path(root)
         if not self._root.is_dir():
-            raise SteeringError(f"{self._root}: no such folder; expected the images of {self._table}")
-        self._skipped: Counter[str] = Counter()
-        images, captions, digest = [], [], hashlib.sha256()
-        for image, caption in _rows(self._table, (image_column, caption_column), self._skipped):
-            size, text = _file_size(self._root / image) if image else None, clean_caption(caption)
+            what = "is a file; expected the folder with" if self._root.is_file() else "no such folder; expected"
+            raise SteeringError(f"{self._root}: {what} the images of {self._table}")
+        images, captions, sizes, digest = [], [], [], hashlib.sha256()
+        file = TableFile(self._table, (image_column, caption_column), self._names_image)
+        for cell, caption in file.rows():
+            image, size = self._image(cell)
+            text = clean_caption(caption)
             if size is None or not text:
-                self._skipped[NO_IMAGE if size is None else NO_CAPTION] += 1
+                file.skipped[NO_IMAGE if size is None else NO_CAPTION] += 1
                 continue
             images.append(image)
             captions.append(text)
-            key = os.path.relpath(self._root / image, self._root)  # one spelling, also of an absolute path
-            digest.update(pair_digest(os.fsencode(key), size, text))
+            sizes.append(size)
+            digest.update(pair_digest(os.fsencode(self._key(image)), size, text))
+        self._skipped, self._notes = file.skipped, file.notes
         if not images:
             raise SteeringError(
                 f"{self._table}: none of its rows can be used; skipped: {in_words(self._skipped)}; "
                 f"images are looked up in {self._root}"
             )
         self._images, self._captions = _Strings(images), _Strings(captions)
+        self._sizes = np.array(sizes, dtype=np.int64)
         self._fingerprint = digest.hexdigest()
 
     def __len__(self) -> int:
@@ -85,7 +89,34 @@ class TableSource(ImageTextSource):
         return dict(self._skipped)
 
     def describe(self) -> str:
-        return f"{len(self):,} pairs in {self._table}; skipped: {in_words(self._skipped)}"
+        notes = f" ({'; '.join(self._notes)})" if self._notes else ""
+        return f"{len(self):,} pairs in {self._table}{notes}; skipped: {in_words(self._skipped)}"
+
+    def image_place(self, i: int) -> Hashable:
+        return self._key(self._images[i])
+
+    def image_size(self, i: int) -> int:
+        return int(self._sizes[i])
+
+    def image_bytes(self, i: int) -> bytes:
+        return read_file(self._root / self._images[i])
+
+    def _image(self, cell: str) -> tuple[str, int | None]:
+        """The path that a cell names, and the size of the file; None if there is no such file."""
+        size = _file_size(self._root / cell) if cell else None
+        if size is None and cell.startswith("~"):
+            cell = str(user_path(cell))
+            size = _file_size(self._root / cell)
+        return cell, size
+
+    def _names_image(self, cell: str) -> bool:
+        """Whether a cell may be an image's path, though perhaps of one that is not there."""
+        named = Path(cell).suffix[1:].lower() in SUFFIXES and not any(map(str.isspace, cell))
+        return named or self._image(cell)[1] is not None
+
+    def _key(self, image: str) -> str:
+        """One spelling of a path, also of an absolute one."""
+        return os.path.relpath(self._root / image, self._root)
 
 
 class _Strings:
@@ -104,32 +135,6 @@ class _Strings:
             raise IndexError(f"pair {i} of {len(self)}")
         start = self._ends[i - 1] if i else 0
         return self._bytes[start : self._ends[i]].tobytes().decode()
-
-
-def _rows(table: Path, columns: Sequence[str], skipped: Counter[str]) -> Iterator[list[str]]:
-    """The asked columns of each row; "" for a cell that is missing. Raises SteeringError on a bad table."""
-    if not table.is_file():
-        raise SteeringError(f"{table}: no such file; expected a .tsv or .csv table of images and captions")
-    if table.suffix.lower() not in _DIALECTS:
-        raise SteeringError(f"{table}: unknown kind of table; expected one of {', '.join(_DIALECTS)}")
-    with table.open(encoding="utf-8-sig", newline="") as stream:
-        # strict: a stray quote is an error with a line number, instead of a caption that swallows the rows below it.
-        reader = csv.reader(stream, _DIALECTS[table.suffix.lower()], strict=True)
-        try:
-            header = next(reader, [])
-            missing = [column for column in columns if column not in header]
-            if missing:
-                raise SteeringError(f"{table}: no column {missing[0]!r}; its columns: {', '.join(header) or 'none'}")
-            places = [header.index(column) for column in columns]
-            for row in reader:
-                if len(row) > len(header):  # an unquoted delimiter: which cell is the caption is anybody's guess
-                    skipped["more cells than columns"] += 1
-                elif row:
-                    yield [row[place] if place < len(row) else "" for place in places]
-        except csv.Error as error:
-            raise SteeringError(f"{table}, line {reader.line_num}: cannot be parsed: {error}") from error
-        except UnicodeDecodeError as error:
-            raise SteeringError(f"{table}: not UTF-8: {error}") from error
 
 
 def _file_size(path: Path) -> int | None:
