@@ -18,7 +18,7 @@ from steering.dro import worst_case
 from steering.dro.groups import GroupWeights
 from steering.errors import ConfigError, SteeringError
 from steering.methods import build_method, find_method, registry
-from steering.reference import Fingerprint, ReferenceCache, build_cache
+from steering.outputs import Fingerprint, build
 from steering.task import ModelSpec
 from tasks.classification import ClassificationOptions, ClassificationTask
 from tasks.classification.data import ImageData, ImageInputs, Labelled
@@ -137,12 +137,12 @@ def test_a_cache_marks_an_unreadable_example_and_gives_the_others_their_own_outp
     model = found.build(ModelSpec("linear"))
     data = found.plain_data(model)
     fingerprint = Fingerprint("w", "i", data.fingerprint())
-    build_cache(
-        tmp_path / "cache", found.risk, model.module, iter([data.batch(np.arange(6), 0)]), data, fingerprint, CPU
+    batches = [data.batch(np.arange(6), 0)]
+    cache = build(
+        tmp_path / "cache", fingerprint, "losses", found.risk, model.module, lambda at: iter(batches[at:]), 6, CPU
     )
-    cache = ReferenceCache(tmp_path / "cache", fingerprint)
-    assert cache.missing == 1
-    with pytest.raises(SteeringError, match="holds nothing for example 1"):
+    assert (~cache.valid).sum() == 1
+    with pytest.raises(SteeringError, match="nothing of example 1, which could not be read"):
         cache.read(torch.tensor([1]))
     kept = np.array([0, 2, 3, 4, 5])
     alone = [found.risk.outputs(model.module.eval(), data.batch(kept[i : i + 1], 0))["loss"] for i in range(5)]

@@ -10,17 +10,17 @@ from typing import Any
 
 import pytest
 import toys
-from steering.protocols.methods import method_page
-from steering.protocols.single import run_folder, study_folder
 
 from steering.cli import main
+from steering.commands.methods import method_page
+from steering.commands.single import study_folder
 from steering.config import ConfigError, load_config, to_yaml
 from steering.errors import SteeringError
 from steering.methods import find_method, registered, registry
 from steering.plugins import load_file
 from steering.reading import user_path
-from steering.schema import field_docs
 from steering.storage import cache_dir
+from steering.values import field_docs
 
 ROOT = Path(__file__).parents[2]
 
@@ -506,7 +506,6 @@ def test_folders_plugins_and_the_cache_at_home(tmp_path, monkeypatch, write):
     monkeypatch.setenv("HOME", str(tmp_path))
     loaded = load_config(write(), ["output=~/out", "name=x"])
     assert study_folder(loaded) == tmp_path / "out/x"
-    assert run_folder(loaded).parent == tmp_path / "out/x"
     (tmp_path / "plug.py").write_text("VALUE = 3\n")
     assert load_file("~/plug.py", "method.name").VALUE == 3
     monkeypatch.setenv("STEERING_CACHE", "~/caches")

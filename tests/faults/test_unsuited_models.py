@@ -82,18 +82,20 @@ def test_two_processes_train_what_one_does_with_a_parameter_that_nothing_uses(tm
 
 
 def test_a_batch_of_one_pair_is_a_mistake_in_the_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from steering.protocols.single import fitting_task
-
     from steering.config import ConfigError, load_config
+    from steering.runs.ask import Ask
+    from steering.runs.store import Store
+    from steering.runs.workshop import Workshop
 
     path = toys.write_config(tmp_path)
     for command in ("train", "compare"):
         assert main([command, str(path), "train.batch_size=1"]) == 2
         assert capsys.readouterr().err.startswith("steering: error: train.batch_size: ")
     assert not (tmp_path / "runs").exists()
+    workshop = Workshop(Store(tmp_path / "runs"), torch.device("cpu"))
     with pytest.raises(ConfigError, match="expected at least 2, got 1"):
-        fitting_task(load_config(path, ["train.batch_size=1"]))
-    fitting_task(load_config(path, ["train.batch_size=1", "task.kind=units"]))
+        workshop.fitting_task(Ask(load_config(path, ["train.batch_size=1"]), "pairs"))
+    workshop.fitting_task(Ask(load_config(path, ["train.batch_size=1", "task.kind=units"]), "units"))
 
 
 @pytest.mark.parametrize("method", ["erm", "dro", "drrho", "nested", "jest"])
