@@ -8,12 +8,14 @@ import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from steering.reading import user_path
+
 
 def cache_dir(name: str) -> Path:
     """Folder for things that can be made again: $STEERING_CACHE, else model-steering/ under the user's cache folder."""
     base = os.environ.get("STEERING_CACHE")
     if base:
-        return Path(base) / name
+        return user_path(base) / name
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "model-steering" / name
 
 
