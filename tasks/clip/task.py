@@ -185,7 +185,7 @@ class ClipTask(Task):
                 source = open_held_out(path, options.data)
                 report_once(f"task.retrieval.{label}: {source.describe()}", _level(source))
                 sets[label] = found = source_retrieval(source, f"task.retrieval.{label}")
-                if (found.count, len(found.captions)) != (len(source), len(source)):  # else the line above says it
+                if found.count != len(source):  # else the line above says it
                     counts = f"{found.count:,} images and {len(found.captions):,} different captions"
                     report_once(f"task.retrieval.{label}: {counts}", logging.INFO)
             classes = None if zero_shot.path is None else ClassFolder(user_path(zero_shot.path), zero_shot.classes)

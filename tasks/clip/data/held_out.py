@@ -36,7 +36,7 @@ def source_retrieval(source: ImageTextSource, label: str) -> RetrievalSet:
     first = np.unique(image_of, return_index=True)[1]  # (images,): the pair that stands for each image
     answers = None
     if len(first) < len(image_of):
-        answers = _padded([np.unique(caption_of[image_of == number]) for number in range(len(first))])
+        answers = _padded(list(map(sorted, _different(image_of, caption_of))))
 
     def images(inputs: ClipInputs) -> Iterator[tuple[Tensor, Tensor]]:
         labels = caption_of if answers is None else np.arange(len(first))
@@ -65,14 +65,22 @@ def image_numbers(source: ImageTextSource, caption_of: np.ndarray) -> np.ndarray
         for place in alike if size is not None and len(alike) > 1 else ():  # only these need reading
             with suppress(Unreadable):  # left out where it is read as a picture
                 groups[hashlib.sha256(source.image_bytes(int(first[place]))).digest()].append(place)
-    image_of_place = np.arange(len(places))
+    image_of_place, captions = np.arange(len(places)), _different(place_of, caption_of)
     for group in groups.values():
-        if len(np.unique(caption_of[np.isin(place_of, group)])) > 1:
+        if len(set().union(*(captions[place] for place in group))) > 1:
             image_of_place[group] = group[0]
     return np.unique(image_of_place[place_of], return_inverse=True)[1]
 
 
-def _padded(rows: Sequence[np.ndarray]) -> Tensor:
+def _different(number_of: np.ndarray, caption_of: np.ndarray) -> list[set[int]]:
+    """The different captions of the pairs with each number 0, 1, ...."""
+    found: list[set[int]] = [set() for _ in range(int(number_of.max()) + 1)]
+    for number, caption in zip(number_of.tolist(), caption_of.tolist(), strict=True):
+        found[number].add(caption)
+    return found
+
+
+def _padded(rows: Sequence[Sequence[int]]) -> Tensor:
     """Rows of several lengths as one tensor, int64 (n, longest), -1 where a row has ended."""
     found = np.full((len(rows), max(map(len, rows))), -1, dtype=np.int64)
     for number, row in enumerate(rows):
