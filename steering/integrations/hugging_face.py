@@ -175,9 +175,9 @@ class SteeringTrainer(Trainer):
             torch.save(saved(self.steer), Path(output_dir) / STATE)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None:
+        if checkpoint is not None:  # first: a state of another steer may bring another number of parameter groups
             self._restore(Path(checkpoint))
+        super()._load_optimizer_and_scheduler(checkpoint)
 
     def _load_best_model(self) -> None:
         super()._load_best_model()

@@ -10,11 +10,13 @@ Trainer(callbacks=[SteeringCallback(model.steer)]).fit(model, loader)
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from steering.errors import SteeringError
 from steering.integrations.state import (
@@ -52,6 +54,8 @@ class SteeringCallback(Callback):
         self.steer, self.name = steer, name
         self._own: dict[str, nn.Parameter] = {}
         self._restored, self._was_training = False, True
+        self._hooks: list[RemovableHandle] = []
+        self._errors: list[tuple[list[str], int]] = []
 
     @property
     def state_key(self) -> str:
@@ -68,12 +72,18 @@ class SteeringCallback(Callback):
         if stage == "fit":
             self._restored = False
             self._own = own_parameters(self.steer, pl_module)
+            self._unhook()
+            self._hooks = [
+                self.steer.register_load_state_dict_pre_hook(self._before_loading),
+                self.steer.register_load_state_dict_post_hook(self._after_loading),
+            ]
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         self.steer.to(pl_module.device)
         start_alike(self._own)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        self._unhook()
         if trainer.ckpt_path is not None and not self._restored:
             raise SteeringError(f"{trainer.ckpt_path}: has no state of a SteeringCallback called {self.name!r}")
         if missing := missing_parameters(self._own, trainer.optimizers):
@@ -122,6 +132,36 @@ class SteeringCallback(Callback):
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         self._go_on()
+
+    # ---- a steer inside the module is loaded with it: what torch says of its part, in one line ----
+
+    def _before_loading(
+        self,
+        module: nn.Module,  # noqa: ARG002
+        state_dict: Mapping[str, Any],  # noqa: ARG002
+        prefix: str,  # noqa: ARG002
+        local_metadata: Mapping[str, Any],  # noqa: ARG002
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        lists = [error_msgs, missing_keys, unexpected_keys] if strict else []
+        self._errors = [(found, len(found)) for found in lists]
+
+    def _after_loading(self, module: nn.Module, incompatible_keys: Any) -> None:  # noqa: ARG002
+        told = " ".join(" ".join(found[before:]) for found, before in self._errors).split()
+        self._errors = []
+        if told:
+            raise SteeringError(
+                f"steer {self.name!r}: the checkpoint's was made for another number of examples or another divergence"
+                f" ({' '.join(told)})"
+            )
+
+    def _unhook(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
 
     # ---- checkpoints ----
     # These hooks, and not `state_dict`: Lightning would refuse two callbacks of one key before we can say which name to give.
