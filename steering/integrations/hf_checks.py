@@ -49,7 +49,7 @@ def require(trainer: Trainer, loss_of: LossOf, parameters: Mapping[str, nn.Param
     Raises:
         SteeringError: names the argument.
     """
-    args, model, custom = trainer.args, bare(trainer.model), loss_of.custom
+    args, model, custom = trainer.args, bare(loss_of.model), loss_of.custom
     plan = getattr(trainer.accelerator, "parallelism_config", None)
     problem = getattr(getattr(model, "config", None), "problem_type", None)
     smoothing = args.label_smoothing_factor

@@ -78,8 +78,9 @@ class SteeringTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.steer = steer.to(self.args.device) if isinstance(steer, nn.Module) else steer
         self.reference_losses = None if reference is None else reference.to(self.args.device)
-        self.example_losses = LossOf(self.model, losses, self.args.label_smoothing_factor)
-        self.own = own_parameters(self.steer, self.model)
+        made: Any = self.model  # by model_init, if it was not given
+        self.example_losses = LossOf(made, losses, self.args.label_smoothing_factor)
+        self.own = own_parameters(self.steer, made)
         hf_checks.require(self, self.example_losses, self.own)
         if self.optimizer is not None:
             self._require_moved()
@@ -138,16 +139,17 @@ class SteeringTrainer(Trainer):
     def _set_signature_columns_if_needed(self) -> None:
         """Keep "index", although no model takes it."""
         super()._set_signature_columns_if_needed()
-        if "index" not in self._signature_columns:
-            self._signature_columns = [*self._signature_columns, "index"]
+        kept: Any = self._signature_columns
+        if "index" not in kept:
+            kept.append("index")
 
     # ---- parameters of the steer ----
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         made = super().create_optimizer(*args, **kwargs)
-        moved = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
-        if added := [p for p in self.own.values() if id(p) not in moved]:
-            self.optimizer.add_param_group({"params": added, "weight_decay": 0.0})
+        optimizer: Any = self.optimizer
+        if added := missing_parameters(self.own, [optimizer]):
+            optimizer.add_param_group({"params": [self.own[name] for name in added], "weight_decay": 0.0})
         return made
 
     def _require_moved(self) -> None:
@@ -181,7 +183,7 @@ class SteeringTrainer(Trainer):
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
-        best = Path(self.state.best_model_checkpoint)
+        best = Path(str(self.state.best_model_checkpoint))
         self.accelerator.wait_for_everyone()
         if (best / STATE).is_file():
             self._restore(best)
@@ -202,7 +204,8 @@ class _Steps(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
         if isinstance(self.trainer.steer, nn.Module):
             self.trainer.steer.train()
-        self.trainer.example_losses.model = self.trainer.model  # model_init makes new ones
+        model: Any = self.trainer.model  # model_init makes new ones
+        self.trainer.example_losses.model = model
         self.trainer._require_moved()
         start_alike(self.trainer.own)
         self._forget()
