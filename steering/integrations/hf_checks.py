@@ -21,8 +21,9 @@ OTHER_LOSSES = re.compile(
 
 
 def arguments(given: tuple[Any, ...], named: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What `Trainer` is about to be made with, by name."""
-    return inspect.signature(Trainer.__init__).bind_partial(None, *given, **named).arguments
+    """What `Trainer` is about to be made with, by name; a trainer between it and ours may take more names."""
+    names = list(inspect.signature(Trainer.__init__).parameters)[1:]
+    return dict(zip(names, given, strict=False)) | dict(named)
 
 
 def before(given: Mapping[str, Any]) -> None:

@@ -29,6 +29,7 @@ from steering.integrations.state import (
     average_gradients,
     missing_parameters,
     own_parameters,
+    require_whole,
     restore,
     saved,
     set_epoch,
@@ -75,6 +76,7 @@ class SteeringTrainer(Trainer):
         reference = None if reference_losses is None else checked_reference(reference_losses)
         self.count = checked_count(steer, reference, given.get("train_dataset"))
         check_column(given.get("train_dataset"))
+        require_whole(steer)
         super().__init__(*args, **kwargs)
         self.steer = steer.to(self.args.device) if isinstance(steer, nn.Module) else steer
         self.reference_losses = None if reference is None else reference.to(self.args.device)

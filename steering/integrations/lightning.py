@@ -23,6 +23,7 @@ from steering.integrations.state import (
     average_gradients,
     missing_parameters,
     own_parameters,
+    require_whole,
     restore,
     saved,
     set_epoch,
@@ -70,6 +71,7 @@ class SteeringCallback(Callback):
         if any(callback.steer is self.steer for callback in others):
             raise SteeringError(f"two SteeringCallbacks look after one steer, {self.name!r} and another; leave one out")
         if stage == "fit":
+            require_whole(self.steer)
             self._restored = False
             self._own = own_parameters(self.steer, pl_module)
             self._unhook()

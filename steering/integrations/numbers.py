@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sized
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import IterableDataset
 
 from steering.errors import SteeringError
 
@@ -77,17 +79,24 @@ def checked_count(steer: Any, reference: Tensor | None, dataset: Any) -> int | N
         SteeringError: two of them say something else.
     """
     said = {
-        "steer.num_examples": getattr(steer, "num_examples", None),
+        "steer.num_examples": _whole(getattr(steer, "num_examples", None)),
         "reference_losses": None if reference is None else len(reference),
-        "train_dataset": size(dataset),
+        "train_dataset": None if isinstance(dataset, IterableDataset) else size(dataset),  # of a stream it is nominal
     }
-    known = {name: count for name, count in said.items() if isinstance(count, int)}
+    known = {name: count for name, count in said.items() if count is not None}
     if len(set(known.values())) > 1:
         told = ", ".join(f"{name} {count}" for name, count in known.items())
         raise SteeringError(
             f"the numbers of examples differ: {told}; all must be that of the training set, numbered from 0"
         )
     return next(iter(known.values()), None)
+
+
+def _whole(count: Any) -> int | None:
+    try:
+        return operator.index(count)
+    except TypeError:
+        return None
 
 
 def size(dataset: Any) -> int | None:

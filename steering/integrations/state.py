@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from steering import distributed
+from steering.dro.duals import Duals
 from steering.errors import SteeringError
 from steering.reading import report_once
 
@@ -70,6 +71,19 @@ def made_for(steer: Any) -> dict[str, Any]:
     if isinstance(log_tau, Tensor) and not getattr(temperature, "learned", True):
         found["tau"] = float(log_tau.detach().exp())
     return found
+
+
+def require_whole(steer: Any) -> None:
+    """These trainers write what rank 0 holds.
+
+    Raises:
+        SteeringError: tables of running estimates are split over the ranks.
+    """
+    modules = steer.modules() if isinstance(steer, nn.Module) else ()
+    if any(isinstance(module, Duals) and module.ranks > 1 for module in modules):
+        raise SteeringError(
+            "steer: its tables are split over the ranks, and a checkpoint would keep one part; leave layout whole"
+        )
 
 
 def own_parameters(steer: Any, model: nn.Module) -> dict[str, nn.Parameter]:

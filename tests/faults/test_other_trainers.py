@@ -230,6 +230,21 @@ def test_the_loss_of_an_example_is_the_models_own_on_a_batch_of_one(head):
     assert found.counted.all()
 
 
+@pytest.mark.parametrize("mode", ["whole", "autocast"])
+@pytest.mark.parametrize("head", HEADS)
+def test_half_precision_confirms_the_same_loss(head, mode):
+    """Its own mean is rounded to 8 bits there; what must not happen is a refusal."""
+    model, labels = HEADS[head]()
+    model = model.eval().to(torch.bfloat16 if mode == "whole" else torch.float32)
+    labels = labels.bfloat16() if mode == "whole" and labels.is_floating_point() else labels
+    inputs = {"input_ids": words(4), "labels": labels}
+    with torch.autocast("cpu", torch.bfloat16, enabled=mode == "autocast"):
+        outputs = model(**inputs)
+    found = LossOf(model)(outputs, inputs, 4)
+    assert found.losses.dtype == torch.float32
+    assert found.losses.isfinite().all()
+
+
 @pytest.mark.parametrize("head", ["one label", "causal", "masked", "T5"])
 def test_smoothing_is_the_formula_of_the_library(head):
     from transformers.trainer_pt_utils import LabelSmoother
@@ -425,6 +440,24 @@ def test_examples_without_a_label_do_not_count(tmp_path):
 
     other = trainer(tmp_path, sums, gpt(), data)
     torch.testing.assert_close(other.compute_loss(other.model.train(), dict(batch)), losses.sum())
+
+
+@pytest.mark.parametrize("divergence", ["kl", "chi2", "cvar", "tv"])
+def test_the_mask_of_the_five_lines_is_the_batch_without_the_others(divergence):
+    options = {"divergence": divergence, "gamma": 1.0} | ({"level": 0.5} if divergence == "cvar" else {})
+    losses, reference = torch.randn(6), torch.randn(6)
+    mask, index = torch.tensor([True, False, True, True, False, True]), torch.arange(6)
+    found = []
+    for kept in (None, mask):
+        leaf = losses.clone().requires_grad_()
+        steer = steering.DRRho(6, **options)
+        if kept is None:
+            loss = steer(leaf[mask], reference[mask], index[mask])
+        else:
+            loss = steer(leaf, reference, index, mask)
+        loss.backward()
+        found.append((loss.detach(), leaf.grad))
+    torch.testing.assert_close(found[0], found[1])
 
 
 def test_a_batch_in_which_nothing_counts_moves_nothing(tmp_path):
@@ -859,6 +892,20 @@ def test_an_optimizer_of_the_users_must_move_them(tmp_path):
     both = torch.optim.SGD([*model.parameters(), *steer.parameters()], lr=0.1)
     run(trainer(tmp_path, steer, model, extra={"optimizers": (both, None)}))
     assert steer.scale.item() != 1.0
+
+
+def test_tables_that_are_split_over_the_ranks_are_refused(tmp_path, monkeypatch):
+    from steering.dro.duals import Layout
+
+    with monkeypatch.context() as two:
+        two.setattr(steering.distributed, "active", lambda: True)
+        two.setattr(steering.distributed, "world_size", lambda: 2)
+        two.setattr(steering.distributed, "rank", lambda: 0)
+        steer = steering.GlobalContrastiveLoss(N, layout=Layout(split=True))
+    with pytest.raises(SteeringError, match="split over the ranks"):
+        trainer(tmp_path, steer)
+    with pytest.raises(SteeringError, match="split over the ranks"):
+        fit(tmp_path, steer)
 
 
 def test_the_steer_is_in_training_mode_and_knows_the_epoch(tmp_path):
