@@ -3,6 +3,7 @@
 # ruff: noqa: ARG001, ARG002, ARG005 (stand-ins for what a trainer calls)
 
 import contextlib
+import gc
 import io
 import multiprocessing
 import os
@@ -35,6 +36,15 @@ from steering.integrations.lightning import SteeringCallback  # noqa: E402
 
 N, WORDS = 16, 20
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the trainers themselves
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _cheap_collections():
+    """A trainer collects garbage at every start and end; what its library's import has left need not be looked through."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 # ---- small models and data --------------------------------------------------------------------------------------------
