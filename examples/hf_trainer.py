@@ -52,7 +52,6 @@ def arguments(folder, steps, lr):
         max_steps=steps,
         learning_rate=lr,
         per_device_train_batch_size=16,
-        remove_unused_columns=False,  # keeps "index"
         save_strategy="no",
         report_to=[],
         use_cpu=True,
@@ -96,5 +95,9 @@ if __name__ == "__main__":
     result = main(options.steps)
     for name, loss in result.items():
         print(f"{name}: {loss:.3f} nats per byte on clean text that was held out")
+    print(
+        "The evaluation above is each model's own loss. The train_loss of the steered run is another thing, a risk of excess"
+        " losses, the target's less the reference's: below zero the target is better than its reference where it counts most."
+    )
     if options.json:
         options.json.write_text(json.dumps(result))

@@ -65,13 +65,17 @@ class DRRho(nn.Module):
             **{"gamma": 0.9, **options},
         )
 
-    def forward(self, losses: Tensor, reference_losses: Tensor | None, index: Tensor) -> Tensor:
+    def forward(
+        self, losses: Tensor, reference_losses: Tensor | None, index: Tensor, mask: Tensor | None = None
+    ) -> Tensor:
         """One batch.
 
         Args:
             losses: target losses, (b,), nats, with gradient.
             reference_losses: the frozen reference's losses on the same examples, (b,); None for plain DRO.
             index: example numbers, int64, (b,).
+            mask: bool, (b,), False where an example does not count (it has no label, say); None: all do. Under a process group
+                every rank gives one, or none does.
 
         Returns:
             Scalar, float32 or wider: its value estimates the risk, its gradient steers.
@@ -83,7 +87,7 @@ class DRRho(nn.Module):
         self._check(losses, reference_losses, index)
         reference = None if reference_losses is None else _wide(reference_losses.detach())
         rows = torch.zeros((), dtype=torch.int64, device=losses.device)
-        return self.risk(gathered(Units(_wide(losses), reference, rows))).loss
+        return self.risk(gathered(Units(_wide(losses), reference, rows, mask))).loss
 
     def _check(self, losses: Tensor, reference: Tensor | None, index: Tensor) -> None:
         if losses.ndim != 1 or len(losses) == 0:

@@ -157,9 +157,10 @@ def test_reference_losses_by_number():
 def test_losses_of_sequences_leave_out_what_does_not_count():
     logits = torch.randn(2, 5, 7, generator=torch.Generator().manual_seed(0))
     labels = torch.tensor([[1, 2, 3, -100, -100], [0, 4, 5, 6, 1]])
-    found = example_losses(logits, labels)
+    shifted, aligned = example_losses(logits, labels, shift=True), example_losses(logits, labels)
     for i, n in enumerate((3, 5)):
-        torch.testing.assert_close(found[i], F.cross_entropy(logits[i, : n - 1], labels[i, 1:n]))
+        torch.testing.assert_close(shifted[i], F.cross_entropy(logits[i, : n - 1], labels[i, 1:n]))
+        torch.testing.assert_close(aligned[i], F.cross_entropy(logits[i, :n], labels[i, :n]))
 
 
 class Module(pl.LightningModule):
