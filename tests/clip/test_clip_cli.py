@@ -238,7 +238,7 @@ def test_outputs_of_other_data_lie_beside(tmp_path: Path) -> None:
 
 
 def test_evaluation_of_a_run_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "no finished run in" in complaint(capsys, "evaluate", run_yaml(tmp_path))
+    assert "no finished run of this config in" in complaint(capsys, "evaluate", run_yaml(tmp_path))
 
 
 def test_another_process_says_the_same(tmp_path: Path) -> None:

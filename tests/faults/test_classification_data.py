@@ -127,7 +127,7 @@ def test_the_result_file_counts_them(parts, tmp_path, capsys):
     (path,) = (tmp_path / "out/r").glob("erm-seed0-*/record.json")
     result = json.loads(path.read_text())
     assert result["metrics"]["test/unreadable"] == 1
-    assert result["skipped"] == 2  # two epochs, the same image each time: training replaces
+    assert result["cost"]["skipped"] == 2  # two epochs, the same image each time: training replaces
     assert "unreadable" in capsys.readouterr().out
 
 

@@ -494,7 +494,8 @@ def test_every_path_of_the_framework_may_start_at_home(tmp_path, monkeypatch, ca
     name = f"~/{Path(config).name}"
     words = [name, "output=~/out", "reference.cache=~/kept", "task.kind=units"]
     assert main(["train", *words]) == 0, capsys.readouterr().err
-    assert json.loads((tmp_path / "kept/cache.json").read_text())["files"]
+    (stored,) = (tmp_path / "kept").glob("*/outputs.json")
+    assert json.loads(stored.read_text())["files"]
     (made,) = (tmp_path / "out").glob("*/drrho-seed0-*/model.safetensors")
     assert main(["evaluate", *words, f"target.checkpoint=~/{made.relative_to(tmp_path)}"]) == 0
     (tmp_path / "duals").mkdir()
