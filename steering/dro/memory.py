@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from steering import distributed
 from steering.dro.duals import Duals, Layout
 
-
 Found = TypeVar("Found")
 
 
@@ -69,7 +68,7 @@ class Estimator(nn.Module, ABC):
         """ν after a batch of which only log û = log mean e^s is known, (...); for KL, whose ν needs no more."""
         raise NotImplementedError(f"{type(self).__name__} needs the scores themselves")
 
-    def rescale(self, factor: Tensor) -> None:  # noqa: B027
+    def rescale(self, factor: Tensor) -> None:
         """Every ν that is kept times this factor, (): τ has moved, and ν is in units of τ."""
 
     @abstractmethod

@@ -49,9 +49,9 @@ class Temperatures(nn.Module, ABC):
     ) -> tuple[Tensor, Follow]:
         """τ of these rows, detached, () or (...), and how to learn from this batch.
 
-        The second takes the slope of each row's risk in τ, (...), and R − D_φ of its weights, normalised, (...), which may be
-        left out: it is the same where ν is exact and ε = 0. It returns what to add to the risks: nothing in value, but it may carry the slopes into a
-        parameter. Call it once.
+        The second takes the slope of each row's risk in τ, (...), and R − D_φ of its normalised weights, (...), which may be
+        left out: it is the same where ν is exact and ε = 0. It returns what to add to the risks: nothing in value, but it may
+        carry the slopes into a parameter. Call it once.
 
         Args:
             items: how many items each row has, () or (...); None: not known.
@@ -152,7 +152,7 @@ class SolvedTemperature(Temperatures):
         learn = learning(self, learn)
         return (
             self(),
-            lambda slope, *unspent: self._move(*(unspent or [slope]), items) if learn else torch.zeros_like(slope),
+            lambda slope, *unspent: self._move((*unspent, slope)[0], items) if learn else torch.zeros_like(slope),
         )
 
     def read(self, rows: Tensor, sharded: bool) -> Tensor:  # noqa: ARG002

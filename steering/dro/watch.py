@@ -43,7 +43,7 @@ class Watch:
         if self.radius is None or items in self.sizes or torch.compiler.is_compiling():
             return
         self.sizes.add(items)
-        if 1 < items and self.radius >= self._most(items):
+        if items > 1 and self.radius >= self._most(items):
             self._note(
                 "radius",
                 f"radius {self.radius:g} is beyond what weights on {items} items can spend ({self._most(items):.4g}): the "
@@ -108,7 +108,7 @@ class Watch:
 
 def warnings(module: nn.Module) -> dict[str, str]:
     """What the risks inside a module have to tell for the first time: name → one line. Waits for the device."""
-    found = {}
+    found: dict[str, str] = {}
     for path, part in module.named_modules():
         watch = getattr(part, "watch", None)
         if isinstance(watch, Watch):

@@ -35,6 +35,8 @@ class Step:
 class Method(nn.Module, ABC):
     """Loss items in, one loss out. Buffers hold its memory, parameters what it learns (a temperature).
 
+    The memory may change in train mode with gradients on, and at no other time: `steering.dro.memory.learning` tells.
+
     Attributes:
         uses_reference: whether a reference is loaded at all.
         needs_logits: whether loss items must carry whole distributions, see `ReferenceRisk.with_logits`.
@@ -59,6 +61,10 @@ class Method(nn.Module, ABC):
     def summary(self) -> dict[str, Any]:
         """What a finished run tells beside its metrics, for result.json: plain values, such as DoReMi's data mix."""
         return {}
+
+    def logit_scale(self) -> float | None:
+        """1/τ of the distributions that a model of pairs has been trained with; None: nobody can tell. Only asked of pairs."""
+        return None
 
     @abstractmethod
     def start_epoch(self, epoch: int) -> None:
@@ -151,9 +157,20 @@ def registered() -> dict[str, Entry]:
     return dict(sorted(_REGISTRY.items()))
 
 
-def build_method(name: str, options: Any, num_examples: int, groups: Sequence[str] = ()) -> Method:
-    """Build a method for a training set of `num_examples` examples; SteeringError when an option is out of range."""
+def build_method(
+    name: str, options: Any, num_examples: int, groups: Sequence[str] = (), unit: str | None = None
+) -> Method:
+    """Build a method for a training set of `num_examples` examples; SteeringError when an option is out of range.
+
+    Args:
+        options: those that are None and depend on the unit of the losses get their values here, if their class says which:
+            `for_unit(unit)` returns the options with these filled in.
+        groups: names of the groups, for a method that weights groups.
+        unit: of the losses, one of `UNITS`; None: the first that the method knows, which is the example if it knows it.
+    """
     entry = find_method(name)
+    if hasattr(options, "for_unit"):
+        options = options.for_unit(unit or entry.units[0])
     try:
         return entry.build(options, num_examples, *([tuple(groups)] if entry.groups else []))
     except ValueError as error:

@@ -109,7 +109,7 @@ def train_run(config: RunConfig, folder: Path, title: str, device: torch.device)
     if done is not None:
         return done
     distributed.barrier()  # nobody may find a result that another rank has just written
-    method = build_method(config.method.name, config.method.options, len(data), task.groups)
+    method = build_method(config.method.name, config.method.options, len(data), task.groups, task.risk.unit)
     return run(
         Job(
             folder=folder,

@@ -6,7 +6,6 @@ import logging
 import math
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from steering import distributed
 from steering.data import IndexedData
 from steering.dro.duals import merged, split_state
+from steering.dro.watch import warnings
 from steering.errors import SteeringError
 from steering.methods.registry import Method, Step
 from steering.reference.frozen import LiveReference, Reference
@@ -37,11 +37,10 @@ from steering.training.loader import load
 from steering.training.log import ProgressLine, RunLog
 from steering.training.optim import build_optimizer, learning_rate_factor, set_learning_rate
 from steering.training.plan import Plan, candidates, require_even_parts
-from steering.training.step import Gradient, all_random_states, data_parallel, set_random_state
+from steering.training.step import Gradient, all_random_states, autocast, data_parallel, set_random_state
 
 _LOG = logging.getLogger("steering")
 SMALLEST_SCALE = 2.0**-10  # fp16 halves its scale, 2^16, at every overflow: here no scale would have helped
-_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass
@@ -99,11 +98,6 @@ def run(job: Job) -> dict[str, Any]:
             log.close()
 
 
-def _autocast(precision: str, device: str) -> AbstractContextManager:
-    dtype = _DTYPES[precision]
-    return nullcontext() if dtype is None else torch.autocast(device, dtype=dtype)
-
-
 class _State:
     """A run under way: what a checkpoint holds, and the steps that change it."""
 
@@ -132,7 +126,7 @@ class _State:
             job.task.risk,
             job.reference,
             job.train.accumulation,
-            partial(_autocast, job.train.precision, job.device.type),  # a bound method would keep the run alive
+            partial(autocast, job.train.precision, job.device.type),  # a bound method would keep the run alive
             self.scaler.scale,
             self.batch_size // distributed.world_size() if self.pool > self.batch_size else None,
         )
@@ -161,6 +155,7 @@ class _State:
                 values = self._scalars(result, rate, epoch)
                 if log is not None:
                     log.scalars(done, values)
+                    log.warn(done, warnings(self.method))
                 progress.update(done, f"loss {values['train/loss']:.4g}")
                 if due[1] and done < plan.steps:
                     self.evaluate(done, log)
@@ -290,7 +285,10 @@ class _State:
             "identity": self.job.identity,
         }
         if distributed.rank() == 0:
-            save_weights(self.job.folder / "model.safetensors", self.module, self.job.identity)
+            # Trained pairs are read with the method's temperature, which so far the model knows nothing of.
+            scale = self.method.logit_scale() if self.job.task.risk.unit == "pair" else None
+            learned = {} if scale is None else {"logit_scale": math.log(scale)}
+            save_weights(self.job.folder / "model.safetensors", self.module, self.job.identity, learned)
             write_json(self.job.folder / "result.json", result)
             if skipped:
                 _LOG.warning("%s: %d unreadable examples were replaced by others", self.job.folder, skipped)

@@ -17,6 +17,13 @@ from steering.reference.frozen import Reference
 from steering.risk import Batch, Outputs, ReferenceRisk
 
 Autocast = Callable[[], AbstractContextManager]
+_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def autocast(precision: str, device: str) -> AbstractContextManager:
+    """Context of a model's forward pass in "fp32", "bf16" or "fp16"."""
+    dtype = _DTYPES[precision]
+    return nullcontext() if dtype is None else torch.autocast(device, dtype=dtype)
 
 
 class Gradient:
