@@ -127,7 +127,7 @@ class StochasticRisk(nn.Module):
         self.strength = Strength(strength)
         self.radius = radius or 0.0
         self.moves_one_row = num_rows == 1 and self.temperature.solves
-        self.watch = Watch(self.divergence, radius)
+        self.watch = Watch(self.divergence, radius, margin=epsilon > 0)
         self.log_epsilon = math.log(epsilon) if epsilon > 0 else -math.inf
 
     def start_epoch(self, epoch: int) -> None:

@@ -27,10 +27,11 @@ class Watch:
     Args:
         divergence: whose weights.
         radius: its budget, None with a penalty.
+        margin: whether all weights of a row may be zero, because it has passed a margin; else that is a collapse, too.
     """
 
-    def __init__(self, divergence: Divergence, radius: float | None) -> None:
-        self.divergence, self.radius = divergence, radius
+    def __init__(self, divergence: Divergence, radius: float | None, margin: bool = False) -> None:
+        self.divergence, self.radius, self.margin = divergence, radius, margin
         self.notes: dict[str, str] = {}  # found, and not told yet
         self.told: set[str] = set()
         self.sizes: set[int] = set()
@@ -69,7 +70,9 @@ class Watch:
                 return
             items = share.new_full((), items)
         number = share.detach() * items
-        low = (number < 2) & (number > 0.5) & (items >= FEWEST)  # below 1 it would be of weights that are all zero
+        low = (number < 2) & (items >= FEWEST)
+        if self.margin:
+            low &= number > 0.5
         if self.low is None or self.seen is None or self.low.device != share.device:
             self.low, self.seen = torch.zeros_like(low, dtype=torch.int64), torch.stack([share, items.to(share)]) * 0
         self.what = what
