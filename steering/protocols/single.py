@@ -114,7 +114,9 @@ def train_run(config: RunConfig, folder: Path, title: str, device: torch.device)
         return done
     distributed.barrier()  # nobody may find a result that another rank has just written
     counts = data.group_counts(len(task.groups))
-    method = build_method(config.method.name, config.method.options, len(data), task.groups, counts)
+    method = build_method(
+        config.method.name, config.method.options, len(data), task.groups, task.risk.unit, group_counts=counts
+    )
     return run(
         Job(
             folder=folder,
