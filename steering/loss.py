@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from steering.contrastive.pairs import Pairs
 from steering.contrastive.risk import anchor_risks
+from steering.dro.defaults import defaults
 from steering.dro.divergences import CVaR, Divergence
 from steering.dro.duals import Layout
 from steering.dro.stochastic import StochasticRisk
@@ -31,12 +32,17 @@ class DRRho(nn.Module):
             or an object of `steering.dro`.
         tau: temperature in nats; towards ∞ plain averaging, towards 0 the worst examples alone. The initial value when a
             `radius` is given. None is 1, and nothing for CVaR, which has no temperature.
-        radius: budget of the adversary in the unit of the divergence (nats for KL); the temperature is then a parameter to
-            optimise (add `steer.parameters()` to the optimiser, and average its gradient over the ranks). None: `tau` stays.
+        radius: budget of the adversary in the unit of the divergence (nats for KL): the temperature then moves by itself, a
+            little with each training call, to where the divergence of the weights averages to it
+            (`steering.dro.temperature.SolvedTemperature`). There is nothing to give to an optimiser. None: `tau` stays.
         strength: α, how much of the reference's loss is subtracted; "auto" tracks the α of least variance.
         options: `level` of CVaR; `order` of Cressie–Read; `epsilon` ≥ 0, the margin of KL: examples whose excess loss is far
             below τ·ln ε pull no more; `estimator` and its `gamma` (rate of the moving average, default 0.9; 1 uses the
-            batch alone), `log_alpha` or `step`: see `steering.dro.estimates`.
+            batch alone), `log_alpha` or `step`: see `steering.dro.estimates`; `tau_min`, how far a radius may take τ down.
+
+    In eval mode, and under `no_grad`, a call leaves no trace in the state: a validation loss may go through the same object.
+    If all weight lies on one or two examples for 50 training calls, or the radius is more than a batch can spend, one line in
+    the log "steering" says so.
 
     Raises:
         ValueError: an argument out of range.
@@ -59,10 +65,10 @@ class DRRho(nn.Module):
         self.risk = StochasticRisk(
             1,
             divergence=divergence,
-            tau=1.0 if tau is None and not cvar else tau,
+            tau=defaults("example").tau if tau is None and not cvar else tau,
             radius=radius,
             strength=strength,
-            **{"gamma": 0.9, **options},
+            **{"gamma": defaults("example").gamma, "solve_tau": True, **options},
         )
 
     def forward(
@@ -87,7 +93,9 @@ class DRRho(nn.Module):
         self._check(losses, reference_losses, index)
         reference = None if reference_losses is None else _wide(reference_losses.detach())
         rows = torch.zeros((), dtype=torch.int64, device=losses.device)
-        return self.risk(gathered(Units(_wide(losses), reference, rows, mask))).loss
+        loss = self.risk(gathered(Units(_wide(losses), reference, rows, mask))).loss
+        self.risk.watch.tell()
+        return loss
 
     def _check(self, losses: Tensor, reference: Tensor | None, index: Tensor) -> None:
         if losses.ndim != 1 or len(losses) == 0:
@@ -114,7 +122,7 @@ class GlobalContrastiveLoss(nn.Module):
     Args:
         num_examples: pairs in the training set, n; the state holds 2n running estimates.
         tau: temperature in units of the cosine; initial value if `radius` is given.
-        radius, strength, epsilon: see `DRRho`.
+        radius, strength, epsilon: see `DRRho`; so is what happens in eval mode, and what is told.
         gamma: final rate of the moving average over visits, in (0, 1]; `start_epoch` moves it there from 1.
         gamma_decay_epochs: epochs of that cosine; 0: `gamma` from the start.
         individual_tau: with a radius, a temperature for every image and every text, in [0.01, 1]. They move by an Adam of their
@@ -128,11 +136,11 @@ class GlobalContrastiveLoss(nn.Module):
         self,
         num_examples: int,
         *,
-        tau: float = 0.07,
+        tau: float = defaults("pair").tau,
         radius: float | None = None,
         strength: float | str = 1.0,
-        epsilon: float = 1e-4,
-        gamma: float = 1.0,
+        epsilon: float = defaults("pair").epsilon,
+        gamma: float = defaults("pair").gamma,
         gamma_decay_epochs: int = 0,
         individual_tau: bool = False,
         individual_tau_lr: float = 0.01,
@@ -152,6 +160,7 @@ class GlobalContrastiveLoss(nn.Module):
             tau_min=0.01,
             individual_tau=individual_tau,
             individual_tau_lr=individual_tau_lr,
+            solve_tau=True,
             layout=layout,
         )
 
@@ -182,7 +191,9 @@ class GlobalContrastiveLoss(nn.Module):
         for name in ("image", "text", "reference_image", "reference_text"):
             if (features := getattr(pairs, name)) is not None:
                 _require(torch.isfinite(features.detach()).all(-1), index, f"{name}: not finite")
-        return anchor_risks(self.risk, pairs)[0].mean()
+        loss = anchor_risks(self.risk, pairs)[0].mean()
+        self.risk.watch.tell()
+        return loss
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -68,7 +68,7 @@ def test_a_step(setups, name, unit, method, micro_batches):
     target, reference = task.build(target_spec), task.build(reference_spec)
     assert task.risk.unit == unit
     data = task.train_data(target, reference, 0)
-    built = build_method(method, find_method(method).options(), len(data), task.groups)
+    built = build_method(method, find_method(method).options(), len(data), task.groups, task.risk.unit)
     task.risk.with_logits = built.needs_logits
     frozen = LiveReference(reference.module, task.risk)
     before = [value.clone() for value in reference.module.state_dict().values()]

@@ -69,7 +69,13 @@ def leaves() -> nn.ParameterDict:
 
 def pairs(module: nn.Module, share: Share) -> Tensor:
     guide = (F.normalize(share.constant(seed, 6), dim=-1) for seed in (50, 60))
-    return module(Pairs(share.target("image"), share.target("text"), share.index, *guide)).loss
+    scale = torch.full(share.index.shape, 20.0)
+    return module(Pairs(share.target("image"), share.target("text"), share.index, *guide, scale)).loss
+
+
+def contrastive(module: nn.Module, share: Share) -> Tensor:
+    guide = (F.normalize(share.constant(seed, 6), dim=-1) for seed in (50, 60))
+    return module(share.target("image"), share.target("text"), share.index, *guide)
 
 
 def examples(module: nn.Module, share: Share) -> Tensor:
@@ -138,6 +144,10 @@ CASES: dict[str, Case] = {
     "nested on a masked grid": (
         lambda: build_method("nested", NestedOptions(tau=0.6, outer_strength="auto"), ALL),
         grid,
+    ),
+    "a temperature that moves by itself": (
+        lambda: steering.GlobalContrastiveLoss(ALL, tau=0.4, gamma=0.3, radius=0.2, strength=0.7),
+        contrastive,
     ),
     "groups": (lambda: GroupWeights(3, step=0.5, smoothing=0.01), grouped),
     "ERM on a masked grid": (lambda: build_method("erm", ErmOptions(), ALL), grid),
@@ -248,7 +258,7 @@ class Threads:
 
 
 @pytest.mark.parametrize("count", [1, 2, 4, 8])
-@pytest.mark.parametrize("name", [name for name, (_, loss_of) in CASES.items() if loss_of is not pairs])
+@pytest.mark.parametrize("name", [name for name, (_, loss_of) in CASES.items() if loss_of not in (pairs, contrastive)])
 def test_threads_descend_the_gradient_of_one_process(name, count, monkeypatch):
     # Risks of pairs exchange in their backward pass too, which threads with one graph cannot play: see the processes below.
     expected = single(CASES[name])

@@ -198,7 +198,7 @@ def make_job(folder: Path, *, method: str = "drrho", guided: bool = True, **chan
         task=task,
         target=target,
         reference=LiveReference(reference.module, task.risk) if guided else None,
-        method=build_method(method, built["method"], len(data)),
+        method=build_method(method, built["method"], len(data), unit=task.risk.unit),
         data=data,
         optimizer=built["optimizer"],
         train=built["train"],

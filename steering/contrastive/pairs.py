@@ -19,6 +19,7 @@ class Pairs:
         reference_image, reference_text: features of the frozen reference, (b, d′), without gradient; both or neither. They
             count in the dtype of `image`; in half precision they take half of the traffic between ranks.
         index: stable example numbers, int64, (b,); each once in a batch over all ranks.
+        reference_scale: logit scale of the reference, 1/τ, the same number in each row, (b,); None: not known.
     """
 
     image: Tensor
@@ -26,6 +27,7 @@ class Pairs:
     index: Tensor
     reference_image: Tensor | None = None
     reference_text: Tensor | None = None
+    reference_scale: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.image.ndim != 2 or self.image.shape != self.text.shape:
@@ -36,6 +38,9 @@ class Pairs:
             raise ValueError(f"index must be (b,) = ({len(self.image)},), got {tuple(self.index.shape)}")
         if (self.reference_image is None) != (self.reference_text is None):
             raise ValueError("give both reference_image and reference_text, or neither")
+        scale = self.reference_scale
+        if scale is not None and scale.shape != self.index.shape:
+            raise ValueError(f"reference_scale must be (b,) = ({len(self.image)},), got {tuple(scale.shape)}")
         if self.reference_image is None or self.reference_text is None:
             return
         shapes = tuple(self.reference_image.shape), tuple(self.reference_text.shape)

@@ -13,6 +13,7 @@ from steering.contrastive.global_risk import global_risk
 from steering.contrastive.moments import pair_moments
 from steering.contrastive.naive import info_nce, negatives
 from steering.contrastive.pairs import Pairs
+from steering.dro.memory import learning
 from steering.dro.stochastic import StochasticRisk, strength_metrics, tau_metrics
 
 
@@ -33,19 +34,23 @@ def anchor_risks(risk: StochasticRisk, pairs: Pairs, budget: int = DEFAULT_BUDGE
     if not risk.is_kl or risk.estimator.needs_scores:
         risks, _, metrics = risk.per_row(negatives(pairs))
         return risks, metrics
-    keys, sharded = anchor_keys(pairs), distributed.active()
+    keys, sharded, learn = anchor_keys(pairs), distributed.active(), learning(risk)
+    others = len(pairs.image) * distributed.world_size() - 1
     alpha: float | Tensor = risk.strength.value
     if risk.strength.auto and pairs.reference_image is not None:
-        alpha = risk.strength.track(pair_moments(pairs), pairs.image.dtype)
-    tau, learn = risk.temperature.visit(keys, sharded)
+        alpha = risk.strength.track(pair_moments(pairs), pairs.image.dtype, learn=learn)
+    tau, follow = risk.temperature.visit(keys, sharded, pairs.image.new_full((), others), learn)
     blocks = _blocks(pairs, tau, alpha, budget)
     blocks.with_means = risk.temperature.learned
-    height, log_means, means = global_risk(pairs, blocks, lambda found: risk.height(keys, found, sharded))
+    height, log_means, means = global_risk(pairs, blocks, lambda found: risk.height(keys, found, sharded, learn=learn))
     weight_sum = (log_means - height.detach()).exp()
     risks = tau * (height + risk.radius)
     if risk.temperature.learned:
-        risks = risks + learn(height.detach() + risk.radius - weight_sum * means)
+        risks = risks + follow(height.detach() + risk.radius - weight_sum * means, risk.radius - means + log_means)
     metrics = _metrics(blocks) | {"weight_sum": weight_sum.mean()} | tau_metrics(tau)
+    if learn:
+        risk.watch.size(others)
+        risk.watch.share(metrics["effective_sample_share"], others, "negatives of each anchor")
     return risks, metrics | strength_metrics(alpha, height)
 
 

@@ -178,6 +178,17 @@ def distance(p: Tensor, phi: Divergence, mask: Tensor | None = None, prior: Tens
     return (q * phi.phi(p / q)).masked_fill(q == 0, 0.0).sum(-1)
 
 
+def farthest(phi: Divergence, items: Tensor) -> Tensor:
+    """The most that weights on n items can spend, all of it on one: φ(n)/n + (1 − 1/n)·φ(0), same shape; log n for KL; may be ∞.
+
+    Args:
+        items: n ≥ 1, any shape, a floating dtype.
+    """
+    share = 1 / items
+    others = torch.where(share < 1, (1 - share) * phi.phi(torch.zeros_like(share)), 0.0)
+    return share * phi.phi(items) + others
+
+
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     """Mean over the items that count, (..., n) → (...); what stands at the others does not matter, not even NaN."""
     return values.masked_fill(~mask, 0.0).sum(-1) / mask.sum(-1)

@@ -86,8 +86,6 @@ def checked(
     q, counts = _prior(losses, flat, mask, prior, shape)
     top, spread = _ends(flat, q, shape)
     tau, limit = _budget(losses, phi, radius, rho, penalty, counts, shape)
-    if limit is not None:
-        _require_within_reach(phi, limit, flat, q, shape, "radius" if rho is None else "rho/n")
     modest = (spread < _RANGE32) & (spread > 1 / _RANGE32)
     if limit is None and phi.takes_budget:
         modest &= spread < _RANGE32 * tau
@@ -171,28 +169,6 @@ def _budget(
             return rows, None
         return none, rows if name == "radius" else rows / counts
     return none, None
-
-
-def _require_within_reach(
-    phi: Divergence, radius: Tensor, flat: Tensor, q: Tensor | None, shape: _Shape, name: str
-) -> None:
-    """ValueError for a finite radius beyond what any weights on a whole row can spend; ragged rows are not punished.
-
-    The most is spent by all weight on one item, and most of all on that of the smallest prior: s φ(1/s) + (1 − s) φ(0).
-    """
-    n = flat.shape[-1]
-    if n == 1:
-        return
-    smallest = torch.full_like(radius, 1 / n)
-    if q is not None:
-        smallest = torch.minimum(smallest, q.masked_fill(q == 0, torch.inf).amin(-1))
-    most = smallest * phi.phi(1 / smallest) + (1 - smallest) * phi.phi(torch.zeros_like(smallest))
-    if (beyond := radius.isfinite() & (radius > most * (1 + 1e-6))).any():
-        got, limit = radius[beyond][0].item(), most[beyond][0].item()
-        raise ValueError(
-            f"{name}: {shape.row(beyond)} has {got}, but no weights on {n} items are farther than {limit:.6g} from the "
-            "prior; expected less, or math.inf for an adversary without bounds"
-        )
 
 
 def _expanded(x: Tensor, target: torch.Size, name: str) -> Tensor:

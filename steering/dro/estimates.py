@@ -22,7 +22,7 @@ from torch import Tensor
 from steering.dro.base import Divergence
 from steering.dro.cressie_read import KL
 from steering.dro.duals import Layout
-from steering.dro.memory import Estimator, Remembering, of_all_ranks, require_rows
+from steering.dro.memory import Estimator, Remembering, of_all_ranks, require_rows, stateful
 from steering.dro.steps import mirror_step, proximal_step
 from steering.dro.tails import TotalVariation
 
@@ -38,11 +38,19 @@ class MiniBatch(Estimator):
 
     def start_epoch(self, epoch: int) -> None: ...
 
-    def track(self, rows: Tensor, log_g: Tensor, sharded: bool = False) -> Tensor:  # noqa: ARG002
+    def track(self, rows: Tensor, log_g: Tensor, sharded: bool = False, *, learn: bool | None = None) -> Tensor:  # noqa: ARG002
         return log_g
 
-    @torch.no_grad()
-    def forward(self, rows: Tensor, scores: Tensor, mask: Tensor, sharded: bool = False) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+    @stateful
+    def forward(
+        self,
+        rows: Tensor,  # noqa: ARG002
+        scores: Tensor,
+        mask: Tensor,
+        sharded: bool = False,  # noqa: ARG002
+        *,
+        learn: bool,  # noqa: ARG002
+    ) -> tuple[Tensor, Tensor]:
         if isinstance(self.divergence, KL):  # written out: the general way waits for the device
             nu, scores = _log_mean_exp(scores, mask)
             return (scores - nu[..., None]).exp(), nu
@@ -73,16 +81,20 @@ class MovingAverage(Remembering):
     def start_epoch(self, epoch: int) -> None:
         self.gamma = gamma_schedule(epoch, self.final, self.decay_epochs)
 
-    def forward(self, rows: Tensor, scores: Tensor, mask: Tensor, sharded: bool = False) -> tuple[Tensor, Tensor]:
+    @stateful
+    def forward(
+        self, rows: Tensor, scores: Tensor, mask: Tensor, sharded: bool = False, *, learn: bool
+    ) -> tuple[Tensor, Tensor]:
         log_g, scores = _log_mean_exp(scores, mask)
-        nu = self.track(rows, log_g, sharded)
+        nu = self.track(rows, log_g, sharded, learn=learn)
         return (scores - nu[..., None]).exp(), nu
 
-    def track(self, rows: Tensor, log_g: Tensor, sharded: bool = False) -> Tensor:
-        return self.update(rows, log_g, self.gamma, sharded)
+    @stateful
+    def track(self, rows: Tensor, log_g: Tensor, sharded: bool = False, *, learn: bool) -> Tensor:
+        return self.update(rows, log_g, self.gamma, sharded, learn=learn)
 
-    @torch.no_grad()
-    def update(self, rows: Tensor, log_g: Tensor, gamma: float, sharded: bool = False) -> Tensor:
+    @stateful
+    def update(self, rows: Tensor, log_g: Tensor, gamma: float, sharded: bool = False, *, learn: bool) -> Tensor:
         """Take in one batch's estimates and return the new log u of its rows, in the dtype of `log_g`.
 
         Args:
@@ -98,7 +110,8 @@ class MovingAverage(Remembering):
             log_u, visited = self.recall(rows, log_g.dtype, sharded)
             mixed = torch.logaddexp(log_u + math.log1p(-gamma), log_g + math.log(gamma))
             new = torch.where(visited, mixed, log_g)
-        self.remember(rows, new, sharded)
+        if learn:
+            self.remember(rows, new, sharded)
         return new
 
 
@@ -123,17 +136,20 @@ class MirrorDescent(Remembering):
 
     def start_epoch(self, epoch: int) -> None: ...
 
-    @torch.no_grad()
-    def forward(self, rows: Tensor, scores: Tensor, mask: Tensor, sharded: bool = False) -> tuple[Tensor, Tensor]:
+    @stateful
+    def forward(
+        self, rows: Tensor, scores: Tensor, mask: Tensor, sharded: bool = False, *, learn: bool
+    ) -> tuple[Tensor, Tensor]:
         log_g, scores = _log_mean_exp(scores, mask)
-        new = self.track(rows, log_g, sharded)
+        new = self.track(rows, log_g, sharded, learn=learn)
         return (scores - new[..., None]).exp(), new
 
-    @torch.no_grad()
-    def track(self, rows: Tensor, log_g: Tensor, sharded: bool = False) -> Tensor:
+    @stateful
+    def track(self, rows: Tensor, log_g: Tensor, sharded: bool = False, *, learn: bool) -> Tensor:
         nu, visited = self.recall(rows, log_g.dtype, sharded)
         new = torch.where(visited, mirror_step(nu, log_g, self.log_alpha), log_g)
-        self.remember(rows, new, sharded)
+        if learn:
+            self.remember(rows, new, sharded)
         return new
 
 
@@ -164,16 +180,23 @@ class ProximalPoint(Estimator):
     def start_epoch(self, epoch: int) -> None: ...
 
     @torch.no_grad()
-    def forward(self, rows: Tensor, scores: Tensor, mask: Tensor, sharded: bool = False) -> tuple[Tensor, Tensor]:
+    def rescale(self, factor: Tensor) -> None:
+        self.nu.mul_(factor)
+
+    @stateful
+    def forward(
+        self, rows: Tensor, scores: Tensor, mask: Tensor, sharded: bool = False, *, learn: bool
+    ) -> tuple[Tensor, Tensor]:
         visits = self.visits[rows].clone()  # of a single row, indexing gives a view
         step = self.step / visits.clamp_min(1).to(scores.dtype).sqrt()
         t, new = proximal_step(self.divergence, scores, mask, self.nu[rows].to(scores.dtype), step)
         if scores.device.type != "cpu" or not (visits > 0).all():  # asking would make a GPU wait
             first, first_nu = self.divergence.tilt(scores, mask)
             t, new = torch.where((visits > 0)[..., None], t, first), torch.where(visits > 0, new, first_nu)
-        all_rows, all_new = of_all_ranks(rows, new, sharded)
-        self.nu[all_rows] = all_new.to(self.nu.dtype)
-        self.visits[all_rows] += 1
+        if learn:
+            all_rows, all_new = of_all_ranks(rows, new, sharded)
+            self.nu[all_rows] = all_new.to(self.nu.dtype)
+            self.visits[all_rows] += 1
         return t, new
 
 

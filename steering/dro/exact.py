@@ -94,8 +94,8 @@ def worst_case(
         losses: h, (..., n), float32 or float64, n ≥ 1, nats as a rule; any number of rows, each on its own.
         divergence: an object such as KL(), or "kl", "chi2" (half chi-square), "cvar" with `level`, "cressie-read" with
             `order`, "tv" (total variation).
-        radius: R ≥ 0, a number or a tensor that broadcasts to (...), unit of the divergence. No gradient. `math.inf`: the
-            adversary is free.
+        radius: R ≥ 0, a number or a tensor that broadcasts to (...), unit of the divergence. No gradient. With more than the
+            weights of a row can spend, ∞ too, the adversary of that row is free.
         rho: ρ ≥ 0, likewise; n counts the items that the mask leaves.
         penalty: τ ≥ 0, likewise, unit of the losses, ∞ allowed; the derivative of the value is −D_φ(p*‖q).
         level: of CVaR, 0 < level ≤ 1.
@@ -113,8 +113,8 @@ def worst_case(
     Raises:
         ValueError: losses of another dtype, without items, not finite, or with a row that spans more than float64; a
             mask or prior that does not fit or leaves nothing of a row; none or several of radius, rho and penalty, or any
-            of them with CVaR; a budget that is negative, NaN, does not fit or requires a gradient; a finite radius beyond
-            what any weights on n > 1 items can spend. The message names argument, row, item and what was expected.
+            of them with CVaR; a budget that is negative, NaN, does not fit or requires a gradient. The message names argument,
+            row, item and what was expected.
 
     Source: Ben-Tal et al. (2013), Theorem 1, for the dual with a radius; limits, search and scaling are our derivation.
     """

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from steering import distributed
+from steering.dro.memory import stateful
 
 
 def group_means(losses: Tensor, groups: Tensor, num_groups: int) -> tuple[Tensor, Tensor]:
@@ -136,35 +137,39 @@ class GroupWeights(nn.Module):
         q = self.update(means, counts).to(means.dtype)
         return (q * means.masked_fill(counts == 0, 0.0)).sum()
 
-    @torch.no_grad()
-    def update(self, scores: Tensor, counts: Tensor) -> Tensor:
-        """Take in a batch's group losses and return q, (k,), float64.
+    @stateful
+    def update(self, scores: Tensor, counts: Tensor, *, learn: bool) -> Tensor:
+        """Take in a batch's group losses and return q, (k,), float64; in eval mode or under `no_grad` q without keeping it.
 
         DoReMi's scores are means of [ℓ − ℓ_ref]_+, clipped for each token before `group_means`.
         """
         present = counts > 0
         _require(scores.isfinite() | ~present, scores, "losses of groups", "finite numbers")  # one NaN would stay in q
-        self.losses.copy_(torch.where(present, scores.detach().double(), self.losses))
+        losses = torch.where(present, scores.detach().double(), self.losses)
         anchor = self.log_prior.masked_fill(~self.present, 0.0)  # a penalty of zero times −∞ would be NaN
-        pulled = self.log_q + self.step * (self.losses + self.penalty * anchor)
+        pulled = self.log_q + self.step * (losses + self.penalty * anchor)
         log_q = self._shared(pulled / (1 + self.step * self.penalty))
         if self.smoothing:
             mixed = self.log_prior + math.log(self.smoothing)
             log_q = torch.logaddexp(log_q + math.log1p(-self.smoothing), mixed)
-        self.log_q.copy_(log_q)
-        self.updates += 1
-        self.mean += (log_q.exp() - self.mean) / self.updates
+        if learn:
+            self.losses.copy_(losses)
+            self.log_q.copy_(log_q)
+            self.updates += 1
+            self.mean += (log_q.exp() - self.mean) / self.updates
         return log_q.exp()
 
-    def item_weights(self, groups: Tensor, shares: Tensor) -> Tensor:
+    def item_weights(self, groups: Tensor, shares: Tensor, q: Tensor | None = None) -> Tensor:
         """q_g over the share of the group in the data, for each item, (b,): weights that make a batch look like the mix q.
 
         Args:
             groups: int64, (b,).
             shares: probability of each group under the sampling, (k,), > 0.
+            q: what `update` returned, (k,); None: the weights that are kept.
         """
         _require_groups(groups, len(self.log_q))
-        return (self.log_q.exp() / shares.double())[groups].to(shares.dtype)
+        q = self.log_q.exp() if q is None else q
+        return (q / shares.double())[groups].to(shares.dtype)
 
 
 def _require_groups(groups: Tensor, num_groups: int) -> None:

@@ -1,9 +1,11 @@
-"""What every estimator of a dual promises, and the memory of those that have one."""
+"""What every estimator of a dual promises, the memory of those that have one, and when a memory may change."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,12 +13,40 @@ from torch import Tensor, nn
 from steering import distributed
 from steering.dro.duals import Duals, Layout
 
+Found = TypeVar("Found")
+
+
+def learning(module: nn.Module, allowed: bool | None = None) -> bool:
+    """Whether a call may change the module's state: in train mode, and with gradients on.
+
+    So a validation loss, in eval mode or under `no_grad`, leaves no trace. Its value is the one that a training call would
+    return.
+
+    Args:
+        allowed: what a caller found who asked before gradients were switched off; None: ask now.
+    """
+    return module.training and (torch.is_grad_enabled() if allowed is None else allowed)
+
+
+def stateful(method: Callable[..., Found]) -> Callable[..., Found]:
+    """A method without gradients whose keyword `learn` says if it may write; None is answered before they are switched off."""
+
+    @wraps(method)
+    def asked(self: nn.Module, *args: Any, learn: bool | None = None, **kwargs: Any) -> Found:
+        learn = learning(self, learn)
+        with torch.no_grad():
+            return method(self, *args, learn=learn, **kwargs)
+
+    return asked
+
 
 class Estimator(nn.Module, ABC):
     """Takes in the scores of a batch, answers with ratios and ν."""
 
     @abstractmethod
-    def forward(self, rows: Tensor, scores: Tensor, mask: Tensor, sharded: bool = False) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, rows: Tensor, scores: Tensor, mask: Tensor, sharded: bool = False, *, learn: bool | None = None
+    ) -> tuple[Tensor, Tensor]:
         """One batch.
 
         Args:
@@ -24,6 +54,7 @@ class Estimator(nn.Module, ABC):
             scores: s = h/τ, (..., n), detached.
             mask: bool, (..., n), True where an item counts; at least one in each row.
             sharded: rows differ between the ranks, whose updates are then exchanged (O(rows) numbers).
+            learn: whether the state may change, see `learning`; if not, the answer is the same and nothing is written.
 
         Returns:
             t, (..., n), zero where masked; their mean over all batches of a row is 1, that of one batch need not be. And ν,
@@ -33,9 +64,12 @@ class Estimator(nn.Module, ABC):
     needs_scores = True
     """False if `track` will do."""
 
-    def track(self, rows: Tensor, log_g: Tensor, sharded: bool = False) -> Tensor:
+    def track(self, rows: Tensor, log_g: Tensor, sharded: bool = False, *, learn: bool | None = None) -> Tensor:
         """ν after a batch of which only log û = log mean e^s is known, (...); for KL, whose ν needs no more."""
         raise NotImplementedError(f"{type(self).__name__} needs the scores themselves")
+
+    def rescale(self, factor: Tensor) -> None:
+        """Every ν that is kept times this factor, (): τ has moved, and ν is in units of τ."""
 
     @abstractmethod
     def start_epoch(self, epoch: int) -> None:
@@ -73,6 +107,11 @@ class Remembering(Estimator):
         table = self.get_buffer(self.kept)
         table[all_rows] = all_new.to(table.dtype)
         self.visited[all_rows] = True
+
+    @torch.no_grad()
+    def rescale(self, factor: Tensor) -> None:
+        table = self.get_buffer(self.kept) if self.duals is None else self.duals.table
+        table.mul_(factor)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         """Takes the state of the other layout, too."""

@@ -19,8 +19,10 @@ from steering.dro.cressie_read import KL
 from steering.dro.divergences import divergence as find
 from steering.dro.duals import Layout
 from steering.dro.estimates import build_estimator
+from steering.dro.memory import learning, stateful
 from steering.dro.strength import Strength
-from steering.dro.temperature import IndividualTemperatures, Temperature, Temperatures
+from steering.dro.temperature import IndividualTemperatures, SolvedTemperature, Temperature, Temperatures
+from steering.dro.watch import Watch
 from steering.risk import Units
 
 
@@ -46,7 +48,10 @@ class StochasticRisk(nn.Module):
         KL:       mean_i τ·( log(ε + u_i) + R ),   u_i = mean_j exp(h_ij / τ)
 
     Penalised form (radius None): τ fixed, R = 0. Constrained form: τ is learned, and at the optimum the divergence of the
-    weights averages to the radius R. ε > 0 is a margin: a row stops pulling once its losses are all below τ·log ε.
+    weights averages to the radius R; a radius beyond what the items of a row can spend sends τ to its minimum. ε > 0 is a
+    margin: a row stops pulling once its losses are all below τ·log ε.
+
+    In eval mode, and under `no_grad`, nothing of the state changes: the value is that of a training call without its traces.
 
     Args:
         num_rows: rows in the whole data set, the size of the running estimates.
@@ -59,6 +64,8 @@ class StochasticRisk(nn.Module):
         tau_min, tau_max: where a learned temperature may go; tau_max None is ∞, and 1 for individual ones.
         individual_tau: a learned temperature for every row, in a table beside the running estimates, instead of one for all.
         individual_tau_lr: step of its Adam, in the unit of τ (`steering.dro.temperature`).
+        solve_tau: the one learned τ moves by itself in each training call (`SolvedTemperature`); False: it is a parameter,
+            log τ, for somebody's optimiser.
         estimator: "moving_average", "mirror_descent", "proximal", "batch"; None chooses by divergence.
         layout: how the tables are kept.
         options: of the estimator: gamma, gamma_decay_epochs, log_alpha, step.
@@ -84,6 +91,7 @@ class StochasticRisk(nn.Module):
         tau_max: float | None = None,
         individual_tau: bool = False,
         individual_tau_lr: float = 0.01,
+        solve_tau: bool = False,
         estimator: str | None = None,
         layout: Layout | None = None,
         **options: Any,
@@ -111,11 +119,15 @@ class StochasticRisk(nn.Module):
         self.temperature: Temperatures
         if individual_tau:
             self.temperature = IndividualTemperatures(num_rows, tau, individual_tau_lr, tau_min, tau_max, layout)
+        elif solve_tau and radius is not None:
+            self.temperature = SolvedTemperature(tau, radius, self.divergence, tau_min, tau_max)
         else:
             self.temperature = Temperature(tau, radius is not None, tau_min, tau_max)
         self.estimator = build_estimator(estimator, self.divergence, num_rows, layout=layout, **options)
         self.strength = Strength(strength)
         self.radius = radius or 0.0
+        self.moves_one_row = num_rows == 1 and self.temperature.solves
+        self.watch = Watch(self.divergence, radius, margin=epsilon > 0)
         self.log_epsilon = math.log(epsilon) if epsilon > 0 else -math.inf
 
     def start_epoch(self, epoch: int) -> None:
@@ -132,42 +144,60 @@ class StochasticRisk(nn.Module):
 
     def per_row(self, units: Units, log_prior: Tensor | None = None) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """The risk of each row, (...), with its stochastic gradient; weights and metrics as in `Estimate`."""
+        learn = learning(self)
         if log_prior is not None and not self.is_kl:
             raise ValueError(f"log_prior: works for 'kl' only, got {self.divergence.name!r}")
-        alpha = self.strength(units)
+        alpha = self.strength(units, learn=learn)
         excess = units.excess(alpha)  # (..., n)
-        tau, learn = self.temperature.visit(units.rows, units.sharded)
+        tau, follow = self.temperature.visit(units.rows, units.sharded, units.counts(), learn)
         tau = tau.to(excess.dtype)
-        weights, height, slope = self._weights(units, excess.detach(), tau, log_prior)
-        surrogate = (weights * excess).sum(-1) + learn(slope)
+        weights, height, slope, unspent = self._weights(units, excess.detach(), tau, log_prior, learn)
+        surrogate = (weights * excess).sum(-1) + follow(slope, unspent)
+        if learn and self.moves_one_row:
+            self.estimator.rescale(tau / self.temperature.read(units.rows, units.sharded))
         value = tau * (height + self.radius)
         metrics = excess_metrics(units, excess.detach()) | weight_metrics(units, weights)
         metrics |= tau_metrics(tau) | strength_metrics(alpha, excess)
+        if learn:
+            n = units.target.shape[-1]
+            self.watch.size(n)
+            what = "items of each row" if units.rows.ndim else "examples of each batch"
+            items = n if units.mask is None else units.counts().mean()
+            self.watch.share(metrics["effective_sample_share"], items, what)
         return surrogate + (value - surrogate).detach(), weights, metrics
 
-    @torch.no_grad()
-    def height(self, rows: Tensor, log_means: Tensor, sharded: bool) -> Tensor:
+    @stateful
+    def height(self, rows: Tensor, log_means: Tensor, sharded: bool, *, learn: bool) -> Tensor:
         """log(ε + u) after the running estimates of these rows have taken in log û, (...); KL."""
-        nu = self.estimator.track(rows, log_means, sharded)
+        nu = self.estimator.track(rows, log_means, sharded, learn=learn)
         return torch.logaddexp(nu, torch.full_like(nu, self.log_epsilon))
 
     @torch.no_grad()
     def _weights(
-        self, units: Units, excess: Tensor, tau: Tensor, log_prior: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """p, (..., n); F/τ − R per row, (...); and ∂F/∂τ per row, which is R − D_φ(p) at an exact ν."""
+        self, units: Units, excess: Tensor, tau: Tensor, log_prior: Tensor | None, learn: bool
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """p, (..., n); F/τ − R per row, (...); ∂F/∂τ per row; and R − D_φ of p normalised, the same at an exact ν and ε = 0."""
         s, counts = excess / tau[..., None], units.counts()
         tilted = s if log_prior is None else s + log_prior
         mask = torch.ones_like(s, dtype=torch.bool) if units.mask is None else units.mask
-        ratios, nu = self.estimator(units.rows, tilted, mask, units.sharded)
+        ratios, nu = self.estimator(units.rows, tilted, mask, units.sharded, learn=learn)
         if self.is_kl:
             height = torch.logaddexp(nu, torch.full_like(nu, self.log_epsilon))
             weights = (tilted - height[..., None]).exp().masked_fill(~mask, 0.0) / counts[..., None]
-            return weights, height, height + self.radius - (weights * s).sum(-1)
+            slope = height + self.radius - (weights * s).sum(-1)
+            if not self.temperature.solves:
+                return weights, height, slope, slope
+            hidden = tilted.masked_fill(~mask, -math.inf)
+            mean = (hidden.softmax(-1) * s).sum(-1)
+            return weights, height, slope, self.radius - mean + hidden.logsumexp(-1) - counts.log()
         # mean φ*(s − ν) by Fenchel's equality with these ratios: at a kink φ*′ is not one number.
         paid = masked_mean(self.divergence.phi(ratios), mask)
         height = nu + masked_mean(ratios * (s - nu[..., None]), mask) - paid
-        return ratios / counts[..., None], height, self.radius - paid
+        unspent = self.radius - paid
+        if self.temperature.solves:
+            whole = ratios / masked_mean(ratios, mask)[..., None]
+            unspent = self.radius - masked_mean(self.divergence.phi(whole), mask)
+        return ratios / counts[..., None], height, self.radius - paid, unspent
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from steering import distributed
+from steering.dro.memory import stateful
 from steering.risk import Units
 
 _RESOLVED = 64
@@ -55,8 +56,8 @@ class Strength(nn.Module):
     def uses_reference(self) -> bool:
         return self.auto or self.value > 0
 
-    @torch.no_grad()
-    def forward(self, units: Units) -> float | Tensor:
+    @stateful
+    def forward(self, units: Units, *, learn: bool) -> float | Tensor:
         """α for this batch: the number, or () in the dtype of the losses; "auto" takes the batch in first.
 
         The estimate sees the batch it is used on, and so makes the variance of that batch's excess losses look smaller, by
@@ -67,10 +68,10 @@ class Strength(nn.Module):
         moments = _moments(units)
         if units.sharded:
             moments = distributed.mean(moments)
-        return self.track(moments, units.target.dtype)
+        return self.track(moments, units.target.dtype, learn=learn)
 
-    @torch.no_grad()
-    def track(self, moments: Tensor, dtype: torch.dtype) -> Tensor:
+    @stateful
+    def track(self, moments: Tensor, dtype: torch.dtype, *, learn: bool) -> Tensor:
         """α after a batch of which these sums are known; "auto" only.
 
         Args:
@@ -83,10 +84,12 @@ class Strength(nn.Module):
         usable = batch.isfinite().all()  # one overflow must not stay in the averages for ever
         batch = torch.where(usable, batch, 0.0)
         rate = torch.where(usable, torch.where(self.visited, self.rate, 1.0), 0.0)
-        self.covariance.lerp_(batch[0], rate)
-        self.variance.lerp_(batch[1], rate)
-        self.visited |= usable
-        alpha = (self.covariance / self.variance).clamp_min(0.0).to(dtype)
+        covariance, variance = self.covariance.lerp(batch[0], rate), self.variance.lerp(batch[1], rate)
+        if learn:
+            self.covariance.copy_(covariance)
+            self.variance.copy_(variance)
+            self.visited |= usable
+        alpha = (covariance / variance).clamp_min(0.0).to(dtype)
         return torch.where(alpha.isfinite(), alpha, 0.0)  # a variance of zero, or an α beyond the dtype
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from steering import distributed
 from steering.contrastive.pairs import Pairs
+from steering.dro.defaults import default_tau
 from steering.errors import SteeringError
 from steering.methods.erm import Erm, ErmOptions
 from steering.methods.registry import Method, Step, register
@@ -22,9 +23,9 @@ class DistillationOptions:
     """a in (1 − a)·loss + a·KD, in [0, 1]."""
     temperature: float = 2.0
     """T that softens both distributions; the gradient is kept in scale by T². For pairs 1 is customary."""
-    reference_scale: float = 100.0
-    """Pairs: logit scale of the reference, 1/τ; that of published CLIP models is 100."""
-    tau: float = 0.07
+    reference_scale: float | None = None
+    """Pairs: logit scale of the reference, 1/τ; null: its own (100 for OpenAI's models)."""
+    tau: float = default_tau("pair")
     """Pairs: initial temperature of InfoNCE and of the student's distribution, learned."""
     tau_min: float = 0.01
     """Pairs: smallest temperature."""
@@ -38,10 +39,10 @@ class Distillation(Erm):
         for name, value, ok, expected in [
             ("weight", options.weight, 0 <= options.weight <= 1, "in [0, 1]"),
             ("temperature", options.temperature, 0 < options.temperature < math.inf, "a number > 0"),
-            ("reference_scale", options.reference_scale, 0 < options.reference_scale < math.inf, "a number > 0"),
         ]:
             if not ok:
                 raise ValueError(f"{name} must be {expected}, got {value}")
+        require_scale(options.reference_scale)
         self.options = options
         self.uses_reference = self.needs_logits = options.weight > 0
 
@@ -49,8 +50,9 @@ class Distillation(Erm):
         plain = super().forward(losses)
         if not self.uses_reference:
             return plain
-        temperature, scale = self.options.temperature, self.options.reference_scale
+        temperature = self.options.temperature
         if isinstance(losses, Pairs):
+            scale = reference_scale(losses, self.options.reference_scale, "distillation")
             kd = pairs_divergence(losses, 1 / self.temperature(), scale, temperature)
         else:
             kd = units_divergence(losses, temperature, "distillation")
@@ -80,11 +82,35 @@ def units_divergence(units: Units, temperature: float, name: str) -> Tensor:
     return items.masked_fill(~units.mask, 0.0).sum() / count
 
 
-def pairs_divergence(pairs: Pairs, scale: Tensor, reference_scale: float, temperature: float = 1.0) -> Tensor:
+def reference_scale(pairs: Pairs, given: float | None, name: str, key: str = "reference_scale") -> float | Tensor:
+    """The logit scale of the reference: what the options say, else what came with its features, ().
+
+    Raises:
+        SteeringError: neither is there.
+    """
+    if given is not None:
+        return given
+    if pairs.reference_image is None:
+        raise SteeringError(f"method ({name}): needs the reference's features")
+    if pairs.reference_scale is None:
+        raise SteeringError(
+            f"method ({name}): the reference does not tell its logit scale (a model without one, or a cache of an older "
+            f"version: delete that); set method.{key}, 100 for published CLIP models"
+        )
+    return pairs.reference_scale[0].detach().to(pairs.image.dtype)
+
+
+def require_scale(value: float | None) -> None:
+    if value is not None and not 0 < value < math.inf:
+        raise ValueError(f"reference_scale must be a number > 0, got {value}")
+
+
+def pairs_divergence(pairs: Pairs, scale: Tensor, guide_scale: float | Tensor, temperature: float = 1.0) -> Tensor:
     """T²·KL between the reference's and the target's distributions over the other modality, mean of both directions, ().
 
     Args:
         scale: logit scale of the target, (), or one for each anchor, (2, b), images first.
+        guide_scale: that of the reference.
 
     Source: the distillation term of arXiv 2311.17049 (MobileCLIP), less the teacher's entropy, which has no gradient.
 
@@ -97,7 +123,7 @@ def pairs_divergence(pairs: Pairs, scale: Tensor, reference_scale: float, temper
     guide_image = distributed.gather(pairs.reference_image.detach()).to(image.dtype)
     guide_text = distributed.gather(pairs.reference_text.detach()).to(image.dtype)
     cosines = image @ text.T / temperature
-    teacher = reference_scale * guide_image @ guide_text.T / temperature
+    teacher = guide_scale * guide_image @ guide_text.T / temperature
     scales = (scale, scale) if scale.ndim == 0 else (distributed.gather(one)[:, None] for one in scale.to(image.dtype))
     students = [one * s for one, s in zip(scales, (cosines, cosines.T), strict=True)]
     sides = [

@@ -43,9 +43,10 @@ class Doremi(Method):
         k = len(self.names)
         clipped, groups = items_of_groups(losses, losses.excess().detach().clamp_min(0.0), "doremi")
         scores, counts = group_means(clipped, groups, k)
-        self.weights.update(scores, counts)
+        q = self.weights.update(scores, counts)
         items, _ = items_of_groups(losses, losses.target, "doremi")
-        weights = self.weights.item_weights(groups, (counts / counts.sum()).clamp_min(torch.finfo(counts.dtype).tiny))
+        shares = (counts / counts.sum()).clamp_min(torch.finfo(counts.dtype).tiny)
+        weights = self.weights.item_weights(groups, shares, q)
         total = distributed.mean(weights.sum())  # over all ranks, as the weights of one rank may be small
         return Step((weights * items).sum() / total, weight_scalars(self.names, self.weights))
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 from steering import distributed
 from steering.contrastive.pairs import Pairs
 from steering.contrastive.risk import anchor_keys, anchor_risks
+from steering.dro.defaults import defaults
 from steering.dro.duals import Layout
 from steering.dro.stochastic import StochasticRisk
-from steering.methods.distillation import pairs_divergence, units_divergence
+from steering.methods.distillation import pairs_divergence, reference_scale, units_divergence
 from steering.methods.registry import Method, Step, register
 from steering.risk import Units, gathered
 
@@ -24,16 +25,16 @@ class DroOptions:
     """CVaR's share of items in the tail, in (0, 1]; for "cvar" only."""
     order: float | None = None
     """Order of the Cressie–Read family, 1 being KL and 2 half chi-square; for "cressie-read" only."""
-    tau: float = 0.07
-    """Temperature, in nats for example losses and in cosine for pairs; the initial value when a radius is given. Not for CVaR."""
+    tau: float | None = None
+    """Temperature in the unit of the losses; the initial value with a radius; not for CVaR. null: 1 in nats, 0.07 for pairs."""
     radius: float | None = None
     """Constrained form: budget in the unit of the divergence, and the temperature is learned. null: penalised, tau stays."""
     epsilon: float | None = None
-    """Margin, KL only: a row stops pulling once all its excess losses are below tau·ln(epsilon). 0: never; null: 1e-4 for KL."""
+    """Margin, KL only: a row stops pulling once its excess losses are below tau·ln(epsilon). 0: never; null: 1e-4 for pairs."""
     estimator: str | None = None
     """How a row's dual is tracked: "moving_average", "mirror_descent" (both KL), "proximal", "batch"; null: by divergence."""
-    gamma: float = 1.0
-    """moving_average: final rate over visits, in (0, 1]; 1 keeps no history."""
+    gamma: float | None = None
+    """moving_average: final rate over visits, in (0, 1]; 1 keeps no history. null: 0.9 for examples and sequences, else 1."""
     gamma_decay_epochs: int = 0
     """moving_average: epochs of the cosine that takes the rate from 1 to gamma."""
     log_alpha: float = 0.0
@@ -51,6 +52,16 @@ class DroOptions:
     duals_folder: str | None = None
     """Folder on a local disk in which the running estimates are memory-mapped; null: in memory, split over the processes."""
 
+    def for_unit(self, unit: str) -> Self:
+        """The same with what null means for losses of this unit: tau, epsilon and gamma."""
+        found = defaults(unit)
+        return replace(
+            self,
+            tau=found.tau if self.tau is None else self.tau,
+            epsilon=(found.epsilon if self.divergence == "kl" else 0.0) if self.epsilon is None else self.epsilon,
+            gamma=found.gamma if self.gamma is None else self.gamma,
+        )
+
 
 @dataclass
 class DrrhoOptions(DroOptions):
@@ -60,8 +71,8 @@ class DrrhoOptions(DroOptions):
     """λ ≥ 0 of a distillation term that is added, λ·T²·KL(reference ‖ target); 0: none."""
     distill_temperature: float = 1.0
     """T of that term."""
-    distill_scale: float = 100.0
-    """Pairs: logit scale of the reference in that term; that of published CLIP models is 100."""
+    distill_scale: float | None = None
+    """Pairs: logit scale of the reference in that term, 1/τ; null: the reference's own (100 for OpenAI's models)."""
 
 
 class Drrho(Method):
@@ -69,8 +80,8 @@ class Drrho(Method):
 
     def __init__(self, options: DroOptions, strength: float | str, num_examples: int) -> None:
         super().__init__()
+        options = options.for_unit("example")  # what `build_method` has left open, if anybody builds without it
         self.distill, self.distill_temperature, self.distill_scale = _distillation(options)
-        kl = options.divergence == "kl"
         # One row per (example, direction) serves pairs; a plain batch of examples is one row, key 0.
         self.risk = StochasticRisk(
             2 * num_examples,
@@ -80,7 +91,7 @@ class Drrho(Method):
             tau=None if options.divergence == "cvar" else options.tau,
             radius=options.radius,
             strength=strength,
-            epsilon=(1e-4 if kl else 0.0) if options.epsilon is None else options.epsilon,
+            epsilon=options.epsilon or 0.0,
             estimator=options.estimator,
             gamma=options.gamma,
             gamma_decay_epochs=options.gamma_decay_epochs,
@@ -97,12 +108,16 @@ class Drrho(Method):
     def start_epoch(self, epoch: int) -> None:
         self.risk.start_epoch(epoch)
 
+    def logit_scale(self) -> float | None:
+        return 1 / self.risk.temperature.typical().item()
+
     def forward(self, losses: Units | Pairs) -> Step:
         if self.distill == 0:
             return self._steered(losses)
         if isinstance(losses, Pairs):
             scale = 1 / self.risk.temperature.read(anchor_keys(losses), distributed.active())
-            kd = pairs_divergence(losses, scale, self.distill_scale, self.distill_temperature)
+            guide = reference_scale(losses, self.distill_scale, "drrho", "distill_scale")
+            kd = pairs_divergence(losses, scale, guide, self.distill_temperature)
         else:
             kd = units_divergence(losses, self.distill_temperature, "drrho")
         step = self._steered(losses)
@@ -116,14 +131,14 @@ class Drrho(Method):
         return Step(estimate.loss, estimate.metrics)
 
 
-def _distillation(options: DroOptions) -> tuple[float, float, float]:
+def _distillation(options: DroOptions) -> tuple[float, float, float | None]:
     """λ, T and the reference's scale; ValueError if out of range."""
     if not isinstance(options, DrrhoOptions):
-        return 0.0, 1.0, 1.0
+        return 0.0, 1.0, None
     names = ("distill", "distill_temperature", "distill_scale")
     values = options.distill, options.distill_temperature, options.distill_scale
     for name, value in zip(names, values, strict=True):
-        if not (0 < value < math.inf or (name == "distill" and value == 0)):
+        if value is not None and not (0 < value < math.inf or (name == "distill" and value == 0)):
             raise ValueError(f"{name} must be a number {'≥' if name == 'distill' else '>'} 0, got {value}")
     return values
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from steering import distributed
 from steering.contrastive.pairs import Pairs
 from steering.contrastive.risk import info_nce_losses
+from steering.dro.defaults import default_tau
 from steering.dro.temperature import Temperature
 from steering.methods.registry import Method, Step, register
 from steering.risk import Units, require_items
@@ -14,7 +15,7 @@ from steering.risk import Units, require_items
 
 @dataclass
 class ErmOptions:
-    tau: float = 0.07
+    tau: float = default_tau("pair")
     """Initial temperature of InfoNCE, learned; only contrastive tasks use it. CLIP starts at 0.07."""
     tau_min: float = 0.01
     """Smallest temperature; CLIP's largest logit scale is 100."""
@@ -28,6 +29,9 @@ class Erm(Method):
         self.temperature = Temperature(options.tau, learned=True, minimum=options.tau_min, maximum=1.0)
 
     def start_epoch(self, epoch: int) -> None: ...
+
+    def logit_scale(self) -> float | None:
+        return 1 / self.temperature.typical().item()
 
     def forward(self, losses: Units | Pairs) -> Step:
         if isinstance(losses, Pairs):

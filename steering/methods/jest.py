@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 from steering.contrastive.pairs import Pairs
+from steering.dro.defaults import default_tau
 from steering.errors import SteeringError
+from steering.methods.distillation import reference_scale, require_scale
 from steering.methods.erm import ErmOptions
 from steering.methods.registry import Method, register
 from steering.methods.selection import Selecting, largest, require_temperature, sampled
@@ -33,9 +35,9 @@ class JestOptions:
     """T in nats: candidates are drawn ∝ exp(score/T)."""
     top: bool = False
     """Take the largest scores instead of drawing."""
-    reference_scale: float = 100.0
-    """Logit scale of the reference, 1/τ; that of published CLIP models is 100."""
-    tau: float = 0.07
+    reference_scale: float | None = None
+    """Logit scale of the reference, 1/τ; null: its own (100 for OpenAI's models)."""
+    tau: float = default_tau("pair")
     """Initial temperature of InfoNCE, learned."""
     tau_min: float = 0.01
     """Smallest temperature."""
@@ -53,8 +55,7 @@ class Jest(Selecting):
         require_temperature(options.temperature)
         if options.chunks < 1:
             raise ValueError(f"chunks must be at least 1, got {options.chunks}")
-        if not 0 < options.reference_scale < float("inf"):
-            raise ValueError(f"reference_scale must be a number > 0, got {options.reference_scale}")
+        require_scale(options.reference_scale)
         self.options = options
 
     @torch.no_grad()
@@ -64,7 +65,7 @@ class Jest(Selecting):
         if reference is None:
             raise SteeringError("method (jest): needs a reference")
         learner = losses.image @ losses.text.T / self.temperature()
-        guide = (reference[0] @ reference[1].T) * self.options.reference_scale
+        guide = (reference[0] @ reference[1].T) * reference_scale(losses, self.options.reference_scale, "jest")
         return joint_selection(learner, guide, count, self.options.chunks, self.options.temperature, self.options.top)
 
 

@@ -15,8 +15,8 @@ Derivation: docs/theory.md, "Nested risk".
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from torch import Tensor
 from steering import distributed
 from steering.contrastive.pairs import Pairs
 from steering.contrastive.risk import anchor_risks, reference_risks
+from steering.dro.defaults import defaults
 from steering.dro.duals import Layout
 from steering.dro.stochastic import StochasticRisk
 from steering.errors import SteeringError
@@ -33,16 +34,16 @@ from steering.risk import Units, gathered
 
 @dataclass
 class NestedOptions:
-    tau: float = 0.07
-    """Temperature of the inner adversaries, in the unit of the losses (cosine for pairs); the initial value with a radius."""
+    tau: float | None = None
+    """Temperature of the inner adversaries in the unit of the losses; the initial value with a radius. null: 0.07 for pairs."""
     radius: float | None = None
     """Inner constrained form: KL budget of each anchor in nats, and tau is learned. null: tau stays."""
     strength: Any = 0.0
     """α of the inner excess loss, or "auto"; 0 leaves the reference to the outer adversary."""
-    epsilon: float = 1e-4
-    """Inner margin: an anchor stops pulling once all its excess losses are below tau·ln(epsilon). 0: never."""
-    gamma: float = 1.0
-    """Final rate of the inner moving averages over visits, in (0, 1]; 1 keeps no history."""
+    epsilon: float | None = None
+    """Inner margin: an anchor stops pulling once its excess losses are below tau·ln(epsilon). 0: never; null: 1e-4 for pairs."""
+    gamma: float | None = None
+    """Final rate of the inner moving averages over visits, in (0, 1]; 1 keeps no history. null: 1 for pairs."""
     gamma_decay_epochs: int = 0
     """Epochs of the cosine that takes that rate from 1 to gamma."""
     tau_min: float = 0.01
@@ -62,6 +63,16 @@ class NestedOptions:
     outer_gamma: float = 1.0
     """Rate of the outer moving average over steps, in (0, 1]; 1 uses the batch alone."""
 
+    def for_unit(self, unit: str) -> Self:
+        """The same with what null means for losses of this unit: tau, epsilon and gamma of the inner adversaries."""
+        found = defaults(unit)
+        return replace(
+            self,
+            tau=found.tau if self.tau is None else self.tau,
+            epsilon=found.epsilon if self.epsilon is None else self.epsilon,
+            gamma=found.gamma if self.gamma is None else self.gamma,
+        )
+
 
 class Nested(Method):
     """Two risks, one inside the other; both KL."""
@@ -70,12 +81,13 @@ class Nested(Method):
 
     def __init__(self, options: NestedOptions, num_examples: int) -> None:
         super().__init__()
+        options = options.for_unit("pair")
         self.inner = StochasticRisk(
             2 * num_examples,
             tau=options.tau,
             radius=options.radius,
             strength=options.strength,
-            epsilon=options.epsilon,
+            epsilon=options.epsilon or 0.0,
             gamma=options.gamma,
             gamma_decay_epochs=options.gamma_decay_epochs,
             tau_min=options.tau_min,
@@ -102,6 +114,9 @@ class Nested(Method):
 
     def start_epoch(self, epoch: int) -> None:
         self.inner.start_epoch(epoch)
+
+    def logit_scale(self) -> float | None:
+        return 1 / self.inner.temperature.typical().item()
 
     def forward(self, losses: Units | Pairs) -> Step:
         if isinstance(losses, Pairs):

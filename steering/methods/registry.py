@@ -37,6 +37,8 @@ class Step:
 class Method(nn.Module, ABC):
     """Loss items in, one loss out. Buffers hold its memory, parameters what it learns (a temperature).
 
+    The memory may change in train mode with gradients on, and at no other time: `steering.dro.memory.learning` tells.
+
     Attributes:
         uses_reference: whether a reference is loaded at all.
         needs_logits: whether loss items must carry whole distributions, see `ReferenceRisk.with_logits`.
@@ -68,6 +70,10 @@ class Method(nn.Module, ABC):
         They must get no weight from then on. A method that weights groups and has no such function is refused for such data.
         """
         raise NotImplementedError(f"{type(self).__name__} cannot leave groups out")
+
+    def logit_scale(self) -> float | None:
+        """1/τ of the distributions that a model of pairs has been trained with; None: nobody can tell. Only asked of pairs."""
+        return None
 
     @abstractmethod
     def start_epoch(self, epoch: int) -> None:
@@ -165,18 +171,24 @@ def build_method(
     options: Any,
     num_examples: int,
     groups: Sequence[str] = (),
+    unit: str | None = None,
     group_counts: Sequence[int] | np.ndarray | None = None,
 ) -> Method:
     """Build a method for a training set of `num_examples` examples.
 
     Args:
-        groups: names of the groups, for a method that weights them.
-        group_counts: training examples of each, (k,); a group without any gets no weight. None: unknown, all have some.
+        options: those that are None and depend on the unit of the losses get their values here, if their class says which:
+            `for_unit(unit)` returns the options with these filled in.
+        groups: names of the groups, for a method that weights groups.
+        unit: of the losses, one of `UNITS`; None: the first that the method knows, which is the example if it knows it.
+        group_counts: training examples of each group, (k,); one without any gets no weight. None: unknown, all have some.
 
     Raises:
         ConfigError: an option is out of range, or a group has no examples and the method cannot leave it out.
     """
     entry = find_method(name)
+    if hasattr(options, "for_unit"):
+        options = options.for_unit(unit or entry.units[0])
     try:
         method = entry.build(options, num_examples, *([tuple(groups)] if entry.groups else []))
     except ValueError as error:

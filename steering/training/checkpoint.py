@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -112,10 +113,19 @@ def _leaves(value: Any, path: str) -> dict[str, Any]:
     }
 
 
-def save_weights(path: Path, module: nn.Module, about: dict[str, str]) -> None:
-    """A model's state dict as safetensors; the strings are its metadata "steering", as JSON."""
+def save_weights(
+    path: Path, module: nn.Module, about: dict[str, str], instead: Mapping[str, float] | None = None
+) -> None:
+    """A model's state dict as safetensors; the strings are its metadata "steering", as JSON.
+
+    Args:
+        instead: numbers that fill tensors of these names in the file, where the model has such.
+    """
     metadata = {"steering": json.dumps(about, sort_keys=True)}  # one key: safetensors writes several in random order
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in module.state_dict().items()}
+    for name, number in (instead or {}).items():
+        if name in tensors:
+            tensors[name].fill_(number)
     write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 import time
 from collections.abc import Mapping
@@ -16,6 +17,8 @@ from torch.utils.tensorboard import SummaryWriter
 from steering.console import CONSOLE
 from steering.runs.record import read_curves
 from steering.storage import write_text
+
+_LOG = logging.getLogger("steering")
 
 
 class RunLog:
@@ -32,7 +35,8 @@ class RunLog:
         self._path = folder / "metrics.jsonl"
         kept = [row for row in read_curves(self._path) if row["step"] <= step]
         if step == last:
-            kept = [row for row in kept if row["step"] < step or "train/loss" in row]
+            kept = [row for row in kept if row["step"] < step or not any(key.startswith("eval/") for key in row)]
+        self._warned = {key for row in kept for key in row if key.startswith("warning/")}
         text = "".join(json.dumps(row) + "\n" for row in kept)
         write_text(self._path, text)
         self._writer = SummaryWriter(str(folder), purge_step=step + 1)  # also what died before its first checkpoint
@@ -40,8 +44,21 @@ class RunLog:
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
+        self._add(step, values)
+
+    def warn(self, step: int, texts: Mapping[str, str]) -> None:
+        """Tell each name once a run: in the log, under TEXT, and in a row "warning/NAME" of `metrics.jsonl`."""
+        new = {f"warning/{name}": text for name, text in texts.items() if f"warning/{name}" not in self._warned}
+        for name, text in new.items():
+            self._warned.add(name)
+            _LOG.warning("%s, step %d: %s", self._path.parent, step, text)
+            self._writer.add_text(name, text, step)
+        if new:
+            self._add(step, new)
+
+    def _add(self, step: int, row: Mapping[str, float | str]) -> None:
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
+            file.write(json.dumps({"step": step, **row}) + "\n")
 
     def figures(self, step: int, figures: Mapping[str, Figure]) -> None:
         for name, figure in figures.items():

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from steering import distributed
 from steering.dro.duals import merged, split_state
+from steering.dro.watch import warnings
 from steering.errors import SteeringError
 from steering.methods.registry import Step
 from steering.reference.frozen import LiveReference
@@ -132,6 +133,7 @@ class _State:
                 values = self._scalars(result, rate, epoch)
                 if log is not None:
                     log.scalars(done, values)
+                    log.warn(done, warnings(self.method))
                 progress.update(done, f"loss {values['train/loss']:.4g}")
                 if due[1] and done < plan.steps:
                     self.evaluate(done, log)
@@ -272,7 +274,10 @@ class _State:
         }
         if distributed.rank() == 0:
             write_scores(self.job.folder / SCORES, found.scores)
-            save_weights(self.job.folder / WEIGHTS, self.module, self.job.identity)
+            # Trained pairs are read with the method's temperature, which so far the model knows nothing of.
+            scale = self.method.logit_scale() if self.job.task.risk.unit == "pair" else None
+            learned = {} if scale is None else {"logit_scale": math.log(scale)}
+            save_weights(self.job.folder / WEIGHTS, self.module, self.job.identity, learned)
             write_json(self.job.folder / "result.json", result)
             if skipped:
                 _LOG.warning("%s: %d unreadable examples were replaced by others", self.job.folder, skipped)

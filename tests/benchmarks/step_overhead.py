@@ -47,7 +47,7 @@ def stepper(config, task, data, reference, name):  # type: ignore[no-untyped-def
     torch.manual_seed(0)
     model = task.build(config.target)
     key = name.partition(" ")[0]
-    method = build_method(key, find_method(key).options(**METHODS[name]), len(data), task.groups)
+    method = build_method(key, find_method(key).options(**METHODS[name]), len(data), task.groups, task.risk.unit)
     gradient = Gradient(model.module, method, task.risk, reference if key != "erm" else None)
     optimizer = build_optimizer(
         model.module, method, lr=1e-3, weight_decay=0.1, betas=(0.9, 0.98), eps=1e-6, temperature_lr=None

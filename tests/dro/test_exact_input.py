@@ -180,12 +180,6 @@ def test_cvar_of_any_level_on_any_row(values: list[float], level: float):
         (r"radius: expected a number >= 0, got -0.1 for row 0", torch.zeros(2, 2), {"radius": -0.1}),
         (r"penalty: expected a number >= 0, got nan for row 1", torch.zeros(2, 2), {"penalty": rows(0, math.nan)}),
         (r"penalty: expected .* broadcasts to \(2,\), got \(3,\)", torch.zeros(2, 2), {"penalty": rows(1, 2, 3)}),
-        (
-            r"radius: row 0 has 0.7, but no weights on 2 items are farther than 0.693147",
-            torch.zeros(2, 2),
-            {"radius": 0.7},
-        ),
-        (r"rho/n: the only row has 0.75, but no weights", torch.zeros(2), {"rho": 1.5}),
         (r"prior: row 0 holds -1.0 at item 1", torch.zeros(2, 2), {"radius": 0.1, "prior": rows(1, -1)}),
         (r"prior: row 1 is zero on every item", torch.zeros(2, 2), {"radius": 0.1, "prior": rows([1, 1], [0, 0])}),
         (r"prior: expected a shape that broadcasts", torch.zeros(2, 2), {"radius": 0.1, "prior": rows(1, 1, 1)}),

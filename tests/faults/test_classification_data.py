@@ -683,7 +683,7 @@ def test_groups_that_cannot_be_left_out(groups):
 @pytest.mark.parametrize("empty", [[1], [0, 2]])
 def test_every_method_of_groups_gives_an_empty_group_no_weight(name, empty, caplog):
     counts = [0 if g in empty else 5 for g in range(4)]
-    method = build_method(name, find_method(name).options(), 10, ("w", "x", "y", "z"), counts)
+    method = build_method(name, find_method(name).options(), 10, ("w", "x", "y", "z"), group_counts=counts)
     left = 4 - len(empty)
     torch.testing.assert_close(method.weights.log_q.exp(), rows(*(0 if g in empty else 1 / left for g in range(4))))
     named = ", ".join("wxyz"[g] for g in empty)
@@ -695,10 +695,10 @@ def test_an_outsiders_method_that_cannot_leave_groups_out_is_refused(monkeypatch
 
     entry = registry.Entry("mine", ErmOptions, lambda options, _, __: Erm(options), "Mine.", groups=True)
     monkeypatch.setitem(registry._REGISTRY, "mine", entry)
-    build_method("mine", ErmOptions(), 10, ("x", "y"), [5, 5])
+    build_method("mine", ErmOptions(), 10, ("x", "y"), group_counts=[5, 5])
     build_method("mine", ErmOptions(), 10, ("x", "y"))
     with pytest.raises(ConfigError, match=r"method \(mine\): no training example belongs to group y$"):
-        build_method("mine", ErmOptions(), 10, ("x", "y"), [5, 0])
+        build_method("mine", ErmOptions(), 10, ("x", "y"), group_counts=[5, 0])
 
 
 def test_data_count_their_groups_or_say_that_they_do_not_know(tmp_path):

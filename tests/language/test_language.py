@@ -218,7 +218,7 @@ def test_a_masked_token_has_no_gradient(files, tiny):
     outputs = found.risk.outputs(model.module, batch)
     loss = outputs["loss"].detach().requires_grad_()
     for name in ("erm", "drrho", "rho1", "group_dro", "doremi"):
-        method = build_method(name, find_method(name).options(), 1, found.groups)
+        method = build_method(name, find_method(name).options(), 1, found.groups, found.risk.unit)
         loss.grad = None
         method(found.risk.losses({"loss": loss}, {"loss": torch.zeros_like(loss)}, batch)).loss.backward()
         assert not loss.grad[~batch["mask"]].any(), name

@@ -97,7 +97,7 @@ def test_without_an_outer_adversary_it_is_drrho():
     # λ → ∞: the mean over pairs, less the constant mean of β G^ref.
     batch, twin = pairs(), pairs()
     nested = build(tau=0.1, outer_tau=1e9, strength=0.5)
-    drrho = build_method("drrho", DrrhoOptions(tau=0.1, strength=0.5), ALL).double()
+    drrho = build_method("drrho", DrrhoOptions(tau=0.1, strength=0.5), ALL, unit="pair").double()
     drrho.risk.temperature.log_tau.data.fill_(math.log(0.1))
     nested(batch).loss.backward()
     drrho(twin).loss.backward()

@@ -369,5 +369,5 @@ def test_jest_scores_a_half_precision_reference_in_float32(monkeypatch):
     monkeypatch.setattr(jest, "joint_selection", lambda _, guide, *__: seen.append(guide) or torch.arange(2))
     image, text = F.normalize(torch.randn(2, 8, 16, generator=torch.Generator().manual_seed(0)), dim=-1)
     method = build_method("jest", find_method("jest").options(), 8)
-    method.select(Pairs(image, text, torch.arange(8), image.half(), text.half()), 2)
-    torch.testing.assert_close(seen[0], 100 * image.half().float() @ text.half().float().T, rtol=0, atol=1e-4)
+    method.select(Pairs(image, text, torch.arange(8), image.half(), text.half(), torch.full((8,), 20.0)), 2)
+    torch.testing.assert_close(seen[0], 20 * image.half().float() @ text.half().float().T, rtol=0, atol=1e-4)

@@ -39,7 +39,8 @@ def batch(
     if kind == "pairs":
         target = {name: leaf(BATCH, 4, unit=True) for name in ("image", "text")}
         reference = {name: leaf(BATCH, 3, unit=True) for name in ("reference_image", "reference_text")}
-        return Pairs(**target, index=INDEX, **(reference if guided else {})), target, reference if guided else {}
+        guide = {**reference, "reference_scale": torch.full((BATCH,), 20.0)} if guided else {}
+        return Pairs(**target, index=INDEX, **guide), target, reference if guided else {}
     shape = (BATCH,) if kind == "examples" else (3, BATCH)
     target, reference = {"target": leaf(*shape)}, {"reference": leaf(*shape)}
     rows = torch.tensor(0) if kind == "examples" else torch.arange(3)
@@ -183,7 +184,7 @@ def test_a_reference_in_half_precision_is_the_same_numbers_widened(name, half):
     for widen in (False, True):
         image, text = (side.detach().requires_grad_() for side in (losses.image, losses.text))
         guide = {key: side.float() if widen else side for key, side in reference.items()}
-        pairs, method = Pairs(image, text, INDEX, **guide), build(name)
+        pairs, method = Pairs(image, text, INDEX, **guide, reference_scale=losses.reference_scale), build(name)
         step = method(pairs)
         step.loss.backward()
         torch.manual_seed(0)
