@@ -231,5 +231,5 @@ def write_config(folder: Path) -> Path:
 
 def folder_of(study: Path, label: str) -> Path:
     """The folder of a run of a study by its label."""
-    (found,) = study.glob(f"{label}-{'[0-9a-f]' * 12}")
-    return found
+    assert (study / label / "ask.json").is_file(), [path.name for path in study.iterdir()]
+    return study / label

@@ -46,8 +46,7 @@ def concepts(tmp_path: Path, part: str, limit: int) -> tuple[Path, Path]:
 
 
 def record(output: Path, name: str) -> dict:
-    (path,) = (output / f"{name}-smoke").glob("drrho-seed0-*/record.json")
-    return json.loads(path.read_text())
+    return json.loads((output / f"{name}-smoke/drrho-seed0/record.json").read_text())
 
 
 @pytest.mark.usefixtures("at_home")

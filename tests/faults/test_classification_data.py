@@ -124,8 +124,7 @@ def test_the_result_file_counts_them(parts, tmp_path, capsys):
         "target: linear\nmethod: erm\ntrain: {samples: 12, batch_size: 6, log_every: 1}\n"
     )
     assert main(["train", str(config)]) == 0
-    (path,) = (tmp_path / "out/r").glob("erm-seed0-*/record.json")
-    result = json.loads(path.read_text())
+    result = json.loads((tmp_path / "out/r/erm-seed0/record.json").read_text())
     assert result["metrics"]["test/unreadable"] == 1
     assert result["cost"]["skipped"] == 2  # two epochs, the same image each time: training replaces
     assert "unreadable" in capsys.readouterr().out
@@ -738,8 +737,7 @@ def test_a_run_weights_the_groups_that_have_examples(tmp_path, method, lost, cap
         )
     )
     assert main(["train", str(tmp_path / "run.yaml")]) == 0
-    (path,) = (tmp_path / "out/r").glob(f"{method}-seed0-*/record.json")
-    summary = json.loads(path.read_text())["summary"]
+    summary = json.loads((tmp_path / f"out/r/{method}-seed0/record.json").read_text())["summary"]
     (weights,) = summary.values()
     assert weights["1"] == 0
     assert sum(weights.values()) == pytest.approx(1)
