@@ -63,7 +63,7 @@ class Method(nn.Module, ABC):
         return {}
 
     def logit_scale(self) -> float | None:
-        """1/τ of the distributions that a model of pairs has been trained with; None: nobody can tell. Only asked of pairs."""
+        """1/τ of the distributions that a model of pairs has been trained with; None: nobody can tell. Only asked of pairs, on all ranks."""
         return None
 
     @abstractmethod
