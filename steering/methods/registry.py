@@ -63,7 +63,10 @@ class Method(nn.Module, ABC):
         return {}
 
     def logit_scale(self) -> float | None:
-        """1/τ of the distributions that a model of pairs has been trained with; None: nobody can tell. Only asked of pairs, on all ranks."""
+        """1/τ of the distributions that a model of pairs has been trained with; None: nobody can tell.
+
+        Only asked of pairs, once a run, and on all ranks.
+        """
         return None
 
     @abstractmethod
