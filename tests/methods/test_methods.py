@@ -134,7 +134,9 @@ def test_who_uses_a_reference():
 def test_drrho_on_examples_is_the_function_of_the_same_name(radius):
     options = {"tau": 0.7, "radius": radius, "strength": 0.6, "gamma": 0.4, "epsilon": 0.05}
     method, steer = build_method("drrho", DrrhoOptions(**options), ALL), steering.DRRho(ALL, **options)
-    for seed in (1, 2) if radius is None else (1,):  # the function moves its temperature itself, for the method a loop does
+    for seed in (
+        (1, 2) if radius is None else (1,)
+    ):  # the function moves its temperature itself, for the method a loop does
         losses = units(seed)
         other = losses.target.detach().clone().requires_grad_()
         loss = steer(other, losses.reference, INDEX)
