@@ -87,6 +87,15 @@ def mean(x: Tensor) -> Tensor:
     return x / world_size()
 
 
+def total(numbers: list[float]) -> list[float]:
+    """Sums over the ranks of a few plain numbers, for what is asked once a run."""
+    if not active():
+        return numbers
+    every: list[list[float]] = [numbers] * world_size()
+    dist.all_gather_object(every, numbers)
+    return [sum(column) for column in zip(*every, strict=True)]
+
+
 def agree(ok: bool) -> bool:
     """Whether it holds on every rank; on every rank the same answer."""
     if not active():

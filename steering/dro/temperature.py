@@ -64,7 +64,7 @@ class Temperatures(nn.Module, ABC):
 
     @abstractmethod
     def typical(self) -> Tensor:
-        """One τ that stands for all of this rank's rows, (), detached."""
+        """One τ that stands for all, (), detached; all ranks call it together."""
 
 
 class Temperature(Temperatures):
@@ -251,8 +251,9 @@ class IndividualTemperatures(Temperatures):
         """The mean over the rows that have been seen."""
         table = self.duals.table[: self.duals.count]
         seen = table[:, 3] > 0
-        total, count = table[:, 0].double().masked_fill(~seen, 0.0).sum(), seen.sum()
-        return torch.where(count > 0, total / count.clamp_min(1), self.initial)
+        sums = [table[:, 0].double().masked_fill(~seen, 0.0).sum().item(), float(seen.sum())]
+        total, count = distributed.total(sums) if self.duals.ranks > 1 else sums
+        return torch.tensor(total / count if count else self.initial)
 
     @torch.no_grad()
     def _learn(self, rows: Tensor, sharded: bool, state: Tensor, slope: Tensor) -> Tensor:

@@ -72,7 +72,10 @@ class Method(nn.Module, ABC):
         raise NotImplementedError(f"{type(self).__name__} cannot leave groups out")
 
     def logit_scale(self) -> float | None:
-        """1/τ of the distributions that a model of pairs has been trained with; None: nobody can tell. Only asked of pairs."""
+        """1/τ of the distributions that a model of pairs has been trained with; None: nobody can tell.
+
+        Only asked of pairs, once a run, and on all ranks.
+        """
         return None
 
     @abstractmethod

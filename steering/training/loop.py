@@ -272,11 +272,11 @@ class _State:
             "summary": self.method.summary(),
             "identity": self.job.identity,
         }
+        # Trained pairs are read with the method's temperature, which so far the model knows nothing of.
+        scale = self.method.logit_scale() if self.job.task.risk.unit == "pair" else None
+        learned = {} if scale is None else {"logit_scale": math.log(scale)}
         if distributed.rank() == 0:
             write_scores(self.job.folder / SCORES, found.scores)
-            # Trained pairs are read with the method's temperature, which so far the model knows nothing of.
-            scale = self.method.logit_scale() if self.job.task.risk.unit == "pair" else None
-            learned = {} if scale is None else {"logit_scale": math.log(scale)}
             save_weights(self.job.folder / WEIGHTS, self.module, self.job.identity, learned)
             write_json(self.job.folder / "result.json", result)
             if skipped:

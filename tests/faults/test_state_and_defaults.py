@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import steering
 from steering.contrastive import Pairs
+from steering.data import IndexedData
 from steering.dro import worst_case
 from steering.dro.defaults import default_tau, defaults
 from steering.dro.divergences import divergence as find
@@ -28,10 +29,12 @@ from steering.dro.temperature import IndividualTemperatures, Temperature
 from steering.dro.watch import LONG
 from steering.errors import SteeringError
 from steering.methods import Method, build_method, find_method, registered
+from steering.reference import CachedReference, Fingerprint, LiveReference, ReferenceCache, build_cache
 from steering.risk import Units
 from steering.training.checkpoint import load_weights
 from steering.training.log import RunLog, read_metrics
 from steering.training.loop import run
+from tasks.clip.risk import ClipRisk
 
 ALL, BATCH = 12, 6
 INDEX = torch.tensor([3, 0, 9, 4, 6, 11])
@@ -537,6 +540,41 @@ def test_jest_scores_with_it_too() -> None:
     assert chosen(pairs) == chosen(bare, reference_scale=20.0)
     with pytest.raises(SteeringError, match=r"method \(jest\): .* set method.reference_scale"):
         chosen(bare)
+
+
+class Tower(nn.Module):
+    """As open_clip's models answer: features of any length, and the scale, not its logarithm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(17.0)))
+
+    def forward(self, image: Tensor, text: Tensor) -> dict[str, Tensor]:
+        return {"image_features": 2 * image, "text_features": text, "logit_scale": self.logit_scale.exp()}
+
+
+def test_clip_tells_its_scale_live_and_cached(tmp_path: Path) -> None:
+    class Two(IndexedData):
+        def __len__(self) -> int:
+            return 2
+
+        def batch(self, index: Any, epoch: int) -> dict[str, Tensor]:  # noqa: ARG002
+            rows = torch.as_tensor(index)
+            return {"image": noise(2, 4)[rows], "text": noise(2, 4, seed=1)[rows], "index": rows}
+
+        def fingerprint(self) -> str:
+            return "d"
+
+    data, tower, mark = Two(), Tower(), Fingerprint("w", "i", "d")
+    batch = data.batch([0, 1], 0)
+    live = LiveReference(tower, ClipRisk()).outputs(batch)
+    build_cache(tmp_path / "cache", ClipRisk(), tower, iter([batch]), data, mark, torch.device("cpu"))
+    cached = CachedReference(ReferenceCache(tmp_path / "cache", mark)).outputs(batch)
+    for found in (live, cached):
+        pairs = ClipRisk().losses(ClipRisk().outputs(tower, batch), found, batch)
+        assert pairs.reference_scale is not None
+        torch.testing.assert_close(pairs.reference_scale, torch.tensor([17.0, 17.0]))
+        assert not pairs.reference_scale.requires_grad
 
 
 def test_a_trained_model_of_pairs_keeps_its_temperature(tmp_path: Path) -> None:

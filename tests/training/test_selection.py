@@ -102,7 +102,7 @@ def test_a_resumed_run_is_the_same(tmp_path):
 
 
 def test_jest_selects_pairs(tmp_path):
-    result = run(toys.make_job(tmp_path, method="jest", keep=0.5, chunks=4, n=128))
+    result = run(toys.make_job(tmp_path, method="jest", keep=0.5, chunks=4, n=128, reference_scale=20.0))
     assert (result["samples"], result["drawn"]) == (320, 640)
 
 
