@@ -105,7 +105,7 @@ def agree(ok: bool) -> bool:
     return all(answers)
 
 
-def total(count: int) -> int:
+def total_count(count: int) -> int:
     """A number of this rank's things, summed over the ranks."""
     if not active():
         return count

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from torchvision.datasets import DatasetFolder
-from torchvision.datasets.folder import default_loader
 
 from steering.errors import SteeringError
 from steering.reading import Tally, user_path
@@ -64,6 +62,9 @@ def class_images(folder: Path | str, key: str) -> ClassImages:
     Raises:
         SteeringError: no such folder, no class in it, or a class without images.
     """
+    from torchvision.datasets import DatasetFolder  # here, as it takes seconds, and a name can be judged without
+    from torchvision.datasets.folder import default_loader
+
     root = user_path(folder)
     left_out: Counter[str] = Counter()
     if root.is_file():

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import functional as F
 
 from steering.data import IndexedData, mix, uniform
 from steering.errors import SteeringError
@@ -53,6 +52,10 @@ class ImageInputs:
         return (batch.float() / 255 - mean) / std
 
     def _sized(self, images: Tensor) -> Tensor:
+        from torchvision.transforms.v2 import (
+            functional as F,  # here, as it takes seconds, and arrays of one size need none
+        )
+
         if images.shape[1] == 1 and self.channels == 3:
             images = images.expand(-1, 3, -1, -1)
         elif images.shape[1] == 3 and self.channels == 1:

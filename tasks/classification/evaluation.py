@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from steering import distributed
 from steering.data import IndexedData
 from steering.errors import SteeringError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 CHUNK = 512
 
@@ -90,6 +93,8 @@ def reliability_figure(probability: Tensor, label: Tensor) -> Figure:
     """Accuracy against confidence; the diagonal is perfect calibration, the area of a point its share of the examples."""
     shares, confidences, accuracies = reliability(probability, label)
     used = shares > 0
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(3.6, 3.4), layout="constrained")
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="gray", linestyle="--", linewidth=1)
@@ -107,6 +112,8 @@ def confusion_figure(probability: Tensor, label: Tensor, classes: Sequence[str])
     counts = torch.zeros(n * n).index_add(0, label * n + probability.argmax(-1), torch.ones(len(label))).view(n, n)
     shares = counts / counts.sum(1, keepdim=True).clamp_min(1)
     side = min(9.0, 2.4 + 0.3 * n)
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(side + 0.6, side), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(shares, vmin=0, vmax=1, cmap="viridis")

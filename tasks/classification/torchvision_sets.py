@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torchvision
 from PIL import Image
-from torchvision.datasets import DatasetFolder
 
 from steering.errors import SteeringError
 from steering.reading import user_path
@@ -80,6 +78,9 @@ def torchvision_sets(
     Raises:
         SteeringError: no such class, no way to choose the parts, an argument that it does not take, or no data in `path`.
     """
+    import torchvision  # here, as it takes seconds, and most data come from elsewhere
+    from torchvision.datasets import DatasetFolder
+
     cls: Any = getattr(torchvision.datasets, name, None)
     if not isinstance(cls, type):
         raise SteeringError(f"dataset: torchvision.datasets has no {name!r}")

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-import open_clip
 import torch
 from torch import Tensor, nn
 
@@ -203,6 +202,8 @@ def zero_shot_scores(
     device: torch.device,
 ) -> dict[str, Tensor]:
     """The hits that `zero_shot_accuracy` averages: bool, (images,), the same on every rank."""
+    import open_clip  # here, as it takes seconds, and not every evaluation needs it
+
     # replace, as a class name or a template may hold other braces.
     prompts = [partial(template.replace, "{}") for template in templates]
     head = open_clip.build_zero_shot_classifier(module, inputs.tokenizer, class_names, prompts, device=device).float()

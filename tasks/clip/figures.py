@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import unicodedata
 from functools import cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.font_manager import findfont
-from matplotlib.ft2font import FT2Font
 from torch import Tensor, nn
 
 from steering.errors import SteeringError
 from tasks.clip.evaluation import RetrievalSet, embed_texts
 from tasks.clip.models import ClipInputs, image_features
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 FONT = "DejaVu Sans"
 SHOWN, TOP = 12, 3
@@ -39,6 +40,8 @@ def retrieved_captions(
         text = embed_texts(module, inputs, data.captions, device)  # (m, d)
     scores = image_features(module, images[chosen].to(device)) @ text.T  # (12, m)
     best = scores.topk(min(TOP, len(data.captions)), dim=1)
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(10, 0.95 * len(chosen) / 2 + 0.3), layout="constrained")
     grid = figure.subplots((len(chosen) + 1) // 2, 4, width_ratios=[1, 5, 1, 5], squeeze=False)
     for axes in grid.flat:
@@ -81,4 +84,7 @@ def _shorten(text: str, width: int = 60) -> str:
 
 @cache
 def _charmap() -> set[int]:
+    from matplotlib.font_manager import findfont
+    from matplotlib.ft2font import FT2Font
+
     return set(FT2Font(findfont(FONT)).get_charmap())

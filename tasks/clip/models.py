@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -25,7 +24,6 @@ from steering.reading import user_path
 from steering.storage import sha256
 from steering.task import Model, ModelSpec
 from steering.training.checkpoint import load_weights
-from tasks.clip import towers  # noqa: F401 (registers them with timm)
 
 _SCHEMAS = ("hf-hub:", "local-dir:")
 _PROBE = "a photo of a LATIN SMALL LETTER E WITH ACUTE, 1234"
@@ -53,6 +51,15 @@ class ClipInputs:
     std: tuple[float, ...]
 
 
+def _library() -> Any:
+    """open_clip, with our own towers registered; imported when a model is built, as it takes seconds and a report needs none."""
+    import open_clip
+
+    from tasks.clip import towers  # noqa: F401 (registers them with timm)
+
+    return open_clip
+
+
 def build_clip(spec: ModelSpec) -> Model:
     """Make the model of a spec and load its weights.
 
@@ -69,12 +76,12 @@ def build_clip(spec: ModelSpec) -> Model:
     options = {"require_pretrained": name.startswith("hf-hub:") and spec.checkpoint is None, **spec.options}
     try:
         with _overheard() as heard:
-            module, train, plain = open_clip.create_model_and_transforms(
+            module, train, plain = _library().create_model_and_transforms(
                 name, pretrained=spec.pretrained, output_dict=True, **options
             )
-            tokenizer = open_clip.get_tokenizer(name)
+            tokenizer = _library().get_tokenizer(name)
             tokens = tokenizer([_PROBE])  # (1, context)
-            preprocessing = open_clip.get_model_preprocess_cfg(module)
+            preprocessing = _library().get_model_preprocess_cfg(module)
             size = _pair(preprocessing["size"])
             _try_out(module, torch.zeros(1, 3, *size), tokens)
     except Exception as error:  # open_clip raises anything from AssertionError to the hub's own types
@@ -123,7 +130,7 @@ def _try_out(module: nn.Module, image: Tensor, tokens: Tensor) -> None:
 def _tokenizer_parts(tokenizer: Any, tokens: Tensor) -> list[bytes | str]:
     """What tells two tokenizers apart: how they spell a text, and open_clip's own by its merges too."""
     parts: list[bytes | str] = [str(tuple(tokens.shape)), tokens.numpy().tobytes()]
-    if isinstance(tokenizer, open_clip.SimpleTokenizer):
+    if isinstance(tokenizer, _library().SimpleTokenizer):
         parts += [" ".join(pair) for pair in tokenizer.bpe_ranks]
     return parts
 
@@ -136,7 +143,7 @@ def _failure(spec: ModelSpec, name: str, why: str) -> str:
     elif missing := re.search(r"No module named '(\w+)", why):
         hint = f"; it needs {missing[1]}: pip install {_DISTRIBUTIONS.get(missing[1], missing[1])}"
     elif "not a known tag" in why:
-        hint = f"; tags of this model: {', '.join(open_clip.list_pretrained_tags_by_model(name)) or 'none'}"
+        hint = f"; tags of this model: {', '.join(_library().list_pretrained_tags_by_model(name)) or 'none'}"
     why = textwrap.shorten(why, 400, placeholder=" ...")  # of a wrong checkpoint torch lists every tensor
     return f"cannot build the CLIP model {spec.name!r} (pretrained={spec.pretrained!r}): {why}{hint}"
 
@@ -150,7 +157,7 @@ def _register(spec: ModelSpec) -> str:
             )
         return spec.name
     if not spec.name.endswith(".json"):
-        known = open_clip.list_models()
+        known = _library().list_models()
         if spec.name.replace("/", "-") not in known:
             near = difflib.get_close_matches(spec.name, known, n=1)
             hint = (
@@ -164,11 +171,11 @@ def _register(spec: ModelSpec) -> str:
     text = _json_config(path)
     # open_clip knows a config by its file's stem; one with the content's digest cannot stand for another file or model.
     name = f"{path.stem}-{sha256([text])[:12]}"
-    if name not in open_clip.list_models():
+    if name not in _library().list_models():
         with tempfile.TemporaryDirectory() as folder:
             copy = Path(folder) / f"{name}.json"
             copy.write_text(text, encoding="utf-8")
-            open_clip.add_model_config(copy)
+            _library().add_model_config(copy)
     return name
 
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import nn
 
 from steering import distributed
 from steering.risk import ReferenceRisk
 from steering.runs.record import Scores
 from tasks.language.data import Blocks
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @torch.no_grad()
@@ -56,6 +59,8 @@ def perplexities(losses: np.ndarray, names: Sequence[str]) -> dict[str, float]:
 def perplexity_figure(metrics: Mapping[str, float]) -> Figure:
     """Perplexity by domain."""
     names = [name.rpartition("/")[2] for name in metrics]
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(1.6 + 0.7 * len(names), 3.2), layout="constrained")
     axes = figure.subplots()
     bars = axes.bar(names, list(metrics.values()), color=["gray", *["C0"] * (len(names) - 1)])

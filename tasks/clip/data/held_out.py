@@ -141,11 +141,11 @@ def _readable(
             kept.append(i)
         if kept:
             yield torch.stack(pictures), torch.from_numpy(labels[kept])
-    count = distributed.total(len(broken))
+    count = distributed.total_count(len(broken))
     if count:
         first = f"; the first one: {broken[0]}" if broken else ""
         report_once(f"{name}: {count} of {len(labels)} images cannot be read and are left out{first}")
     for reason in CHANGES:
-        changed[reason] = distributed.total(changed[reason])
+        changed[reason] = distributed.total_count(changed[reason])
     if +changed:
         report_once(f"{name}: of {len(labels)} images, changed: {in_words(+changed)}")

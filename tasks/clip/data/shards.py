@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from webdataset.shardlists import expand_urls
 
 from steering.errors import SteeringError
 from steering.reading import in_words, user_path
@@ -115,6 +114,8 @@ class ShardSource(ImageTextSource):
 
 def expand_pattern(pattern: str) -> list[Path]:
     """The files that a shard pattern names, in its order; one named twice comes twice. Raises SteeringError if none."""
+    from webdataset.shardlists import expand_urls  # here, as it takes a second
+
     paths: list[Path] = []
     for part in [pattern] if os.path.exists(_at_home(pattern)) else pattern.split("::"):
         try:
