@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -75,6 +75,16 @@ def with_overrides(config: RunConfig, overrides: Mapping[str, Any], source: str 
     """
     tree = _Tree(literal(plain(config)), f"config {config.name!r}")
     return _finish(tree, {key: literal(plain(value)) for key, value in overrides.items()}.items(), source)
+
+
+def with_method(config: RunConfig, section: Mapping[str, Any], source: str) -> RunConfig:
+    """The same run with another method; nothing else is checked anew, as a study asks for many of them.
+
+    Args:
+        section: a whole `method:` section, such as one of `compare.methods`.
+        source: the section's dotted key, for messages.
+    """
+    return replace(config, method=_method(_Tree({}, f"config {config.name!r}"), dict(section), source))
 
 
 def to_yaml(config: RunConfig) -> str:

@@ -5,11 +5,19 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
 
 from steering.errors import SteeringError
 from steering.reading import user_path
 from steering.storage import sha256
+
+
+@cache
+def installed(group: str) -> dict[str, EntryPoint]:
+    """What installed packages offer under an entry point group, by name; looked up once, as it takes a while."""
+    return {point.name: point for point in entry_points(group=group)}
 
 
 def load_module(name: str, key: str) -> ModuleType:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from steering.data import IndexedData
 from steering.errors import SteeringError
-from steering.plugins import load_file, load_module
+from steering.plugins import installed, load_file, load_module
 from steering.risk import ReferenceRisk
 from steering.runs.record import Metric, Scores
 
@@ -144,7 +143,7 @@ def find_task(name: str) -> type[Task]:
     Raises:
         SteeringError: nothing of that name can be loaded; the message lists what is installed.
     """
-    known = {point.name: point for point in entry_points(group="steering.tasks")}
+    known = installed("steering.tasks")
     if name in known:
         return known[name].load()
     where, colon, attribute = name.rpartition(":")

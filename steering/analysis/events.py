@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
-def write_events(folder: Path, name: str, text: str, figures: Mapping[str, Figure]) -> None:
+def write_events(folder: Path, name: str, text: str, pictures: Mapping[str, bytes]) -> None:
     """One text and some pictures as an event file; earlier event files of the same name are replaced.
 
     Args:
         folder: becomes the run's name in TensorBoard.
-        name: tag of the text and of the first figure.
+        name: tag of the text and of the first picture.
+        pictures: name -> PNG.
     """
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
@@ -36,11 +32,9 @@ def write_events(folder: Path, name: str, text: str, figures: Mapping[str, Figur
         tensor_shape=TensorShapeProto(dim=[TensorShapeProto.Dim(size=1)]),
     )
     values = [Summary.Value(tag=f"{name}/text_summary", metadata=plugin, tensor=words)]
-    for key, figure in figures.items():
-        picture = io.BytesIO()
-        figure.savefig(picture, format="png", dpi=100)
-        width, height = (round(side * 100) for side in figure.get_size_inches())
-        image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=picture.getvalue())
+    for key, picture in pictures.items():
+        width, height = (int.from_bytes(picture[at : at + 4]) for at in (16, 20))  # where a PNG has them
+        image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=picture)
         values.append(Summary.Value(tag=f"{name}/{key}" if key else name, image=image))
     writer = EventFileWriter(str(folder), filename_suffix=suffix)
     writer.add_event(Event(wall_time=time.time(), step=0, summary=Summary(value=values)))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,18 +98,22 @@ def write_study(folder: Path, file: StudyFile, report: Report) -> None:
 
 
 def write_report(folder: Path, report: Report) -> None:
-    """Write NAME.json, NAME.md, the figures, and all of it for TensorBoard in a folder of the same name + "-page"."""
+    """Write NAME.json, NAME.md and the figures, and all of it once more as TensorBoard events in `comparison/`."""
     from steering.analysis.events import write_events
 
     write_text(folder / f"{report.name}.json", json.dumps(list(report.rows), indent=1) + "\n")
     write_text(folder / f"{report.name}.md", report.markdown())
-    for name, figure in report.figures.items():
-        _save(folder / f"{report.name}{'-' if name else ''}{name}.png", figure)
-    write_events(folder / "comparison", report.name, report.markdown(), report.figures)
+    pictures = {name: _png(figure) for name, figure in report.figures.items()}
+    for name, picture in pictures.items():
+        path = folder / f"{report.name}{'-' if name else ''}{name}.png"
+        write_atomically(path, partial(Path.write_bytes, data=picture))
+    write_events(folder / "comparison", report.name, report.markdown(), pictures)
 
 
-def _save(path: Path, figure: Figure) -> None:
-    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=150))
+def _png(figure: Figure) -> bytes:
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=150)
+    return picture.getvalue()
 
 
 def read_studies(folder: Path) -> list[StudyFile]:

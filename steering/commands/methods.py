@@ -8,12 +8,12 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
-from importlib.metadata import entry_points
 from typing import get_type_hints
 
 from steering.console import CONSOLE
 from steering.errors import SteeringError
 from steering.methods import Entry, find_method, registered
+from steering.plugins import installed
 from steering.schema import MISSING, default_of, nearest, plain
 from steering.task import Task, find_task
 from steering.values import described, field_docs
@@ -78,7 +78,7 @@ def main(argv: Sequence[str]) -> int:
         if arguments.name is not None:
             lines = method_page(_named(arguments.name))
         else:
-            names = [*sorted(point.name for point in entry_points(group="steering.tasks")), *arguments.task]
+            names = [*sorted(installed("steering.tasks")), *arguments.task]
             lines = methods_table({name.rpartition(":")[2]: find_task(name) for name in names})
     except SteeringError as error:
         print(f"steering: error: {' '.join(str(error).splitlines())}", file=sys.stderr)

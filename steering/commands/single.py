@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,13 +13,13 @@ from steering.analysis.report import print_results
 from steering.config import RunConfig
 from steering.console import CONSOLE, in_bytes, in_time
 from steering.errors import ConfigError, SteeringError
-from steering.reading import user_path
 from steering.runs.ask import (
     REFERENCE,
     Ask,
     reference_label,
     reference_target,
     reference_training,
+    study_folder,
     training,
     trains_reference,
 )
@@ -30,11 +29,6 @@ from steering.runs.store import Store
 from steering.runs.workshop import Frozen, Workshop
 from steering.task import Evaluation
 from steering.training.session import session
-
-
-def study_folder(config: RunConfig) -> Path:
-    """Where everything of a config goes: output/name, or output/name-smoke, so that a trial never stands in a real run's way."""
-    return user_path(config.output) / (f"{config.name}-smoke" if config.smoke else config.name)
 
 
 def train(config: RunConfig) -> None:

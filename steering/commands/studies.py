@@ -28,7 +28,7 @@ def compare(config: RunConfig) -> None:
 def study(name: str, config: RunConfig) -> None:
     """`steering study NAME CONFIG`: do the runs that are not finished yet, then write and print the report."""
     from steering import distributed
-    from steering.commands.single import study_folder
+    from steering.runs.ask import study_folder
     from steering.runs.driver import carry_out
     from steering.runs.workshop import Workshop
     from steering.schema import plain, typed

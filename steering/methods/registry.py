@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from steering.contrastive.pairs import Pairs
 from steering.errors import ConfigError, SteeringError
-from steering.plugins import load_file, load_module
+from steering.plugins import installed, load_file, load_module
 from steering.reading import report_once
 from steering.risk import Units
 
@@ -156,8 +155,8 @@ def find_method(name: str) -> Entry:
         if registered_as not in _REGISTRY:
             raise SteeringError(f"method.name: {where} registers no method {registered_as!r}")
         return _REGISTRY[registered_as]
-    for point in entry_points(group="steering.methods", name=name):
-        point.load()
+    if name in installed("steering.methods"):
+        installed("steering.methods")[name].load()
     if name not in _REGISTRY:
         known = ", ".join(sorted(_REGISTRY))
         raise SteeringError(f"method.name: no method {name!r}; known: {known}; or give 'file.py:name'")

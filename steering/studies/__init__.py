@@ -17,12 +17,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, Protocol
 
 from steering.analysis.page import Report
 from steering.errors import SteeringError
-from steering.plugins import load_file
+from steering.plugins import installed, load_file
 from steering.runs.record import RunRecord
 
 if TYPE_CHECKING:
@@ -90,16 +89,15 @@ def find_study(name: str) -> Entry:
         return _REGISTRY[registered_as]
     if name in _OURS:
         import_module(_OURS[name])
-    elif name not in _REGISTRY:
-        for point in entry_points(group="steering.studies", name=name):
-            point.load()
+    elif name not in _REGISTRY and name in installed("steering.studies"):
+        installed("steering.studies")[name].load()
     if name not in _REGISTRY:
-        known = sorted({*_OURS, *(point.name for point in entry_points(group="steering.studies"))})
+        known = sorted({*_OURS, *installed("steering.studies")})
         raise SteeringError(f"study: no study {name!r}; known: {', '.join(known)}; or give 'file.py:name'")
     return _REGISTRY[name]
 
 
 def known_studies() -> dict[str, Entry]:
     """Ours and those that are installed, by name."""
-    names = sorted({*_OURS, *(point.name for point in entry_points(group="steering.studies"))})
+    names = sorted({*_OURS, *installed("steering.studies")})
     return {name: find_study(name) for name in names}

@@ -44,15 +44,20 @@ class Compare:
             )
         self.options = options
 
-    def wanted(self, base: RunConfig, done: Sequence[RunRecord]) -> list[Ask]:  # noqa: ARG002
-        from steering.config import method_section, with_overrides
+    def wanted(self, base: RunConfig, done: Sequence[RunRecord]) -> list[Ask]:
+        return [] if done else self._asks(base)  # one round
+
+    def _asks(self, base: RunConfig) -> list[Ask]:
+        from steering.config import method_section, with_method, with_overrides
         from steering.runs.ask import training
 
+        base = replace(base, compare=type(base.compare)())  # a run need not know of the others
         found: list[Ask] = []
         configs = [base]
         for label, section in self.options.methods.items():
-            other = {"reference": section["reference"]} if section.get("reference") else {}
-            steered = with_overrides(base, {"method": method_section(section), **other})
+            steered = with_method(base, method_section(section), f"compare.methods.{label}")
+            if section.get("reference"):
+                steered = with_overrides(steered, {"reference": section["reference"]})
             configs.append(steered)
             for seed in self.options.seeds:
                 config = replace(steered, seed=seed)

@@ -13,12 +13,12 @@ import toys
 
 from steering.cli import main
 from steering.commands.methods import method_page
-from steering.commands.single import study_folder
 from steering.config import ConfigError, load_config, to_yaml
 from steering.errors import SteeringError
 from steering.methods import find_method, registered, registry
 from steering.plugins import load_file
 from steering.reading import user_path
+from steering.runs.ask import study_folder
 from steering.storage import cache_dir
 from steering.values import field_docs
 
