@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -54,7 +54,7 @@ class Report:
         intro: what the numbers are.
         tables: in order.
         rows: the same in full digits, for NAME.json.
-        figures: name -> figure; "" becomes NAME.png, others NAME-OTHER.png.
+        figures: name -> a function that draws it; "" becomes NAME.png, others NAME-OTHER.png.
     """
 
     name: str
@@ -62,7 +62,7 @@ class Report:
     intro: str
     tables: Sequence[Table] = ()
     rows: Sequence[Mapping[str, Any]] = ()
-    figures: Mapping[str, Figure] = field(default_factory=dict)
+    figures: Mapping[str, Callable[[], Figure]] = field(default_factory=dict)
 
     def markdown(self) -> str:
         parts = [f"# {self.title}", self.intro]
@@ -92,9 +92,14 @@ def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str
 
 
 def write_study(folder: Path, file: StudyFile, report: Report) -> None:
-    """Write a study's page and what is needed to draw it again."""
-    write_text(folder / f"study-{report.name}.json", json.dumps(asdict(file), indent=1) + "\n")
+    """Write a study's page and what is needed to draw it again; a page that says the same already is not drawn again."""
+    path, text = folder / f"study-{report.name}.json", json.dumps(asdict(file), indent=1) + "\n"
+    there = [path, folder / f"{report.name}.md", *(_picture(folder, report, name) for name in report.figures)]
+    same = all(one.is_file() for one in there) and any((folder / "comparison").glob(f"*.{report.name}"))
+    if same and [one.read_text(encoding="utf-8") for one in there[:2]] == [text, report.markdown()]:
+        return
     write_report(folder, report)
+    write_text(path, text)
 
 
 def write_report(folder: Path, report: Report) -> None:
@@ -103,11 +108,14 @@ def write_report(folder: Path, report: Report) -> None:
 
     write_text(folder / f"{report.name}.json", json.dumps(list(report.rows), indent=1) + "\n")
     write_text(folder / f"{report.name}.md", report.markdown())
-    pictures = {name: _png(figure) for name, figure in report.figures.items()}
+    pictures = {name: _png(draw()) for name, draw in report.figures.items()}
     for name, picture in pictures.items():
-        path = folder / f"{report.name}{'-' if name else ''}{name}.png"
-        write_atomically(path, partial(Path.write_bytes, data=picture))
+        write_atomically(_picture(folder, report, name), partial(Path.write_bytes, data=picture))
     write_events(folder / "comparison", report.name, report.markdown(), pictures)
+
+
+def _picture(folder: Path, report: Report, name: str) -> Path:
+    return folder / f"{report.name}{'-' if name else ''}{name}.png"
 
 
 def _png(figure: Figure) -> bytes:
@@ -134,7 +142,7 @@ def read_studies(folder: Path) -> list[StudyFile]:
 def print_report(report: Report, folder: Path, note: str = "") -> None:
     """The tables on the terminal, and where the files are."""
     print_tables(f"{report.title.partition(':')[0]}{note}", report.tables)
-    figures = "".join(f"   {folder}/{report.name}{'-' if name else ''}{name}.png" for name in report.figures)
+    figures = "".join(f"   {_picture(folder, report, name)}" for name in report.figures)
     curves = f"   curves:{figures[2:]}" if figures else ""
     CONSOLE.print(f"table: {folder}/{report.name}.md   rows: {folder}/{report.name}.json{curves}", soft_wrap=True)
     CONSOLE.print(f"TensorBoard: tensorboard --logdir {folder}", soft_wrap=True)

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from steering.analysis.page import Cells, Table, markdown_table, print_tables
 from steering.runs.record import SHARE, Metric
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Row = Mapping[str, Any]
 Styles = Mapping[str, Metric]
@@ -147,6 +149,8 @@ def curves_figure(
         batch_size: examples per step.
     """
     firsts = [names[0] for names in metric_groups(rows).values()]
+    from matplotlib.figure import Figure  # here, as it takes a while, and tables need none
+
     figure = Figure(figsize=(4.2 * max(1, len(firsts)), 3.4), layout="constrained")
     panels = figure.subplots(1, max(1, len(firsts)), squeeze=False)[0]
     for axes, name in zip(panels, firsts, strict=False):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from steering.analysis.intervals import DRAWS, Bootstrap, Interval, paired_difference
@@ -16,6 +17,8 @@ from steering.runs.record import Metric, RunRecord
 from steering.studies import study
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from steering.config import RunConfig
     from steering.runs.ask import Ask
 
@@ -69,7 +72,6 @@ class Compare:
         rows, styles = _rows(done), {name: one for record in done for name, one in record.meaning.items()}
         baseline = self.options.baseline or next(iter(self.options.methods))
         steps = next(record.cost for one in runs.values() for record in one.values())
-        curves = {label: [record.curves() for record in one.values()] for label, one in runs.items()}
         return Report(
             name="compare",
             title=f"{title}: {', '.join(self.options.methods)}",
@@ -80,7 +82,7 @@ class Compare:
                 *_speedups(runs, baseline, rows, done),
             ],
             rows=rows,
-            figures={"": curves_figure(curves, rows, round(steps.trained / max(steps.steps, 1)), styles)},
+            figures={"": partial(_curves, runs, rows, round(steps.trained / max(steps.steps, 1)), styles)},
         )
 
 
@@ -107,6 +109,16 @@ def _references(configs: Sequence[RunConfig]) -> list[Ask]:
             ask = evaluation(reference_target(config), label, axes)
         found.setdefault(ask.key, ask)
     return list(found.values())
+
+
+def _curves(
+    runs: Mapping[str, Mapping[int, RunRecord]],
+    rows: Sequence[Mapping[str, Any]],
+    batch_size: int,
+    styles: Mapping[str, Metric],
+) -> Figure:
+    curves = {label: [record.curves() for record in one.values()] for label, one in runs.items()}
+    return curves_figure(curves, rows, batch_size, styles)
 
 
 def _by_seed(done: Sequence[RunRecord], label: str) -> dict[int, RunRecord]:
