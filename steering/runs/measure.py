@@ -1,0 +1,69 @@
+"""What a run costs and where it ran."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import sys
+from importlib.metadata import PackageNotFoundError, version
+
+import numpy as np
+import torch
+
+from steering import distributed
+from steering.data import IndexedData
+from steering.errors import SteeringError
+from steering.risk import ReferenceRisk
+from steering.task import Model
+
+
+@torch.no_grad()
+def forward_flops(risk: ReferenceRisk, model: Model, data: IndexedData, device: torch.device) -> int:
+    """Floating point operations of a forward pass on one example; 0 where the data or the operations do not allow to count."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    module = model.module.to(device)
+    training = module.training
+    module.eval()
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            batch = {key: value.to(device) for key, value in data.batch(np.arange(1), 0).items()}
+            with FlopCounterMode(display=False) as counter:
+                risk.outputs(module, batch)
+        return int(counter.get_total_flops())
+    except (SteeringError, RuntimeError, ValueError, NotImplementedError):
+        return 0
+    finally:
+        module.train(training)
+
+
+def environment(device: torch.device) -> dict[str, str]:
+    """Versions, device and threads: what may explain a difference in the last digits."""
+    try:
+        own = version("model-steering")
+    except PackageNotFoundError:
+        own = "unknown"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "steering": own,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "device": f"{device.type}: {name}",
+        "threads": str(torch.get_num_threads()),
+        "processes": str(distributed.world_size()),
+        "system": platform.system(),
+    }
+
+
+def parameters(model: Model) -> int:
+    """Numbers that the network holds, trained or not."""
+    return sum(parameter.numel() for parameter in model.module.parameters())
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Largest memory so far: of the GPU if one is used, else of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
