@@ -7,20 +7,45 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-# What a room may never import, directly.
+# What a room may never import, directly. Later rooms stand higher.
+ABOVE_RUNS = ["steering.studies", "steering.commands", "steering.cli"]
+ABOVE_TRAINING = [*ABOVE_RUNS, "steering.analysis", "steering.config", "omegaconf"]
+# The record side of `runs` stands near the ground; the other modules of that room stand above the trainer.
+DOERS = [f"steering.runs.{name}" for name in ("ask", "driver", "execute", "measure", "transport", "worker", "workshop")]
 FORBIDDEN = {
     "steering": ["tasks"],
     "steering/dro": [
-        f"steering.{room}" for room in ("contrastive", "methods", "reference", "training", "protocols", "config")
+        *ABOVE_TRAINING,
+        *DOERS,
+        *(f"steering.{room}" for room in ("contrastive", "methods", "reference", "outputs", "training", "runs")),
     ],
     "steering/contrastive": [
-        f"steering.{room}" for room in ("methods", "reference", "training", "protocols", "config")
+        *ABOVE_TRAINING,
+        *DOERS,
+        *(f"steering.{room}" for room in ("methods", "reference", "outputs", "training", "runs")),
     ],
-    "steering/methods": [f"steering.{room}" for room in ("reference", "training", "protocols", "config", "task")],
-    "steering/reference": [f"steering.{room}" for room in ("methods", "training", "protocols", "config")],
-    "steering/training": ["steering.protocols", "steering.analysis", "steering.config", "omegaconf"],
-    "tasks": ["steering.protocols", "steering.config", "steering.cli", "steering.dro", "steering.methods"],
+    "steering/methods": [
+        *ABOVE_TRAINING,
+        *DOERS,
+        *(f"steering.{room}" for room in ("reference", "outputs", "training", "task", "runs")),
+    ],
+    "steering/reference": [*ABOVE_TRAINING, *DOERS, "steering.methods", "steering.training", "steering.outputs"],
+    "steering/outputs": [*ABOVE_TRAINING, *DOERS, "steering.methods", "steering.training", "steering.reference"],
+    "steering/training": [*ABOVE_TRAINING, *DOERS],
+    "steering/analysis": [
+        *ABOVE_RUNS,
+        *DOERS,
+        "torch",
+        "steering.task",
+        "steering.training",
+        "steering.config",
+        "tasks",
+    ],
+    "steering/runs": ABOVE_RUNS,
+    "steering/studies": ["steering.commands", "steering.cli"],
+    "tasks": [*ABOVE_RUNS, *DOERS, "steering.config", "steering.dro", "steering.methods", "steering.outputs"],
 }
+NEEDS_NO_TORCH = ["runs/record.py", "runs/store.py", "runs/sources.py", "studies/compare.py", "commands/studies.py"]
 
 
 def imports(path: Path) -> set[str]:
@@ -55,6 +80,21 @@ def test_arrows_run_downwards(room):
         if name == banned or name.startswith(f"{banned}.")
     }
     assert not wrong
+
+
+@pytest.mark.parametrize("file", NEEDS_NO_TORCH)
+def test_the_record_side_needs_no_torch(file):
+    """At the top of a module; a study imports what it needs for `wanted` there. tests/runs/test_record.py tries it."""
+    tree = ast.parse((ROOT / "steering" / file).read_text(encoding="utf-8"))
+    top = {node.module for node in tree.body if isinstance(node, ast.ImportFrom) and node.module}
+    top |= {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
+    bad = {
+        name
+        for name in top
+        for banned in ("torch", "steering.task", "steering.config", "steering.schema")
+        if name == banned
+    }
+    assert not bad
 
 
 @pytest.mark.parametrize("package", ["steering", "tasks"])

@@ -30,7 +30,7 @@ import steering
 import tasks
 from steering import schema
 from steering.cli import _parsed
-from steering.commands import benchmark
+from steering.commands import benchmark, studies
 from steering.config import load_config
 from steering.dro.stochastic import StochasticRisk
 from steering.methods import registry
@@ -124,9 +124,12 @@ def test_commands_parse(page: Path, reader: Path) -> None:
             if words[0] == "methods":
                 assert all(word.startswith("--") or ":" in word or word in registry.registered() for word in words[1:])
                 continue
-            _, config, overrides = _parsed(words)
-            if Path(config).is_file():
-                load_config(config, overrides)
+            if words[0] in ("report", "runs"):
+                studies.parsed(words[0], words[1:])
+                continue
+            arguments = _parsed(words)
+            if Path(arguments.config).is_file():
+                load_config(arguments.config, arguments.overrides)
 
 
 def anchors(page: Path) -> set[str]:

@@ -49,7 +49,7 @@ class Report:
     """What a study has to say.
 
     Attributes:
-        name: stem of its files: NAME.md, NAME.json, NAME.png.
+        name: stem of its files, with the suffixes .md, .json and .png.
         title: of the page.
         intro: what the numbers are.
         tables: in order.
@@ -103,7 +103,7 @@ def write_study(folder: Path, file: StudyFile, report: Report) -> None:
 
 
 def write_report(folder: Path, report: Report) -> None:
-    """Write NAME.json, NAME.md and the figures, and all of it once more as TensorBoard events in `comparison/`."""
+    """Write the rows as JSON, the page as Markdown and the figures as PNG, and all once more as TensorBoard events in `comparison/`."""
     from steering.analysis.events import write_events
 
     write_text(folder / f"{report.name}.json", json.dumps(list(report.rows), indent=1) + "\n")

@@ -59,17 +59,30 @@ def _fail(path: str, message: str):  # type: ignore[no-untyped-def]  # noqa: ARG
     raise ConfigError(message)
 
 
-def report(words: Sequence[str]) -> int:
-    """`steering report FOLDER`: draw the studies of a folder again, from their records alone."""
+def parsed(command: str, words: Sequence[str]) -> argparse.Namespace:
+    """The words behind `steering report` or `steering runs`."""
+    about = {
+        "report": "Draw a folder's studies again from the records of their runs: no data, no task's packages, no GPU.",
+        "runs": "List the runs below a folder: their first metrics, what they cost, how old they are.",
+    }
     parser = argparse.ArgumentParser(
-        prog="steering report",
-        description="Draw a folder's studies again from the records of their runs: no data, no task's packages, no GPU.",
-        epilog="example:\n  steering report runs/glyphs",
+        prog=f"steering {command}",
+        description=about[command],
+        epilog=f"example:\n  steering {command} runs/glyphs",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("folder", metavar="FOLDER", help="of a study: output/name of its config")
-    folder = user_path(parser.parse_args(words).folder)
+    if command == "report":
+        parser.add_argument("folder", metavar="FOLDER", help="of a study: output/name of its config")
+    else:
+        parser.add_argument("folder", metavar="FOLDER", nargs="?", default="runs", help="any folder; default: runs")
+        parser.add_argument("--metrics", type=int, default=1, metavar="N", help="first metrics to show; default: 1")
+    return parser.parse_args(words)
+
+
+def report(words: Sequence[str]) -> int:
+    """`steering report FOLDER`: draw the studies of a folder again, from their records alone."""
+    folder = user_path(parsed("report", words).folder)
     store = Store(folder)
     for file in read_studies(folder):
         entry = find_study(file.study)
@@ -89,16 +102,7 @@ def report(words: Sequence[str]) -> int:
 
 def runs(words: Sequence[str]) -> int:
     """`steering runs FOLDER`: a table of what is there, finished and unfinished."""
-    parser = argparse.ArgumentParser(
-        prog="steering runs",
-        description="List the runs below a folder: what they are, their first metrics, what they cost, how old they are.",
-        epilog="example:\n  steering runs runs",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("folder", metavar="FOLDER", nargs="?", default="runs", help="any folder; default: runs")
-    parser.add_argument("--metrics", type=int, default=1, metavar="N", help="first metrics to show; default: 1")
-    arguments = parser.parse_args(words)
+    arguments = parsed("runs", words)
     folder = user_path(arguments.folder)
     found = stores(folder)
     if not found:

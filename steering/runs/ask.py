@@ -135,7 +135,12 @@ def evaluation(config: RunConfig, label: str, axes: Mapping[str, Any] | None = N
 
 
 def model_outputs(
-    config: RunConfig, kind: str, part: str = "train", label: str | None = None, axes: Mapping[str, Any] | None = None, **parents: Ask
+    config: RunConfig,
+    kind: str,
+    part: str = "train",
+    label: str | None = None,
+    axes: Mapping[str, Any] | None = None,
+    **parents: Ask,
 ) -> Ask:
     """Store outputs of the target of a config, or with model= of that run's target.
 

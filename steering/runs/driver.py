@@ -168,9 +168,18 @@ def _start(ask: Ask, workshop: Workshop, scratch: Path, jobs: int, number: int) 
         import torch
 
         surroundings["CUDA_VISIBLE_DEVICES"] = str(number % torch.cuda.device_count())
-    command = [sys.executable, "-m", "steering.runs.worker", str(workshop.store.folder), str(file), workshop.device.type]
+    command = [
+        sys.executable,
+        "-m",
+        "steering.runs.worker",
+        str(workshop.store.folder),
+        str(file),
+        workshop.device.type,
+    ]
     with log.open("ab") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=surroundings, stdin=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, env=surroundings, stdin=subprocess.DEVNULL
+        )
     CONSOLE.print(f"started  {ask.label}", soft_wrap=True)
     return _Job(ask, process, log, time.monotonic())
 

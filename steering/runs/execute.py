@@ -71,7 +71,9 @@ def _train(ask: Ask, workshop: Workshop, title: str) -> None:
     folder = store.place(ask.key, ask.label)
     require_same_found(store.all(), ask.asked, found, folder)
     flops = forward_flops(task.risk, target, data, workshop.device)
-    reference_flops = forward_flops(task.risk, frozen.model, task.plain_data(frozen.model), workshop.device) if reference else 0
+    reference_flops = (
+        forward_flops(task.risk, frozen.model, task.plain_data(frozen.model), workshop.device) if reference else 0
+    )
     if distributed.rank() == 0:
         store.begin(ask.key, ask.kind, ask.label)
     result = run(
@@ -128,13 +130,13 @@ def _start(ask: Ask, workshop: Workshop) -> Path | None:
         return None
     path = start_file(ask.config.start)
     if not path.is_file():
-        raise SteeringError(f"start: no weights in {ask.config.start}; expected a {WEIGHTS} or the folder of a finished run")
+        raise SteeringError(
+            f"start: no weights in {ask.config.start}; expected a {WEIGHTS} or the folder of a finished run"
+        )
     return path
 
 
-def _reference(
-    ask: Ask, frozen: Frozen, task: Task, workshop: Workshop
-) -> tuple[Reference, Model | None, Any]:
+def _reference(ask: Ask, frozen: Frozen, task: Task, workshop: Workshop) -> tuple[Reference, Model | None, Any]:
     """Who gives the reference's outputs; the model if it needs its own view of the data; the stored outputs if there are."""
     config = ask.config
     if config.reference is None or config.reference.cache is None:
@@ -167,7 +169,9 @@ def _outputs(ask: Ask, workshop: Workshop, title: str) -> None:  # noqa: ARG001
     else:
         parts = task.held_out_data(frozen.model)
         if about["part"] not in parts:
-            raise SteeringError(f"outputs: the task has no part {about['part']!r}; it has {', '.join(['train', *parts])}")
+            raise SteeringError(
+                f"outputs: the task has no part {about['part']!r}; it has {', '.join(['train', *parts])}"
+            )
         data = parts[about["part"]]
         digest = data.fingerprint()
     root = workshop.store.folder / "outputs"
@@ -191,7 +195,11 @@ _KERNELS = {"train": _train, "evaluate": _evaluate, "outputs": _outputs}
 
 
 def _model(ask: Ask, task: Task, workshop: Workshop) -> Frozen:
-    return workshop.trained(ask.parents["model"], task) if "model" in ask.parents else workshop.given(ask.config.target, task)
+    return (
+        workshop.trained(ask.parents["model"], task)
+        if "model" in ask.parents
+        else workshop.given(ask.config.target, task)
+    )
 
 
 def evaluated(model: Model, task: Task, device: torch.device) -> Evaluation:

@@ -42,7 +42,9 @@ def _files(text: str) -> Iterator[Path]:
     for part in text.split("::"):
         for one in _spelled_out(part):
             try:
-                places = [user_path(name) for name in sorted(glob(str(user_path(one))))[:MANY]] if has_magic(one) else []
+                places = (
+                    [user_path(name) for name in sorted(glob(str(user_path(one))))[:MANY]] if has_magic(one) else []
+                )
                 yield from _below(places or [user_path(one)])
             except (OSError, ValueError, RuntimeError):  # a name that no file can have
                 continue
@@ -70,4 +72,6 @@ def _spelled_out(text: str) -> list[str]:
         return [text]
     low, high = match[1], match[2]
     numbers = range(int(low), min(int(high), int(low) + MANY) + 1)
-    return [one for n in numbers for one in _spelled_out(f"{text[: match.start()]}{n:0{len(low)}d}{text[match.end() :]}")]
+    return [
+        one for n in numbers for one in _spelled_out(f"{text[: match.start()]}{n:0{len(low)}d}{text[match.end() :]}")
+    ]

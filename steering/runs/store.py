@@ -86,7 +86,10 @@ class Store:
         return [self._started[name] for name in sorted(self._started)]
 
     def _of(self, key: str) -> Started | None:
-        for again in (False, True):  # a run that another process has begun meanwhile shows when the folder is read again
+        for again in (
+            False,
+            True,
+        ):  # a run that another process has begun meanwhile shows when the folder is read again
             for started in self._all() if again else list(self._started.values()):
                 if started.key == key and started.folder.is_dir():
                     return started

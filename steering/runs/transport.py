@@ -22,7 +22,9 @@ def read_ask(path: Path) -> Ask:
     values = json.loads(path.read_text(encoding="utf-8"))
     ask = _ask(values)
     if ask.key != values["key"]:
-        raise SteeringError(f"{ask.label}: a file that its config names has changed since the study began; start it again")
+        raise SteeringError(
+            f"{ask.label}: a file that its config names has changed since the study began; start it again"
+        )
     return ask
 
 

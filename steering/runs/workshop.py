@@ -134,7 +134,9 @@ class Workshop:
                 )
         return record
 
-    def stored(self, root: Path, kind: str, frozen: Frozen, data: IndexedData, digest: str, config: RunConfig, task: Task) -> Artefact:
+    def stored(
+        self, root: Path, kind: str, frozen: Frozen, data: IndexedData, digest: str, config: RunConfig, task: Task
+    ) -> Artefact:
         """Stored outputs of a model on some data, computed if they are not there.
 
         Args:

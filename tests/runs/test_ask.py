@@ -35,14 +35,29 @@ def test_a_key_is_of_what_changes_the_result(config):
     same += ["studies={plane: {n: 1}}", "references={other: {name: linear}}", "reference.label=other"]
     for override in same:
         assert key(override) == key(), override
-    other = ["seed=4", "train.samples=960", "method.tau=0.06", "task.n=65", "target.options={dropout: 0.5}", "method=dro"]
-    other += ["reference.cache=null", "optimizer.lr=2", "reference.train={train.samples: 96}", "reference.options={dropout: 0.1}"]
+    other = [
+        "seed=4",
+        "train.samples=960",
+        "method.tau=0.06",
+        "task.n=65",
+        "target.options={dropout: 0.5}",
+        "method=dro",
+    ]
+    other += [
+        "reference.cache=null",
+        "optimizer.lr=2",
+        "reference.train={train.samples: 96}",
+        "reference.options={dropout: 0.1}",
+    ]
     keys = {override: key(override) for override in other}
     assert len({key(), *keys.values()}) == len(other) + 1, keys
 
 
 def test_a_default_that_is_written_out_is_no_difference(config):
-    keys = {training(config(*words)).key for words in ([], ["method.strength=1.0"], ["optimizer.eps=1e-6", "train.clip_norm=1.0"])}
+    keys = {
+        training(config(*words)).key
+        for words in ([], ["method.strength=1.0"], ["optimizer.eps=1e-6", "train.clip_norm=1.0"])
+    }
     assert len(keys) == 1
 
 
