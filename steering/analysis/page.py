@@ -103,7 +103,7 @@ def write_study(folder: Path, file: StudyFile, report: Report) -> None:
 
 
 def write_report(folder: Path, report: Report) -> None:
-    """Write the rows as JSON, the page as Markdown and the figures as PNG, and all once more as TensorBoard events in `comparison/`."""
+    """Write rows as JSON, the page as Markdown, figures as PNG, and all once more as TensorBoard events in `comparison/`."""
     from steering.analysis.events import write_events
 
     write_text(folder / f"{report.name}.json", json.dumps(list(report.rows), indent=1) + "\n")

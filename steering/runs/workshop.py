@@ -1,4 +1,4 @@
-"""What the runs of a study share while they are executed: opened tasks, references, stored outputs. Nothing is made or hashed twice."""
+"""What the runs of a study share while they are executed: opened tasks, references, stored outputs. Nothing is made twice."""
 
 from __future__ import annotations
 
@@ -37,9 +37,11 @@ class Frozen:
 
 
 class Workshop:
-    """Args:
-    store: where runs and outputs are kept.
-    device: where models run.
+    """Opens, builds and computes what runs need, once.
+
+    Args:
+        store: where runs and outputs are kept.
+        device: where models run.
     """
 
     def __init__(self, store: Store, device: torch.device) -> None:
@@ -110,7 +112,8 @@ class Workshop:
 
     def given(self, spec: ModelSpec, task: Task) -> Frozen:
         """A model of given weights, frozen."""
-        name = f"{spec} {known_sha256(user_path(spec.checkpoint)) if spec.checkpoint and user_path(spec.checkpoint).is_file() else ''}"
+        file = None if spec.checkpoint is None else user_path(spec.checkpoint)
+        name = f"{spec} {known_sha256(file) if file is not None and file.is_file() else ''}"
         if name not in self._frozen:
             while len(self._frozen) >= KEPT:
                 del self._frozen[next(iter(self._frozen))]

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -29,10 +30,12 @@ from steering.dro.temperature import IndividualTemperatures, Temperature
 from steering.dro.watch import LONG
 from steering.errors import SteeringError
 from steering.methods import Method, build_method, find_method, registered
-from steering.reference import CachedReference, Fingerprint, LiveReference, ReferenceCache, build_cache
+from steering.outputs import Fingerprint, WithOutputs, build
+from steering.reference import STORED, LiveReference, StoredReference
 from steering.risk import Units
+from steering.runs.record import read_curves
 from steering.training.checkpoint import load_weights
-from steering.training.log import RunLog, read_metrics
+from steering.training.log import RunLog
 from steering.training.loop import run
 from tasks.clip.risk import ClipRisk
 
@@ -355,7 +358,7 @@ def test_the_functions_have_the_same_defaults() -> None:
 def test_a_task_tells_the_unit(tmp_path: Path) -> None:
     for kind, tau in (("units", 1.0), ("pairs", 0.07)):
         run(toys.make_job(tmp_path / kind, kind=kind, method="drrho", samples=32))
-        rows = [row for row in read_metrics(tmp_path / kind / "metrics.jsonl") if "train/tau" in row]
+        rows = [row for row in read_curves(tmp_path / kind / "metrics.jsonl") if "train/tau" in row]
         assert [row["train/tau"] for row in rows] == pytest.approx([tau] * len(rows))
 
 
@@ -422,7 +425,7 @@ def test_pairs_tell_by_their_negatives(heard: Callable[[], list[str]]) -> None:
 def test_a_run_tells_in_its_log_its_metrics_and_tensorboard(tmp_path: Path, heard: Callable[[], list[str]]) -> None:
     run(toys.make_job(tmp_path, kind="units", method="dro", tau=1e-3, samples=1600, lr=1e-4))
     (text,) = heard()
-    rows = [row for row in read_metrics(tmp_path / "metrics.jsonl") if "warning/weights" in row]
+    rows = [row for row in read_curves(tmp_path / "metrics.jsonl") if "warning/weights" in row]
     assert len(rows) == 1
     assert rows[0]["warning/weights"] in text
     assert "B = 16" in text
@@ -439,7 +442,7 @@ def test_a_resumed_run_does_not_tell_again(tmp_path: Path, heard: Callable[[], l
         log.scalars(100, {"eval/seen": 1.0})
         log.close()
     assert len(heard()) == 1
-    assert sum("warning/weights" in row for row in read_metrics(tmp_path / "metrics.jsonl")) == 1
+    assert sum("warning/weights" in row for row in read_curves(tmp_path / "metrics.jsonl")) == 1
 
 
 # ---- a radius beyond reach -------------------------------------------------------------------------------------------
@@ -482,7 +485,7 @@ def test_training_with_it_goes_to_the_worst_and_says_so(tmp_path: Path, heard: C
     assert "8 items can spend (2.079)" in radius
     assert sum("radius 99" in text for text in heard()) == 1
     run(toys.make_job(tmp_path, method="drrho", radius=99.0))
-    (row,) = [row for row in read_metrics(tmp_path / "metrics.jsonl") if "warning/radius" in row]
+    (row,) = [row for row in read_curves(tmp_path / "metrics.jsonl") if "warning/radius" in row]
     assert "15 items can spend (2.708)" in row["warning/radius"]
 
 
@@ -568,8 +571,10 @@ def test_clip_tells_its_scale_live_and_cached(tmp_path: Path) -> None:
     data, tower, mark = Two(), Tower(), Fingerprint("w", "i", "d")
     batch = data.batch([0, 1], 0)
     live = LiveReference(tower, ClipRisk()).outputs(batch)
-    build_cache(tmp_path / "cache", ClipRisk(), tower, iter([batch]), data, mark, torch.device("cpu"))
-    cached = CachedReference(ReferenceCache(tmp_path / "cache", mark)).outputs(batch)
+    kept = build(
+        tmp_path / "kept", mark, "losses", ClipRisk(), tower, lambda at: iter([batch][at:]), 2, torch.device("cpu")
+    )
+    cached = StoredReference().outputs(WithOutputs(data, kept, STORED).batch(np.array([0, 1]), 0))
     for found in (live, cached):
         pairs = ClipRisk().losses(ClipRisk().outputs(tower, batch), found, batch)
         assert pairs.reference_scale is not None
@@ -582,7 +587,7 @@ def test_a_trained_model_of_pairs_keeps_its_temperature(tmp_path: Path) -> None:
     run(job)
     again = toys.Towers(0.0, torch.float32)
     load_weights(tmp_path / "model.safetensors", again)
-    (row,) = [row for row in read_metrics(tmp_path / "metrics.jsonl") if row["step"] == 20 and "train/tau" in row]
+    (row,) = [row for row in read_curves(tmp_path / "metrics.jsonl") if row["step"] == 20 and "train/tau" in row]
     learned = job.method.get_parameter("temperature.log_tau").exp().item()
     assert again.logit_scale.exp().item() == pytest.approx(1 / learned, rel=1e-5)
     assert row["train/tau"] != pytest.approx(0.07)

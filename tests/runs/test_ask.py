@@ -69,7 +69,7 @@ def test_a_method_without_a_reference_does_not_care_which_there_is(config):
         training(config("reference=null"))
 
 
-def test_a_new_config_key_orphans_nothing(config, monkeypatch):
+def test_a_new_config_key_orphans_nothing(config):
     """A field with a default, added to any section, leaves every key as it was."""
 
     @dataclass(frozen=True)
