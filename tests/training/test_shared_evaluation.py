@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from clip.made_data import drawing, members, model_json, png, write_shard
+from clip.made_data import CAPTIONS, drawing, members, model_json, png, write_shard
 
 from steering.task import ModelSpec
 from tasks.classification import ClassificationOptions, ClassificationTask
@@ -46,7 +46,7 @@ def _evaluations(folder):
     )
     texts = LanguageData(source="files", paths={n: f"{folder}/{n}.txt" for n in "ab"}, separator="\n\n")
     held = f"{folder}/held.tar"
-    zero_shot = ZeroShot(path=f"{folder}/classes")
+    zero_shot = ZeroShot(path=f"{folder}/classes", classes=CAPTIONS[:7], templates=["{}"])
     tasks = {
         "linear": ClassificationTask(ClassificationOptions(data=arrays)),
         f"{folder}/gpt2.json": LanguageTask(LanguageOptions(data=texts, length=16)),
