@@ -13,11 +13,18 @@ from steering.errors import SteeringError
 from steering.reading import user_path
 from steering.storage import sha256
 
+_PREFIX = "steering_plugin_"
+
 
 @cache
 def installed(group: str) -> dict[str, EntryPoint]:
     """What installed packages offer under an entry point group, by name; looked up once, as it takes a while."""
     return {point.name: point for point in entry_points(group=group)}
+
+
+def is_plugin(module: str) -> bool:
+    """Whether a module is a file that `load_file` has loaded."""
+    return module.startswith(_PREFIX)
 
 
 def load_module(name: str, key: str) -> ModuleType:
@@ -33,7 +40,7 @@ def load_file(file: str, key: str) -> ModuleType:
     path = user_path(file)
     if not path.is_file():
         raise SteeringError(f"{key}: no such file: {path}")
-    name = f"steering_plugin_{path.stem}_{sha256([str(path.resolve())])[:12]}"
+    name = f"{_PREFIX}{path.stem}_{sha256([str(path.resolve())])[:12]}"
     if name in sys.modules:  # once: two loads would give two classes that do not know each other
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)

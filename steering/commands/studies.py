@@ -50,9 +50,15 @@ def study(name: str, config: RunConfig) -> None:
     start = time.monotonic()
     with session(config.device, config.train.threads) as device:
         workshop = Workshop(Store(study_folder(config)), device)
-        report = carry_out(name, made, options, config, workshop)
+        report = carry_out(_findable(name), made, options, config, workshop)
         if distributed.rank() == 0:
             print_report(report, workshop.store.folder, f", {time.monotonic() - start:.0f} s")
+
+
+def _findable(name: str) -> str:
+    """The name with which the study is found again, from any working directory."""
+    where, _, registered_as = name.rpartition(":")
+    return f"{user_path(where).resolve()}:{registered_as}" if where.endswith(".py") else name
 
 
 def _fail(path: str, message: str):  # type: ignore[no-untyped-def]  # noqa: ARG001

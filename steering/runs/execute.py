@@ -72,7 +72,9 @@ def _train(ask: Ask, workshop: Workshop, title: str) -> None:
     require_same_found(store.all(), ask.asked, found, folder)
     flops = forward_flops(task.risk, target, data, workshop.device)
     reference_flops = (
-        forward_flops(task.risk, frozen.model, task.plain_data(frozen.model), workshop.device) if reference else 0
+        forward_flops(task.risk, frozen.model, workshop.plain_data(config, frozen.model), workshop.device)
+        if reference
+        else 0
     )
     if distributed.rank() == 0:
         store.begin(ask.key, ask.kind, ask.label)
@@ -164,7 +166,7 @@ def _outputs(ask: Ask, workshop: Workshop, title: str) -> None:  # noqa: ARG001
     task = workshop.task(config)
     frozen = _model(ask, task, workshop)
     if about["part"] == "train":
-        data = task.plain_data(frozen.model)
+        data = workshop.plain_data(config, frozen.model)
         digest = workshop.data_digest(config, data)
     else:
         parts = task.held_out_data(frozen.model)

@@ -25,7 +25,7 @@ from steering.storage import known_sha256
 from steering.task import Model, ModelSpec, Task, find_task
 from steering.training.loader import load
 
-KEPT = 2  # frozen models in memory
+KEPT = 2  # frozen models, and data, in memory
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ class Workshop:
         self.store, self.device = store, device
         self._tasks: dict[str, Task] = {}
         self._data: dict[str, str] = {}
+        self._plain: dict[str, IndexedData] = {}
         self._sources: dict[str, dict[str, list[int]]] = {}
         self._frozen: dict[str, Frozen] = {}
 
@@ -88,9 +89,18 @@ class Workshop:
         """
         if ask.kind == "train" and self.sources(ask.config) != {path: [*one] for path, one in record.sources.items()}:
             task = self.task(ask.config)
-            data = task.plain_data(task.build(ask.config.target))
+            data = self.plain_data(ask.config, task.build(ask.config.target))
             found = {"task: data": self.data_digest(ask.config, data)}
             require_same_found([record], ask.asked, found, record.folder)
+
+    def plain_data(self, config: RunConfig, model: Model) -> IndexedData:
+        """The task's examples for one model, without augmentation; opened once, as an index of many shards takes a while."""
+        name = f"{_text(config)} {model.inputs_fingerprint}"
+        if name not in self._plain:
+            while len(self._plain) >= KEPT:
+                del self._plain[next(iter(self._plain))]
+            self._plain[name] = self.task(config).plain_data(model)
+        return self._plain[name]
 
     def data_digest(self, config: RunConfig, data: IndexedData) -> str:
         """The digest of a task's training data, computed once."""
@@ -152,14 +162,14 @@ class Workshop:
     def stored_reference(self, ask: Ask, frozen: Frozen) -> Artefact:
         """The outputs of a training's reference that its method needs, on the training data without augmentation."""
         task, config = self.task(ask.config), ask.config
-        data = task.plain_data(frozen.model)
+        data = self.plain_data(config, frozen.model)
         kind = "logits" if ask.needs.logits else "losses"
         return self.stored(self.outputs_root(config), kind, frozen, data, self.data_digest(config, data), config, task)
 
     def estimate_reference(self, ask: Ask, frozen: Frozen) -> Estimate:
         """Bytes and seconds of `stored_reference`, from two batches."""
         task = self.task(ask.config)
-        data = task.plain_data(frozen.model)
+        data = self.plain_data(ask.config, frozen.model)
         batches, steps = self._batches(data, ask.config)
         module = frozen.model.module.to(self.device).eval()
         kind = "logits" if ask.needs.logits else "losses"

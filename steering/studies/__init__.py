@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from steering.analysis.page import Report
 from steering.errors import SteeringError
-from steering.plugins import installed, load_file
+from steering.plugins import installed, is_plugin, load_file, load_module
 from steering.runs.record import RunRecord
 
 if TYPE_CHECKING:
@@ -68,9 +68,12 @@ def study(name: str, options: type) -> Callable[[type], type]:
     """
 
     def add(cls: type) -> type:
-        if name in _REGISTRY:
+        entry = Entry(name, options, cls, (cls.__doc__ or "").strip().partition("\n")[0])
+        if name in _REGISTRY and _REGISTRY[name].make.__module__ != cls.__module__:  # a notebook's cell may run again
             raise ValueError(f"a study named {name!r} is registered already")
-        _REGISTRY[name] = Entry(name, options, cls, (cls.__doc__ or "").strip().partition("\n")[0])
+        cls.study_entry = entry  # type: ignore[attr-defined]
+        if not is_plugin(cls.__module__):  # a file's studies are found by the file, so two files may use one name
+            _REGISTRY[name] = entry
         return cls
 
     return add
@@ -80,13 +83,12 @@ def find_study(name: str) -> Entry:
     """The study of that name. Raises SteeringError, with the known ones, when there is none."""
     where, colon, registered_as = name.rpartition(":")
     if colon:
-        if where.endswith(".py"):
-            load_file(where, "study")
-        else:
-            import_module(where)
-        if registered_as not in _REGISTRY:
-            raise SteeringError(f"study: {where} registers no study {registered_as!r}")
-        return _REGISTRY[registered_as]
+        module = (load_file if where.endswith(".py") else load_module)(where, "study")
+        found = [getattr(one, "study_entry", None) for one in vars(module).values() if isinstance(one, type)]
+        for entry in found:
+            if isinstance(entry, Entry) and entry.name == registered_as:
+                return entry
+        raise SteeringError(f"study: {where} registers no study {registered_as!r}")
     if name in _OURS:
         import_module(_OURS[name])
     elif name not in _REGISTRY and name in installed("steering.studies"):

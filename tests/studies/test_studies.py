@@ -242,6 +242,15 @@ def test_a_base_config_lies_below(tmp_path):
         load_config(over)
 
 
+def test_two_files_may_use_one_name_and_the_page_shows_this_one(tmp_path):
+    code = (HERE / "lr_study.py").read_text()
+    (tmp_path / "other.py").write_text(code.replace("seeds: int = 3", "seeds: int = 7"))
+    assert find_study(OWN).options().seeds == 3
+    assert find_study(f"{tmp_path / 'other.py'}:lr").options().seeds == 7
+    assert find_study(OWN).options().seeds == 3
+    assert code in (HERE.parents[1] / "docs/guide-study.md").read_text()
+
+
 def test_unknown_studies_are_told_with_the_known_ones():
     with pytest.raises(SteeringError, match="study: no study 'x'; known: compare"):
         find_study("x")
