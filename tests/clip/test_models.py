@@ -92,7 +92,7 @@ def test_features_have_unit_norm_in_float32_under_autocast(tiny: Path) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert model.module.encode_image(images).dtype == torch.bfloat16  # it is on
         risk = ClipRisk().outputs(model.module, batch)
-        found = [*risk.values(), image_features(model.module, images), text_features(model.module, tokens)]
+        found = [risk["image"], risk["text"], image_features(model.module, images), text_features(model.module, tokens)]
     for features in found:
         assert features.dtype == torch.float32
         torch.testing.assert_close(features.norm(dim=-1), torch.ones(4), rtol=0, atol=1e-6)
