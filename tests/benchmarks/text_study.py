@@ -9,7 +9,6 @@ The table of docs/noisy-data.md. A byte-level GPT-2 of two layers; 30 % of the t
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import yaml
@@ -91,10 +90,6 @@ def main() -> None:
         path.write_text(yaml.safe_dump(values, sort_keys=False))
         if steering(["compare", str(path)]):
             raise SystemExit(1)
-    for path in sorted(Path(arguments.output).glob("text-*/compare.json")):
-        for row in json.loads(path.read_text()):
-            if row["summary" if "summary" in row else "metrics"]:
-                print(path.parent.name, row["method"], row["seed"], row.get("summary"))
 
 
 if __name__ == "__main__":
