@@ -152,7 +152,12 @@ def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
         near = difflib.get_close_matches(words[0], _KNOWN, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(_KNOWN)}"
         parser.error(f"argument COMMAND: invalid choice: {words[0]!r}; {hint}")
-    arguments, dashed = parser.parse_known_args(argv)
+    if (
+        words and words[0] in _COMMANDS
+    ):  # argparse takes no flag between positional words, and people write them anywhere
+        flags = [word for word in words[1:] if word in {f"--{flag}" for flag, _ in _COMMANDS[words[0]].flags}]
+        words = [words[0], *flags, *(word for word in words[1:] if word not in flags)]
+    arguments, dashed = parser.parse_known_args(words)
     if dashed:
         hint = "overrides have no dashes" if "=" in dashed[0] else _only_help(arguments.command)
         parser.error(f"unknown option {dashed[0]!r}; {hint}: steering {arguments.command} CONFIG.yaml key=value ...")

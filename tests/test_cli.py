@@ -93,6 +93,18 @@ def test_the_protocols_exist_under_the_names_that_are_called():
     assert all(callable(getattr(steering.commands.single, name)) for name in ("train", "evaluate", "cache"))
 
 
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_flag_may_stand_anywhere(config, monkeypatch, place):
+    calls = []
+    fake = ModuleType("steering.commands.single")
+    fake.cache = lambda run, estimate=False: calls.append((run.train.samples, estimate))
+    monkeypatch.setitem(sys.modules, fake.__name__, fake)
+    words = [config, "train.samples=12"]
+    assert main(["cache", *words[:place], "--estimate", *words[place:]]) == 0
+    assert main(["cache", *words]) == 0
+    assert calls == [(12, True), (12, False)]
+
+
 def test_failure_at_run_time_is_one_line(config, protocol, capsys):
     protocol(SteeringError("shard 3 is empty\nand so is shard 4"))
     assert main(["train", config]) == 1
