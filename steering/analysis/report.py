@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Row = Mapping[str, Any]
 Styles = Mapping[str, Metric]
-CROWDED = 5  # lines, beyond which a legend inside a panel would cover some
+CROWDED = 3  # lines, beyond which a legend inside a panel would cover some
 _COSTS = {
     "samples": "trained on",
     "drawn": "drawn",
