@@ -765,7 +765,7 @@ def test_a_run_resumes_the_state_beside_the_weights_it_was_told(tmp_path):
     run(trainer(old, steering.DRRho(N, tau=5.0), max_steps=4, **SAVING))
     run(trainer(new, reference=reference, max_steps=4, **SAVING))
     states = {
-        (name, step): torch.load(tmp_path / name / f"checkpoint-{step}/steering.pt")
+        (name, step): torch.load(tmp_path / name / f"checkpoint-{step}/steering.pt", weights_only=True)
         for name in ("old", "new")
         for step in (2, 4)
     }
@@ -813,7 +813,9 @@ def plain_collate(items):
 def test_a_state_dict_of_before_is_still_read(tmp_path):
     run(trainer(tmp_path, **SAVING))
     path = tmp_path / "checkpoint-2/steering.pt"
-    state = {name: value for name, value in torch.load(path).items() if isinstance(value, torch.Tensor)}
+    state = {
+        name: value for name, value in torch.load(path, weights_only=True).items() if isinstance(value, torch.Tensor)
+    }
     torch.save(state, path)
     assert same(at_begin(trainer(tmp_path, max_steps=4), resume_from_checkpoint=True), state)
 
