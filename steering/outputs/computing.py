@@ -6,6 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -54,10 +55,25 @@ def build(
     as missing. Two processes that want the same wait for each other.
     """
     folder = root / fingerprint.digest()[:12]
-    if distributed.rank() == 0:
-        with locked(root / f".{folder.name}.lock"):
-            return _build(folder, fingerprint, kind, risk, module, batches, examples, device)
-    return _build(folder, fingerprint, kind, risk, module, batches, examples, device)
+    with locked(root / f".{folder.name}.lock") if distributed.rank() == 0 else nullcontext():
+        distributed.barrier()  # rank 0 holds the lock
+        about = _about(folder, fingerprint)
+        if kind not in about["kinds"]:
+            module.eval()
+            first = next(batches(0))
+            names = [*_arrays(kind, risk, module, first, device)]
+            if all(name in about["files"] for name in names):
+                about["kinds"][kind] = {"tensors": names, "seconds": 0.0}  # other kinds have computed them all
+            else:
+                missing = [name for name in names if name not in about["files"]]
+                seconds = _pass(folder, kind, missing, risk, module, batches, examples, device, len(first["index"]))
+                if distributed.rank() == 0:
+                    _take_over(folder, about, kind, missing)
+                about["kinds"][kind] = {"tensors": names, "seconds": round(seconds, 2)}
+            if distributed.rank() == 0:
+                write_text(folder / OUTPUTS, json.dumps(about, indent=1) + "\n")
+        distributed.barrier()
+        return Artefact(folder, fingerprint, kind)
 
 
 def estimate(
@@ -81,36 +97,6 @@ def estimate(
         if number and steps < 2:
             break
     return Estimate(row_bytes * examples, seconds * steps, examples)
-
-
-def _build(
-    folder: Path,
-    fingerprint: Fingerprint,
-    kind: str,
-    risk: ReferenceRisk,
-    module: nn.Module,
-    batches: Batches,
-    examples: int,
-    device: torch.device,
-) -> Artefact:
-    distributed.barrier()  # rank 0 holds the lock
-    about = _about(folder, fingerprint)
-    if kind not in about["kinds"]:
-        module.eval()
-        first = next(batches(0))
-        names = [*_arrays(kind, risk, module, first, device)]
-        if all(name in about["files"] for name in names):
-            about["kinds"][kind] = {"tensors": names, "seconds": 0.0}  # other kinds have computed them all
-        else:
-            missing = [name for name in names if name not in about["files"]]
-            seconds = _pass(folder, kind, missing, risk, module, batches, examples, device, len(first["index"]))
-            if distributed.rank() == 0:
-                _take_over(folder, about, kind, missing)
-            about["kinds"][kind] = {"tensors": names, "seconds": round(seconds, 2)}
-        if distributed.rank() == 0:
-            write_text(folder / OUTPUTS, json.dumps(about, indent=1) + "\n")
-    distributed.barrier()
-    return Artefact(folder, fingerprint, kind)
 
 
 def _about(folder: Path, fingerprint: Fingerprint) -> dict[str, Any]:

@@ -38,6 +38,11 @@ class Needs:
     reference: bool
     logits: bool
 
+    @property
+    def outputs(self) -> str:
+        """The kind of outputs that it needs of the reference; see `steering.outputs.kinds`."""
+        return "logits" if self.logits else "losses"
+
 
 @dataclass(frozen=True)
 class Ask:
@@ -168,11 +173,7 @@ def reference_training(config: RunConfig) -> Ask:
 
 def _reference_training(config: RunConfig) -> Ask:
     assert config.reference is not None
-    spec = {one.name: getattr(config.reference, one.name) for one in fields(ModelSpec)}
-    base = with_overrides(
-        config, {"target": spec, "reference": None, "method": {"name": "erm"}, "seed": 0, "start": None}
-    )
-    changed = with_overrides(base, config.reference.train or {}, "reference.train")
+    changed = with_overrides(reference_target(config, seed=0), config.reference.train or {}, "reference.train")
     return training(changed, reference_label(config.reference))
 
 
@@ -180,11 +181,16 @@ def reference_label(reference: ReferenceConfig) -> str:
     return "reference" if reference.label in (None, "reference") else f"reference-{reference.label}"
 
 
-def reference_target(config: RunConfig) -> RunConfig:
-    """The same config with its reference as the target: what an evaluation or the outputs of the reference are asked of."""
+def reference_target(config: RunConfig, **changes: Any) -> RunConfig:
+    """The same config with its reference as the target: what its training, evaluation or outputs are asked of.
+
+    Args:
+        changes: of other keys at the top of the config.
+    """
     assert config.reference is not None
-    spec = {one.name: getattr(config.reference, one.name) for one in fields(ModelSpec)}
-    return with_overrides(config, {"target": spec, "reference": None, "method": {"name": "erm"}, "start": None})
+    spec = _fields(config.reference)
+    as_target = {"target": spec, "reference": None, "method": {"name": "erm"}, "start": None}
+    return with_overrides(config, as_target | changes)
 
 
 def study_folder(config: RunConfig) -> Path:
@@ -231,8 +237,13 @@ def start_file(start: str) -> Path:
 
 def _model(spec: ModelSpec) -> dict[str, Any]:
     """A model spec; files by their content, so that other weights under the same path are another model."""
-    own = ModelSpec(**{one.name: getattr(spec, one.name) for one in fields(ModelSpec)})
+    own = ModelSpec(**_fields(spec))
     return {key: _file(value) if isinstance(value, str) else value for key, value in differences(own).items()}
+
+
+def _fields(spec: ModelSpec) -> dict[str, Any]:
+    """What a reference's section says of its model, without the keys of its own."""
+    return {one.name: getattr(spec, one.name) for one in fields(ModelSpec)}
 
 
 def _file(name: str | Path) -> str:

@@ -17,8 +17,18 @@ from steering.outputs import WithOutputs, weights_fingerprint
 from steering.reference import STORED, LiveReference, Reference, StoredReference
 from steering.runs.ask import Ask, start_file, with_parents_first
 from steering.runs.measure import environment, forward_flops, parameters, peak_bytes
-from steering.runs.record import CONFIG, SCORES, WEIGHTS, Cost, Metric, RunRecord, write_record, write_scores
-from steering.runs.store import require_same_found
+from steering.runs.record import (
+    CONFIG,
+    SCORES,
+    WEIGHTS,
+    Cost,
+    Metric,
+    RunRecord,
+    meanings_of,
+    write_record,
+    write_scores,
+)
+from steering.runs.store import OUTPUTS, require_same_found
 from steering.runs.workshop import Frozen, Workshop
 from steering.storage import known_sha256, write_text
 from steering.task import Evaluation, Model, Task
@@ -120,7 +130,7 @@ def _train(ask: Ask, workshop: Workshop, title: str) -> None:
         flops=passes * flops + result["reference_samples"] * reference_flops,
         peak_bytes=peak_bytes(workshop.device),
     )
-    meaning = {name: Metric(**(one | {"of": tuple(one["of"])})) for name, one in result["meaning"].items()}
+    meaning = meanings_of(result["meaning"])
     _finish(ask, workshop, folder, found, result["metrics"], meaning, cost, result["summary"])
 
 
@@ -176,7 +186,7 @@ def _outputs(ask: Ask, workshop: Workshop, title: str) -> None:  # noqa: ARG001
             )
         data = parts[about["part"]]
         digest = data.fingerprint()
-    root = workshop.store.folder / "outputs"
+    root = workshop.store.folder / OUTPUTS
     stored = workshop.stored(root, about["kind"], frozen, data, digest, config, task)
     folder = workshop.store.place(ask.key, ask.label)
     if distributed.rank() == 0:

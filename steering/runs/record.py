@@ -51,6 +51,11 @@ class Metric:
 SHARE = Metric()
 
 
+def meanings_of(plain: Mapping[str, Mapping[str, Any]]) -> dict[str, Metric]:
+    """Metrics as they were before JSON made plain values of them."""
+    return {name: Metric(**{**one, "of": tuple(one["of"])}) for name, one in plain.items()}
+
+
 @dataclass(frozen=True)
 class Cost:
     """What a run took. Samples are counted over all processes; a repetition counts again.
@@ -178,9 +183,7 @@ def read_record(folder: Path) -> RunRecord:
         values = json.loads(path.read_text(encoding="utf-8"))
         if values["schema"] > SCHEMA:
             raise SteeringError(f"{path}: schema {values['schema']} is newer than this version's {SCHEMA}; update it")
-        values["meaning"] = {
-            name: Metric(**(meaning | {"of": tuple(meaning["of"])})) for name, meaning in values["meaning"].items()
-        }
+        values["meaning"] = meanings_of(values["meaning"])
         values["cost"] = Cost(**values["cost"])
         return RunRecord(folder=folder, **values)
     except FileNotFoundError:

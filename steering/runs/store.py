@@ -86,11 +86,9 @@ class Store:
         return [self._started[name] for name in sorted(self._started)]
 
     def _of(self, key: str) -> Started | None:
-        for again in (
-            False,
-            True,
-        ):  # a run that another process has begun meanwhile shows when the folder is read again
-            for started in self._all() if again else list(self._started.values()):
+        # A run that another process has begun meanwhile shows when the folder is read again.
+        for look in (lambda: [*self._started.values()], self._all):
+            for started in look():
                 if started.key == key and started.folder.is_dir():
                     return started
         return None

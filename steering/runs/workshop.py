@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -97,8 +98,7 @@ class Workshop:
         """The task's examples for one model, without augmentation; opened once, as an index of many shards takes a while."""
         name = f"{_text(config)} {model.inputs_fingerprint}"
         if name not in self._plain:
-            while len(self._plain) >= KEPT:
-                del self._plain[next(iter(self._plain))]
+            _make_room(self._plain)
             self._plain[name] = self.task(config).plain_data(model)
         return self._plain[name]
 
@@ -125,8 +125,7 @@ class Workshop:
         file = None if spec.checkpoint is None else user_path(spec.checkpoint)
         name = f"{spec} {known_sha256(file) if file is not None and file.is_file() else ''}"
         if name not in self._frozen:
-            while len(self._frozen) >= KEPT:
-                del self._frozen[next(iter(self._frozen))]
+            _make_room(self._frozen)
             model = task.build(spec)
             model.module.eval().requires_grad_(False)
             self._frozen[name] = Frozen(model, weights_fingerprint(model.module))
@@ -163,8 +162,8 @@ class Workshop:
         """The outputs of a training's reference that its method needs, on the training data without augmentation."""
         task, config = self.task(ask.config), ask.config
         data = self.plain_data(config, frozen.model)
-        kind = "logits" if ask.needs.logits else "losses"
-        return self.stored(self.outputs_root(config), kind, frozen, data, self.data_digest(config, data), config, task)
+        root, digest = self.outputs_root(config), self.data_digest(config, data)
+        return self.stored(root, ask.needs.outputs, frozen, data, digest, config, task)
 
     def estimate_reference(self, ask: Ask, frozen: Frozen) -> Estimate:
         """Bytes and seconds of `stored_reference`, from two batches."""
@@ -172,8 +171,7 @@ class Workshop:
         data = self.plain_data(ask.config, frozen.model)
         batches, steps = self._batches(data, ask.config)
         module = frozen.model.module.to(self.device).eval()
-        kind = "logits" if ask.needs.logits else "losses"
-        return estimate(kind, task.risk, module, batches, len(data), steps, self.device)
+        return estimate(ask.needs.outputs, task.risk, module, batches, len(data), steps, self.device)
 
     def outputs_root(self, config: RunConfig) -> Path:
         """Folder of stored outputs: beside the runs, or where `reference.cache` says."""
@@ -191,6 +189,12 @@ class Workshop:
             return load(data, ((0, rows[rank]) for rows in order[start:]), config.train.workers, pin=False)
 
         return batches, steps
+
+
+def _make_room(kept: dict[str, Any]) -> None:
+    """For one more: the oldest go."""
+    while len(kept) >= KEPT:
+        del kept[next(iter(kept))]
 
 
 def _text(config: RunConfig) -> str:

@@ -64,7 +64,7 @@ def retrieve(
         SteeringError: the set has no readable image, or features are not finite.
     """
     scores = retrieval_scores(module, inputs, data, device, ks, text)
-    return {name: score.double().mean().item() for name, score in scores.items()}
+    return _shares(scores)
 
 
 @torch.no_grad()
@@ -189,7 +189,7 @@ def zero_shot_accuracy(
         SteeringError: the set has no readable image, or features are not finite.
     """
     scores = zero_shot_scores(module, inputs, batches, class_names, templates, device)
-    return {name: score.double().mean().item() for name, score in scores.items()}
+    return _shares(scores)
 
 
 @torch.no_grad()
@@ -219,6 +219,10 @@ def zero_shot_scores(
         raise SteeringError("evaluation: the zero-shot set has no readable image")
     tops = [1, 5] if len(class_names) > 5 else [1]
     return {f"zero_shot_top{k}": rank < k for k in tops}
+
+
+def _shares(hits: Mapping[str, Tensor]) -> dict[str, float]:
+    return {name: hit.double().mean().item() for name, hit in hits.items()}
 
 
 def _require_finite(*features: Tensor) -> None:

@@ -12,7 +12,8 @@ import pytest
 import torch
 from made_data import drawing, members, png, write_shard
 from matplotlib import pyplot
-from torch import Tensor, nn
+from torch import Tensor
+from toys import Lookup
 
 from steering.errors import SteeringError
 from tasks.clip import evaluation, figures
@@ -23,21 +24,6 @@ from tasks.clip.figures import retrieved_captions
 from tasks.clip.models import ClipInputs, unit_norm
 
 CPU = torch.device("cpu")
-
-
-class Lookup(nn.Module):
-    """A "CLIP model" whose features are rows of given tables: image (b, 3, 1, 1) and tokens (b, 1) hold row numbers."""
-
-    def __init__(self, images: Tensor, texts: Tensor) -> None:
-        super().__init__()
-        self.images, self.texts = images, texts
-
-    def encode_image(self, image: Tensor) -> Tensor:
-        return self.images[image[:, 0, 0, 0].long()]
-
-    def encode_text(self, tokens: Tensor, normalize: bool = False) -> Tensor:
-        found = self.texts[tokens[:, 0]]
-        return nn.functional.normalize(found, dim=-1) if normalize else found
 
 
 def numbered(count: int) -> Tensor:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from toys import Lookup
 
 from steering.errors import SteeringError
 from steering.reading import report_once, user_path
@@ -310,20 +311,6 @@ def test_an_evaluation_counts_what_it_changed_and_a_training_says_so(
 
 
 # Several captions of one image.
-
-
-class Lookup(nn.Module):
-    """Features are rows of given tables: images and tokens hold row numbers."""
-
-    def __init__(self, images: Tensor, texts: Tensor) -> None:
-        super().__init__()
-        self.images, self.texts = images, texts
-
-    def encode_image(self, image: Tensor) -> Tensor:
-        return self.images[image[:, 0, 0, 0].long()]
-
-    def encode_text(self, tokens: Tensor) -> Tensor:
-        return self.texts[tokens[:, 0]]
 
 
 def naive(scores: np.ndarray, right: list[set[int]], k: int) -> float:

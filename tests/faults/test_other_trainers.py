@@ -834,7 +834,7 @@ def test_the_best_model_comes_with_its_state_and_old_checkpoints_go(tmp_path):
     )
     run(made)
     assert Path(made.state.best_model_checkpoint).name == "checkpoint-2"
-    assert same(tables(made.steer), torch.load(tmp_path / "checkpoint-2/steering.pt"))
+    assert same(tables(made.steer), torch.load(tmp_path / "checkpoint-2/steering.pt", weights_only=True))
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
 
 
@@ -951,7 +951,7 @@ def test_two_processes_average_the_gradients_of_the_steer(tmp_path):
         process.join(timeout=120)
     assert [process.exitcode for process in ranks] == [0, 0]
     for name in ("hf", "lightning"):
-        scales = [torch.load(tmp_path / f"{name}-{rank}.pt") for rank in range(2)]
+        scales = [torch.load(tmp_path / f"{name}-{rank}.pt", weights_only=True) for rank in range(2)]
         assert scales[0] == scales[1] == pytest.approx(1 - 0.1 * slope, rel=1e-5), name
     assert (tmp_path / "checkpoint-1/steering.pt").is_file()
 
