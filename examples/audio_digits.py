@@ -3,9 +3,10 @@
     steering train configs/audio/digits.yaml
     steering compare configs/audio/digits.yaml task.path=recordings.tar
 
-Reads wav files named DIGIT_SPEAKER_TAKE.wav from a folder or a tar (the Free Spoken Digit Dataset's layout; takes 0 to 4 are
-the test part), shows them to a small convolutional net as mel spectrograms, and gives one loss per recording. Without a
-path it makes tones of ten pitches, so that the example runs anywhere. docs/guide-own-task.md walks through it.
+Reads wav files named DIGIT_SPEAKER_TAKE.wav from a folder or a tar (the Free Spoken Digit Dataset's
+layout; takes 0 to 4 are the test part), shows them to a small convolutional net as mel
+spectrograms, and gives one loss per recording. Without a path it makes tones of ten pitches, so
+that the example runs anywhere. docs/guide-own-task.md walks through it.
 """
 
 import io
@@ -49,12 +50,19 @@ def read_recordings(path: str | None) -> tuple[np.ndarray, np.ndarray, np.ndarra
     if Path(path).is_file():
         with tarfile.open(path) as tar:
             members = [member for member in tar.getmembers() if member.name.endswith(".wav")]
-            files = {Path(m.name).name: tar.extractfile(m).read() for m in sorted(members, key=lambda m: m.name)}
+            files = {
+                Path(m.name).name: tar.extractfile(m).read()
+                for m in sorted(members, key=lambda m: m.name)
+            }
     if not files:
         raise SteeringError(f"task.path: no .wav files in {path}")
     waves = [fixed_length(wavfile.read(io.BytesIO(content))[1]) for content in files.values()]
     names = [Path(name).stem.split("_") for name in files]
-    return np.stack(waves), np.array([int(name[0]) for name in names]), np.array([int(name[2]) < 5 for name in names])
+    return (
+        np.stack(waves),
+        np.array([int(name[0]) for name in names]),
+        np.array([int(name[2]) < 5 for name in names]),
+    )
 
 
 def make_tones(n: int = 1200) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -63,7 +71,11 @@ def make_tones(n: int = 1200) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     digit, time = number % 10, np.arange(int(RATE * SECONDS)) / RATE
     pitch = 220 * 2 ** ((digit + 0.8 * uniform(5, number)) / 6)
     noise = uniform(6, number[:, None], np.arange(len(time))) - 0.5
-    return (np.sin(2 * np.pi * pitch[:, None] * time) + 4 * noise).astype(np.float32), digit, number % 4 == 0
+    return (
+        (np.sin(2 * np.pi * pitch[:, None] * time) + 4 * noise).astype(np.float32),
+        digit,
+        number % 4 == 0,
+    )
 
 
 def fixed_length(wave: np.ndarray) -> np.ndarray:
@@ -86,7 +98,12 @@ class Recordings(IndexedData):
         if self.seed is not None:
             shift = (uniform(self.seed, epoch, index) * RATE / 10).astype(np.int64)
             waves = np.stack([np.roll(wave, by) for wave, by in zip(waves, shift, strict=True)])
-        tensors = {"wave": waves, "label": self.labels[index], "index": index, "skipped": np.zeros((), np.int64)}
+        tensors = {
+            "wave": waves,
+            "label": self.labels[index],
+            "index": index,
+            "skipped": np.zeros((), np.int64),
+        }
         return {key: torch.from_numpy(value) for key, value in tensors.items()}
 
     def fingerprint(self) -> str:
@@ -125,7 +142,10 @@ class Audio(Task):
         module = nn.Sequential(
             torchaudio.transforms.MelSpectrogram(RATE, n_fft=256, hop_length=80, n_mels=32),
             torchaudio.transforms.AmplitudeToDB(),
-            *(nn.Unflatten(0, (-1, 1)), nn.InstanceNorm2d(1)),  # (b, 1, mels, frames), each of mean 0 and variance 1
+            *(
+                nn.Unflatten(0, (-1, 1)),
+                nn.InstanceNorm2d(1),
+            ),  # (b, 1, mels, frames), each of mean 0 and variance 1
             *(nn.Conv2d(1, width, 5, 2, 2), nn.GroupNorm(4, width), nn.ReLU()),
             *(nn.Conv2d(width, 2 * width, 5, 2, 2), nn.GroupNorm(4, 2 * width), nn.ReLU()),
             *(nn.AdaptiveAvgPool2d((4, 4)), nn.Flatten(), nn.Linear(32 * width, 10)),

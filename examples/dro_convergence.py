@@ -1,11 +1,13 @@
-"""Where mini-batch estimates of the dual end: at the full-batch optimum, but for the plain mini-batch, which is biased.
+"""Where mini-batch estimates of the dual end: at the full-batch optimum, but for the plain
+mini-batch, which is biased.
 
     python examples/dro_convergence.py [--seeds 5] [--out figure.png]
 
-Logistic regression with an l2 term, on scikit-learn's digits (3 against 8) and on a synthetic problem, each under the DRO risk
-of KL, half chi-square and CVaR. The optimum of each risk comes from full batches of the exact solver. Then every estimator of
-`steering.dro.estimates` trains from small batches with a falling step. Shown is F(θ) − F*, by the exact solver over all data, of
-the mean of the second half of the iterates. docs/solver-study.md explains the picture.
+Logistic regression with an l2 term, on scikit-learn's digits (3 against 8) and on a synthetic
+problem, each under the DRO risk of KL, half chi-square and CVaR. The optimum of each risk comes
+from full batches of the exact solver. Then every estimator of `steering.dro.estimates` trains from
+small batches with a falling step. Shown is F(θ) − F*, by the exact solver over all data, of the
+mean of the second half of the iterates. docs/solver-study.md explains the picture.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ from steering.dro.estimates import build_estimator
 
 L2, CLIP, SHOWN = 0.01, 10.0, 8  # l2 term, largest gradient, the batch size of the curves
 STEPS = {"synthetic": 0.1, "digits": 0.6}  # of the first iterate; the same for all estimators
-RISKS: dict[str, tuple[dict[str, float], dict[str, float]]] = {  # name: options of the divergence, budget
+RISKS: dict[
+    str, tuple[dict[str, float], dict[str, float]]
+] = {  # name: options of the divergence, budget
     "kl": ({}, {"penalty": 0.3}),
     "chi2": ({}, {"penalty": 0.3}),
     "cvar": ({"level": 0.2}, {}),
@@ -50,7 +54,12 @@ LABELS = {
     "mirror_descent": "mirror descent (SCENT)",
     "proximal": "proximal point",
 }
-COLOURS = {"batch": "#D55E00", "moving_average": "#0072B2", "mirror_descent": "#009E73", "proximal": "#CC79A7"}
+COLOURS = {
+    "batch": "#D55E00",
+    "moving_average": "#0072B2",
+    "mirror_descent": "#009E73",
+    "proximal": "#CC79A7",
+}
 TITLES = {"kl": "KL, τ = 0.3", "chi2": "half chi-square, τ = 0.3", "cvar": "CVaR, level 0.2"}
 
 
@@ -70,7 +79,8 @@ def digits() -> tuple[Tensor, Tensor]:
 
 
 def synthetic() -> tuple[Tensor, Tensor]:
-    """Two overlapping clouds, 400 points in 5 dimensions, 5 % of the labels flipped, and labels ±1."""
+    """Two overlapping clouds, 400 points in 5 dimensions, 5 % of the labels flipped, and labels
+    ±1."""
     generator = torch.Generator().manual_seed(0)
     y = torch.randint(2, (400,), generator=generator).double() * 2 - 1
     x = torch.randn(400, 5, generator=generator).double() + 0.8 * y[:, None]
@@ -88,7 +98,10 @@ def losses(theta: Tensor, x: Tensor, y: Tensor) -> Tensor:
 def risk(theta: Tensor, x: Tensor, y: Tensor, name: str) -> Tensor:
     """F(θ) over all data, exactly."""
     options, budget = RISKS[name]
-    return worst_case(losses(theta, x, y), name, **options, **budget).value + L2 / 2 * theta.square().sum()
+    return (
+        worst_case(losses(theta, x, y), name, **options, **budget).value
+        + L2 / 2 * theta.square().sum()
+    )
 
 
 def optimum(x: Tensor, y: Tensor, name: str) -> float:
@@ -97,7 +110,11 @@ def optimum(x: Tensor, y: Tensor, name: str) -> float:
     best = math.inf
     for _ in range(30):
         optimizer = torch.optim.LBFGS(
-            [theta], max_iter=100, tolerance_grad=1e-12, tolerance_change=1e-15, line_search_fn="strong_wolfe"
+            [theta],
+            max_iter=100,
+            tolerance_grad=1e-12,
+            tolerance_change=1e-15,
+            line_search_fn="strong_wolfe",
         )
 
         def closure(optimizer: torch.optim.LBFGS = optimizer) -> Tensor:
@@ -112,7 +129,8 @@ def optimum(x: Tensor, y: Tensor, name: str) -> float:
 
 
 def train(label: str, name: str, how: str, batch: int, steps: int, seeds: int) -> Tensor:
-    """F(mean of the second half of the iterates) at powers of two of the steps, (seeds, checkpoints).
+    """F(mean of the second half of the iterates) at powers of two of the steps, (seeds,
+    checkpoints).
 
     All seeds train side by side: each is one row of the estimator.
     """
@@ -121,7 +139,10 @@ def train(label: str, name: str, how: str, batch: int, steps: int, seeds: int) -
     phi, tau = divergence(name, settings.get("level")), budget.get("penalty", 1.0)
     estimator = build_estimator(how, phi, seeds, **ESTIMATORS[name][how]).double()  # type: ignore[arg-type]
     generator, rows = torch.Generator().manual_seed(0), torch.arange(seeds)
-    theta, every = torch.zeros(seeds, x.shape[1], dtype=torch.float64), torch.ones(seeds, batch, dtype=torch.bool)
+    theta, every = (
+        torch.zeros(seeds, x.shape[1], dtype=torch.float64),
+        torch.ones(seeds, batch, dtype=torch.bool),
+    )
     path, found, due = torch.empty(steps, *theta.shape, dtype=torch.float64), [], 32
     for step in range(steps):
         index = torch.randint(len(x), (seeds, batch), generator=generator)
@@ -130,7 +151,9 @@ def train(label: str, name: str, how: str, batch: int, steps: int, seeds: int) -
         ratios, _ = estimator(rows, F.softplus(-margin) / tau, every)
         slope = -(ratios * torch.sigmoid(-margin) * labels) / batch
         gradient = torch.einsum("sb,sbd->sd", slope, inputs) + L2 * theta
-        gradient = gradient / (gradient.norm(dim=-1, keepdim=True) / CLIP).clamp_min(1)  # far from the optimum only
+        gradient = gradient / (gradient.norm(dim=-1, keepdim=True) / CLIP).clamp_min(
+            1
+        )  # far from the optimum only
         theta = theta - STEPS[label] / math.sqrt(1 + step / 20) * gradient
         path[step] = theta
         if step + 1 == due:
@@ -140,15 +163,20 @@ def train(label: str, name: str, how: str, batch: int, steps: int, seeds: int) -
     return torch.stack(found, -1)
 
 
-def study(steps: int, batches: list[int], seeds: int, names: list[str]) -> dict[tuple[str, str, str, int], Tensor]:
-    """F − F* by (data, risk, estimator, batch): (seeds, checkpoints). The batch size varies for KL alone."""
+def study(
+    steps: int, batches: list[int], seeds: int, names: list[str]
+) -> dict[tuple[str, str, str, int], Tensor]:
+    """F − F* by (data, risk, estimator, batch): (seeds, checkpoints). The batch size varies for KL
+    alone."""
     found = {}
     for label, data in DATA.items():
         for name in names:
             best = optimum(*data(), name)
             for how in ESTIMATORS[name]:
                 for batch in batches if name == "kl" else [SHOWN]:
-                    found[label, name, how, batch] = train(label, name, how, batch, steps, seeds) - best
+                    found[label, name, how, batch] = (
+                        train(label, name, how, batch, steps, seeds) - best
+                    )
     return found
 
 
@@ -172,7 +200,9 @@ def draw(found: dict[tuple[str, str, str, int], Tensor], batches: list[int], out
         for how in ESTIMATORS["kl"]:
             runs = torch.stack([found[label, "kl", how, batch][:, -1] for batch in batches], -1)
             _band(line[-1], batches, runs, how)
-        line[-1].set(xscale="log", yscale="log", title=f"{label}: KL, where they end", xlabel="batch size")
+        line[-1].set(
+            xscale="log", yscale="log", title=f"{label}: KL, where they end", xlabel="batch size"
+        )
         line[-1].set_xticks(batches, labels=[str(batch) for batch in batches])
         line[-1].minorticks_off()
         line[0].set_ylabel("F(θ) − F*, nats")
@@ -189,7 +219,9 @@ def _band(axis: plt.Axes, at: list[int], runs: Tensor, how: str) -> None:
 
 
 def main(arguments: list[str] | None = None) -> dict[tuple[str, str, str, int], Tensor]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--out", help="where to save the figure; none is drawn without")
     parser.add_argument("--quick", action="store_true", help="short runs of KL, two batch sizes")
@@ -199,8 +231,13 @@ def main(arguments: list[str] | None = None) -> dict[tuple[str, str, str, int], 
     found = study(steps, batches, options.seeds, names)
     print("F − F* at the end, median over seeds\n")
     print("| data | risk | batch | estimator: F − F* |\n| --- | --- | --- | --- |")
-    for label, name, batch in dict.fromkeys((label, name, batch) for label, name, _, batch in found):
-        ends = [f"{LABELS[how]} {found[label, name, how, batch][:, -1].median():.1e}" for how in ESTIMATORS[name]]
+    for label, name, batch in dict.fromkeys(
+        (label, name, batch) for label, name, _, batch in found
+    ):
+        ends = [
+            f"{LABELS[how]} {found[label, name, how, batch][:, -1].median():.1e}"
+            for how in ESTIMATORS[name]
+        ]
         print(f"| {label} | {TITLES[name]} | {batch} | {'; '.join(ends)} |")
     if options.out:
         draw(found, batches, options.out)

@@ -1,9 +1,10 @@
-"""Steering in a Hugging Face Trainer: a small language model of Python source, guided by a smaller one.
+"""Steering in a Hugging Face Trainer: a small language model of Python source, guided by a smaller
+one.
 
     python examples/hf_trainer.py
 
-Needs no download: the text is Python's standard library, the tokens are bytes. What is ours are the lines with "steer" and
-"reference" in them.
+Needs no download: the text is Python's standard library, the tokens are bytes. What is ours are the
+lines with "steer" and "reference" in them.
 """
 
 import argparse
@@ -42,8 +43,16 @@ def collate(items):
 
 def model(width, layers):
     torch.manual_seed(0)
-    shape = {"n_embd": width, "n_layer": layers, "n_head": 4, "n_positions": LENGTH, "vocab_size": 257}
-    return AutoModelForCausalLM.from_config(AutoConfig.for_model("gpt2", **shape, bos_token_id=256, eos_token_id=256))
+    shape = {
+        "n_embd": width,
+        "n_layer": layers,
+        "n_head": 4,
+        "n_positions": LENGTH,
+        "vocab_size": 257,
+    }
+    return AutoModelForCausalLM.from_config(
+        AutoConfig.for_model("gpt2", **shape, bos_token_id=256, eos_token_id=256)
+    )
 
 
 def arguments(folder, steps, lr):
@@ -64,24 +73,34 @@ def main(steps: int = 150) -> dict[str, float]:
     """Validation loss of plain training and of steered training, nats per byte."""
     train, validation = stdlib(("email", "xml"))
     clean = pack(train, Bytes(), LENGTH)
-    noisy = Sequences(corrupted(clean, {1: 0.5}, 256, seed=0))  # half the bytes of one domain are random
+    noisy = Sequences(
+        corrupted(clean, {1: 0.5}, 256, seed=0)
+    )  # half the bytes of one domain are random
     held_out = Sequences(pack(validation, Bytes(), LENGTH))
     held_out.tokens = held_out.tokens[:300]
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         reference = model(32, 1)
         Trainer(
-            reference, arguments(folder, steps, 5e-3), train_dataset=Sequences(clean), data_collator=collate
+            reference,
+            arguments(folder, steps, 5e-3),
+            train_dataset=Sequences(clean),
+            data_collator=collate,
         ).train()
         guide = reference_losses(reference, noisy, collate)
         for name in ("plain", "steered"):
-            target, shared = model(64, 2), {"train_dataset": noisy, "eval_dataset": held_out, "data_collator": collate}
+            target, shared = (
+                model(64, 2),
+                {"train_dataset": noisy, "eval_dataset": held_out, "data_collator": collate},
+            )
             if name == "plain":
                 trainer = Trainer(target, arguments(folder, steps, 3e-3), **shared)
             else:
                 steer = steering.DRRho(num_examples=len(noisy), tau=0.5)
                 options = {"steer": steer, "reference_losses": guide}
-                trainer = SteeringTrainer(target, arguments(folder, steps, 3e-3), **shared, **options)
+                trainer = SteeringTrainer(
+                    target, arguments(folder, steps, 3e-3), **shared, **options
+                )
             trainer.train()
             found[name] = trainer.evaluate()["eval_loss"]
     return found

@@ -1,4 +1,5 @@
-"""Steering in Lightning: handwritten digits, 40 % of the labels wrong, guided by a linear classifier of 200 clean ones.
+"""Steering in Lightning: handwritten digits, 40 % of the labels wrong, guided by a linear
+classifier of 200 clean ones.
 
     python examples/lightning_digits.py        (under half a minute on a CPU)
 
@@ -43,7 +44,8 @@ class Classifier(pl.LightningModule):
 
 
 def split(seed):
-    """Pixels in [0, 1] and labels of three parts: clean ones, many of which 40 % are wrong, and a clean test set."""
+    """Pixels in [0, 1] and labels of three parts: clean ones, many of which 40 % are wrong, and a
+    clean test set."""
     image, label = (torch.as_tensor(part) for part in load_digits(return_X_y=True))
     image, draw = image.float() / 16, torch.Generator().manual_seed(seed)
     order = torch.randperm(len(label), generator=draw)
@@ -58,7 +60,8 @@ def split(seed):
 
 
 def accuracies(seed, epochs):
-    """Test accuracy of the reference, of plain training and of steered training, from one split of the digits."""
+    """Test accuracy of the reference, of plain training and of steered training, from one split of
+    the digits."""
     clean, (x, y), (test_x, test_y) = split(seed)
     reference = LogisticRegression(max_iter=500).fit(*clean)
     found = {"reference": float(reference.score(test_x, test_y))}
@@ -68,7 +71,12 @@ def accuracies(seed, epochs):
     for name, reference_losses in (("plain", None), ("steered", guide)):
         pl.seed_everything(seed, verbose=False)
         model = Classifier(reference_losses)
-        quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+        quiet = {
+            "logger": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "accelerator": "cpu",
+        }
         trainer = pl.Trainer(
             max_epochs=epochs,
             callbacks=[] if model.steer is None else [SteeringCallback(model.steer)],

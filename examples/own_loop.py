@@ -1,4 +1,5 @@
-"""Steering in a loop of your own: a small clean reference steers a larger target on data with wrong labels.
+"""Steering in a loop of your own: a small clean reference steers a larger target on data with wrong
+labels.
 
 python examples/own_loop.py              seed 0: some seconds on a CPU; prints accuracies on clean test data
 python examples/own_loop.py --seeds 5    seeds 0 to 4, then mean ± standard error: the numbers of README.md
@@ -21,11 +22,17 @@ def make_data(n: int, wrong: float) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def mlp(width: int) -> torch.nn.Module:
-    return torch.nn.Sequential(torch.nn.Linear(20, width), torch.nn.ReLU(), torch.nn.Linear(width, 2))
+    return torch.nn.Sequential(
+        torch.nn.Linear(20, width), torch.nn.ReLU(), torch.nn.Linear(width, 2)
+    )
 
 
 def fit(
-    model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, guide: torch.nn.Module | None, epochs: int
+    model: torch.nn.Module,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    guide: torch.nn.Module | None,
+    epochs: int,
 ) -> torch.nn.Module:
     """Plain training, or steered by `guide`."""
     steer = steering.DRRho(num_examples=len(x), tau=1.0)
@@ -37,7 +44,11 @@ def fit(
     for _ in range(epochs):
         for index in torch.randperm(len(x)).split(128):
             losses = F.cross_entropy(model(x[index]), y[index], reduction="none")
-            loss = losses.mean() if reference_losses is None else steer(losses, reference_losses[index], index)
+            loss = (
+                losses.mean()
+                if reference_losses is None
+                else steer(losses, reference_losses[index], index)
+            )
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -50,7 +61,11 @@ def accuracy(model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> float:
 
 def main(seed: int = 0) -> dict[str, float]:
     torch.manual_seed(seed)
-    train, clean, test = make_data(8000, wrong=0.3), make_data(800, wrong=0.0), make_data(10000, wrong=0.0)
+    train, clean, test = (
+        make_data(8000, wrong=0.3),
+        make_data(800, wrong=0.0),
+        make_data(10000, wrong=0.0),
+    )
     reference = fit(mlp(16), *clean, guide=None, epochs=20)
     scores = {
         "reference": accuracy(reference, *test),
@@ -64,7 +79,9 @@ def main(seed: int = 0) -> dict[str, float]:
 
 def study(arguments: list[str]) -> dict[str, torch.Tensor]:
     """Accuracies by name, (seeds,)."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="run seeds 0 to N − 1")
     seeds = parser.parse_args(arguments).seeds
     if seeds < 1:

@@ -1,6 +1,8 @@
-"""Model steering: train a target under the guidance of a frozen reference (DRRho risk minimisation, arXiv 2505.06699).
+"""Model steering: train a target under the guidance of a frozen reference (DRRho risk minimisation,
+arXiv 2505.06699).
 
-The names below are imported when they are first used, so that `steering --help` need not wait for torch.
+The names below are imported when they are first used, so that `steering --help` need not wait for
+torch.
 """
 
 from importlib import import_module

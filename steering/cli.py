@@ -79,7 +79,10 @@ _WITHOUT_CONFIG = {
     "report": "draw the studies of a folder again, from the records of their runs alone",
     "runs": "list the runs below a folder",
 }
-_HOME = {"report": "studies", "runs": "studies"}  # the module of commands/ that has it; of others it has their name
+_HOME = {
+    "report": "studies",
+    "runs": "studies",
+}  # the module of commands/ that has it; of others it has their name
 _KNOWN = (*_COMMANDS, *_WITHOUT_CONFIG)
 
 
@@ -129,8 +132,9 @@ def _without_config(command: str, words: list[str]) -> int:
 
 def _execute(arguments: argparse.Namespace) -> None:
     """Imports late, so that --help and a usage error need no torch."""
-    # An idle thread that spins for long takes the core from whoever else is on the machine, and one that sleeps at once wakes
-    # too late (docs/log.md, "Threads that spin"). OpenMP reads these when torch loads it.
+    # An idle thread that spins for long takes the core from whoever else is on the machine, and one
+    # that sleeps at once wakes too late (docs/log.md, "Threads that spin"). OpenMP reads these when
+    # torch loads it.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ["OMP_WAIT_POLICY"] = "passive"
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
@@ -155,21 +159,31 @@ def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     if (
         words and words[0] in _COMMANDS
     ):  # argparse takes no flag between positional words, and people write them anywhere
-        flags = [word for word in words[1:] if word in {f"--{flag}" for flag, _ in _COMMANDS[words[0]].flags}]
+        flags = [
+            word
+            for word in words[1:]
+            if word in {f"--{flag}" for flag, _ in _COMMANDS[words[0]].flags}
+        ]
         words = [words[0], *flags, *(word for word in words[1:] if word not in flags)]
     arguments, dashed = parser.parse_known_args(words)
     if dashed:
         hint = "overrides have no dashes" if "=" in dashed[0] else _only_help(arguments.command)
-        parser.error(f"unknown option {dashed[0]!r}; {hint}: steering {arguments.command} CONFIG.yaml key=value ...")
+        parser.error(
+            f"unknown option {dashed[0]!r}; {hint}: steering {arguments.command} CONFIG.yaml key=value ..."
+        )
     for word in arguments.overrides:
         if "=" not in word.lstrip("="):
-            parser.error(f"{word!r} is no override; write key=value without spaces, such as train.batch_size=64")
+            parser.error(
+                f"{word!r} is no override; write key=value without spaces, such as train.batch_size=64"
+            )
     return arguments
 
 
 def _only_help(command: str) -> str:
     flags = [f"--{flag}" for flag, _ in _COMMANDS[command].flags]
-    return f"the options are {', '.join(flags)} and --help" if flags else "the only option is --help"
+    return (
+        f"the options are {', '.join(flags)} and --help" if flags else "the only option is --help"
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -197,7 +211,11 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument(f"--{flag}", action="store_true", help=meaning)
         sub.add_argument("config", metavar="CONFIG.yaml", help="the run's config file")
         sub.add_argument(
-            "overrides", metavar="key=value", nargs="*", default=[], help="override of a config value, dotted: a.b=c"
+            "overrides",
+            metavar="key=value",
+            nargs="*",
+            default=[],
+            help="override of a config value, dotted: a.b=c",
         )
     for name, summary in _WITHOUT_CONFIG.items():
         commands.add_parser(name, help=f"{summary}: `steering {name} --help`")
@@ -223,7 +241,8 @@ def _first() -> bool:
 
 
 def _tell_torchrun(text: str) -> None:
-    """Under torchrun leave the text where its summary shows it: the rank that failed may be one that stays quiet."""
+    """Under torchrun leave the text where its summary shows it: the rank that failed may be one
+    that stays quiet."""
     if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
         details = {"py_callstack": text, "timestamp": str(int(time.time()))}
         Path(path).write_text(json.dumps({"message": {"message": text, "extraInfo": details}}))

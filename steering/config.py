@@ -1,7 +1,8 @@
 """A run's config: one YAML file and `a.b=c` overrides, turned into checked dataclasses.
 
-The rest of the package sees those dataclasses only. Every mistake is a `ConfigError` that names the key, and the file
-or "command line" that set it. A value replaces what it overrides; of two overrides the deeper key wins, else the later.
+The rest of the package sees those dataclasses only. Every mistake is a `ConfigError` that names the
+key, and the file or "command line" that set it. A value replaces what it overrides; of two
+overrides the deeper key wins, else the later.
 """
 
 from __future__ import annotations
@@ -48,11 +49,13 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
     Args:
         path: YAML; interpolations such as ${seed} are resolved after the overrides.
-        overrides: "a.b=c" with c in YAML. `method=drrho` changes to that method with its own defaults, or keeps the
-            section when it names the method already; so do `task=`, `target=` and `reference=`.
+        overrides: "a.b=c" with c in YAML. `method=drrho` changes to that method with its own
+            defaults, or keeps the section when it names the method already; so do `task=`,
+            `target=` and `reference=`.
 
     Returns:
-        The run. When `smoke` is true, `smoke_overrides` are applied below `overrides`, and then empty.
+        The run. When `smoke` is true, `smoke_overrides` are applied below `overrides`, and then
+        empty.
 
     Raises:
         ConfigError: names the key, what was expected, and the file (or "command line").
@@ -66,25 +69,33 @@ def config_of(text: str, where: str) -> RunConfig:
     return _finish(_Tree(_spelled_out(values), where), (), where)
 
 
-def with_overrides(config: RunConfig, overrides: Mapping[str, Any], source: str = "overrides") -> RunConfig:
+def with_overrides(
+    config: RunConfig, overrides: Mapping[str, Any], source: str = "overrides"
+) -> RunConfig:
     """The same run with other values, checked anew.
 
     Args:
-        overrides: dotted key → value, which replaces the old one; a dataclass such as a ModelSpec serves as a section.
+        overrides: dotted key → value, which replaces the old one; a dataclass such as a ModelSpec
+            serves as a section.
         source: who asks, for messages: "reference.train of glyphs.yaml".
     """
     tree = _Tree(literal(plain(config)), f"config {config.name!r}")
-    return _finish(tree, {key: literal(plain(value)) for key, value in overrides.items()}.items(), source)
+    return _finish(
+        tree, {key: literal(plain(value)) for key, value in overrides.items()}.items(), source
+    )
 
 
 def with_method(config: RunConfig, section: Mapping[str, Any], source: str) -> RunConfig:
-    """The same run with another method; nothing else is checked anew, as a study asks for many of them.
+    """The same run with another method; nothing else is checked anew, as a study asks for many of
+    them.
 
     Args:
         section: a whole `method:` section, such as one of `compare.methods`.
         source: the section's dotted key, for messages.
     """
-    return replace(config, method=_method(_Tree({}, f"config {config.name!r}"), dict(section), source))
+    return replace(
+        config, method=_method(_Tree({}, f"config {config.name!r}"), dict(section), source)
+    )
 
 
 def to_yaml(config: RunConfig) -> str:
@@ -109,7 +120,9 @@ class _Tree:
                 node[part] = {}
                 self.set_by[".".join(above[:depth])] = by
             if not isinstance(node[part], dict):
-                raise ConfigError(f"{by}: {key}: {'.'.join(above[:depth])} is a value, not a section")
+                raise ConfigError(
+                    f"{by}: {key}: {'.'.join(above[:depth])} is a value, not a section"
+                )
             node = node[part]
         old = node.get(last)
         if _is_name(key, value):
@@ -119,8 +132,13 @@ class _Tree:
         self.set_by[key] = by
 
     def source(self, path: str) -> str:
-        """Who set the value at a dotted path: the file, or the source of the overrides at, above or below it."""
-        above = [by for key, by in self.set_by.items() if path == key or path.startswith((f"{key}.", f"{key}["))]
+        """Who set the value at a dotted path: the file, or the source of the overrides at, above or
+        below it."""
+        above = [
+            by
+            for key, by in self.set_by.items()
+            if path == key or path.startswith((f"{key}.", f"{key}["))
+        ]
         if above:
             return above[-1]
         below = dict.fromkeys(by for key, by in self.set_by.items() if key.startswith(f"{path}."))
@@ -131,7 +149,8 @@ class _Tree:
 
 
 def _finish(tree: _Tree, overrides: Iterable[tuple[str, Any]], by: str) -> RunConfig:
-    """Apply the overrides, below them the smoke ones if they are asked for, and build the config."""
+    """Apply the overrides, below them the smoke ones if they are asked for, and build the
+    config."""
     overrides = [*overrides]
     changed = _overridden(tree, overrides, by)
     raw = _resolved(changed)
@@ -140,7 +159,9 @@ def _finish(tree: _Tree, overrides: Iterable[tuple[str, Any]], by: str) -> RunCo
         changed.fail("smoke", f"smoke: expected true or false, got {smoke!r}")
     if smoke and isinstance(smoke_overrides, dict) and smoke_overrides:
         check_dotted(RunConfig, smoke_overrides, "smoke_overrides", changed.fail)
-        small = _overridden(tree, literal(smoke_overrides).items(), f"smoke_overrides of {tree.where}")
+        small = _overridden(
+            tree, literal(smoke_overrides).items(), f"smoke_overrides of {tree.where}"
+        )
         changed = _overridden(small, overrides, by)
         changed.values["smoke_overrides"] = {}
         raw = _resolved(changed)
@@ -149,24 +170,33 @@ def _finish(tree: _Tree, overrides: Iterable[tuple[str, Any]], by: str) -> RunCo
 
 def _overridden(tree: _Tree, overrides: Iterable[tuple[str, Any]], by: str) -> _Tree:
     changed = copy.deepcopy(tree)
-    for key, value in sorted(overrides, key=lambda pair: len(_split(pair[0]))):  # sections first, else in order
+    for key, value in sorted(
+        overrides, key=lambda pair: len(_split(pair[0]))
+    ):  # sections first, else in order
         changed.set(key, value, by)
     return changed
 
 
 def _resolved(tree: _Tree) -> dict[str, Any]:
-    """The values with their interpolations resolved, and names in the place of sections written out."""
+    """The values with their interpolations resolved, and names in the place of sections written
+    out."""
     try:
         raw: Any = OmegaConf.to_container(OmegaConf.create(tree.values), resolve=True)
     except OmegaConfBaseException as error:
-        tree.fail(error.full_key or "", f"{error.full_key or 'interpolation'}: {str(error).splitlines()[0]}")
+        tree.fail(
+            error.full_key or "",
+            f"{error.full_key or 'interpolation'}: {str(error).splitlines()[0]}",
+        )
     return _spelled_out(raw)
 
 
 def _built(tree: _Tree, raw: dict[str, Any]) -> RunConfig:
     check_keys(RunConfig, raw, "", tree.fail)
     raw = raw | {"reference": _chosen_reference(tree, raw)}
-    given = {"task": _task(tree, raw.get("task")), "method": _method(tree, raw.get("method"), "method")}
+    given = {
+        "task": _task(tree, raw.get("task")),
+        "method": _method(tree, raw.get("method"), "method"),
+    }
     config: RunConfig = typed(RunConfig, raw, "", tree.fail, given)
     for label, section in config.compare.methods.items():
         path = f"compare.methods.{label}"
@@ -186,18 +216,23 @@ def _built(tree: _Tree, raw: dict[str, Any]) -> RunConfig:
 def method_section(section: Any) -> Any:
     """A method of `compare.methods` without the name of its reference."""
     return (
-        {key: value for key, value in section.items() if key != "reference"} if isinstance(section, dict) else section
+        {key: value for key, value in section.items() if key != "reference"}
+        if isinstance(section, dict)
+        else section
     )
 
 
 def _chosen_reference(tree: _Tree, raw: dict[str, Any]) -> Any:
-    """The reference's section; where it is no more than the name of one of `references`, that one."""
+    """The reference's section; where it is no more than the name of one of `references`, that
+    one."""
     section, named = raw.get("reference"), raw.get("references")
     if not isinstance(named, dict):
         return section
     for label, one in named.items():
         if not isinstance(one, dict):
-            tree.fail(f"references.{label}", f"references.{label}: expected a section such as reference:")
+            tree.fail(
+                f"references.{label}", f"references.{label}: expected a section such as reference:"
+            )
         typed(ReferenceConfig, one, f"references.{label}", tree.fail)
         check_dotted(RunConfig, one.get("train") or {}, f"references.{label}.train", tree.fail)
     if isinstance(section, dict) and section.keys() == {"name"} and section["name"] in named:
@@ -220,13 +255,22 @@ def _method(tree: _Tree, section: Any, path: str) -> MethodConfig:
         entry = find_method(name)
     except SteeringError as error:
         known = f"{path}.name: no method {name!r}; {nearest(name, [*registered()], keys=False)}"
-        tree.fail(f"{path}.name", str(error).replace("method.name", f"{path}.name", 1) if ":" in name else known)
+        tree.fail(
+            f"{path}.name",
+            str(error).replace("method.name", f"{path}.name", 1) if ":" in name else known,
+        )
     options = {key: value for key, value in section.items() if key != "name"}
     own = {option.name for option in fields(entry.options)}
     for key in (key for key in options if key not in own):
-        others = [other for other, found in registered().items() if key in {f.name for f in fields(found.options)}]
+        others = [
+            other
+            for other, found in registered().items()
+            if key in {f.name for f in fields(found.options)}
+        ]
         if others:
-            tree.fail(f"{path}.{key}", f"{path}.{key} is a key of {', '.join(others)}, not of {name}")
+            tree.fail(
+                f"{path}.{key}", f"{path}.{key} is a key of {', '.join(others)}, not of {name}"
+            )
     return MethodConfig(name, typed(entry.options, options, path, tree.fail))
 
 
@@ -234,10 +278,14 @@ def _name(tree: _Tree, section: Any, path: str) -> str:
     """The `name` of a section that chooses a plug-in."""
     name = section.get("name") if isinstance(section, dict) else None
     if isinstance(section, bool | int | float):  # such as `method: no`
-        tree.fail(path, f"{path}: expected a section or a name, got {shown(section)}{quote_it(section)}")
+        tree.fail(
+            path, f"{path}: expected a section or a name, got {shown(section)}{quote_it(section)}"
+        )
     if not isinstance(name, str) or name == MISSING:
         got = (
-            " is missing; expected str" if name in (None, MISSING) else f": expected str, got {name!r}{quote_it(name)}"
+            " is missing; expected str"
+            if name in (None, MISSING)
+            else f": expected str, got {name!r}{quote_it(name)}"
         )
         tree.fail(f"{path}.name", f"{path}.name{got}")
     return name
@@ -250,18 +298,28 @@ def _read(path: Path, above: tuple[Path, ...] = ()) -> _Tree:
     if base is None:
         return _Tree(own, str(path))
     if not isinstance(base, str) or path.resolve() in above:
-        raise ConfigError(f"{path}: base: expected another config file, relative to this one, got {base!r}")
-    return _Tree(_merged(_read(path.parent / user_path(base), (*above, path.resolve())).values, own, ""), str(path))
+        raise ConfigError(
+            f"{path}: base: expected another config file, relative to this one, got {base!r}"
+        )
+    return _Tree(
+        _merged(_read(path.parent / user_path(base), (*above, path.resolve())).values, own, ""),
+        str(path),
+    )
 
 
 def _merged(base: dict[str, Any], own: dict[str, Any], path: str) -> dict[str, Any]:
-    """A config laid over its base: sections are merged, and a section with another `name` replaces the base's."""
+    """A config laid over its base: sections are merged, and a section with another `name` replaces
+    the base's."""
     found = dict(base)
     for key, value in own.items():
         where = f"{path}.{key}" if path else key
         old = base.get(key)
         found[key] = value
-        if isinstance(old, dict) and isinstance(value, dict) and where not in ("compare.methods", *_DOTTED):
+        if (
+            isinstance(old, dict)
+            and isinstance(value, dict)
+            and where not in ("compare.methods", *_DOTTED)
+        ):
             other = where in _NAMED and value.get("name", old.get("name")) != old.get("name")
             found[key] = value if other else _merged(old, value, where)
     return found
@@ -271,7 +329,9 @@ def _parse(overrides: Iterable[str]) -> Iterator[tuple[str, Any]]:
     for text in overrides:
         key, equals, value = text.partition("=")
         if not equals or not all(part.strip() == part != "" for part in key.split(".")):
-            raise ConfigError(f"command line: {text!r} is no override; write key=value, such as train.batch_size=64")
+            raise ConfigError(
+                f"command line: {text!r} is no override; write key=value, such as train.batch_size=64"
+            )
         yield key, read_value(value, key)
 
 
@@ -289,4 +349,6 @@ def _is_name(key: str, value: Any) -> bool:
 
 
 def _spelled_out(values: dict[str, Any]) -> dict[str, Any]:
-    return {key: {"name": value} if _is_name(key, value) else value for key, value in values.items()}
+    return {
+        key: {"name": value} if _is_name(key, value) else value for key, value in values.items()
+    }

@@ -1,6 +1,8 @@
-"""Indexed data: every example has a stable number, and its augmentation depends on (seed, epoch, number) alone.
+"""Indexed data: every example has a stable number, and its augmentation depends on (seed, epoch,
+number) alone.
 
-So the same run is bit-identical for any number of loader workers, after a resume, and for any split over the ranks.
+So the same run is bit-identical for any number of loader workers, after a resume, and for any split
+over the ranks.
 """
 
 from __future__ import annotations
@@ -26,14 +28,17 @@ class IndexedData(ABC):
     def batch(self, index: np.ndarray, epoch: int) -> Batch:
         """The examples `index` (int64, (b,)) as tensors with b rows each.
 
-        Must carry "index" (int64, (b,)): the numbers actually delivered. An example that cannot be read is replaced by
-        another, whose number stands in "index", and "skipped" (int64, ()) counts the replacements.
+        Must carry "index" (int64, (b,)): the numbers actually delivered. An example that cannot be
+        read is replaced by another, whose number stands in "index", and "skipped" (int64, ())
+        counts the replacements.
         """
 
     def group_counts(self, num_groups: int) -> np.ndarray | None:  # noqa: ARG002
-        """Examples of each of the groups that batches number, int64, (num_groups,); None: unknown, any group may occur.
+        """Examples of each of the groups that batches number, int64, (num_groups,); None: unknown,
+        any group may occur.
 
-        A method gives no weight to a group without examples: it could never spend it, and the others would miss it.
+        A method gives no weight to a group without examples: it could never spend it, and the
+        others would miss it.
         """
         return None
 
@@ -51,7 +56,8 @@ _SHIFTS = np.uint64(30), np.uint64(27), np.uint64(31)
 def mix(*keys: int | np.ndarray) -> np.ndarray:
     """Hash integers into uniform uint64s (SplitMix64 finaliser, chained); arrays broadcast.
 
-    A stateless random number per (seed, epoch, example, ...): no generator to save, no order to keep.
+    A stateless random number per (seed, epoch, example, ...): no generator to save, no order to
+    keep.
     """
     state = np.asarray(0x9E3779B97F4A7C15, dtype=np.uint64)
     with np.errstate(over="ignore"):
@@ -70,7 +76,8 @@ def uniform(*keys: int | np.ndarray) -> np.ndarray:
 
 @contextmanager
 def seeded(*keys: int) -> Iterator[None]:
-    """Seed Python's and torch's CPU generators from integer keys inside the block, and put both back afterwards.
+    """Seed Python's and torch's CPU generators from integer keys inside the block, and put both
+    back afterwards.
 
     For transforms that draw from the global generators, as torchvision's do.
     """

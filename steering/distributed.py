@@ -1,4 +1,5 @@
-"""The few collectives that the framework needs. Every function is the identity in a single process."""
+"""The few collectives that the framework needs. Every function is the identity in a single
+process."""
 
 from __future__ import annotations
 
@@ -25,18 +26,21 @@ def world_size() -> int:
 
 
 def gather(x: Tensor) -> Tensor:
-    """Concatenate (b, ...) over the ranks into (K·b, ...), rank 0 first; every rank must bring the same shape.
+    """Concatenate (b, ...) over the ranks into (K·b, ...), rank 0 first; every rank must bring the
+    same shape.
 
-    The gradient flows back to the rank that owns a row, summed over the ranks. So when each rank's loss is its share of
-    a mean (or each rank holds the same global loss), averaging parameter gradients over the ranks, as DDP does, gives
-    the gradient of a single process on the whole batch.
+    The gradient flows back to the rank that owns a row, summed over the ranks. So when each rank's
+    loss is its share of a mean (or each rank holds the same global loss), averaging parameter
+    gradients over the ranks, as DDP does, gives the gradient of a single process on the whole
+    batch.
     """
     if not active():
         return x
     x = x.contiguous()
     if x.requires_grad and torch.is_grad_enabled():
         whole = torch.cat(all_gather_with_gradient(x))
-        # Torch's backward for gloo receives into buffers strided like the gradient, and scrambles a transposed one.
+        # Torch's backward for gloo receives into buffers strided like the gradient, and scrambles a
+        # transposed one.
         whole.register_hook(lambda gradient: gradient.contiguous())
         return whole
     parts = [torch.empty_like(x) for _ in range(world_size())]
@@ -52,7 +56,8 @@ def share(n: int) -> range:
 
 @torch.no_grad()
 def gather_uneven(x: Tensor) -> Tensor:
-    """Concatenate (n_r, ...) over the ranks, which may bring different numbers of rows, rank 0 first; without gradient."""
+    """Concatenate (n_r, ...) over the ranks, which may bring different numbers of rows, rank 0
+    first; without gradient."""
     if not active():
         return x
     counts = [torch.zeros((), dtype=torch.int64, device=x.device) for _ in range(world_size())]
@@ -67,7 +72,8 @@ def gather_uneven(x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def average_gradients(module: nn.Module) -> None:
-    """Average the gradients of a small module over the ranks: what DDP does for the target, for a method's temperature."""
+    """Average the gradients of a small module over the ranks: what DDP does for the target, for a
+    method's temperature."""
     if not active():
         return
     for parameter in module.parameters():
@@ -120,10 +126,12 @@ def barrier() -> None:
 
 
 def leave() -> None:
-    """End the process group, and with it gloo's threads, if nothing but forgotten cycles holds it any more (DDP does).
+    """End the process group, and with it gloo's threads, if nothing but forgotten cycles holds it
+    any more (DDP does).
 
-    A gloo thread that outlives the group can let go of a tensor while the interpreter shuts down, and that aborts the process
-    (SIGABRT, "terminate called without an active exception"; pytorch/pytorch#179291).
+    A gloo thread that outlives the group can let go of a tensor while the interpreter shuts down,
+    and that aborts the process (SIGABRT, "terminate called without an active exception";
+    pytorch/pytorch#179291).
     """
     gc.collect()
     dist.destroy_process_group()
@@ -131,7 +139,8 @@ def leave() -> None:
 
 @torch.no_grad()
 def swap(x: Tensor) -> Tensor:
-    """Send the j-th of K equal parts of (K·b, ...) to rank j, and get as many rows, the i-th part from rank i: an all-to-all."""
+    """Send the j-th of K equal parts of (K·b, ...) to rank j, and get as many rows, the i-th part
+    from rank i: an all-to-all."""
     if not active():
         return x
     x = x.contiguous()
@@ -142,7 +151,8 @@ def swap(x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def sum_to_owner(x: Tensor) -> Tensor:
-    """Sum (K·b, ...) over the ranks and give each its own b rows: a reduce-scatter, the transpose of `gather`."""
+    """Sum (K·b, ...) over the ranks and give each its own b rows: a reduce-scatter, the transpose
+    of `gather`."""
     return send_to_owner(x).wait()
 
 

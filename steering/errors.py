@@ -2,7 +2,8 @@
 
 
 class SteeringError(Exception):
-    """Something the user can put right: says what was wrong, in which key or file, and what was expected."""
+    """Something the user can put right: says what was wrong, in which key or file, and what was
+    expected."""
 
 
 class ConfigError(SteeringError):

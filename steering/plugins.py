@@ -1,4 +1,5 @@
-"""Code from outside the package: a module by its dotted name, a file by its path. Loading it registers what it defines."""
+"""Code from outside the package: a module by its dotted name, a file by its path. Loading it
+registers what it defines."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ _PREFIX = "steering_plugin_"
 
 @cache
 def installed(group: str) -> dict[str, EntryPoint]:
-    """What installed packages offer under an entry point group, by name; looked up once, as it takes a while."""
+    """What installed packages offer under an entry point group, by name; looked up once, as it
+    takes a while."""
     return {point.name: point for point in entry_points(group=group)}
 
 
@@ -28,7 +30,8 @@ def is_plugin(module: str) -> bool:
 
 
 def load_module(name: str, key: str) -> ModuleType:
-    """Import a module; SteeringError, naming the config key that asks for it, when there is none."""
+    """Import a module; SteeringError, naming the config key that asks for it, when there is
+    none."""
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -36,7 +39,8 @@ def load_module(name: str, key: str) -> ModuleType:
 
 
 def load_file(file: str, key: str) -> ModuleType:
-    """Run a Python file as a module, once; SteeringError, naming the config key that asks for it, when there is none."""
+    """Run a Python file as a module, once; SteeringError, naming the config key that asks for it,
+    when there is none."""
     path = user_path(file)
     if not path.is_file():
         raise SteeringError(f"{key}: no such file: {path}")

@@ -12,8 +12,17 @@ from steering.schema import RunConfig
 
 _AT_LEAST = {
     **dict.fromkeys(("seed", "train.workers", "train.eval_every", "train.save_every"), 0),
-    **dict.fromkeys(("optimizer." + key for key in ("lr", "weight_decay", "eps", "final_lr", "temperature_lr")), 0),
-    **dict.fromkeys(("train." + key for key in ("samples", "batch_size", "accumulation", "log_every", "threads")), 1),
+    **dict.fromkeys(
+        ("optimizer." + key for key in ("lr", "weight_decay", "eps", "final_lr", "temperature_lr")),
+        0,
+    ),
+    **dict.fromkeys(
+        (
+            "train." + key
+            for key in ("samples", "batch_size", "accumulation", "log_every", "threads")
+        ),
+        1,
+    ),
     "jobs": 1,
 }
 
@@ -26,10 +35,16 @@ def problems(config: RunConfig) -> Iterator[tuple[str, str]]:
             yield path, f"{path}: expected at least {low}, got {value}"
     for path, valid, expected in _rules(config):
         if not valid:
-            yield path, f"{path}: expected {expected}, got {reduce(getattr, path.split('.'), config)!r}"
+            yield (
+                path,
+                f"{path}: expected {expected}, got {reduce(getattr, path.split('.'), config)!r}",
+            )
     samples, batch = config.train.samples, config.train.batch_size
     if samples < batch:
-        yield "train.samples", f"train.samples: {samples} is less than one batch, train.batch_size {batch}"
+        yield (
+            "train.samples",
+            f"train.samples: {samples} is less than one batch, train.batch_size {batch}",
+        )
 
 
 def _rules(config: RunConfig) -> Iterator[tuple[str, bool, str]]:
@@ -37,8 +52,14 @@ def _rules(config: RunConfig) -> Iterator[tuple[str, bool, str]]:
     optimizer, train, compare = config.optimizer, config.train, config.compare
     yield "name", config.name.strip() != "", "a name that is not empty"
     yield "output", config.output.strip() != "", "a folder"
-    yield "device", re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.device) is not None, "auto, cpu, cuda or cuda:N"
-    warmup_ok = 0 <= optimizer.warmup < 1 or (optimizer.warmup > 0 and optimizer.warmup.is_integer())
+    yield (
+        "device",
+        re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.device) is not None,
+        "auto, cpu, cuda or cuda:N",
+    )
+    warmup_ok = 0 <= optimizer.warmup < 1 or (
+        optimizer.warmup > 0 and optimizer.warmup.is_integer()
+    )
     yield "optimizer.warmup", warmup_ok, "a fraction in [0, 1) or a number of steps"
     yield "optimizer.betas", all(0 <= beta < 1 for beta in optimizer.betas), "two numbers in [0, 1)"
     yield "optimizer.eps", optimizer.eps > 0, "a positive number"
@@ -47,8 +68,15 @@ def _rules(config: RunConfig) -> Iterator[tuple[str, bool, str]]:
     divides = train.batch_size % train.accumulation == 0
     yield "train.accumulation", divides, f"a divisor of train.batch_size {train.batch_size}"
     yield "train.precision", train.precision in ("fp32", "bf16", "fp16"), "fp32, bf16 or fp16"
-    yield "train.clip_norm", train.clip_norm is None or train.clip_norm > 0, "null or a positive number"
-    seeds_ok = all(seed >= 0 for seed in compare.seeds) and len(set(compare.seeds)) == len(compare.seeds) > 0
+    yield (
+        "train.clip_norm",
+        train.clip_norm is None or train.clip_norm > 0,
+        "null or a positive number",
+    )
+    seeds_ok = (
+        all(seed >= 0 for seed in compare.seeds)
+        and len(set(compare.seeds)) == len(compare.seeds) > 0
+    )
     yield "compare.seeds", seeds_ok, "one or more different numbers >= 0"
     labels_ok = all(label.strip() and "/" not in label for label in compare.methods)
     yield "compare.methods", labels_ok, "labels that are not empty and have no '/'"

@@ -1,9 +1,9 @@
 """The contract between a task, a reference and a method.
 
-A task turns a model and a batch into *outputs*: per-example tensors such as features or losses. The same function serves
-the target (with gradient) and the frozen reference (without), so the two can never drift apart. From a pair of outputs the
-task then builds *loss items*, and a method turns those into one scalar to descend. Shapes: b examples in this process's
-batch, n items in a row.
+A task turns a model and a batch into *outputs*: per-example tensors such as features or losses. The
+same function serves the target (with gradient) and the frozen reference (without), so the two can
+never drift apart. From a pair of outputs the task then builds *loss items*, and a method turns
+those into one scalar to descend. Shapes: b examples in this process's batch, n items in a row.
 """
 
 from __future__ import annotations
@@ -31,16 +31,23 @@ class Units:
 
     Attributes:
         target: target losses, (..., n), nats, with gradient, float32 or float64.
-        reference: reference losses on the same items, (..., n), without gradient; None means "no reference".
-        rows: int64 key of each row's running estimate, (...). Zero for the single row of a plain batch of examples.
-        mask: bool, (..., n), True where an item counts; None means all do. What stands at the others may be anything.
-        sharded: False when every rank holds the same rows, True when the rows are split over the ranks.
-        groups: int64, (..., n), the group (class, domain) of each item; None where the data have none.
-        logits: scores of the target over C classes or tokens, (..., n, C), with gradient; only for a method that `needs_logits`.
+        reference: reference losses on the same items, (..., n), without gradient; None means "no
+            reference".
+        rows: int64 key of each row's running estimate, (...). Zero for the single row of a plain
+            batch of examples.
+        mask: bool, (..., n), True where an item counts; None means all do. What stands at the
+            others may be anything.
+        sharded: False when every rank holds the same rows, True when the rows are split over the
+            ranks.
+        groups: int64, (..., n), the group (class, domain) of each item; None where the data have
+            none.
+        logits: scores of the target over C classes or tokens, (..., n, C), with gradient; only for
+            a method that `needs_logits`.
         reference_logits: those of the reference, (..., n, C), without gradient.
 
     Raises:
-        ValueError: shapes differ, a row has no items, or the mask is not bool. Broadcasting would hide such a mistake.
+        ValueError: shapes differ, a row has no items, or the mask is not bool. Broadcasting would
+            hide such a mistake.
     """
 
     target: Tensor
@@ -57,20 +64,33 @@ class Units:
         if not shape or shape[-1] == 0:
             raise ValueError(f"target must be (..., n) with n ≥ 1, got {shape}")
         if self.reference is not None and tuple(self.reference.shape) != shape:
-            raise ValueError(f"reference must be {shape} like target, got {tuple(self.reference.shape)}")
+            raise ValueError(
+                f"reference must be {shape} like target, got {tuple(self.reference.shape)}"
+            )
         if tuple(self.rows.shape) != shape[:-1]:
-            raise ValueError(f"rows must be {shape[:-1]}, one key per row of target, got {tuple(self.rows.shape)}")
-        if self.mask is not None and (tuple(self.mask.shape) != shape or self.mask.dtype != torch.bool):
-            raise ValueError(f"mask must be bool, {shape}, got {self.mask.dtype}, {tuple(self.mask.shape)}")
-        if self.groups is not None and (tuple(self.groups.shape) != shape or self.groups.dtype != torch.int64):
-            raise ValueError(f"groups must be int64, {shape}, got {self.groups.dtype}, {tuple(self.groups.shape)}")
+            raise ValueError(
+                f"rows must be {shape[:-1]}, one key per row of target, got {tuple(self.rows.shape)}"
+            )
+        if self.mask is not None and (
+            tuple(self.mask.shape) != shape or self.mask.dtype != torch.bool
+        ):
+            raise ValueError(
+                f"mask must be bool, {shape}, got {self.mask.dtype}, {tuple(self.mask.shape)}"
+            )
+        if self.groups is not None and (
+            tuple(self.groups.shape) != shape or self.groups.dtype != torch.int64
+        ):
+            raise ValueError(
+                f"groups must be int64, {shape}, got {self.groups.dtype}, {tuple(self.groups.shape)}"
+            )
         for name in ("logits", "reference_logits"):
             scores = getattr(self, name)
             if scores is not None and tuple(scores.shape[:-1]) != shape:
                 raise ValueError(f"{name} must be {(*shape, 'C')}, got {tuple(scores.shape)}")
 
     def excess(self, strength: float | Tensor = 1.0) -> Tensor:
-        """h = ℓ − α·ℓ_ref, (..., n): the loss that training can still reduce. α = 1 is arXiv 2505.06699, α = 0 plain DRO."""
+        """h = ℓ − α·ℓ_ref, (..., n): the loss that training can still reduce. α = 1 is arXiv
+        2505.06699, α = 0 plain DRO."""
         excess = self.target
         if self.reference is not None and (isinstance(strength, Tensor) or strength != 0.0):
             excess = excess - strength * self.reference.detach()
@@ -78,7 +98,8 @@ class Units:
         return excess if self.mask is None else excess.masked_fill(~self.mask, 0.0)
 
     def counts(self) -> Tensor:
-        """Number of items that count in each row, (...), in the dtype of the losses; ValueError if a row has none."""
+        """Number of items that count in each row, (...), in the dtype of the losses; ValueError if
+        a row has none."""
         if self.mask is None:
             return torch.full_like(self.target[..., 0], self.target.shape[-1]).detach()
         counts = self.mask.sum(-1)
@@ -87,7 +108,8 @@ class Units:
 
 
 def gathered(units: Units) -> Units:
-    """The same rows over the items of all ranks: (..., n) becomes (..., K·n) on every rank. Logits stay behind."""
+    """The same rows over the items of all ranks: (..., n) becomes (..., K·n) on every rank. Logits
+    stay behind."""
     if units.sharded or not distributed.active():
         return units
 
@@ -101,24 +123,31 @@ def gathered(units: Units) -> Units:
 
 
 def require_items(counts: Tensor) -> None:
-    """ValueError where a mask leaves nothing, which would become a NaN; on a GPU a device-side assertion."""
+    """ValueError where a mask leaves nothing, which would become a NaN; on a GPU a device-side
+    assertion."""
     if counts.device.type != "cpu":
         torch._assert_async((counts > 0).all(), "mask: a row of losses has no items")
     elif not (counts > 0).all():
         place = (counts == 0).nonzero()[0].tolist()
-        raise ValueError(f"mask: row {place or 0} of the losses has no items, expected at least one")
+        raise ValueError(
+            f"mask: row {place or 0} of the losses has no items, expected at least one"
+        )
 
 
 class ReferenceRisk(ABC):
-    """What a task tells the solver: outputs of a model, and loss items from target and reference outputs.
+    """What a task tells the solver: outputs of a model, and loss items from target and reference
+    outputs.
 
-    `outputs` is also what the reference cache stores, so every tensor in it has one row per example. Nothing in an
-    implementation may depend on the method or on the number of ranks: methods gather what they need.
+    `outputs` is also what the reference cache stores, so every tensor in it has one row per
+    example. Nothing in an implementation may depend on the method or on the number of ranks:
+    methods gather what they need.
 
     Attributes:
-        unit: what one loss item belongs to: "example", "token", "sequence" or "pair". Methods say which they can reweight.
-        with_logits: set before a run whose method compares whole distributions; `outputs` then has what `losses` needs to
-            fill in `Units.logits`. A risk that cannot leaves it alone, and such a method is refused.
+        unit: what one loss item belongs to: "example", "token", "sequence" or "pair". Methods say
+            which they can reweight.
+        with_logits: set before a run whose method compares whole distributions; `outputs` then has
+            what `losses` needs to fill in `Units.logits`. A risk that cannot leaves it alone, and
+            such a method is refused.
     """
 
     unit: str = "example"
@@ -126,7 +155,8 @@ class ReferenceRisk(ABC):
 
     @abstractmethod
     def outputs(self, model: nn.Module, batch: Batch) -> Outputs:
-        """Per-example tensors of one model on one batch, each (b, ...) and float32 whatever the autocast."""
+        """Per-example tensors of one model on one batch, each (b, ...) and float32 whatever the
+        autocast."""
 
     @abstractmethod
     def losses(self, target: Outputs, reference: Outputs | None, batch: Batch) -> Units | Pairs:

@@ -1,7 +1,7 @@
 """What a run's config may say: the sections, and how plain values become them.
 
-OmegaConf converts the leaves, so `lr: 1e-3` or a quoted number mean what they say in YAML; it is not seen below this
-module and `steering.config`.
+OmegaConf converts the leaves, so `lr: 1e-3` or a quoted number mean what they say in YAML; it is
+not seen below this module and `steering.config`.
 """
 
 from __future__ import annotations
@@ -30,9 +30,11 @@ class ReferenceConfig(ModelSpec):
     """The frozen model that steers: a model spec, and where its outputs come from."""
 
     cache: str | None = None
-    """Where its outputs are kept: null runs it live, "auto" is a folder under `output`, anything else is a folder."""
+    """Where its outputs are kept: null runs it live, "auto" is a folder under `output`, anything
+    else is a folder."""
     train: dict[str, Any] | None = None
-    """Dotted overrides for the run that trains the reference itself, such as `train.samples: 20000`."""
+    """Dotted overrides for the run that trains the reference itself, such as
+    `train.samples: 20000`."""
     label: str | None = None
     """Its name in tables and folders; null: "reference", or its key in `references`."""
 
@@ -78,7 +80,8 @@ class TrainConfig:
     batch_size: int = MISSING
     """Examples in one step, over all ranks."""
     accumulation: int = 1
-    """Micro-batches per step and rank; divides the batch size. The gradient is that of the whole batch."""
+    """Micro-batches per step and rank; divides the batch size. The gradient is that of the whole
+    batch."""
     precision: str = "fp32"
     """"fp32", "bf16" or "fp16": the autocast of the models; losses are always float32."""
     clip_norm: float | None = 1.0
@@ -134,9 +137,11 @@ class RunConfig:
     train: TrainConfig
     """The loop."""
     references: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Further references by name, each as `reference:`; `reference: NAME` chooses one, also in a method of `compare`."""
+    """Further references by name, each as `reference:`; `reference: NAME` chooses one, also in a
+    method of `compare`."""
     start: str | None = None
-    """Weights that the target starts from: a `model.safetensors`, or the folder of a finished run; null: its own."""
+    """Weights that the target starts from: a `model.safetensors`, or the folder of a finished run;
+    null: its own."""
     compare: CompareConfig = field(default_factory=CompareConfig)
     """The study of `steering compare`."""
     studies: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -144,10 +149,13 @@ class RunConfig:
     jobs: int = 1
     """Runs of a study that are done at the same time, in processes of their own."""
     smoke_overrides: dict[str, Any] = field(default_factory=dict)
-    """Dotted key → value, applied when `smoke` is true, before the command line; empty once they are applied."""
+    """Dotted key → value, applied when `smoke` is true, before the command line; empty once they
+    are applied."""
 
 
-def typed(cls: type, raw: Mapping[str, Any], path: str, fail: Fail, given: Mapping[str, Any] | None = None) -> Any:
+def typed(
+    cls: type, raw: Mapping[str, Any], path: str, fail: Fail, given: Mapping[str, Any] | None = None
+) -> Any:
     """Build a dataclass, and those nested in it, from plain values.
 
     Args:
@@ -162,10 +170,14 @@ def typed(cls: type, raw: Mapping[str, Any], path: str, fail: Fail, given: Mappi
 
 
 def check_keys(cls: type, raw: Mapping[str, Any], path: str, fail: Fail) -> None:
-    """Refuse, through `fail`, a key that is no field of the dataclass, and name the nearest one that is."""
+    """Refuse, through `fail`, a key that is no field of the dataclass, and name the nearest one
+    that is."""
     for key in raw:
         if not isinstance(key, str):
-            fail(path, f"unknown key {f'{path}.' if path else ''}{str(key)!r} ({type(key).__name__}){quote_it(key)}")
+            fail(
+                path,
+                f"unknown key {f'{path}.' if path else ''}{str(key)!r} ({type(key).__name__}){quote_it(key)}",
+            )
         if message := _unknown(cls, key, path):
             fail(f"{path}.{key}" if path else key, message)
 
@@ -174,7 +186,10 @@ def check_dotted(cls: type, keys: Mapping[str, Any], path: str, fail: Fail) -> N
     """Check the part of each dotted key that is known before a task and a method are chosen."""
     for dotted in keys:
         if not isinstance(dotted, str):
-            fail(path, f"{path}: unknown key {str(dotted)!r} ({type(dotted).__name__}){quote_it(dotted)}")
+            fail(
+                path,
+                f"{path}: unknown key {str(dotted)!r} ({type(dotted).__name__}){quote_it(dotted)}",
+            )
         section: type | None = cls
         walked = ""
         for part in dotted.split("."):
@@ -187,7 +202,8 @@ def check_dotted(cls: type, keys: Mapping[str, Any], path: str, fail: Fail) -> N
 
 
 def plain(value: Any) -> Any:
-    """Dataclasses, tuples, enums and paths as what YAML can write; a MethodConfig as its flat section."""
+    """Dataclasses, tuples, enums and paths as what YAML can write; a MethodConfig as its flat
+    section."""
     if isinstance(value, MethodConfig):
         return {"name": value.name, **plain(value.options)}
     if is_dataclass(value) and not isinstance(value, type):
@@ -198,11 +214,16 @@ def plain(value: Any) -> Any:
         return [plain(entry) for entry in value]
     if isinstance(value, Enum):
         return value.name
-    return value if value is None or isinstance(value, bool | int | float | str | bytes) else str(value)
+    return (
+        value
+        if value is None or isinstance(value, bool | int | float | str | bytes)
+        else str(value)
+    )
 
 
 def literal(value: Any) -> Any:
-    """The same plain value with every "${" escaped, so that OmegaConf reads it as text and not as an interpolation."""
+    """The same plain value with every "${" escaped, so that OmegaConf reads it as text and not as
+    an interpolation."""
     if isinstance(value, str):
         return re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", value)
     if isinstance(value, dict):
@@ -210,8 +231,11 @@ def literal(value: Any) -> Any:
     return [literal(entry) for entry in value] if isinstance(value, list) else value
 
 
-def _build(cls: type, raw: Mapping[str, Any], path: str, fail: Fail, base: Any, given: Mapping[str, Any]) -> Any:
-    """`typed` without the check of this level's keys; `base` is the default instance that `raw` changes, or None."""
+def _build(
+    cls: type, raw: Mapping[str, Any], path: str, fail: Fail, base: Any, given: Mapping[str, Any]
+) -> Any:
+    """`typed` without the check of this level's keys; `base` is the default instance that `raw`
+    changes, or None."""
     hints, template, values = _hints(cls), _template(cls), dict(given)
     for f in fields(cls):
         if not f.init or f.name in given:
@@ -224,11 +248,17 @@ def _build(cls: type, raw: Mapping[str, Any], path: str, fail: Fail, base: Any, 
             if not isinstance(entries, Mapping):
                 fail(here, f"{here}: expected a section, got {shown(value)}")
             check_keys(section, entries, here, fail)
-            values[f.name] = _build(section, entries, here, fail, default if is_dataclass(default) else None, {})
+            values[f.name] = _build(
+                section, entries, here, fail, default if is_dataclass(default) else None, {}
+            )
         elif isinstance(value, str) and value == MISSING:
             fail(here, f"{here} is missing; expected {described(hints[f.name])}")
         else:
-            values[f.name] = default if value is default else _leaf(template, f.name, value, here, hints[f.name], fail)
+            values[f.name] = (
+                default
+                if value is default
+                else _leaf(template, f.name, value, here, hints[f.name], fail)
+            )
     try:
         return cls(**values)
     except (ValueError, SteeringError) as error:  # the dataclass's own checks, in __post_init__
@@ -242,7 +272,8 @@ def _hints(cls: type) -> dict[str, Any]:
 
 @cache
 def _template(cls: type) -> Any:
-    """OmegaConf's form of a dataclass, to convert one value at a time: a study builds hundreds of configs."""
+    """OmegaConf's form of a dataclass, to convert one value at a time: a study builds hundreds of
+    configs."""
     template = OmegaConf.structured(cls)
     OmegaConf.set_readonly(template, False)  # as a frozen dataclass is
     return template
@@ -274,8 +305,13 @@ def _unknown(cls: type, key: str, path: str) -> str | None:
 
 
 def nearest(key: str, known: list[str], prefix: str = "", *, keys: bool = True) -> str:
-    """A hint for a message: the nearest known name beside this one, else, of `keys`, of another section, else all known."""
-    elsewhere = {f.name: f"{s.name}.{f.name}" for s in fields(RunConfig) for f in _fields_of(s.name)} if keys else {}
+    """A hint for a message: the nearest known name beside this one, else, of `keys`, of another
+    section, else all known."""
+    elsewhere = (
+        {f.name: f"{s.name}.{f.name}" for s in fields(RunConfig) for f in _fields_of(s.name)}
+        if keys
+        else {}
+    )
     if near := difflib.get_close_matches(key, known, n=1):
         return f"did you mean {prefix + near[0]!r}?"
     if near := difflib.get_close_matches(key, elsewhere, n=1):

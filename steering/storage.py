@@ -15,7 +15,8 @@ from steering.reading import user_path
 
 
 def cache_dir(name: str) -> Path:
-    """Folder for things that can be made again: $STEERING_CACHE, else model-steering/ under the user's cache folder."""
+    """Folder for things that can be made again: $STEERING_CACHE, else model-steering/ under the
+    user's cache folder."""
     base = os.environ.get("STEERING_CACHE")
     if base:
         return user_path(base) / name
@@ -23,7 +24,8 @@ def cache_dir(name: str) -> Path:
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, then rename it: readers see the old file or the new one, whole."""
+    """Let `write` fill a temporary file beside `path`, then rename it: readers see the old file or
+    the new one, whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
@@ -54,7 +56,8 @@ def sha256(parts: Iterable[bytes | str]) -> str:
 
 
 def known_sha256(path: Path) -> str:
-    """`file_sha256`, remembered in this process for as long as the file's size and time of change stay."""
+    """`file_sha256`, remembered in this process for as long as the file's size and time of change
+    stay."""
     stat = path.stat()
     return _sha256_of(path.absolute(), stat.st_size, stat.st_mtime_ns)
 
@@ -66,7 +69,8 @@ def _sha256_of(path: Path, size: int, mtime_ns: int) -> str:  # noqa: ARG001  (t
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold a lock file that other processes of this machine wait for; the kernel frees it when a process dies."""
+    """Hold a lock file that other processes of this machine wait for; the kernel frees it when a
+    process dies."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

@@ -1,4 +1,5 @@
-"""The contract of a task: one domain's data, models, losses and evaluation. The framework knows tasks by name only."""
+"""The contract of a task: one domain's data, models, losses and evaluation. The framework knows
+tasks by name only."""
 
 from __future__ import annotations
 
@@ -51,11 +52,13 @@ class Evaluation:
     """What an evaluation found: scores first, everything else is made of them.
 
     Attributes:
-        scores: name -> one number for each evaluated example, in an order that is the same for every model. The mean of each
-            is a metric of the same name, unless `metrics` says otherwise.
-        metrics: further figures: those of `of`, and what is no mean of scores (a calibration error, a worst group).
-        meaning: of metrics that are no shares of which more is better, or that are made of scores of other names; what a task's
-            `metrics` says of a name holds for the rest.
+        scores: name -> one number for each evaluated example, in an order that is the same for
+            every model. The mean of each is a metric of the same name, unless `metrics` says
+            otherwise.
+        metrics: further figures: those of `of`, and what is no mean of scores (a calibration error,
+            a worst group).
+        meaning: of metrics that are no shares of which more is better, or that are made of scores
+            of other names; what a task's `metrics` says of a name holds for the rest.
         figures: pictures for TensorBoard.
     """
 
@@ -65,7 +68,8 @@ class Evaluation:
     figures: Mapping[str, Figure] = field(default_factory=dict)
 
     def values(self) -> dict[str, float]:
-        """Every metric: the means of the scores that stand for themselves, then the further ones."""
+        """Every metric: the means of the scores that stand for themselves, then the further
+        ones."""
         parts = {name for meaning in self.meaning.values() for name in meaning.of}
         own = {name: score.mean() for name, score in self.scores.items() if name not in parts}
         return {name: float(value) for name, value in (own | dict(self.metrics)).items()}
@@ -74,9 +78,13 @@ class Evaluation:
         """What each metric of `values` means; `styles` are a task's `metrics`."""
         found = {}
         for name in self.values():
-            shown = styles.get(name.rpartition("/")[2]) or styles.get(name.partition("/")[0], Metric())
+            shown = styles.get(name.rpartition("/")[2]) or styles.get(
+                name.partition("/")[0], Metric()
+            )
             shown = self.meaning.get(name, shown)
-            found[name] = replace(shown, of=(name,)) if not shown.of and name in self.scores else shown
+            found[name] = (
+                replace(shown, of=(name,)) if not shown.of and name in self.scores else shown
+            )
         return found
 
 
@@ -92,11 +100,13 @@ class Task(ABC):
     Options: ClassVar[type]
     """The dataclass of the `task:` section; its first field is `name`."""
     units: ClassVar[tuple[str, ...]] = ("example",)
-    """What its losses can belong to, by its options: some of "example", "token", "sequence", "pair"."""
+    """What its losses can belong to, by its options: some of "example", "token", "sequence",
+    "pair"."""
     may_have_groups: ClassVar[bool] = False
     """Whether its examples can belong to groups (domains, subpopulations)."""
     metrics: ClassVar[Mapping[str, Metric]] = {}
-    """What metrics mean that are no shares of which more is better, by the last part of the name, else the first."""
+    """What metrics mean that are no shares of which more is better, by the last part of the name,
+    else the first."""
 
     risk: ReferenceRisk
     groups: tuple[str, ...] = ()
@@ -107,30 +117,36 @@ class Task(ABC):
 
     @abstractmethod
     def build(self, spec: ModelSpec) -> Model:
-        """The network of a spec, weights loaded, on the CPU, in train mode. Raises SteeringError when it cannot be had."""
+        """The network of a spec, weights loaded, on the CPU, in train mode. Raises SteeringError
+        when it cannot be had."""
 
     @abstractmethod
     def train_data(self, target: Model, reference: Model | None, seed: int) -> IndexedData:
-        """Training examples prepared for the target, and for the reference too when one runs live beside it.
+        """Training examples prepared for the target, and for the reference too when one runs live
+        beside it.
 
         `reference` is None when there is no reference or its outputs come from a cache.
         """
 
     @abstractmethod
     def plain_data(self, model: Model) -> IndexedData:
-        """The same examples under the same numbers for one model, without augmentation: what a reference cache is built on."""
+        """The same examples under the same numbers for one model, without augmentation: what a
+        reference cache is built on."""
 
     @abstractmethod
     def evaluate(self, model: Model, device: torch.device) -> Evaluation:
-        """Scores, metrics and pictures of a model in eval mode; names like "heldout_images/image_to_text_R@1".
+        """Scores, metrics and pictures of a model in eval mode; names like
+        "heldout_images/image_to_text_R@1".
 
-        Every process of a run calls this, each evaluates its share of the examples (`steering.distributed.share`), and all
-        return the whole (`steering.distributed.gather_uneven`). An example that cannot be read is left out, counted and
-        reported, never replaced.
+        Every process of a run calls this, each evaluates its share of the examples
+        (`steering.distributed.share`), and all return the whole
+        (`steering.distributed.gather_uneven`). An example that cannot be read is left out, counted
+        and reported, never replaced.
         """
 
     def held_out_data(self, model: Model) -> Mapping[str, IndexedData]:  # noqa: ARG002
-        """The evaluated examples as numbered data, by part, where the task has such: what outputs can be stored of."""
+        """The evaluated examples as numbered data, by part, where the task has such: what outputs
+        can be stored of."""
         return {}
 
 
@@ -138,7 +154,8 @@ def find_task(name: str) -> type[Task]:
     """The task class of a config's `task.name`.
 
     Args:
-        name: an entry point in the group "steering.tasks" ("clip"), "package.module:Class", or "path/to/file.py:Class".
+        name: an entry point in the group "steering.tasks" ("clip"), "package.module:Class", or
+            "path/to/file.py:Class".
 
     Raises:
         SteeringError: nothing of that name can be loaded; the message lists what is installed.
@@ -154,5 +171,7 @@ def find_task(name: str) -> type[Task]:
     module = (load_file if where.endswith(".py") else load_module)(where, "task.name")
     found = getattr(module, attribute, None)
     if not (isinstance(found, type) and issubclass(found, Task)):
-        raise SteeringError(f"task.name: {where} has no subclass of steering.Task named {attribute!r}")
+        raise SteeringError(
+            f"task.name: {where} has no subclass of steering.Task named {attribute!r}"
+        )
     return found

@@ -1,4 +1,5 @@
-"""Values as YAML reads them: which of them a field of a config takes, and how messages show them."""
+"""Values as YAML reads them: which of them a field of a config takes, and how messages show
+them."""
 
 from __future__ import annotations
 
@@ -18,17 +19,20 @@ Fail = Callable[[str, str], NoReturn]
 
 
 def fitted(value: Any, hint: Any, path: str, fail: Fail) -> Any:
-    """The same value, once it is sure that no conversion to the field's type would change what its author meant.
+    """The same value, once it is sure that no conversion to the field's type would change what its
+    author meant.
 
-    A bare `no` is a boolean in YAML and a bare 123 a number: where a text is expected both are refused, also inside of lists
-    and mappings and as their keys. So is a number for a boolean. Keys of `dict[int, ...]` may be written as text, as in
-    `class_shares.8=0.1`.
+    A bare `no` is a boolean in YAML and a bare 123 a number: where a text is expected both are
+    refused, also inside of lists and mappings and as their keys. So is a number for a boolean. Keys
+    of `dict[int, ...]` may be written as text, as in `class_shares.8=0.1`.
     """
     origin, args = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
         if value is None or any(type(value) is choice for choice in args):
             return value
-        return fitted(value, next(choice for choice in args if choice is not type(None)), path, fail)
+        return fitted(
+            value, next(choice for choice in args if choice is not type(None)), path, fail
+        )
     if origin is dict and isinstance(value, Mapping):
         found = {}
         for key, entry in value.items():
@@ -36,16 +40,26 @@ def fitted(value: Any, hint: Any, path: str, fail: Fail) -> Any:
                 key = int(key)
             if args[0] in (str, int) and type(key) is not args[0]:
                 hint = quote_it(key) if args[0] is str else ""
-                fail(path, f"{path}: expected keys that are {described(args[0])}, got {shown(key)}{hint}")
+                fail(
+                    path,
+                    f"{path}: expected keys that are {described(args[0])}, got {shown(key)}{hint}",
+                )
             found[key] = fitted(entry, args[1], f"{path}.{key}", fail)
         return found
     if origin in (list, tuple) and isinstance(value, list | tuple):
         return [
-            fitted(entry, args[min(place, len(args) - 1) if args[-1] is not ... else 0], f"{path}[{place}]", fail)
+            fitted(
+                entry,
+                args[min(place, len(args) - 1) if args[-1] is not ... else 0],
+                f"{path}[{place}]",
+                fail,
+            )
             for place, entry in enumerate(value)
         ]
     texts_null = hint is str and value is None and path.endswith("]")
-    if texts_null or (hint is str and not isinstance(value, str | Mapping | list | tuple) and value is not None):
+    if texts_null or (
+        hint is str and not isinstance(value, str | Mapping | list | tuple) and value is not None
+    ):
         fail(path, f"{path}: expected str, got {shown(value)}{quote_it(value)}")
     if hint is bool and isinstance(value, int | float) and not isinstance(value, bool):
         fail(path, f"{path}: expected true or false, got {shown(value)}")
@@ -56,15 +70,24 @@ def fitted(value: Any, hint: Any, path: str, fail: Fail) -> Any:
 
 def _no_odd_keys(value: Any, path: str, fail: Fail) -> None:
     """Refuse a bare `no` as a key at any depth of a free mapping."""
-    entries = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
+    entries = (
+        value.items()
+        if isinstance(value, Mapping)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
     for key, entry in entries:
         if isinstance(key, bool):
-            fail(path, f"{path}: expected a text or a number as key, got {shown(key)}{quote_it(key)}")
+            fail(
+                path, f"{path}: expected a text or a number as key, got {shown(key)}{quote_it(key)}"
+            )
         _no_odd_keys(entry, f"{path}.{key}", fail)
 
 
 def quote_it(value: Any) -> str:
-    """What to do about a value that YAML takes for something else than text; "" for text, lists and sections."""
+    """What to do about a value that YAML takes for something else than text; "" for text, lists and
+    sections."""
     if isinstance(value, bool):
         bare = "yes, on and true" if value else "no, off and false"
         return f"; a bare {bare} are booleans in YAML, so quote it: '{'yes' if value else 'no'}'"
@@ -76,7 +99,9 @@ def quote_it(value: Any) -> str:
 def section_of(hint: Any) -> type | None:
     """The dataclass D of a field typed D or D | None."""
     choices = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    return next((choice for choice in choices if isinstance(choice, type) and is_dataclass(choice)), None)
+    return next(
+        (choice for choice in choices if isinstance(choice, type) and is_dataclass(choice)), None
+    )
 
 
 def described(hint: Any) -> str:
@@ -85,7 +110,11 @@ def described(hint: Any) -> str:
         return "a section"
     if isinstance(hint, type) and issubclass(hint, Enum):
         return "one of " + ", ".join(hint.__members__)
-    name = hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint).replace("typing.", "")
+    name = (
+        hint.__name__
+        if isinstance(hint, type) and not get_args(hint)
+        else str(hint).replace("typing.", "")
+    )
     return name.replace("None", "null")
 
 
@@ -95,7 +124,8 @@ def shown(value: Any) -> str:
 
 
 def field_docs(cls: type) -> dict[str, str]:
-    """The docstring under each field of a dataclass and its bases, on one line; without their source code none."""
+    """The docstring under each field of a dataclass and its bases, on one line; without their
+    source code none."""
     found: dict[str, str] = {}
     for base in (base for base in reversed(cls.__mro__) if is_dataclass(base)):
         try:
@@ -103,7 +133,11 @@ def field_docs(cls: type) -> dict[str, str]:
         except (OSError, TypeError, SyntaxError, ValueError):
             continue
         for this, below in pairwise(getattr(tree, "body", [])):
-            if isinstance(this, ast.AnnAssign) and isinstance(this.target, ast.Name) and isinstance(below, ast.Expr):
+            if (
+                isinstance(this, ast.AnnAssign)
+                and isinstance(this.target, ast.Name)
+                and isinstance(below, ast.Expr)
+            ):
                 text = getattr(below.value, "value", None)
                 if isinstance(text, str):
                     found[this.target.id] = " ".join(text.split())

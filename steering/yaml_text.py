@@ -1,4 +1,5 @@
-"""YAML as text: a config file, and the value of a `key=value`. Every mistake is a `ConfigError` that says where it is."""
+"""YAML as text: a config file, and the value of a `key=value`. Every mistake is a `ConfigError`
+that says where it is."""
 
 from __future__ import annotations
 
@@ -33,7 +34,9 @@ def read_sections(path: Path) -> dict[Any, Any]:
     except (UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(f"{path}: {str(error).splitlines()[0]}") from error
     if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected sections such as 'task:', got a list or a single value")
+        raise ConfigError(
+            f"{path}: expected sections such as 'task:', got a list or a single value"
+        )
     return values
 
 
@@ -44,11 +47,14 @@ def read_value(text: str, key: str) -> Any:
             raise ConfigError(f"command line: {key}: {odd[1]}")
         return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]  # type: ignore[index, call-overload]
     except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError(f"command line: {key}: cannot read the value {text!r}; quote it as in YAML") from error
+        raise ConfigError(
+            f"command line: {key}: cannot read the value {text!r}; quote it as in YAML"
+        ) from error
 
 
 def _odd_number(text: str) -> tuple[int, str] | None:
-    """The first bare number of a YAML text that is not the one it looks like: its line, from 1, and what to write instead.
+    """The first bare number of a YAML text that is not the one it looks like: its line, from 1, and
+    what to write instead.
 
     YAML 1.1 reads 0123 as octal and 12:30 as minutes and seconds.
 

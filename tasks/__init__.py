@@ -1,1 +1,2 @@
-"""Task adapters: what the framework steers. They import `steering`; `steering` never imports them."""
+"""Task adapters: what the framework steers. They import `steering`; `steering` never imports
+them."""

@@ -1,4 +1,5 @@
-"""Folders of images with a sub-folder for each class, and the names that no user gave: those of hidden files and folders."""
+"""Folders of images with a sub-folder for each class, and the names that no user gave: those of
+hidden files and folders."""
 
 from __future__ import annotations
 
@@ -14,16 +15,25 @@ from steering.reading import Tally, user_path
 from tasks.pictures import SUFFIXES
 
 # What macOS, Windows, Synology, Python and ext4 put beside the data.
-_JUNK = {"__MACOSX", "__pycache__", "$RECYCLE.BIN", "System Volume Information", "@eaDir", "lost+found"}
+_JUNK = {
+    "__MACOSX",
+    "__pycache__",
+    "$RECYCLE.BIN",
+    "System Volume Information",
+    "@eaDir",
+    "lost+found",
+}
 
 
 def is_hidden_file(name: str) -> bool:
-    """A file name that starts with a dot, such as macOS's `._0.png`, which has the suffix of an image and is none."""
+    """A file name that starts with a dot, such as macOS's `._0.png`, which has the suffix of an
+    image and is none."""
     return name.startswith(".")
 
 
 def is_junk_folder(name: str) -> bool:
-    """A folder of a program's own. Not every name with a dot: the path to the data may well lead through one."""
+    """A folder of a program's own. Not every name with a dot: the path to the data may well lead
+    through one."""
     return name in _JUNK or name == ".ipynb_checkpoints"
 
 
@@ -62,13 +72,17 @@ def class_images(folder: Path | str, key: str) -> ClassImages:
     Raises:
         SteeringError: no such folder, no class in it, or a class without images.
     """
-    from torchvision.datasets import DatasetFolder  # here, as it takes seconds, and a name can be judged without
+    from torchvision.datasets import (
+        DatasetFolder,
+    )  # here, as it takes seconds, and a name can be judged without
     from torchvision.datasets.folder import default_loader
 
     root = user_path(folder)
     left_out: Counter[str] = Counter()
     if root.is_file():
-        raise SteeringError(f"{key}: {root} is a file; expected a folder with one sub-folder of images for each class")
+        raise SteeringError(
+            f"{key}: {root} is a file; expected a folder with one sub-folder of images for each class"
+        )
 
     class Listing(DatasetFolder):
         """torchvision's, without the hidden."""

@@ -1,6 +1,8 @@
-"""Image files as every task reads them: 8-bit RGB, the right way up, with a note of what had to be changed for that.
+"""Image files as every task reads them: 8-bit RGB, the right way up, with a note of what had to be
+changed for that.
 
-Pillow alone gives other pixels without a word: it cuts 16-bit grey off at 255, and leaves a turned photo lying on its side.
+Pillow alone gives other pixels without a word: it cuts 16-bit grey off at 255, and leaves a turned
+photo lying on its side.
 """
 
 from __future__ import annotations
@@ -12,9 +14,25 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-# Pillow would hand other formats to outside programs (EPS to Ghostscript); web data must not choose that.
+# Pillow would hand other formats to outside programs (EPS to Ghostscript); web data must not choose
+# that.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-SUFFIXES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm", "pbm", "pnm", "jpe", "jfif")
+SUFFIXES = (
+    "jpg",
+    "jpeg",
+    "png",
+    "webp",
+    "bmp",
+    "gif",
+    "tif",
+    "tiff",
+    "ppm",
+    "pgm",
+    "pbm",
+    "pnm",
+    "jpe",
+    "jfif",
+)
 """Of files in these formats, without the dot, in lower case."""
 
 SCALED = "scaled to 8 bits"
@@ -35,18 +53,22 @@ _TURNS = {
 
 
 def decode(data: bytes) -> Image.Image:
-    """The picture in an encoded file, see `rgb`. Raises what Pillow raises: decoders meet broken bytes with many types."""
+    """The picture in an encoded file, see `rgb`. Raises what Pillow raises: decoders meet broken
+    bytes with many types."""
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             return rgb(image)
-    except UserWarning:  # of broken EXIF, where warnings are errors; the pixels are none the worse for it
+    except (
+        UserWarning
+    ):  # of broken EXIF, where warnings are errors; the pixels are none the worse for it
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             return decode(data)
 
 
 def rgb(image: Image.Image) -> Image.Image:
-    """The picture as 8-bit RGB, fully decoded and upright; what is transparent becomes white. See also `changes`."""
+    """The picture as 8-bit RGB, fully decoded and upright; what is transparent becomes white. See
+    also `changes`."""
     image, changed = normal(image)
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
@@ -63,7 +85,8 @@ def changes(image: Image.Image) -> tuple[str, ...]:
 
 
 def normal(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
-    """The picture upright and with 8 bits a channel, otherwise in its own mode; and what was changed."""
+    """The picture upright and with 8 bits a channel, otherwise in its own mode; and what was
+    changed."""
     tags: Any = getattr(image, "tag_v2", {})
     before = tags.get(_ORIENTATION, 1)  # Pillow turns a TIFF itself, as it loads
     bits = tags.get(_BITS, (16,))[0]
@@ -73,7 +96,9 @@ def normal(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
     image, scaled = _eight_bits(image, bits)
     if orientation in _TURNS:
         image = image.transpose(_TURNS[orientation])
-        for block in [key for key in image.info if key != "transparency"]:  # EXIF would turn it a second time
+        for block in [
+            key for key in image.info if key != "transparency"
+        ]:  # EXIF would turn it a second time
             del image.info[block]
     return image, (SCALED,) * scaled + (TURNED,) * turned
 
@@ -87,7 +112,8 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _eight_bits(image: Image.Image, bits: int) -> tuple[Image.Image, bool]:
-    """Grey of more than 8 bits as 8-bit grey; and whether its values changed. Raises ValueError if none is finite.
+    """Grey of more than 8 bits as 8-bit grey; and whether its values changed. Raises ValueError if
+    none is finite.
 
     Args:
         bits: of a pixel in a 16-bit mode.
@@ -102,7 +128,9 @@ def _eight_bits(image: Image.Image, bits: int) -> tuple[Image.Image, bool]:
     else:
         grey, scaled = _by_range(values.astype(np.float64), sixteen=image.mode == "I")
     found = Image.fromarray(grey.astype(np.uint8))
-    if isinstance(hidden := image.info.get("transparency"), int):  # one grey value that stands for "nothing here"
+    if isinstance(
+        hidden := image.info.get("transparency"), int
+    ):  # one grey value that stands for "nothing here"
         found.putalpha(Image.fromarray(np.where(values == hidden, 0, 255).astype(np.uint8)))
     return found, scaled
 
@@ -110,8 +138,9 @@ def _eight_bits(image: Image.Image, bits: int) -> tuple[Image.Image, bool]:
 def _by_range(values: np.ndarray, sixteen: bool) -> tuple[np.ndarray, bool]:
     """Values in [0, 255] of numbers that have no range of their own; and whether they changed.
 
-    Shares (in [0, 1]) and, with `sixteen`, 16-bit whole numbers are scaled as such, 8-bit whole numbers stay, others are
-    stretched from their least to their greatest. What is not finite becomes the nearest end, NaN the lower one.
+    Shares (in [0, 1]) and, with `sixteen`, 16-bit whole numbers are scaled as such, 8-bit whole
+    numbers stay, others are stretched from their least to their greatest. What is not finite
+    becomes the nearest end, NaN the lower one.
     """
     finite = values[np.isfinite(values)]
     if not finite.size:

@@ -4,7 +4,8 @@ import os
 
 import pytest
 
-# Before torch is imported: tiny tensors gain nothing from more threads, and idle ones that spin slow every test down.
+# Before torch is imported: tiny tensors gain nothing from more threads, and idle ones that spin
+# slow every test down.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 

@@ -10,14 +10,21 @@ ROOT = Path(__file__).parents[1]
 # What a room may never import, directly. Later rooms stand higher.
 ABOVE_RUNS = ["steering.studies", "steering.commands", "steering.cli"]
 ABOVE_TRAINING = [*ABOVE_RUNS, "steering.analysis", "steering.config", "omegaconf"]
-# The record side of `runs` stands near the ground; the other modules of that room stand above the trainer.
-DOERS = [f"steering.runs.{name}" for name in ("ask", "driver", "execute", "measure", "transport", "worker", "workshop")]
+# The record side of `runs` stands near the ground; the other modules of that room stand above the
+# trainer.
+DOERS = [
+    f"steering.runs.{name}"
+    for name in ("ask", "driver", "execute", "measure", "transport", "worker", "workshop")
+]
 FORBIDDEN = {
     "steering": ["tasks"],
     "steering/dro": [
         *ABOVE_TRAINING,
         *DOERS,
-        *(f"steering.{room}" for room in ("contrastive", "methods", "reference", "outputs", "training", "runs")),
+        *(
+            f"steering.{room}"
+            for room in ("contrastive", "methods", "reference", "outputs", "training", "runs")
+        ),
     ],
     "steering/contrastive": [
         *ABOVE_TRAINING,
@@ -29,8 +36,20 @@ FORBIDDEN = {
         *DOERS,
         *(f"steering.{room}" for room in ("reference", "outputs", "training", "task", "runs")),
     ],
-    "steering/reference": [*ABOVE_TRAINING, *DOERS, "steering.methods", "steering.training", "steering.outputs"],
-    "steering/outputs": [*ABOVE_TRAINING, *DOERS, "steering.methods", "steering.training", "steering.reference"],
+    "steering/reference": [
+        *ABOVE_TRAINING,
+        *DOERS,
+        "steering.methods",
+        "steering.training",
+        "steering.outputs",
+    ],
+    "steering/outputs": [
+        *ABOVE_TRAINING,
+        *DOERS,
+        "steering.methods",
+        "steering.training",
+        "steering.reference",
+    ],
     "steering/training": [*ABOVE_TRAINING, *DOERS],
     "steering/analysis": [
         *ABOVE_RUNS,
@@ -43,13 +62,27 @@ FORBIDDEN = {
     ],
     "steering/runs": ABOVE_RUNS,
     "steering/studies": ["steering.commands", "steering.cli"],
-    "tasks": [*ABOVE_RUNS, *DOERS, "steering.config", "steering.dro", "steering.methods", "steering.outputs"],
+    "tasks": [
+        *ABOVE_RUNS,
+        *DOERS,
+        "steering.config",
+        "steering.dro",
+        "steering.methods",
+        "steering.outputs",
+    ],
 }
-NEEDS_NO_TORCH = ["runs/record.py", "runs/store.py", "runs/sources.py", "studies/compare.py", "commands/studies.py"]
+NEEDS_NO_TORCH = [
+    "runs/record.py",
+    "runs/store.py",
+    "runs/sources.py",
+    "studies/compare.py",
+    "commands/studies.py",
+]
 
 
 def imports(path: Path) -> set[str]:
-    """Modules that a file imports when it runs; what stands under `if TYPE_CHECKING` does not count."""
+    """Modules that a file imports when it runs; what stands under `if TYPE_CHECKING` does not
+    count."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     typing_only = {
         inner
@@ -84,10 +117,13 @@ def test_arrows_run_downwards(room):
 
 @pytest.mark.parametrize("file", NEEDS_NO_TORCH)
 def test_the_record_side_needs_no_torch(file):
-    """At the top of a module; a study imports what it needs for `wanted` there. tests/runs/test_record.py tries it."""
+    """At the top of a module; a study imports what it needs for `wanted` there.
+    tests/runs/test_record.py tries it."""
     tree = ast.parse((ROOT / "steering" / file).read_text(encoding="utf-8"))
     top = {node.module for node in tree.body if isinstance(node, ast.ImportFrom) and node.module}
-    top |= {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
+    top |= {
+        alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names
+    }
     bad = {
         name
         for name in top
@@ -99,5 +135,8 @@ def test_the_record_side_needs_no_torch(file):
 
 @pytest.mark.parametrize("package", ["steering", "tasks"])
 def test_modules_fit_on_their_pages(package):
-    longest = max((len(path.read_text(encoding="utf-8").splitlines()), path) for path in (ROOT / package).rglob("*.py"))
+    longest = max(
+        (len(path.read_text(encoding="utf-8").splitlines()), path)
+        for path in (ROOT / package).rglob("*.py")
+    )
     assert longest[0] <= 300, longest

@@ -38,7 +38,9 @@ class NoOptions:
 @pytest.fixture
 def config(tmp_path, monkeypatch):
     """The path of a good config of a fake task and a fake method."""
-    monkeypatch.setitem(registry._REGISTRY, "_test_cli", registry.Entry("_test_cli", NoOptions, NoOptions, ""))
+    monkeypatch.setitem(
+        registry._REGISTRY, "_test_cli", registry.Entry("_test_cli", NoOptions, NoOptions, "")
+    )
     monkeypatch.delenv("RANK", raising=False)
     monkeypatch.delenv("TORCHELASTIC_ERROR_FILE", raising=False)
     (tmp_path / "fake.py").write_text(TASK)
@@ -55,7 +57,10 @@ def protocol(monkeypatch):
     calls = []
 
     def install(error: BaseException | None = None) -> list[tuple[str, RunConfig]]:
-        for module, names in {"single": ["train", "evaluate", "cache"], "studies": ["compare"]}.items():
+        for module, names in {
+            "single": ["train", "evaluate", "cache"],
+            "studies": ["compare"],
+        }.items():
             fake = ModuleType(f"steering.commands.{module}")
             for name in names:
                 setattr(fake, name, _recorder(name, calls, error))
@@ -89,8 +94,12 @@ def test_the_protocols_exist_under_the_names_that_are_called():
     import steering.commands.single
     import steering.commands.studies
 
-    assert all(callable(getattr(steering.commands.studies, name)) for name in ("compare", "study", "main"))
-    assert all(callable(getattr(steering.commands.single, name)) for name in ("train", "evaluate", "cache"))
+    assert all(
+        callable(getattr(steering.commands.studies, name)) for name in ("compare", "study", "main")
+    )
+    assert all(
+        callable(getattr(steering.commands.single, name)) for name in ("train", "evaluate", "cache")
+    )
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])
@@ -129,7 +138,9 @@ def test_a_wrong_config(config, protocol, capsys):
     calls = protocol()
     assert main(["train", config, "train.smaples=1"]) == 2
     err = capsys.readouterr().err
-    assert err.startswith("steering: error: command line: unknown key 'train.smaples'; did you mean 'train.samples'?")
+    assert err.startswith(
+        "steering: error: command line: unknown key 'train.smaples'; did you mean 'train.samples'?"
+    )
     assert err.count("\n") == 1
     assert main(["compare", config + ".absent"]) == 2
     assert "No such file" in capsys.readouterr().err
@@ -157,7 +168,11 @@ def test_wrong_usage(words, expected, capsys):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_shows_a_command_line_that_parses(command, config, protocol, capsys):
     assert main([command, "--help"]) == 0
-    lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith(f"  steering {command} ")]
+    lines = [
+        line.split()
+        for line in capsys.readouterr().out.splitlines()
+        if line.startswith(f"  steering {command} ")
+    ]
     assert lines
     assert all(words[2] == "configs/clip/glyphs.yaml" for words in lines)
     calls = protocol()
@@ -184,12 +199,16 @@ def test_other_ranks_are_quiet_and_fail_too(config, protocol, capsys, monkeypatc
     protocol(SteeringError("the loss is NaN"))
     main(["train", config])
     told = json.loads((tmp_path / "error.json").read_text())["message"]
-    assert told["message"] == told["extraInfo"]["py_callstack"] == "steering: error: the loss is NaN"
+    assert (
+        told["message"] == told["extraInfo"]["py_callstack"] == "steering: error: the loss is NaN"
+    )
 
 
 def _python(*words: str) -> subprocess.CompletedProcess[str]:
     environment = {key: value for key, value in os.environ.items() if key != "RANK"}
-    return subprocess.run([sys.executable, *words], capture_output=True, text=True, env=environment, timeout=60)
+    return subprocess.run(
+        [sys.executable, *words], capture_output=True, text=True, env=environment, timeout=60
+    )
 
 
 def test_python_m_steering_passes_the_exit_code_on():

@@ -1,4 +1,5 @@
-"""Configs: what is accepted, what is refused and how the message reads, and what a config becomes again as a file."""
+"""Configs: what is accepted, what is refused and how the message reads, and what a config becomes
+again as a file."""
 
 import itertools
 from dataclasses import asdict, dataclass, field
@@ -82,9 +83,12 @@ class PlainOptions:
 
 @pytest.fixture(autouse=True)
 def _methods(monkeypatch):
-    """Two methods that are gone after the test, so that tests over all registered methods never meet them."""
+    """Two methods that are gone after the test, so that tests over all registered methods never
+    meet them."""
     for name, options in {"_test_method": MethodOptions, "_test_plain": PlainOptions}.items():
-        monkeypatch.setitem(registry._REGISTRY, name, registry.Entry(name, options, MethodOptions, ""))
+        monkeypatch.setitem(
+            registry._REGISTRY, name, registry.Entry(name, options, MethodOptions, "")
+        )
 
 
 _NUMBERS = itertools.count()
@@ -129,7 +133,9 @@ def test_every_section_is_typed(write):
     assert config.task.fonts == ("sans",)
     assert config.task.split.name == "seen"
     assert type(config.target) is ModelSpec
-    assert config.reference == ReferenceConfig("small", cache="auto", train={"train.samples": 64, "reference": None})
+    assert config.reference == ReferenceConfig(
+        "small", cache="auto", train={"train.samples": 64, "reference": None}
+    )
     assert config.method == MethodConfig("_test_method", MethodOptions(tau=0.05))
     assert config.optimizer.lr == 1e-3
     assert config.optimizer.betas == (0.9, 0.98)
@@ -140,7 +146,13 @@ def test_every_section_is_typed(write):
 
 def test_values_are_plain_python(write):
     def leaves(value):
-        children = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else None
+        children = (
+            value.values()
+            if isinstance(value, dict)
+            else value
+            if isinstance(value, list | tuple)
+            else None
+        )
         return {type(value)} if children is None else {type(value)}.union(*map(leaves, children))
 
     config = load_config(write(), ["task.extra={a: [1, {b: 2}]}"])
@@ -166,7 +178,13 @@ def test_a_task_that_cannot_be_found(refused, name):
 def test_overrides(write):
     config = load_config(
         write(),
-        ["train.samples=50", "reference=null", "optimizer.betas=[0.5,0.6]", "train.clip_norm=null", "name=a=b"],
+        [
+            "train.samples=50",
+            "reference=null",
+            "optimizer.betas=[0.5,0.6]",
+            "train.clip_norm=null",
+            "name=a=b",
+        ],
     )
     assert config.train.samples == 50
     assert config.reference is None
@@ -176,13 +194,17 @@ def test_overrides(write):
 
 
 def test_of_two_overrides_the_deeper_wins_then_the_later(write):
-    config = load_config(write(), ["method.tau=0.5", "seed=1", "method={name: _test_method, tau: 1}", "seed=2"])
+    config = load_config(
+        write(), ["method.tau=0.5", "seed=1", "method={name: _test_method, tau: 1}", "seed=2"]
+    )
     assert config.method.options.tau == 0.5
     assert config.seed == 2
 
 
 def test_a_method_by_name(write):
-    assert load_config(write(), ["method=_test_plain"]).method == MethodConfig("_test_plain", PlainOptions())
+    assert load_config(write(), ["method=_test_plain"]).method == MethodConfig(
+        "_test_plain", PlainOptions()
+    )
     same = load_config(write(), ["method=_test_method", "method.radius=2"]).method.options
     assert same == MethodOptions(tau=0.05, radius=2.0)  # the section of that name is kept
     in_file = write(old="{name: _test_method, tau: 0.05}", new="_test_plain")
@@ -200,7 +222,9 @@ def test_interpolation_follows_the_overrides(write):
     path = write(old="tau: 0.05", new="tau: '${optimizer.rl}'")
     with pytest.raises(ConfigError, match=r"study\.yaml: method\.tau: .*optimizer\.rl"):
         load_config(path)
-    whole = write(old="method: {name: _test_method, tau: 0.05}", new="method: ${compare.methods.steered}")
+    whole = write(
+        old="method: {name: _test_method, tau: 0.05}", new="method: ${compare.methods.steered}"
+    )
     assert load_config(whole).method.options.tau == 0.1
 
 
@@ -208,7 +232,9 @@ def test_smoke_comes_before_the_command_line(write):
     assert load_config(write()).smoke_overrides == {"train.samples": 20, "task.size": 16}
     config = load_config(write(), ["smoke=true"])
     assert (config.train.samples, config.task.size, config.smoke_overrides) == (20, 16, {})
-    config = load_config(write(), ["smoke=true", "train.samples=30", "smoke_overrides.train.batch_size=5"])
+    config = load_config(
+        write(), ["smoke=true", "train.samples=30", "smoke_overrides.train.batch_size=5"]
+    )
     assert (config.train.samples, config.train.batch_size) == (30, 5)
     later = with_overrides(load_config(write()), {"smoke": True})
     assert later.train.samples == 20
@@ -216,22 +242,45 @@ def test_smoke_comes_before_the_command_line(write):
 
 def test_smoke_overrides_reach_the_run_of_the_reference(write):
     path = write(old="task.size: 16", new="reference.train.train.samples: 12")
-    assert load_config(path, ["smoke=true"]).reference.train == {"train.samples": 12, "reference": None}
+    assert load_config(path, ["smoke=true"]).reference.train == {
+        "train.samples": 12,
+        "reference": None,
+    }
 
 
 @pytest.mark.parametrize(
     ("old", "new", "key", "hint"),
     [
-        ("batch_size: 10", "batch_size: 10, batchsize: 1", "train.batchsize", "did you mean 'train.batch_size'?"),
+        (
+            "batch_size: 10",
+            "batch_size: 10, batchsize: 1",
+            "train.batchsize",
+            "did you mean 'train.batch_size'?",
+        ),
         ("seed: 3", "sede: 3", "sede", "did you mean 'seed'?"),
         ("seed: 3", "batch_size: 3", "batch_size", "did you mean 'train.batch_size'?"),
         ("kind: swap", "knd: swap", "task.noise.knd", "did you mean 'task.noise.kind'?"),
         ("tau: 0.05", "tau: 0.05, raduis: 1", "method.raduis", "did you mean 'method.radius'?"),
-        ("tau: 0.1", "tao: 0.1", "compare.methods.steered.tao", "did you mean 'compare.methods.steered.tau'?"),
+        (
+            "tau: 0.1",
+            "tao: 0.1",
+            "compare.methods.steered.tao",
+            "did you mean 'compare.methods.steered.tau'?",
+        ),
         ("cache: auto", "cahce: auto", "reference.cahce", "did you mean 'reference.cache'?"),
-        ("{lr: 1e-3}", "{zzzzzz: 1}", "optimizer.zzzzzz", "known: optimizer.lr, optimizer.weight_decay"),
+        (
+            "{lr: 1e-3}",
+            "{zzzzzz: 1}",
+            "optimizer.zzzzzz",
+            "known: optimizer.lr, optimizer.weight_decay",
+        ),
         ("train.samples: 20", "trian.samples: 20", "trian", "did you mean 'train'?"),
-        ("{train.samples: 64", "{train.smaples: 64", "train.smaples", "did you mean 'train.samples'?"),
+        (
+            "{train.samples: 64",
+            "{train.smaples: 64",
+            "train.smaples",
+            "did you mean 'train.samples'?",
+        ),
     ],
 )
 def test_unknown_keys_name_the_nearest(refused, old, new, key, hint):
@@ -243,8 +292,12 @@ def test_unknown_keys_name_the_nearest(refused, old, new, key, hint):
 
 def test_unknown_key_of_an_override_names_the_command_line(refused):
     assert refused("train.smaples=5").startswith("command line: unknown key 'train.smaples'")
-    assert refused("trian.samples=5").startswith("command line: unknown key 'trian'; did you mean 'train'?")
-    assert refused("smoke=true", "smoke_overrides.sed=5").startswith("command line: smoke_overrides: unknown key 'sed'")
+    assert refused("trian.samples=5").startswith(
+        "command line: unknown key 'trian'; did you mean 'train'?"
+    )
+    assert refused("smoke=true", "smoke_overrides.sed=5").startswith(
+        "command line: smoke_overrides: unknown key 'sed'"
+    )
 
 
 @pytest.mark.parametrize(
@@ -253,7 +306,11 @@ def test_unknown_key_of_an_override_names_the_command_line(refused):
         ("samples: 1000", "samples: many", "train.samples: expected int, got 'many' (str)"),
         ("samples: 1000", "samples: 1000.5", "train.samples: expected int, got 1000.5 (float)"),
         ("seed: 3", "seed: null", "seed: expected int, got null"),
-        ("{lr: 1e-3}", "{betas: [0.9]}", "optimizer.betas: expected tuple[float, float], got [0.9] (list)"),
+        (
+            "{lr: 1e-3}",
+            "{betas: [0.9]}",
+            "optimizer.betas: expected tuple[float, float], got [0.9] (list)",
+        ),
         ("{lr: 1e-3}", "5", "optimizer: expected a section, got 5 (int)"),
         ("{lr: 1e-3}", "null", "optimizer: expected a section, got null"),
         ("{kind: swap}", "[swap]", "task.noise: expected a section, got ['swap'] (list)"),
@@ -261,7 +318,11 @@ def test_unknown_key_of_an_override_names_the_command_line(refused):
         ("tau: 0.1", "tau: hot", "compare.methods.steered.tau: expected float, got 'hot' (str)"),
         ("{name: _test_plain}", "_test_plain", "compare.methods: expected dict[str, dict[str, "),
         ("cache: auto", "cache: [a]", "reference.cache: expected str | null, got ['a'] (list)"),
-        ("noise: {kind: swap}", "split: other", "task.split: expected one of seen, new, got 'other' (str)"),
+        (
+            "noise: {kind: swap}",
+            "split: other",
+            "task.split: expected one of seen, new, got 'other' (str)",
+        ),
         ("seed: 3", "smoke: maybe", "smoke: expected true or false, got 'maybe'"),
         ("{name: big}", "{name: [big]}", "target.name: expected str, got ['big'] (list)"),
         ("_test_method, tau: 0.05", "[1]", "method.name: expected str, got [1]"),
@@ -324,7 +385,9 @@ def test_ranges(refused, override, expected):
     assert refused(override) == f"command line: {key}: {expected}"
 
 
-@pytest.mark.parametrize("override", ["optimizer.warmup=500", "optimizer.warmup=0", "device=cuda:1", "train.threads=2"])
+@pytest.mark.parametrize(
+    "override", ["optimizer.warmup=500", "optimizer.warmup=0", "device=cuda:1", "train.threads=2"]
+)
 def test_ends_of_the_ranges(write, override):
     load_config(write(), [override])
 
@@ -408,7 +471,8 @@ def test_a_dollar_sign_is_kept(write):
 def test_with_overrides(write):
     config = load_config(write())
     changed = with_overrides(
-        config, {"reference": None, "target": ModelSpec("small"), "seed": 9, **config.reference.train}
+        config,
+        {"reference": None, "target": ModelSpec("small"), "seed": 9, **config.reference.train},
     )
     assert (changed.reference, changed.target, changed.seed) == (None, ModelSpec("small"), 9)
     assert changed.train.samples == 64
@@ -427,7 +491,9 @@ def test_every_field_is_documented():
         if isinstance(node, ast.ClassDef):
             for this, following in itertools.pairwise([*node.body, ast.Pass()]):
                 if isinstance(this, ast.AnnAssign):
-                    assert isinstance(following, ast.Expr), f"{node.name}.{ast.unparse(this.target)} has no docstring"
+                    assert isinstance(following, ast.Expr), (
+                        f"{node.name}.{ast.unparse(this.target)} has no docstring"
+                    )
 
 
 def test_run_config_is_frozen(write):

@@ -1,4 +1,5 @@
-"""Stateless random numbers: `mix` against a big-integer twin, broadcasting, pinned values, uniformity; `seeded`."""
+"""Stateless random numbers: `mix` against a big-integer twin, broadcasting, pinned values,
+uniformity; `seeded`."""
 
 import random
 
@@ -15,7 +16,8 @@ few = settings(deadline=None, derandomize=True, max_examples=60)
 
 
 def mix_by_hand(*keys: int) -> int:
-    """The SplitMix64 finaliser in Python's unbounded integers, chained; every sum and product modulo 2⁶⁴."""
+    """The SplitMix64 finaliser in Python's unbounded integers, chained; every sum and product
+    modulo 2⁶⁴."""
     state = 0x9E3779B97F4A7C15
     for key in keys:
         x = (key + state * 0xBF58476D1CE4E5B9 + 0x9E3779B97F4A7C15) % 2**64
@@ -32,7 +34,8 @@ def test_mix_is_the_naive_twin(keys):
 
 
 def test_pinned_values():
-    # Splits, shuffles and augmentations of every run on record hang on these: a change here changes them all.
+    # Splits, shuffles and augmentations of every run on record hang on these: a change here changes
+    # them all.
     assert int(mix(0)) == 0xC8C54F98AC0C921E
     assert int(mix(1, 2, 3)) == 0x16BA82AA57E1F859
     assert int(mix(-1)) == 0xF4C0129C3BF4B175
@@ -67,7 +70,9 @@ def test_a_key_is_not_changed():
 
 
 def test_order_and_number_of_keys_matter():
-    values = [int(mix(*keys)) for keys in [(), (0,), (1,), (0, 0), (0, 1), (1, 0), (0, 0, 0), (1, 1)]]
+    values = [
+        int(mix(*keys)) for keys in [(), (0,), (1,), (0, 0), (0, 1), (1, 0), (0, 0, 0), (1, 1)]
+    ]
     assert len(set(values)) == len(values)
 
 
@@ -88,7 +93,9 @@ def test_uniform_is_uniform_along_every_key(axis):
     counts = np.histogram(x, bins, (0, 1))[0]
     chi_square = ((counts - n / bins) ** 2 / (n / bins)).sum()
     assert chi_square < bins - 1 + 5 * np.sqrt(2 * (bins - 1))
-    assert abs(np.corrcoef(x[:-1], x[1:])[0, 1]) < 5 / np.sqrt(n)  # neighbours know nothing of each other
+    assert abs(np.corrcoef(x[:-1], x[1:])[0, 1]) < 5 / np.sqrt(
+        n
+    )  # neighbours know nothing of each other
 
 
 @pytest.mark.parametrize("bit", [0, 1, 13, 31, 62])
@@ -99,7 +106,9 @@ def test_one_flipped_bit_of_a_key_flips_half_of_the_value(bit, axis):
     pair = [mix(k, 5) if axis == 0 else mix(5, k) for k in (keys, flipped)]
     changed = np.unpackbits((pair[0] ^ pair[1]).view(np.uint8)).reshape(len(keys), 64)
     assert abs(changed.mean() - 0.5) < 5 * 0.5 / np.sqrt(changed.size)
-    assert np.abs(changed.mean(0) - 0.5).max() < 6 * 0.5 / np.sqrt(len(keys))  # no bit of the value is stuck
+    assert np.abs(changed.mean(0) - 0.5).max() < 6 * 0.5 / np.sqrt(
+        len(keys)
+    )  # no bit of the value is stuck
 
 
 def draws() -> tuple[float, float]:

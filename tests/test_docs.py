@@ -1,7 +1,9 @@
-"""The documentation is run: its Python, its links, its commands, its names, and its table of config keys.
+"""The documentation is run: its Python, its links, its commands, its names, and its table of config
+keys.
 
-Three HTML comments, on the line before a fenced block, steer this file: `<!-- no-test -->` leaves a block alone,
-`<!-- file: NAME -->` writes it to NAME for the blocks below it, anything else is a comment.
+Three HTML comments, on the line before a fenced block, steer this file: `<!-- no-test -->` leaves a
+block alone, `<!-- file: NAME -->` writes it to NAME for the blocks below it, anything else is a
+comment.
 """
 
 from __future__ import annotations
@@ -40,9 +42,13 @@ from tasks.clip import ClipOptions
 from tasks.language import LanguageOptions
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [page for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))] if page.is_file()]
+PAGES = [
+    page for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))] if page.is_file()
+]
 GUIDE = ROOT / "docs" / "guide-clip.md"
-FENCE = re.compile(r"^ *(?P<fence>`{3,})(?P<language>\w*)[^\n]*\n(?P<body>.*?)^ *(?P=fence)[ \t]*$", re.M | re.S)
+FENCE = re.compile(
+    r"^ *(?P<fence>`{3,})(?P<language>\w*)[^\n]*\n(?P<body>.*?)^ *(?P=fence)[ \t]*$", re.M | re.S
+)
 ABOVE = re.compile(r"<!-- (?:(?P<skip>no-test)|file: (?P<file>[\w.-]+)) -->\s*\Z")
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -77,7 +83,8 @@ def prose(page: Path) -> str:
 
 @pytest.fixture
 def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder of a reader's own with our configs and examples; what a page registers or imports is gone afterwards."""
+    """A folder of a reader's own with our configs and examples; what a page registers or imports is
+    gone afterwards."""
     for name in ("configs", "examples"):
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)
@@ -99,13 +106,16 @@ def test_python_blocks_run(page: Path, reader: Path) -> None:
         if block.file is not None:
             (reader / block.file).write_text(block.body, encoding="utf-8")
         elif block.language == "python" and not block.skipped:
-            code = "\n" * block.line + textwrap.dedent(block.body)  # so that a traceback names the page's own line
+            code = "\n" * block.line + textwrap.dedent(
+                block.body
+            )  # so that a traceback names the page's own line
             exec(compile(code, str(page), "exec"), namespace)
 
 
 @every_page
 def test_commands_parse(page: Path, reader: Path) -> None:
-    """Every `steering ...` of a bash block is a command line we take; if its config is ours or the page's, it loads."""
+    """Every `steering ...` of a bash block is a command line we take; if its config is ours or the
+    page's, it loads."""
     for block in blocks(page):
         if block.file is not None:
             (reader / block.file).write_text(block.body, encoding="utf-8")
@@ -122,7 +132,10 @@ def test_commands_parse(page: Path, reader: Path) -> None:
                 benchmark.parsed(words[1:])
                 continue
             if words[0] == "methods":
-                assert all(word.startswith("--") or ":" in word or word in registry.registered() for word in words[1:])
+                assert all(
+                    word.startswith("--") or ":" in word or word in registry.registered()
+                    for word in words[1:]
+                )
                 continue
             if words[0] in ("report", "runs"):
                 studies.parsed(words[0], words[1:])
@@ -152,7 +165,8 @@ def test_links_resolve(page: Path) -> None:
 
 @every_page
 def test_names_exist(page: Path) -> None:
-    """`steering.a.b` in the prose can be imported, and a test file, or a test in it after `::`, is there."""
+    """`steering.a.b` in the prose can be imported, and a test file, or a test in it after `::`, is
+    there."""
     for name in re.findall(r"`((?:steering|tasks)(?:\.\w+)+)`", prose(page)):
         found, parts = None, name.split(".")
         for depth in range(len(parts), 0, -1):
@@ -165,10 +179,14 @@ def test_names_exist(page: Path) -> None:
             found = getattr(found, part)
     for file, test in re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", prose(page)):
         assert (ROOT / file).is_file(), f"{page.name}: {file}"
-        assert not test or f"def {test}(" in (ROOT / file).read_text(encoding="utf-8"), f"{page.name}: {file}::{test}"
+        assert not test or f"def {test}(" in (ROOT / file).read_text(encoding="utf-8"), (
+            f"{page.name}: {file}::{test}"
+        )
 
 
-NAMED = re.compile(r"(?<![\w./{-])(?:docs|configs|examples|tests)/[\w./-]*\w\.(?:md|ya?ml|py|json|png|sh)\b")
+NAMED = re.compile(
+    r"(?<![\w./{-])(?:docs|configs|examples|tests)/[\w./-]*\w\.(?:md|ya?ml|py|json|png|sh)\b"
+)
 PAGE = re.compile(r"(?<![\w./{*-])[\w-]+\.md\b")  # a page by its bare name
 WRITTEN = {"compare.md"}  # by `steering compare`
 CODE = [
@@ -181,7 +199,8 @@ CODE = [
 
 @functools.cache
 def spoken(path: Path) -> str:
-    """Docstrings and comments of a Python file, comments of a YAML file, everything of a page but its fenced blocks."""
+    """Docstrings and comments of a Python file, comments of a YAML file, everything of a page but
+    its fenced blocks."""
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".md":
         return prose(path)
@@ -190,9 +209,13 @@ def spoken(path: Path) -> str:
     tokens = tokenize.generate_tokens(io.StringIO(text).readline)
     found = [token.string for token in tokens if token.type == tokenize.COMMENT]
     for node in ast.walk(ast.parse(text)):
-        for statement in getattr(node, "body", []) if not isinstance(node, ast.Lambda | ast.IfExp) else []:
+        for statement in (
+            getattr(node, "body", []) if not isinstance(node, ast.Lambda | ast.IfExp) else []
+        ):
             if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):
-                found.append(str(statement.value.value))  # of modules, classes, functions, and under fields
+                found.append(
+                    str(statement.value.value)
+                )  # of modules, classes, functions, and under fields
     return "\n".join(found)
 
 
@@ -200,7 +223,11 @@ def missing_files(text: str) -> list[str]:
     """Paths into the repository, and pages by name, that `text` names and that are not there."""
     pages = [name for name in PAGE.findall(text) if name not in WRITTEN]
     absent = [name for name in NAMED.findall(text) if not (ROOT / name).is_file()]
-    return absent + [name for name in pages if not (ROOT / name).is_file() and not (ROOT / "docs" / name).is_file()]
+    return absent + [
+        name
+        for name in pages
+        if not (ROOT / name).is_file() and not (ROOT / "docs" / name).is_file()
+    ]
 
 
 def test_files_named_in_docstrings_and_comments_exist() -> None:
@@ -229,7 +256,10 @@ def test_a_file_that_is_not_there_is_found_wherever_it_is_named(tmp_path: Path) 
         (tmp_path / name).write_text(text, encoding="utf-8")
         assert missing_files(spoken(tmp_path / name)) == [gone], name
     assert missing_files("GONE" + ".md, section 1") == ["GONE" + ".md"]
-    assert missing_files("docs/theory.md, theory.md, README.md, compare.md, tests/test_docs.py::keys") == []
+    assert (
+        missing_files("docs/theory.md, theory.md, README.md, compare.md, tests/test_docs.py::keys")
+        == []
+    )
 
 
 def test_equations_are_numbered_in_order_and_every_reference_has_one() -> None:
@@ -240,7 +270,9 @@ def test_equations_are_numbered_in_order_and_every_reference_has_one() -> None:
     assert tags == [*range(1, len(tags) + 1)]
     reference = re.compile(r"(?<![\w\])}^_*\\.])\((\d{1,2})\)")
     assert [n for n in reference.findall(text) if int(n) not in tags] == []
-    where = re.compile(r"\btheory\b(?:[^()\n]|\(theory\.md[^)]*\))*((?:\(\d{1,2}\)(?:–|, | and )?)+)")
+    where = re.compile(
+        r"\btheory\b(?:[^()\n]|\(theory\.md[^)]*\))*((?:\(\d{1,2}\)(?:–|, | and )?)+)"
+    )
     named = {path: where.findall(spoken(path)) for path in [*CODE, *PAGES] if path != theory}
     numbers = [n for found in named.values() for group in found for n in re.findall(r"\d+", group)]
     assert len(numbers) >= 15
@@ -268,7 +300,8 @@ def test_line_counts_are_those_of_the_example() -> None:
 
 
 def keys(cls: type, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """(dotted key, default as JSON) of every field; "required" without one, "section" for a section."""
+    """(dotted key, default as JSON) of every field; "required" without one, "section" for a
+    section."""
     hints = get_type_hints(cls)
     for field in fields(cls):
         section = schema.section_of(hints[field.name])
@@ -277,14 +310,20 @@ def keys(cls: type, prefix: str = "") -> Iterator[tuple[str, str]]:
             yield from keys(section, f"{prefix}{field.name}.")
             continue
         default = schema.default_of(field)
-        yield prefix + field.name, "required" if default == schema.MISSING else json.dumps(schema.plain(default))
+        yield (
+            prefix + field.name,
+            "required" if default == schema.MISSING else json.dumps(schema.plain(default)),
+        )
 
 
 def documented_keys(page: str) -> dict[str, str]:
-    """Key, with its method in brackets if it has one, and default, as in the tables below "Every key"."""
+    """Key, with its method in brackets if it has one, and default, as in the tables below "Every
+    key"."""
     table = prose(ROOT / "docs" / page).partition("\n## Every key\n")[2]
     found = {}
-    for key, which, default in re.findall(r"^\| `([\w.]+)`((?: \(\w+(?:, \w+)*\))?) \| ([^|]+) \|", table, re.M):
+    for key, which, default in re.findall(
+        r"^\| `([\w.]+)`((?: \(\w+(?:, \w+)*\))?) \| ([^|]+) \|", table, re.M
+    ):
         for method in re.findall(r"\w+", which) or [""]:
             found[f"{key} ({method})" if method else key] = default.strip("`")
     return found
@@ -292,7 +331,10 @@ def documented_keys(page: str) -> dict[str, str]:
 
 def test_every_config_key_is_documented_with_its_default() -> None:
     run = {key: default for key, default in keys(schema.RunConfig) if key != "method.options"}
-    assert documented_keys("guide-clip.md") == run | {"task": "section", **dict(keys(ClipOptions, "task."))}
+    assert documented_keys("guide-clip.md") == run | {
+        "task": "section",
+        **dict(keys(ClipOptions, "task.")),
+    }
     assert documented_keys("guide-classification.md") == dict(keys(ClassificationOptions, "task."))
     assert documented_keys("guide-language.md") == dict(keys(LanguageOptions, "task."))
 
@@ -337,7 +379,9 @@ def test_every_line_of_the_table_of_divergences_runs() -> None:
     reference, index = torch.randn(n), torch.arange(n)
     importlib.import_module("steering.dro.groups")
     for line in lines:
-        made = eval(line, {"worst_case": steering.worst_case, "steering": steering, "h": h, "n": n, "q": q})
+        made = eval(
+            line, {"worst_case": steering.worst_case, "steering": steering, "h": h, "n": n, "q": q}
+        )
         if line.startswith("worst_case"):
             torch.testing.assert_close(made.weights.sum(-1), torch.ones(2))
             assert (made.gap.abs() < 1e-5).all(), line

@@ -1,4 +1,5 @@
-"""One contract over every valid pair of a task and a method: a step moves the target, and nothing else, by finite gradients."""
+"""One contract over every valid pair of a task and a method: a step moves the target, and nothing
+else, by finite gradients."""
 
 from pathlib import Path
 
@@ -33,15 +34,23 @@ def make(name: str, unit: str, folder: Path):
     if name == "language":
         options.data.modules, options.length, options.unit = ["email", "xml"], 16, unit
         path = folder / "tiny.json"
-        path.write_text('{"model_type": "gpt2", "n_layer": 1, "n_head": 2, "n_embd": 8, "n_positions": 16}')
+        path.write_text(
+            '{"model_type": "gpt2", "n_layer": 1, "n_head": 2, "n_embd": 8, "n_positions": 16}'
+        )
         return cls(options), ModelSpec(str(path)), ModelSpec(str(path))
     for number in range(16):
-        Image.new("RGB", (32, 32), (16 * number, 99, 255 - 16 * number)).save(folder / f"{number}.png")
+        Image.new("RGB", (32, 32), (16 * number, 99, 255 - 16 * number)).save(
+            folder / f"{number}.png"
+        )
     table = "".join(f"{number}.png,square {number}\n" for number in range(16))
     (folder / "squares.csv").write_text(f"image,caption\n{table}")
     options.data.source, options.data.path = "table", str(folder / "squares.csv")
     models = ROOT / "configs/clip/models"
-    return cls(options), ModelSpec(str(models / "glyph-target.json")), ModelSpec(str(models / "glyph-reference.json"))
+    return (
+        cls(options),
+        ModelSpec(str(models / "glyph-target.json")),
+        ModelSpec(str(models / "glyph-reference.json")),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -68,19 +77,28 @@ def test_a_step(setups, name, unit, method, micro_batches):
     target, reference = task.build(target_spec), task.build(reference_spec)
     assert task.risk.unit == unit
     data = task.train_data(target, reference, 0)
-    built = build_method(method, find_method(method).options(), len(data), task.groups, task.risk.unit)
+    built = build_method(
+        method, find_method(method).options(), len(data), task.groups, task.risk.unit
+    )
     task.risk.with_logits = built.needs_logits
     frozen = LiveReference(reference.module, task.risk)
     before = [value.clone() for value in reference.module.state_dict().values()]
     batch = data.batch(np.arange(8), 0)
     chosen = None if built.keep == 1 else 4
     step = Gradient(
-        target.module, built, task.risk, frozen if built.uses_reference else None, micro_batches, chosen=chosen
+        target.module,
+        built,
+        task.risk,
+        frozen if built.uses_reference else None,
+        micro_batches,
+        chosen=chosen,
     )
     made = step(batch)
     assert made.loss.isfinite()
     assert all(value.isfinite() for value in made.metrics.values())
-    gradients = [parameter.grad for parameter in target.module.parameters() if parameter.grad is not None]
+    gradients = [
+        parameter.grad for parameter in target.module.parameters() if parameter.grad is not None
+    ]
     assert all(gradient.isfinite().all() for gradient in gradients)
     assert sum(gradient.abs().sum() for gradient in gradients) > 0
     assert all(parameter.grad is None for parameter in reference.module.parameters())

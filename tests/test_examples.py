@@ -20,7 +20,9 @@ TASKS = {"audio_digits.py"}  # not scripts: tests/test_outsiders.py
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
-@pytest.mark.filterwarnings("ignore:.*:UserWarning", "ignore:.*:FutureWarning", "ignore::ResourceWarning")
+@pytest.mark.filterwarnings(
+    "ignore:.*:UserWarning", "ignore:.*:FutureWarning", "ignore::ResourceWarning"
+)
 def test_example_runs(path, capsys, tmp_path, monkeypatch):
     if path.name in TASKS:
         return
@@ -34,14 +36,17 @@ def test_example_runs(path, capsys, tmp_path, monkeypatch):
 
 
 def test_own_loop_steering_beats_both_the_reference_and_plain_training():
-    # Over five seeds the smallest lead was 0.016 over plain training and 0.013 over the reference; see docs/log.md.
+    # Over five seeds the smallest lead was 0.016 over plain training and 0.013 over the reference;
+    # see docs/log.md.
     scores = runpy.run_path(str(EXAMPLES / "own_loop.py"))["main"](seed=0)
     assert scores["steered"] > max(scores["plain"], scores["reference"])
 
 
 def test_the_excess_risk_rises_with_the_distance_of_the_reference():
     script = runpy.run_path(str(EXAMPLES / "reference_distance.py"))
-    near, far = (script["excess_risks"](distance, 100, 8, "drrho").mean() for distance in (0.03, 0.5))
+    near, far = (
+        script["excess_risks"](distance, 100, 8, "drrho").mean() for distance in (0.03, 0.5)
+    )
     erm, cured = (script["excess_risks"](1.3, 100, 8, how).mean() for how in ("erm", "auto"))
     assert near < far / 4
     assert near < erm / 4  # a good reference saves samples

@@ -39,7 +39,8 @@ def pulls(steer: steering.DRRho, losses: Tensor, reference: Tensor | None) -> Te
     return leaf.grad
 
 
-# ---- DRRho ----------------------------------------------------------------------------------------------------------
+# ---- DRRho
+# ----------------------------------------------------------------------------------------------------------
 
 
 def test_two_examples_by_hand():
@@ -65,7 +66,10 @@ def test_running_estimate_against_loops(epsilon):
     steer, tau, gamma, u = exact(gamma=0.3, epsilon=epsilon), 0.5, 0.3, None
     for seed in range(4):
         losses, reference = random(5, seed=seed), random(5, seed=seed + 50)
-        e = [math.exp((x - r) / tau) for x, r in zip(losses.tolist(), reference.tolist(), strict=True)]
+        e = [
+            math.exp((x - r) / tau)
+            for x, r in zip(losses.tolist(), reference.tolist(), strict=True)
+        ]
         u = sum(e) / 5 if u is None else (1 - gamma) * u + gamma * sum(e) / 5
         leaf = losses.requires_grad_()
         loss = steer(leaf, reference, INDEX)
@@ -86,25 +90,33 @@ def test_a_constant_reference_is_plain_dro():
     # Fact 8.
     losses = random(5)
     torch.testing.assert_close(
-        pulls(exact(), losses, torch.full((5,), 3.0).double()), pulls(exact(), losses, None), **EXACT
+        pulls(exact(), losses, torch.full((5,), 3.0).double()),
+        pulls(exact(), losses, None),
+        **EXACT,
     )
 
 
 def test_a_copy_of_the_target_is_uniform():
     # Fact 8.
-    torch.testing.assert_close(pulls(exact(tau=0.01), random(5), random(5)), torch.full((5,), 0.2).double())
+    torch.testing.assert_close(
+        pulls(exact(tau=0.01), random(5), random(5)), torch.full((5,), 0.2).double()
+    )
 
 
 def test_high_temperature_is_plain_training():
     # Fact 1.
     found = pulls(exact(tau=1e8, gamma=1.0), random(5), random(5, seed=1))
-    torch.testing.assert_close(found, torch.full((5,), 1 / 5, dtype=torch.float64), rtol=1e-7, atol=0)
+    torch.testing.assert_close(
+        found, torch.full((5,), 1 / 5, dtype=torch.float64), rtol=1e-7, atol=0
+    )
 
 
 def test_the_order_of_the_batch_does_not_matter():
     losses, reference, order = random(5), random(5, seed=1), torch.tensor([3, 1, 4, 0, 2])
     torch.testing.assert_close(
-        pulls(exact(), losses[order], reference[order]), pulls(exact(), losses, reference)[order], **EXACT
+        pulls(exact(), losses[order], reference[order]),
+        pulls(exact(), losses, reference)[order],
+        **EXACT,
     )
 
 
@@ -117,7 +129,9 @@ def test_a_radius_leaves_nothing_to_optimise():
     kl = (p * (5 * p).log()).sum().item()
     # The first step, from τ = 1: ½·clip(½·M·(D − R)/(R·(M − R)), ±1) with M = log 5.
     move = 0.5 * math.log(5) * (kl - 0.2) / (0.2 * (math.log(5) - 0.2))
-    assert learned.risk.temperature.log_tau.item() == pytest.approx(0.5 * max(-1, min(1, move)), rel=1e-4)
+    assert learned.risk.temperature.log_tau.item() == pytest.approx(
+        0.5 * max(-1, min(1, move)), rel=1e-4
+    )
 
 
 @pytest.mark.parametrize("options", [{}, {"radius": 0.2, "epsilon": 0.1, "gamma": 0.3}])
@@ -131,7 +145,9 @@ def test_a_saved_state_continues_to_the_bit(options):
     resumed.load_state_dict(whole.state_dict())
     for seed in range(3, 6):
         assert torch.equal(step(resumed, seed), step(whole, seed))
-    assert not torch.equal(step(steering.DRRho(10, **options), 6), step(whole, 6))  # the state does matter
+    assert not torch.equal(
+        step(steering.DRRho(10, **options), 6), step(whole, 6)
+    )  # the state does matter
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -149,15 +165,30 @@ def test_half_precision_comes_out_as_float32(dtype):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"losses": torch.zeros(5, 1)}, r"losses must be \(b,\) with b ≥ 1, got \(5, 1\); use reduction='none'"),
+        (
+            {"losses": torch.zeros(5, 1)},
+            r"losses must be \(b,\) with b ≥ 1, got \(5, 1\); use reduction='none'",
+        ),
         ({"losses": torch.zeros(())}, r"losses must be \(b,\).*got \(\)"),
-        ({"losses": torch.zeros(0), "index": INDEX[:0]}, r"losses must be \(b,\) with b ≥ 1, got \(0,\)"),
+        (
+            {"losses": torch.zeros(0), "index": INDEX[:0]},
+            r"losses must be \(b,\) with b ≥ 1, got \(0,\)",
+        ),
         ({"reference_losses": torch.zeros(5, 1)}, r"reference_losses must be \(5,\), got \(5, 1\)"),
         ({"index": INDEX[:4]}, r"index must be \(5,\), got \(4,\)"),
         ({"index": INDEX.double()}, "index must be int64, got torch.float64"),
-        ({"index": torch.tensor([4, 0, 10, 2, 7])}, r"index: outside \[0, 10\) at position 2 .*\(example 10\)"),
-        ({"index": torch.tensor([4, -1, 9, 2, 7])}, r"index: outside \[0, 10\) at position 1 .*\(example -1\)"),
-        ({"losses": torch.tensor([0, 0, math.nan, 0, 0])}, r"losses: not finite at position 2 .*\(example 9\)"),
+        (
+            {"index": torch.tensor([4, 0, 10, 2, 7])},
+            r"index: outside \[0, 10\) at position 2 .*\(example 10\)",
+        ),
+        (
+            {"index": torch.tensor([4, -1, 9, 2, 7])},
+            r"index: outside \[0, 10\) at position 1 .*\(example -1\)",
+        ),
+        (
+            {"losses": torch.tensor([0, 0, math.nan, 0, 0])},
+            r"losses: not finite at position 2 .*\(example 9\)",
+        ),
         (
             {"reference_losses": torch.tensor([0, 0, 0, 0, -math.inf])},
             r"reference_losses: not finite at position 4 .*\(example 7\)",
@@ -175,7 +206,14 @@ def test_bad_input_is_named_and_leaves_no_trace(change, message):
 @pytest.mark.parametrize("make", [steering.DRRho, steering.GlobalContrastiveLoss])
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("num_examples", 0), ("tau", 0.0), ("radius", -1.0), ("strength", -1.0), ("gamma", 0.0), ("epsilon", -0.1)],
+    [
+        ("num_examples", 0),
+        ("tau", 0.0),
+        ("radius", -1.0),
+        ("strength", -1.0),
+        ("gamma", 0.0),
+        ("epsilon", -0.1),
+    ],
 )
 def test_an_option_out_of_range_is_named(make, option, value):
     with pytest.raises(ValueError, match=f"{option} must be .*, got {value}"):
@@ -187,13 +225,21 @@ def test_an_unknown_divergence_is_an_error():
         steering.DRRho(3, divergence="wasserstein")
 
 
-# ---- GlobalContrastiveLoss ------------------------------------------------------------------------------------------
+# ---- GlobalContrastiveLoss
+# ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("guided", [False, True])
 def test_contrastive_loss_is_the_risk_of_its_negatives(guided):
-    # The risk itself is proved against loops in tests/contrastive/test_naive.py; here: nothing is lost on the way.
-    options: dict[str, Any] = {"tau": 0.3, "radius": 0.2, "strength": 0.7, "epsilon": 0.1, "gamma": 0.4}
+    # The risk itself is proved against loops in tests/contrastive/test_naive.py; here: nothing is
+    # lost on the way.
+    options: dict[str, Any] = {
+        "tau": 0.3,
+        "radius": 0.2,
+        "strength": 0.7,
+        "epsilon": 0.1,
+        "gamma": 0.4,
+    }
     guide = (features(3, width=6), features(4, width=6)) if guided else ()
     criterion, risk = (
         steering.GlobalContrastiveLoss(10, **options),
@@ -227,13 +273,17 @@ def test_contrastive_temperature_stays_above_its_bound():
     learned = steering.GlobalContrastiveLoss(10, tau=0.07, radius=0.5)
     learned.risk.temperature.log_tau.data.fill_(-9.0)
     assert learned.risk.temperature().item() == pytest.approx(0.01)
-    assert steering.GlobalContrastiveLoss(10, tau=1e-3).risk.temperature().item() == pytest.approx(1e-3)  # fixed: any
+    assert steering.GlobalContrastiveLoss(10, tau=1e-3).risk.temperature().item() == pytest.approx(
+        1e-3
+    )  # fixed: any
 
 
 def test_contrastive_reference_is_detached():
     # Fact 14.
     guide = features(3).requires_grad_(), features(4).requires_grad_()
-    steering.GlobalContrastiveLoss(10)(features(1).requires_grad_(), features(2), INDEX, *guide).backward()
+    steering.GlobalContrastiveLoss(10)(
+        features(1).requires_grad_(), features(2), INDEX, *guide
+    ).backward()
     assert guide[0].grad is None
     assert guide[1].grad is None
 
@@ -260,20 +310,31 @@ def test_contrastive_half_precision_comes_out_as_float32(dtype):
     assert loss.dtype == torch.float32
     assert half[0].grad.dtype == dtype
     wide = [x.detach().float() for x in half]
-    assert torch.equal(loss, steering.GlobalContrastiveLoss(10)(wide[0], wide[1], INDEX, wide[2], wide[3]))
+    assert torch.equal(
+        loss, steering.GlobalContrastiveLoss(10)(wide[0], wide[1], INDEX, wide[2], wide[3])
+    )
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"index": torch.tensor([4, 0, 10, 2, 7])}, r"index: outside \[0, 10\) at position 2 .*\(example 10\)"),
-        ({"index": torch.tensor([4, 0, 9, 2, -1])}, r"index: outside \[0, 10\) at position 4 .*\(example -1\)"),
+        (
+            {"index": torch.tensor([4, 0, 10, 2, 7])},
+            r"index: outside \[0, 10\) at position 2 .*\(example 10\)",
+        ),
+        (
+            {"index": torch.tensor([4, 0, 9, 2, -1])},
+            r"index: outside \[0, 10\) at position 4 .*\(example -1\)",
+        ),
         ({"index": INDEX.int()}, "index must be int64, got torch.int32"),
         ({"index": INDEX[:3]}, r"index must be \(b,\) = \(5,\), got \(3,\)"),
         ({"text": features(2, width=3)}, "image and text must both be"),
         ({"reference_text": None}, "both reference_image and reference_text, or neither"),
         *[
-            ({name: features(9) + torch.tensor([0, 0, 0, math.nan, 0])[:, None]}, rf"{name}: not finite at position 3")
+            (
+                {name: features(9) + torch.tensor([0, 0, 0, math.nan, 0])[:, None]},
+                rf"{name}: not finite at position 3",
+            )
             for name in ("image", "text", "reference_image", "reference_text")
         ],
     ],

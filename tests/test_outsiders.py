@@ -1,4 +1,5 @@
-"""Adding a task needs no line in steering/, adding a method none in tasks/: the audio example, and one of each from files."""
+"""Adding a task needs no line in steering/, adding a method none in tasks/: the audio example, and
+one of each from files."""
 
 import json
 import subprocess
@@ -32,7 +33,10 @@ def test_the_audio_task_is_short_and_the_package_knows_nothing_of_it():
 def test_the_audio_task_compares(tmp_path):
     assert main(["compare", "configs/audio/digits.yaml", "smoke=true", f"output={tmp_path}"]) == 0
     rows = json.loads((tmp_path / "audio-smoke/compare.json").read_text())
-    assert [row["method"] for row in rows] == ["reference", *load_config("configs/audio/digits.yaml").compare.methods]
+    assert [row["method"] for row in rows] == [
+        "reference",
+        *load_config("configs/audio/digits.yaml").compare.methods,
+    ]
     assert all(0 <= row["metrics"]["test/accuracy"] <= 1 for row in rows)
 
 
@@ -42,7 +46,9 @@ def test_the_audio_task_hears_real_digits(tmp_path):
         pytest.skip(f"needs {RECORDINGS.relative_to(ROOT.parent)} beside the checkout")
     words = [f"task.path={RECORDINGS}", "task.label_noise=0", f"output={tmp_path}", "method=erm"]
     assert main(["train", "configs/audio/digits.yaml", *words]) == 0
-    result = json.loads((toys.folder_of(tmp_path / "audio", "erm-seed0") / "record.json").read_text())
+    result = json.loads(
+        (toys.folder_of(tmp_path / "audio", "erm-seed0") / "record.json").read_text()
+    )
     assert result["metrics"]["test/accuracy"] > 0.5  # chance is 0.1
 
 
@@ -86,7 +92,10 @@ METHOD = """
 def tracked_state() -> str:
     """What git sees of the two packages."""
     return subprocess.run(
-        ["git", "status", "--porcelain", "--", "steering", "tasks"], capture_output=True, text=True, cwd=ROOT
+        ["git", "status", "--porcelain", "--", "steering", "tasks"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
     ).stdout
 
 

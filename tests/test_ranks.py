@@ -1,6 +1,8 @@
-"""Fact 11: K ranks with a share of the batch each descend the gradient of one process with the whole batch.
+"""Fact 11: K ranks with a share of the batch each descend the gradient of one process with the
+whole batch.
 
-Twice over: K threads that play the ranks of one process (the gathers share one graph), and K real gloo processes.
+Twice over: K threads that play the ranks of one process (the gathers share one graph), and K real
+gloo processes.
 """
 
 import itertools
@@ -28,14 +30,19 @@ from steering.methods.nested import NestedOptions
 from steering.risk import Units
 
 B, ALL, STEPS = 8, 12, 2
-INDEX = [torch.tensor([7, 2, 0, 11, 3, 5, 1, 10]), torch.tensor([0, 11, 9, 2, 5, 6, 7, 8])]  # five pairs come back
+INDEX = [
+    torch.tensor([7, 2, 0, 11, 3, 5, 1, 10]),
+    torch.tensor([0, 11, 9, 2, 5, 6, 7, 8]),
+]  # five pairs come back
 
-# ---- the cases: a module, and its loss of one rank's share of a batch -------------------------------------------------
+# ---- the cases: a module, and its loss of one rank's share of a batch
+# -------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Share:
-    """Rows `part` of a global batch; `leaf` is what a model would have computed on the whole of it."""
+    """Rows `part` of a global batch; `leaf` is what a model would have computed on the whole of
+    it."""
 
     leaf: nn.ParameterDict
     part: slice
@@ -70,7 +77,9 @@ def leaves() -> nn.ParameterDict:
 def pairs(module: nn.Module, share: Share) -> Tensor:
     guide = (F.normalize(share.constant(seed, 6), dim=-1) for seed in (50, 60))
     scale = torch.full(share.index.shape, 20.0)
-    return module(Pairs(share.target("image"), share.target("text"), share.index, *guide, scale)).loss
+    return module(
+        Pairs(share.target("image"), share.target("text"), share.index, *guide, scale)
+    ).loss
 
 
 def contrastive(module: nn.Module, share: Share) -> Tensor:
@@ -103,41 +112,67 @@ CASES: dict[str, Case] = {
     "InfoNCE": (lambda: build_method("erm", ErmOptions(tau=0.3), ALL), pairs),
     "global risk": (lambda: build_method("dro", DroOptions(tau=0.4, gamma=0.3), ALL), pairs),
     "global risk with a reference": (
-        lambda: build_method("drrho", DrrhoOptions(tau=0.4, gamma=0.3, radius=0.2, strength=0.7), ALL),
+        lambda: build_method(
+            "drrho", DrrhoOptions(tau=0.4, gamma=0.3, radius=0.2, strength=0.7), ALL
+        ),
         pairs,
     ),
     "DRRho on examples": (lambda: steering.DRRho(ALL, tau=0.6, gamma=0.3, radius=0.2), examples),
-    "DRRho on a masked grid": (lambda: build_method("drrho", DrrhoOptions(tau=0.6, gamma=0.3, radius=0.2), ALL), grid),
+    "DRRho on a masked grid": (
+        lambda: build_method("drrho", DrrhoOptions(tau=0.6, gamma=0.3, radius=0.2), ALL),
+        grid,
+    ),
     "temperatures of their own": (
-        lambda: build_method("drrho", DrrhoOptions(tau=0.4, gamma=0.3, radius=0.2, individual_tau=True), ALL),
+        lambda: build_method(
+            "drrho", DrrhoOptions(tau=0.4, gamma=0.3, radius=0.2, individual_tau=True), ALL
+        ),
         pairs,
     ),
     "temperatures of their own on a masked grid": (
-        lambda: build_method("dro", DroOptions(tau=0.4, gamma=0.3, radius=0.2, individual_tau=True), ALL),
+        lambda: build_method(
+            "dro", DroOptions(tau=0.4, gamma=0.3, radius=0.2, individual_tau=True), ALL
+        ),
         grid,
     ),
     "temperatures of their own, nested": (
-        lambda: build_method("nested", NestedOptions(tau=0.4, radius=0.2, individual_tau=True, gamma=0.5), ALL),
+        lambda: build_method(
+            "nested", NestedOptions(tau=0.4, radius=0.2, individual_tau=True, gamma=0.5), ALL
+        ),
         pairs,
     ),
     "temperatures of their own, distilled": (
-        lambda: build_method("drrho", DrrhoOptions(tau=0.4, radius=0.2, individual_tau=True, distill=0.5), ALL),
+        lambda: build_method(
+            "drrho", DrrhoOptions(tau=0.4, radius=0.2, individual_tau=True, distill=0.5), ALL
+        ),
         pairs,
     ),
     "SCENT over pairs": (
-        lambda: build_method("drrho", DrrhoOptions(tau=0.4, estimator="mirror_descent", log_alpha=-0.5), ALL),
+        lambda: build_method(
+            "drrho", DrrhoOptions(tau=0.4, estimator="mirror_descent", log_alpha=-0.5), ALL
+        ),
         pairs,
     ),
-    "half chi-square over pairs": (lambda: build_method("drrho", DrrhoOptions(tau=0.4, divergence="chi2"), ALL), pairs),
-    "CVaR on examples": (lambda: steering.DRRho(ALL, divergence="cvar", level=0.4, step=0.3), examples),
-    "strength auto over pairs": (lambda: build_method("drrho", DrrhoOptions(tau=0.4, strength="auto"), ALL), pairs),
+    "half chi-square over pairs": (
+        lambda: build_method("drrho", DrrhoOptions(tau=0.4, divergence="chi2"), ALL),
+        pairs,
+    ),
+    "CVaR on examples": (
+        lambda: steering.DRRho(ALL, divergence="cvar", level=0.4, step=0.3),
+        examples,
+    ),
+    "strength auto over pairs": (
+        lambda: build_method("drrho", DrrhoOptions(tau=0.4, strength="auto"), ALL),
+        pairs,
+    ),
     "strength auto on a masked grid": (
         lambda: build_method("drrho", DrrhoOptions(tau=0.6, strength="auto", gamma=0.3), ALL),
         grid,
     ),
     "nested over pairs": (
         lambda: build_method(
-            "nested", NestedOptions(tau=0.4, outer_tau=0.3, outer_radius=0.1, outer_gamma=0.5, outer_prior=2), ALL
+            "nested",
+            NestedOptions(tau=0.4, outer_tau=0.3, outer_radius=0.1, outer_gamma=0.5, outer_prior=2),
+            ALL,
         ),
         pairs,
     ),
@@ -154,11 +189,16 @@ CASES: dict[str, Case] = {
 }
 
 
-def total_loss(case: Case, leaf: nn.ParameterDict, rank: int, count: int) -> tuple[Tensor, nn.Module]:
-    """Loss of one rank over all steps (the second reads the history of the first), and its module afterwards."""
+def total_loss(
+    case: Case, leaf: nn.ParameterDict, rank: int, count: int
+) -> tuple[Tensor, nn.Module]:
+    """Loss of one rank over all steps (the second reads the history of the first), and its module
+    afterwards."""
     make, loss_of = case
     module, b = make().double(), B // count
-    loss = sum(loss_of(module, Share(leaf, slice(rank * b, (rank + 1) * b), step)) for step in range(STEPS))
+    loss = sum(
+        loss_of(module, Share(leaf, slice(rank * b, (rank + 1) * b), step)) for step in range(STEPS)
+    )
     assert isinstance(loss, Tensor)
     return loss, module
 
@@ -180,7 +220,9 @@ def single(case: Case) -> Outcome:
 def outcome(loss: Tensor, leaf: nn.ParameterDict, module: nn.Module) -> Outcome:
     named = itertools.chain(leaf.named_parameters(), module.named_parameters())
     gradients = {name: p.grad.clone() for name, p in named if p.grad is not None and p.grad.any()}
-    return Outcome(loss.item(), gradients, {name: value.clone() for name, value in module.state_dict().items()})
+    return Outcome(
+        loss.item(), gradients, {name: value.clone() for name, value in module.state_dict().items()}
+    )
 
 
 def same(found: Outcome, expected: Outcome) -> None:
@@ -193,17 +235,24 @@ def same(found: Outcome, expected: Outcome) -> None:
 
 
 def part_of(state: dict[str, Tensor], extent: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state of one process as a rank would hold it: the rows of these extents alone, zero bits where never visited."""
+    """The state of one process as a rank would hold it: the rows of these extents alone, zero bits
+    where never visited."""
     found = dict(state)
     for key in [key for key in extent if key.endswith(".duals.extent")]:
         name, (first, stop, rows) = key.removesuffix(".duals.extent"), extent[key].tolist()
         if key in found:  # one process keeps it the same way
-            found[key], found[f"{name}.duals.part"] = extent[key], found[f"{name}.duals.part"][first:stop]
+            found[key], found[f"{name}.duals.part"] = (
+                extent[key],
+                found[f"{name}.duals.part"][first:stop],
+            )
             continue
         (kept,) = {f"{name}.log_u", f"{name}.nu"} & found.keys()
         values, visited = found.pop(kept), found.pop(f"{name}.visited")
         assert len(values) == rows
-        found[key], found[f"{name}.duals.part"] = extent[key], values.where(visited, 0.0)[first:stop]
+        found[key], found[f"{name}.duals.part"] = (
+            extent[key],
+            values.where(visited, 0.0)[first:stop],
+        )
     return found
 
 
@@ -212,7 +261,10 @@ def same_state(found: dict[str, Tensor], expected: dict[str, Tensor], rtol: floa
     if any(
         stop - first < rows for first, stop, rows in extents
     ):  # of another rank: its part is compared with one process
-        found, expected = ({key: x for key, x in state.items() if ".duals." not in key} for state in (found, expected))
+        found, expected = (
+            {key: x for key, x in state.items() if ".duals." not in key}
+            for state in (found, expected)
+        )
     else:
         expected = part_of(expected, found)
     assert found.keys() == expected.keys()
@@ -220,11 +272,13 @@ def same_state(found: dict[str, Tensor], expected: dict[str, Tensor], rtol: floa
         torch.testing.assert_close(found[name], value, rtol=rtol, atol=rtol)
 
 
-# ---- ranks as threads -------------------------------------------------------------------------------------------------
+# ---- ranks as threads
+# -------------------------------------------------------------------------------------------------
 
 
 class Threads:
-    """Collectives among threads: everybody lays a tensor on the table, everybody takes all of them."""
+    """Collectives among threads: everybody lays a tensor on the table, everybody takes all of
+    them."""
 
     def __init__(self, count: int) -> None:
         self.count, self.local, self.table = count, threading.local(), [torch.empty(0)] * count
@@ -242,7 +296,9 @@ class Threads:
         monkeypatch.setattr(distributed, "rank", lambda: self.local.rank)
         monkeypatch.setattr(distributed, "world_size", lambda: self.count)
         monkeypatch.setattr(distributed, "gather", lambda x: torch.cat(self.exchange(x)))
-        monkeypatch.setattr(distributed, "mean", lambda x: torch.stack(self.exchange(x.detach())).mean(0))
+        monkeypatch.setattr(
+            distributed, "mean", lambda x: torch.stack(self.exchange(x.detach())).mean(0)
+        )
 
     def run(self, job: Callable[[int], tuple[Tensor, nn.Module]]) -> list[tuple[Tensor, nn.Module]]:
         def as_rank(rank: int) -> tuple[Tensor, nn.Module]:
@@ -258,9 +314,12 @@ class Threads:
 
 
 @pytest.mark.parametrize("count", [1, 2, 4, 8])
-@pytest.mark.parametrize("name", [name for name, (_, loss_of) in CASES.items() if loss_of not in (pairs, contrastive)])
+@pytest.mark.parametrize(
+    "name", [name for name, (_, loss_of) in CASES.items() if loss_of not in (pairs, contrastive)]
+)
 def test_threads_descend_the_gradient_of_one_process(name, count, monkeypatch):
-    # Risks of pairs exchange in their backward pass too, which threads with one graph cannot play: see the processes below.
+    # Risks of pairs exchange in their backward pass too, which threads with one graph cannot play:
+    # see the processes below.
     expected = single(CASES[name])
     ranks, leaf = Threads(count), leaves()
     ranks.install(monkeypatch)
@@ -276,13 +335,16 @@ def test_threads_descend_the_gradient_of_one_process(name, count, monkeypatch):
         same_state(module.state_dict(), results[0][1].state_dict())
 
 
-# ---- ranks as processes -----------------------------------------------------------------------------------------------
+# ---- ranks as processes
+# -----------------------------------------------------------------------------------------------
 
 
 def process(rank: int, count: int, folder: Path) -> None:
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    torch.distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=count)
+    torch.distributed.init_process_group(
+        "gloo", f"file://{folder}/store", rank=rank, world_size=count
+    )
     found = {}
     for name, case in CASES.items():
         leaf = leaves()
@@ -300,7 +362,9 @@ def process(rank: int, count: int, folder: Path) -> None:
 def test_processes_descend_the_gradient_of_one_process(count, tmp_path):
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["steering.loss", "steering.methods", "pytest"])
-    workers = [context.Process(target=process, args=(rank, count, tmp_path)) for rank in range(count)]
+    workers = [
+        context.Process(target=process, args=(rank, count, tmp_path)) for rank in range(count)
+    ]
     for worker in workers:
         worker.start()
     for worker in workers:

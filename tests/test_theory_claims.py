@@ -1,4 +1,5 @@
-"""What docs/theory.md and docs/solver-study.md claim, by closed forms and by Monte Carlo with fixed seeds."""
+"""What docs/theory.md and docs/solver-study.md claim, by closed forms and by Monte Carlo with fixed
+seeds."""
 
 from __future__ import annotations
 
@@ -27,7 +28,12 @@ def seeded(seed: int = 0) -> torch.Generator:
 def samples(kind: str, rows: int, n: int, generator: torch.Generator) -> Tensor:
     """(rows, n) in [0, 1]: the shapes for which the variance expansion is easy and hard."""
     u = torch.rand(rows, n, generator=generator, dtype=torch.float64)
-    return {"uniform": u, "coin": (u < 0.5).double(), "rare": (u < 0.03).double(), "flat": 0.4 + 0.01 * u}[kind]
+    return {
+        "uniform": u,
+        "coin": (u < 0.5).double(),
+        "rare": (u < 0.03).double(),
+        "flat": 0.4 + 0.01 * u,
+    }[kind]
 
 
 def moments(kind: str) -> tuple[float, float]:
@@ -58,7 +64,8 @@ def test_the_chi_square_ball_is_mean_plus_deviation_up_to_one_over_n(kind: str, 
 @KINDS
 @pytest.mark.parametrize("t", [0.7, 2.0])
 def test_each_tail_of_the_proof_fails_as_rarely_as_it_says(kind: str, t: float) -> None:
-    """Step 2, B = 1: (i) to (iv), each with probability at most e^−t; four standard errors are allowed."""
+    """Step 2, B = 1: (i) to (iv), each with probability at most e^−t; four standard errors are
+    allowed."""
     for n in (8, 60):
         h, (mu, sigma) = samples(kind, 20_000, n, seeded(n)), moments(kind)
         b, mean, root = math.sqrt(2 * t / n), h.mean(-1), (h - mu).square().mean(-1).sqrt()
@@ -73,7 +80,8 @@ def test_each_tail_of_the_proof_fails_as_rarely_as_it_says(kind: str, t: float) 
 
 
 def two_models(n: int, repetitions: int) -> tuple[Tensor, Tensor]:
-    """ℓ(θ₁) = ½ always; ℓ(θ₂) a coin with ½ + 1/(2√n). Ones of θ₂ in n draws, (repetitions,), and the risks."""
+    """ℓ(θ₁) = ½ always; ℓ(θ₂) a coin with ½ + 1/(2√n). Ones of θ₂ in n draws, (repetitions,), and
+    the risks."""
     gap = 1 / (2 * math.sqrt(n))
     trials = torch.full((repetitions,), float(n), dtype=torch.float64)
     ones = torch.binomial(trials, torch.full_like(trials, 0.5 + gap), generator=seeded(n))
@@ -94,17 +102,22 @@ def promise(risks: Tensor, variances: Tensor, n: int, rho: float, b: float) -> f
 
 @pytest.mark.parametrize("n", [64, 1024, 2**14, 2**20])
 def test_the_theorem_holds_on_two_models_and_would_fail_without_its_radius(n: int) -> None:
-    """What (33) would say at ρ = 0 with the remainder of the theorem, C/n, is broken by ERM more often than δ."""
+    """What (33) would say at ρ = 0 with the remainder of the theorem, C/n, is broken by ERM more
+    often than δ."""
     rho = math.log(4 * 2 / DELTA)
     ones, risks = two_models(n, 4000)
     found = risks[chosen_of_two(ones, n, rho)]
     variances = risks * (1 - risks) * torch.tensor([0.0, 1.0])
     assert (found > promise(risks, variances, n, rho, b=1)).double().mean() <= DELTA
-    assert (found > risks.min()).double().mean() < 2e-3  # 4.2 standard deviations, and a discrete count
+    assert (
+        found > risks.min()
+    ).double().mean() < 2e-3  # 4.2 standard deviations, and a discrete count
 
     erm = risks[chosen_of_two(ones, n, 0.0)]
     fooled = (erm > risks.min()).double().mean()
-    assert fooled == pytest.approx(NormalDist().cdf(-1), abs=0.03 + 1 / math.sqrt(n))  # a tie goes to θ₁
+    assert fooled == pytest.approx(
+        NormalDist().cdf(-1), abs=0.03 + 1 / math.sqrt(n)
+    )  # a tie goes to θ₁
     remainder = 7 * rho / n
     broken = (erm > risks.min() + remainder).double().mean()
     assert broken == (fooled if n > 4 * (7 * rho) ** 2 else 0)
@@ -120,8 +133,11 @@ def test_with_the_radius_of_the_theorem_the_coin_is_taken_once_in_seventy_thousa
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0, 1.5])
 @pytest.mark.parametrize("n", [30, 300, 3000])
 def test_the_theorem_holds_with_a_reference_of_any_strength(alpha: float, n: int) -> None:
-    """Five models with losses in [0, 1] that share the reference's noise to different degrees; true moments in closed form."""
-    share = torch.tensor([1.0, 0.9, 0.5, 0.1, 0.0], dtype=torch.float64)[:, None]  # of the noise that is common
+    """Five models with losses in [0, 1] that share the reference's noise to different degrees; true
+    moments in closed form."""
+    share = torch.tensor([1.0, 0.9, 0.5, 0.1, 0.0], dtype=torch.float64)[
+        :, None
+    ]  # of the noise that is common
     offset = torch.tensor([0.02, 0.01, 0.0, 0.01, 0.03], dtype=torch.float64)[:, None]
     rho, repetitions = math.log(4 * 5 / DELTA), 200
     common, own = torch.rand(2, repetitions, 5, n, generator=seeded(n), dtype=torch.float64)
@@ -140,24 +156,31 @@ def test_the_theorem_holds_with_a_reference_of_any_strength(alpha: float, n: int
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 0.9, 1.0])
-def test_a_share_of_the_variance_remains_at_the_reference_unless_the_strength_is_one(alpha: float) -> None:
+def test_a_share_of_the_variance_remains_at_the_reference_unless_the_strength_is_one(
+    alpha: float,
+) -> None:
     reference = torch.rand(500, generator=seeded(), dtype=torch.float64)
     rho, h = 2.0, (1 - alpha) * reference
-    assert h.var(correction=0) == pytest.approx((1 - alpha) ** 2 * float(reference.var(correction=0)), abs=1e-15)
+    assert h.var(correction=0) == pytest.approx(
+        (1 - alpha) ** 2 * float(reference.var(correction=0)), abs=1e-15
+    )
     price = worst_case(reference - alpha * reference, "chi2", rho=rho).value - h.mean()
     wanted = (1 - alpha) * math.sqrt(2 * rho / 500 * float(reference.var(correction=0)))
     assert float(price) == pytest.approx(wanted, abs=1e-12)
 
 
 def test_matching_a_reference_takes_root_m_at_full_strength_and_m_below_it() -> None:
-    """The second reading: the n at which the promise at the reference falls below 1/√m, for growing m."""
+    """The second reading: the n at which the promise at the reference falls below 1/√m, for growing
+    m."""
     rho, variance = 5.0, 0.2
 
     def needed(alpha: float, m: float) -> float:
         low, high = 1.0, 1e15
         for _ in range(100):
             n = math.sqrt(low * high)
-            over = 2 * abs(1 - alpha) * math.sqrt(2 * rho * variance / n) + 7 * (1 + alpha) * rho / n > 1 / math.sqrt(m)
+            over = 2 * abs(1 - alpha) * math.sqrt(2 * rho * variance / n) + 7 * (
+                1 + alpha
+            ) * rho / n > 1 / math.sqrt(m)
             low, high = (n, high) if over else (low, n)
         return high
 
@@ -172,8 +195,12 @@ def test_matching_a_reference_takes_root_m_at_full_strength_and_m_below_it() -> 
 def test_epsilon_is_a_dummy_up_to_a_constant(epsilon: float, tau: float) -> None:
     h = torch.randn(7, generator=seeded(), dtype=torch.float64)
     u = (h / tau).exp().mean()
-    masses = torch.cat([torch.tensor([epsilon], dtype=torch.float64), torch.full((7,), 1 / 7, dtype=torch.float64)])
-    found = worst_case(torch.cat([torch.zeros(1, dtype=torch.float64), h]), "kl", penalty=tau, prior=masses)
+    masses = torch.cat(
+        [torch.tensor([epsilon], dtype=torch.float64), torch.full((7,), 1 / 7, dtype=torch.float64)]
+    )
+    found = worst_case(
+        torch.cat([torch.zeros(1, dtype=torch.float64), h]), "kl", penalty=tau, prior=masses
+    )
     wanted = tau * (epsilon + u).log() - tau * math.log1p(epsilon)
     torch.testing.assert_close(found.value, wanted, rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(found.weights[0], epsilon / (epsilon + u))
@@ -181,7 +208,9 @@ def test_epsilon_is_a_dummy_up_to_a_constant(epsilon: float, tau: float) -> None
 
 
 @pytest.mark.parametrize("budget", [{"penalty": 0.3}, {"radius": 1.0}])
-def test_half_chi_square_needs_no_sort(budget: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_half_chi_square_needs_no_sort(
+    budget: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And its ratios are the clipped line of (11), with most items cut off here."""
     losses = torch.randn(3, 1000, generator=seeded(), dtype=torch.float64)
 
@@ -222,14 +251,17 @@ def study() -> dict[str, Any]:
 
 
 def test_the_study_of_the_bound_draws_what_it_says() -> None:
-    """Counts against examples drawn one by one, and the closed variances against those of the counts."""
+    """Counts against examples drawn one by one, and the closed variances against those of the
+    counts."""
     made = study()
     n, reference = 400, 0.2
     counts = made["tables"](n, 2000, reference, seeded())
     assert (counts.sum(-1) == n).all()
     assert (counts >= 0).all()
     risk = (counts[..., 2] + counts[..., 3]).mean(0) / n
-    torch.testing.assert_close(risk, 0.3 + made["EXCESS_RISK"], rtol=0, atol=5 * 0.5 / math.sqrt(n * 2000))
+    torch.testing.assert_close(
+        risk, 0.3 + made["EXCESS_RISK"], rtol=0, atol=5 * 0.5 / math.sqrt(n * 2000)
+    )
     generator, hard_share = seeded(1), 0.3
     shares = counts.mean(0) / n  # of (0, 0), (0, 1), (1, 0), (1, 1)
     u = torch.rand(3, 500_000, generator=generator, dtype=torch.float64)
@@ -237,7 +269,11 @@ def test_the_study_of_the_bound_draws_what_it_says() -> None:
     failed = hard | (u[1] < reference / (1 - hard_share))
     for model, g in [(0, 0.0), (40, 0.5), (60, float(made["EXCESS_RISK"][60]))]:
         wrong = u[2] < hard_share + g if model > 40 else hard | (u[2] < g / (1 - hard_share))
-        naive = torch.stack([~wrong & ~failed, ~wrong & failed, wrong & ~failed, wrong & failed]).double().mean(-1)
+        naive = (
+            torch.stack([~wrong & ~failed, ~wrong & failed, wrong & ~failed, wrong & failed])
+            .double()
+            .mean(-1)
+        )
         torch.testing.assert_close(shares[model], naive, rtol=0, atol=4e-3)
     for strength in (0.0, 0.5, 1.0):
         h = torch.tensor([0.0, -strength, 1.0, 1 - strength], dtype=torch.float64)
@@ -248,7 +284,9 @@ def test_the_study_of_the_bound_draws_what_it_says() -> None:
 def test_plain_training_is_slow_in_the_study_and_the_reference_mends_it() -> None:
     made = study()
     ways, sizes = made["WAYS"], [50, 800, 12_800]
-    found = {key: {n: made["excess_risks"](way, n, 200) for n in sizes} for key, way in ways.items()}
+    found = {
+        key: {n: made["excess_risks"](way, n, 200) for n in sizes} for key, way in ways.items()
+    }
     slopes = {key: made["slope"](risks) for key, risks in found.items()}
     assert slopes["erm"][0] == pytest.approx(-0.5, abs=0.1)
     assert slopes["near"][0] == pytest.approx(-1.05, abs=0.15)

@@ -1,7 +1,9 @@
-"""A tiny task for the tests of everything that is not one: random vectors, linear models, both shapes of loss items.
+"""A tiny task for the tests of everything that is not one: random vectors, linear models, both
+shapes of loss items.
 
-`kind: pairs` is two linear towers on pairs of noisy views of one hidden vector; `kind: units` a linear classifier with one
-loss per example. Also loadable by path, as `toys.py:Toy`, which is how the tests' configs name it.
+`kind: pairs` is two linear towers on pairs of noisy views of one hidden vector; `kind: units` a
+linear classifier with one loss per example. Also loadable by path, as `toys.py:Toy`, which is how
+the tests' configs name it.
 """
 
 from __future__ import annotations
@@ -49,7 +51,8 @@ class Options:
 
 
 class Towers(nn.Module):
-    """Two linear maps; a bias (vector), a matrix each, and a logit scale that nobody trains, as in CLIP."""
+    """Two linear maps; a bias (vector), a matrix each, and a logit scale that nobody trains, as in
+    CLIP."""
 
     def __init__(self, dropout: float, dtype: torch.dtype) -> None:
         super().__init__()
@@ -70,10 +73,17 @@ class PairRisk(ReferenceRisk):
 
     def outputs(self, model, batch):
         image, text = model(batch["image"], batch["text"])
-        return {"image": F.normalize(_wide(image), dim=-1), "text": F.normalize(_wide(text), dim=-1)}
+        return {
+            "image": F.normalize(_wide(image), dim=-1),
+            "text": F.normalize(_wide(text), dim=-1),
+        }
 
     def losses(self, target, reference, batch):
-        guide = {} if reference is None else {f"reference_{key}": value for key, value in reference.items()}
+        guide = (
+            {}
+            if reference is None
+            else {f"reference_{key}": value for key, value in reference.items()}
+        )
         return Pairs(target["image"], target["text"], batch["index"], **guide)
 
 
@@ -90,7 +100,9 @@ class UnitRisk(ReferenceRisk):
 class Vectors(IndexedData):
     """n pairs of views of hidden vectors."""
 
-    def __init__(self, options: Options, seed: int | None, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, options: Options, seed: int | None, dtype: torch.dtype = torch.float32
+    ) -> None:
         self.options, self.seed = options, seed
         generator = torch.Generator().manual_seed(options.n)
         hidden, *noise = torch.randn(3, options.n, WIDTH, generator=generator, dtype=torch.float64)
@@ -108,9 +120,16 @@ class Vectors(IndexedData):
         rows = torch.from_numpy(index)
         image = self.image[rows]
         if options.augment and self.seed is not None:
-            image = image + torch.from_numpy(uniform(self.seed, epoch, index)).to(image.dtype)[:, None]
+            image = (
+                image + torch.from_numpy(uniform(self.seed, epoch, index)).to(image.dtype)[:, None]
+            )
         image[rows == options.nan_at] = torch.nan
-        return {"image": image, "text": self.text[rows], "index": rows, "skipped": torch.tensor(int(skipped.sum()))}
+        return {
+            "image": image,
+            "text": self.text[rows],
+            "index": rows,
+            "skipped": torch.tensor(int(skipped.sum())),
+        }
 
     def fingerprint(self) -> str:
         return sha256([self.image.numpy().tobytes(), self.text.numpy().tobytes()])
@@ -145,21 +164,34 @@ class Toy(Task):
 
     @torch.no_grad()
     def evaluate(self, model: Model, device: torch.device) -> Evaluation:
-        """Retrieval among the first training pairs (or likelihood), in two groups of metrics; each rank scores its share."""
+        """Retrieval among the first training pairs (or likelihood), in two groups of metrics; each
+        rank scores its share."""
         data = self.plain_data(model)
-        batch = {key: value.to(device) for key, value in data.batch(np.arange(min(16, len(data))), 0).items()}
+        batch = {
+            key: value.to(device)
+            for key, value in data.batch(np.arange(min(16, len(data))), 0).items()
+        }
         outputs = self.risk.outputs(model.module, batch)
         mine = distributed.share(len(batch["index"]))
         if self.options.kind == "units":
             values = {"seen/likelihood": outputs["loss"][mine.start : mine.stop].neg().exp()}
         else:
             scores = outputs["image"][mine.start : mine.stop] @ outputs["text"].T
-            right = scores.argsort(-1, descending=True) == torch.tensor([*mine], device=device)[:, None]
+            right = (
+                scores.argsort(-1, descending=True) == torch.tensor([*mine], device=device)[:, None]
+            )
             recall = {f"image_to_text_R@{k}": right[:, :k].any(-1) for k in (1, 5)}
-            values = {f"{group}/{name}": value for group in ("seen", "easy_split") for name, value in recall.items()}
+            values = {
+                f"{group}/{name}": value
+                for group in ("seen", "easy_split")
+                for name, value in recall.items()
+            }
         figure = Figure(figsize=(1, 1))
         figure.subplots().plot([0, 1])
-        found = {name: scores_of(distributed.gather_uneven(value.double())) for name, value in values.items()}
+        found = {
+            name: scores_of(distributed.gather_uneven(value.double()))
+            for name, value in values.items()
+        }
         return Evaluation(found, figures={"picture": figure})
 
     def held_out_data(self, model: Model) -> dict[str, IndexedData]:
@@ -167,10 +199,12 @@ class Toy(Task):
 
 
 def make_job(folder: Path, *, method: str = "drrho", guided: bool = True, **changes: object) -> Job:
-    """A job on the CPU: target from seed 0, live reference from seed 1, 20 steps of 16 pairs; changes go where they belong.
+    """A job on the CPU: target from seed 0, live reference from seed 1, 20 steps of 16 pairs;
+    changes go where they belong.
 
-    Keys of `Options` change the task, those of the method's options the method, and so on for the optimizer and the loop;
-    `seed` the order of the data; `dropout` and `dtype` the target. An unknown key is an error.
+    Keys of `Options` change the task, those of the method's options the method, and so on for the
+    optimizer and the loop; `seed` the order of the data; `dropout` and `dtype` the target. An
+    unknown key is an error.
     """
     sections = {
         "task": (Options, {"name": "toy"}),
@@ -182,14 +216,18 @@ def make_job(folder: Path, *, method: str = "drrho", guided: bool = True, **chan
     }
     free = {"dropout": "spec", "dtype": "spec", "seed": "job"}
     for key, value in changes.items():
-        names = [name for name, (cls, _) in sections.items() if cls and key in cls.__dataclass_fields__]
+        names = [
+            name for name, (cls, _) in sections.items() if cls and key in cls.__dataclass_fields__
+        ]
         sections[free.get(key) or names[0]][1][key] = value
     built = {name: cls(**values) for name, (cls, values) in sections.items() if cls}
     task, spec = Toy(built["task"]), ModelSpec("linear", options=sections["spec"][1])
     torch.manual_seed(0)
     target = task.build(spec)
     torch.manual_seed(1)
-    reference = task.build(ModelSpec("linear", options={"dtype": spec.options.get("dtype", "float32")}))
+    reference = task.build(
+        ModelSpec("linear", options={"dtype": spec.options.get("dtype", "float32")})
+    )
     seed = sections["job"][1]["seed"]
     data = task.train_data(target, None, seed)
     return Job(
@@ -236,7 +274,8 @@ def folder_of(study: Path, label: str) -> Path:
 
 
 class Lookup(nn.Module):
-    """A "CLIP model" whose features are rows of given tables: image (b, 3, 1, 1) and tokens (b, 1) hold row numbers."""
+    """A "CLIP model" whose features are rows of given tables: image (b, 3, 1, 1) and tokens (b, 1)
+    hold row numbers."""
 
     def __init__(self, images: Tensor, texts: Tensor) -> None:
         super().__init__()

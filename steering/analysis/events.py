@@ -8,7 +8,8 @@ from pathlib import Path
 
 
 def write_events(folder: Path, name: str, text: str, pictures: Mapping[str, bytes]) -> None:
-    """One text and some pictures as an event file; earlier event files of the same name are replaced.
+    """One text and some pictures as an event file; earlier event files of the same name are
+    replaced.
 
     Args:
         folder: becomes the run's name in TensorBoard.
@@ -33,8 +34,12 @@ def write_events(folder: Path, name: str, text: str, pictures: Mapping[str, byte
     )
     values = [Summary.Value(tag=f"{name}/text_summary", metadata=plugin, tensor=words)]
     for key, picture in pictures.items():
-        width, height = (int.from_bytes(picture[at : at + 4]) for at in (16, 20))  # where a PNG has them
-        image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=picture)
+        width, height = (
+            int.from_bytes(picture[at : at + 4]) for at in (16, 20)
+        )  # where a PNG has them
+        image = Summary.Image(
+            height=height, width=width, colorspace=3, encoded_image_string=picture
+        )
         values.append(Summary.Value(tag=f"{name}/{key}" if key else name, image=image))
     writer = EventFileWriter(str(folder), filename_suffix=suffix)
     writer.add_event(Event(wall_time=time.time(), step=0, summary=Summary(value=values)))

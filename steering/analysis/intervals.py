@@ -17,7 +17,8 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate and its 95 % interval; `over` says what was drawn again: "seeds and examples", "seeds", "examples" or ""."""
+    """An estimate and its 95 % interval; `over` says what was drawn again: "seeds and examples",
+    "seeds", "examples" or ""."""
 
     value: float
     low: float = math.nan
@@ -26,7 +27,8 @@ class Interval:
 
 
 def seeds_interval(values: Sequence[float]) -> Interval:
-    """Mean and Student's t interval over independent values; without an interval for fewer than two."""
+    """Mean and Student's t interval over independent values; without an interval for fewer than
+    two."""
     from scipy.special import stdtrit
 
     n, mean = len(values), float(np.mean(values))
@@ -44,7 +46,8 @@ def value_of(metric: Metric, means: Sequence[np.ndarray | float]) -> np.ndarray:
 
 @dataclass
 class Bootstrap:
-    """Draws of evaluated examples, the same for every run: so runs are compared on the same examples.
+    """Draws of evaluated examples, the same for every run: so runs are compared on the same
+    examples.
 
     A metric of a run under every draw is computed once, however often it is compared.
     """
@@ -53,10 +56,13 @@ class Bootstrap:
     _seen: dict[tuple[str, str], np.ndarray | None] = field(default_factory=dict)
 
     def values(self, run: RunRecord, name: str) -> np.ndarray | None:
-        """The metric under each draw of the examples, (draws,); None when it is not made of scores that were kept."""
+        """The metric under each draw of the examples, (draws,); None when it is not made of scores
+        that were kept."""
         place = run.key, name
         if place not in self._seen:
-            self._seen[place] = self._values(run.meaning.get(name), run.scores() if name in run.meaning else {})
+            self._seen[place] = self._values(
+                run.meaning.get(name), run.scores() if name in run.meaning else {}
+            )
         return self._seen[place]
 
     def _values(self, metric: Metric | None, scores: Mapping[str, Scores]) -> np.ndarray | None:
@@ -66,42 +72,58 @@ class Bootstrap:
         for number, part in enumerate(metric.of):
             score = scores[part]
             counts = _counts(len(score.values), self.draws, number)
-            means.append((counts @ (score.values * score.weights)) / np.maximum(counts @ score.weights, 1e-300))
+            means.append(
+                (counts @ (score.values * score.weights))
+                / np.maximum(counts @ score.weights, 1e-300)
+            )
         return value_of(metric, means)
 
 
 @cache
 def _counts(n: int, draws: int, stream: int) -> np.ndarray:
-    """How often each of n examples is drawn, (draws, n); scores of one metric that are of other examples have other streams."""
+    """How often each of n examples is drawn, (draws, n); scores of one metric that are of other
+    examples have other streams."""
     generator = np.random.default_rng([n, stream])
     return generator.multinomial(n, np.full(n, 1 / n), size=draws).astype(np.float64)
 
 
 def paired_difference(
-    runs: Mapping[int, RunRecord], baseline: Mapping[int, RunRecord], name: str, bootstrap: Bootstrap
+    runs: Mapping[int, RunRecord],
+    baseline: Mapping[int, RunRecord],
+    name: str,
+    bootstrap: Bootstrap,
 ) -> Interval | None:
-    """Mean difference of a metric to a baseline over the seeds that both have; None without such a seed.
+    """Mean difference of a metric to a baseline over the seeds that both have; None without such a
+    seed.
 
-    Runs of one seed are a pair, and so is an example under both. The interval is the central 95 % of a bootstrap that draws seeds
-    and examples independently, each with replacement; for a metric that is no mean of scores it is Student's over the seeds. With
-    one seed the draws are of examples alone: how another seed would do stays open.
+    Runs of one seed are a pair, and so is an example under both. The interval is the central 95 %
+    of a bootstrap that draws seeds and examples independently, each with replacement; for a metric
+    that is no mean of scores it is Student's over the seeds. With one seed the draws are of
+    examples alone: how another seed would do stays open.
 
     Args:
         runs, baseline: seed -> run.
     """
     seeds = [
-        seed for seed in runs if seed in baseline and name in runs[seed].metrics and name in baseline[seed].metrics
+        seed
+        for seed in runs
+        if seed in baseline and name in runs[seed].metrics and name in baseline[seed].metrics
     ]
     if not seeds:
         return None
     differences = [runs[seed].metrics[name] - baseline[seed].metrics[name] for seed in seeds]
-    pairs = [(bootstrap.values(runs[seed], name), bootstrap.values(baseline[seed], name)) for seed in seeds]
+    pairs = [
+        (bootstrap.values(runs[seed], name), bootstrap.values(baseline[seed], name))
+        for seed in seeds
+    ]
     columns = [mine - other for mine, other in pairs if mine is not None and other is not None]
     alike = all(_alike(runs[seed], baseline[seed], name) for seed in seeds)
     if len(columns) < len(seeds) or not alike:
         return seeds_interval(differences)
     table = np.stack(columns, axis=1)  # (draws, seeds)
-    chosen = np.random.default_rng([len(seeds), bootstrap.draws]).integers(len(seeds), size=table.shape)
+    chosen = np.random.default_rng([len(seeds), bootstrap.draws]).integers(
+        len(seeds), size=table.shape
+    )
     drawn = np.take_along_axis(table, chosen, axis=1).mean(axis=1)
     low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     over = "seeds and examples" if len(seeds) > 1 else "examples"

@@ -1,4 +1,5 @@
-"""A study's page: tables and figures as Markdown, PNG, JSON and TensorBoard events, and on the terminal. Needs no torch."""
+"""A study's page: tables and figures as Markdown, PNG, JSON and TensorBoard events, and on the
+terminal. Needs no torch."""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ class Table:
         name: its heading.
         header, lines: texts; the first column names the line.
         percent: the terminal's heading says so.
-        best: show the best of each column in bold on the terminal; less is better where the header ends in a ↓.
+        best: show the best of each column in bold on the terminal; less is better where the header
+            ends in a ↓.
         note: a sentence below it.
     """
 
@@ -88,14 +90,23 @@ class StudyFile:
 
 def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     table = [header, ["---"] * len(header), *lines]
-    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in table)
+    return "\n".join(
+        f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in table
+    )
 
 
 def write_study(folder: Path, file: StudyFile, report: Report) -> None:
-    """Write a study's page and what is needed to draw it again; a page that says the same already is not drawn again."""
+    """Write a study's page and what is needed to draw it again; a page that says the same already
+    is not drawn again."""
     path, text = folder / f"study-{report.name}.json", json.dumps(asdict(file), indent=1) + "\n"
-    there = [path, folder / f"{report.name}.md", *(_picture(folder, report, name) for name in report.figures)]
-    same = all(one.is_file() for one in there) and any((folder / "comparison").glob(f"*.{report.name}"))
+    there = [
+        path,
+        folder / f"{report.name}.md",
+        *(_picture(folder, report, name) for name in report.figures),
+    ]
+    same = all(one.is_file() for one in there) and any(
+        (folder / "comparison").glob(f"*.{report.name}")
+    )
     if same and [one.read_text(encoding="utf-8") for one in there[:2]] == [text, report.markdown()]:
         return
     write_report(folder, report)
@@ -103,7 +114,8 @@ def write_study(folder: Path, file: StudyFile, report: Report) -> None:
 
 
 def write_report(folder: Path, report: Report) -> None:
-    """Write rows as JSON, the page as Markdown, figures as PNG, and all once more as TensorBoard events in `comparison/`."""
+    """Write rows as JSON, the page as Markdown, figures as PNG, and all once more as TensorBoard
+    events in `comparison/`."""
     from steering.analysis.events import write_events
 
     write_text(folder / f"{report.name}.json", json.dumps(list(report.rows), indent=1) + "\n")
@@ -144,7 +156,10 @@ def print_report(report: Report, folder: Path, note: str = "") -> None:
     print_tables(f"{report.title.partition(':')[0]}{note}", report.tables)
     figures = "".join(f"   {_picture(folder, report, name)}" for name in report.figures)
     curves = f"   curves:{figures[2:]}" if figures else ""
-    CONSOLE.print(f"table: {folder}/{report.name}.md   rows: {folder}/{report.name}.json{curves}", soft_wrap=True)
+    CONSOLE.print(
+        f"table: {folder}/{report.name}.md   rows: {folder}/{report.name}.json{curves}",
+        soft_wrap=True,
+    )
     CONSOLE.print(f"TensorBoard: tensorboard --logdir {folder}", soft_wrap=True)
 
 
@@ -154,7 +169,9 @@ def print_tables(title: str, tables: Sequence[Table]) -> None:
     for one in tables:
         header, lines = one.header, one.lines
         best = _best(header, lines) if one.best and len(lines) > 1 else {}
-        widths = [_width(head, [line[column] for line in lines]) for column, head in enumerate(header)]
+        widths = [
+            _width(head, [line[column] for line in lines]) for column, head in enumerate(header)
+        ]
         for number, columns in enumerate(_fitting(widths, CONSOLE.width)):
             grid = Grid(
                 title=None if number else Text(f"{one.name}, %" if one.percent else one.name),
@@ -162,9 +179,18 @@ def print_tables(title: str, tables: Sequence[Table]) -> None:
                 title_style="bold",
             )
             for column in (0, *columns):
-                grid.add_column(Text(header[column]), justify="right" if column else "left", width=widths[column])
+                grid.add_column(
+                    Text(header[column]),
+                    justify="right" if column else "left",
+                    width=widths[column],
+                )
             for line in lines:
-                grid.add_row(*(Text(line[c], style="bold" if line[c] == best.get(c) else "") for c in (0, *columns)))
+                grid.add_row(
+                    *(
+                        Text(line[c], style="bold" if line[c] == best.get(c) else "")
+                        for c in (0, *columns)
+                    )
+                )
             CONSOLE.print(grid)
         if one.note:
             CONSOLE.print(Text(one.note))
@@ -176,7 +202,8 @@ def _width(head: str, cells: Sequence[str]) -> int:
 
 
 def _fitting(widths: Sequence[int], limit: int) -> list[list[int]]:
-    """The columns after the first in as few equal groups as fit, each beside the first, into `limit` characters."""
+    """The columns after the first in as few equal groups as fit, each beside the first, into
+    `limit` characters."""
     columns = range(1, len(widths))
     for size in range(len(columns), 0, -1):
         groups = [list(columns[start : start + size]) for start in range(0, len(columns), size)]
@@ -189,6 +216,13 @@ def _fitting(widths: Sequence[int], limit: int) -> list[list[int]]:
 
 
 def _best(header: Sequence[str], lines: Sequence[Sequence[str]]) -> dict[int, str]:
-    columns = {column: [line[column] for line in lines if line[column] != "–"] for column in range(1, len(lines[0]))}
+    columns = {
+        column: [line[column] for line in lines if line[column] != "–"]
+        for column in range(1, len(lines[0]))
+    }
     first = {column: min if header[column].endswith("↓") else max for column in columns}
-    return {c: first[c](cells, key=lambda cell: float(cell.split()[0])) for c, cells in columns.items() if cells}
+    return {
+        c: first[c](cells, key=lambda cell: float(cell.split()[0]))
+        for c, cells in columns.items()
+        if cells
+    }

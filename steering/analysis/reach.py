@@ -22,14 +22,19 @@ class Reached:
 
 
 def reached(run: RunRecord, name: str, score: float) -> Reached | None:
-    """At the first evaluation, in order of steps, that is at least as good; None when there is none."""
+    """At the first evaluation, in order of steps, that is at least as good; None when there is
+    none."""
     better = run.meaning[name].higher_is_better if name in run.meaning else True
     seconds = {row["step"]: row["train/seconds"] for row in run.curves() if "train/seconds" in row}
-    for row in sorted((row for row in run.curves() if f"eval/{name}" in row), key=lambda row: row["step"]):
+    for row in sorted(
+        (row for row in run.curves() if f"eval/{name}" in row), key=lambda row: row["step"]
+    ):
         value = row[f"eval/{name}"]
         if value >= score if better else value <= score:
             share = row["step"] / max(run.cost.steps, 1)
-            return Reached(run.cost.trained * share, seconds.get(row["step"], math.nan), run.cost.flops * share)
+            return Reached(
+                run.cost.trained * share, seconds.get(row["step"], math.nan), run.cost.flops * share
+            )
     return None
 
 
@@ -39,8 +44,10 @@ class Speedup:
 
     Attributes:
         reached: seeds in which it gets there, of `seeds`.
-        samples, seconds, flops: baseline's over own, geometric mean over the seeds in which it gets there.
-        with_reference: of the FLOPs, those of training the reference and of computing its outputs added to its own.
+        samples, seconds, flops: baseline's over own, geometric mean over the seeds in which it gets
+            there.
+        with_reference: of the FLOPs, those of training the reference and of computing its outputs
+            added to its own.
     """
 
     reached: int
@@ -52,17 +59,27 @@ class Speedup:
 
 
 def speedup(
-    runs: Mapping[int, RunRecord], baseline: Mapping[int, RunRecord], name: str, reference_flops: Mapping[str, float]
+    runs: Mapping[int, RunRecord],
+    baseline: Mapping[int, RunRecord],
+    name: str,
+    reference_flops: Mapping[str, float],
 ) -> Speedup | None:
-    """Seed by seed, the run until the baseline's final score against the whole baseline; None without a common seed.
+    """Seed by seed, the run until the baseline's final score against the whole baseline; None
+    without a common seed.
 
     Args:
-        reference_flops: key of a run -> FLOPs of training the reference that it is built on; 0 for one that was given.
+        reference_flops: key of a run -> FLOPs of training the reference that it is built on; 0 for
+            one that was given.
     """
     seeds = [seed for seed in runs if seed in baseline and name in baseline[seed].metrics]
     if not seeds:
         return None
-    ratios: dict[str, list[float]] = {"samples": [], "seconds": [], "flops": [], "with_reference": []}
+    ratios: dict[str, list[float]] = {
+        "samples": [],
+        "seconds": [],
+        "flops": [],
+        "with_reference": [],
+    }
     for seed in seeds:
         run, plain = runs[seed], baseline[seed]
         found = reached(run, name, plain.metrics[name])
@@ -70,9 +87,13 @@ def speedup(
             continue
         steering = reference_flops.get(run.key, 0.0) + run.cost.reference_flops * run.cost.stored
         ratios["samples"].append(plain.cost.trained / found.samples)
-        ratios["seconds"].append(plain.cost.seconds / found.seconds if found.seconds > 0 else math.nan)
+        ratios["seconds"].append(
+            plain.cost.seconds / found.seconds if found.seconds > 0 else math.nan
+        )
         ratios["flops"].append(plain.cost.flops / found.flops if found.flops > 0 else math.nan)
-        ratios["with_reference"].append(plain.cost.flops / (found.flops + steering) if found.flops > 0 else math.nan)
+        ratios["with_reference"].append(
+            plain.cost.flops / (found.flops + steering) if found.flops > 0 else math.nan
+        )
     means = {key: _geometric(values) for key, values in ratios.items()}
     return Speedup(len(ratios["samples"]), len(seeds), **means)
 

@@ -1,6 +1,8 @@
-"""Results as tables and curves. A row is {"method", "seed", "metrics", "samples", "seconds", ...}; see `steering compare`.
+"""Results as tables and curves. A row is {"method", "seed", "metrics", "samples", "seconds", ...};
+see `steering compare`.
 
-A metric is a share, shown in percent, of which more is better, unless its task says otherwise (`Task.metrics`).
+A metric is a share, shown in percent, of which more is better, unless its task says otherwise
+(`Task.metrics`).
 """
 
 from __future__ import annotations
@@ -54,7 +56,11 @@ def metric_groups(rows: Sequence[Row]) -> dict[str, list[str]]:
 
 def style(name: str, styles: Styles) -> Metric:
     """How a metric is shown: by its name, the last part of it, else the first."""
-    return styles.get(name) or styles.get(name.rpartition("/")[2]) or styles.get(name.partition("/")[0], SHARE)
+    return (
+        styles.get(name)
+        or styles.get(name.rpartition("/")[2])
+        or styles.get(name.partition("/")[0], SHARE)
+    )
 
 
 def tables(rows: Sequence[Row], styles: Styles | None = None) -> dict[str, Cells]:
@@ -66,13 +72,23 @@ def tables(rows: Sequence[Row], styles: Styles | None = None) -> dict[str, Cells
     found: dict[str, Cells] = {}
     for group, names in metric_groups(rows).items():
         header = ["method", *(_head(name, style(name, styles)) for name in names)]
-        lines = [[m, *(_cell(runs, name, style(name, styles)) for name in names)] for m, runs in grouped.items()]
+        lines = [
+            [m, *(_cell(runs, name, style(name, styles)) for name in names)]
+            for m, runs in grouped.items()
+        ]
         found[group or "evaluation"] = header, lines
-    kinds = [key for key in _COSTS if key in ("samples", "seconds") or any(row.get(key) for row in rows)]
+    kinds = [
+        key for key in _COSTS if key in ("samples", "seconds") or any(row.get(key) for row in rows)
+    ]
     if "drawn" in kinds and not any(row.get("scored") for row in rows):
         kinds.remove("drawn")  # each example that is drawn is trained on
-    cost = [[method, str(len(runs)), *(_plain(runs, key) for key in kinds)] for method, runs in grouped.items()]
-    header = ["samples" if key == "samples" and "drawn" not in kinds else _COSTS[key] for key in kinds]
+    cost = [
+        [method, str(len(runs)), *(_plain(runs, key) for key in kinds)]
+        for method, runs in grouped.items()
+    ]
+    header = [
+        "samples" if key == "samples" and "drawn" not in kinds else _COSTS[key] for key in kinds
+    ]
     found["cost of one run"] = ["method", "runs", *header], cost
     return found
 
@@ -106,7 +122,9 @@ def markdown_report(rows: Sequence[Row], title: str, styles: Styles | None = Non
 
 def intro(rows: Sequence[Row], styles: Styles | None = None) -> str:
     """What the numbers of the tables are."""
-    plain = sorted({name.rpartition("/")[2].replace("_", " ") for name in _plain_metrics(rows, styles or {})})
+    plain = sorted(
+        {name.rpartition("/")[2].replace("_", " ") for name in _plain_metrics(rows, styles or {})}
+    )
     unit = f"Percent, but for {', '.join(plain)}" if plain else "Percent"
     return f"{unit}; ± is one standard error over the runs' seeds."
 
@@ -127,11 +145,17 @@ def page_tables(rows: Sequence[Row], styles: Styles | None = None) -> list[Table
 
 
 def _plain_metrics(rows: Sequence[Row], styles: Styles) -> list[str]:
-    return [name for names in metric_groups(rows).values() for name in names if not style(name, styles).percent]
+    return [
+        name
+        for names in metric_groups(rows).values()
+        for name in names
+        if not style(name, styles).percent
+    ]
 
 
 def print_results(rows: Sequence[Row], title: str, styles: Styles | None = None) -> None:
-    """The same tables on the terminal; the best of each column in bold. A wide table continues in a second one below."""
+    """The same tables on the terminal; the best of each column in bold. A wide table continues in a
+    second one below."""
     print_tables(title, page_tables(rows, styles))
 
 
@@ -141,7 +165,8 @@ def curves_figure(
     batch_size: int,
     styles: Styles | None = None,
 ) -> Figure:
-    """First metric of each group against samples trained on; lines are means over seeds, bands one standard error.
+    """First metric of each group against samples trained on; lines are means over seeds, bands one
+    standard error.
 
     Args:
         curves: method -> for each seed the rows of its metrics.jsonl.
@@ -161,11 +186,17 @@ def curves_figure(
         for row in rows:
             if row["method"] not in curves and name in row["metrics"]:
                 axes.axhline(
-                    scale * row["metrics"][name], color="black", linestyle="--", linewidth=1, label=row["method"]
+                    scale * row["metrics"][name],
+                    color="black",
+                    linestyle="--",
+                    linewidth=1,
+                    label=row["method"],
                 )
         axes.set_title(name.rpartition("/")[0].replace("_", " ") or "evaluation")
         axes.set_xlabel("samples trained on")
-        axes.set_ylabel(f"{name.rpartition('/')[2].replace('_', ' ')}{', %' if shown.percent else ''}")
+        axes.set_ylabel(
+            f"{name.rpartition('/')[2].replace('_', ' ')}{', %' if shown.percent else ''}"
+        )
         if shown.higher_is_better:
             axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)

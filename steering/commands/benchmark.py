@@ -1,8 +1,9 @@
-"""`steering benchmark contrastive`: time and memory of the contrastive losses on this machine, as ratios.
+"""`steering benchmark contrastive`: time and memory of the contrastive losses on this machine, as
+ratios.
 
-Floor: the four matrix products of a batch, B·B·d each, that any exact method needs (logits forward, reference logits or one
-recomputation, and a gradient for each side). Plain CLIP: open_clip's own loss, without a reference. All take features with
-gradient, forward and backward, float32.
+Floor: the four matrix products of a batch, B·B·d each, that any exact method needs (logits forward,
+reference logits or one recomputation, and a gradient for each side). Plain CLIP: open_clip's own
+loss, without a reference. All take features with gradient, forward and backward, float32.
 """
 
 from __future__ import annotations
@@ -44,7 +45,10 @@ _SHOWN = ("B", "variant", "milliseconds", "over the floor", "over plain CLIP", "
 def step(variant: str, size: int, width: int, device: torch.device) -> Callable[[], None]:
     """One forward and backward pass of a loss over `size` pairs of features of that width."""
     generator = torch.Generator().manual_seed(0)
-    made = [F.normalize(torch.randn(size, width, generator=generator), dim=-1).to(device) for _ in range(4)]
+    made = [
+        F.normalize(torch.randn(size, width, generator=generator), dim=-1).to(device)
+        for _ in range(4)
+    ]
     image, text, *guide = made
     index = torch.arange(size, device=device)
     image.requires_grad_()
@@ -81,7 +85,9 @@ def _products(image: Tensor, text: Tensor) -> None:
     logits.T @ image
 
 
-def seconds(variants: Sequence[str], size: int, width: int, rounds: int, device: torch.device) -> dict[str, float]:
+def seconds(
+    variants: Sequence[str], size: int, width: int, rounds: int, device: torch.device
+) -> dict[str, float]:
     """Median of interleaved rounds: process CPU time, or wall time on a GPU."""
     steps = {variant: step(variant, size, width, device) for variant in variants}
     clock = time.perf_counter if device.type == "cuda" else time.process_time
@@ -98,7 +104,8 @@ def seconds(variants: Sequence[str], size: int, width: int, rounds: int, device:
 
 
 def extra_megabytes(variant: str, size: int, width: int, device: torch.device) -> float:
-    """Peak memory of one step beyond what was held before it, 10⁶ bytes; on a CPU (Linux) that of this process."""
+    """Peak memory of one step beyond what was held before it, 10⁶ bytes; on a CPU (Linux) that of
+    this process."""
     step(variant, 64, width, device)()  # libraries and thread pools
     run = step(variant, size, width, device)
     if device.type == "cuda":
@@ -115,10 +122,14 @@ def extra_megabytes(variant: str, size: int, width: int, device: torch.device) -
 def _kilobytes(field: str) -> int:
     """A line of this process's status: VmRSS, what it holds; VmHWM, the most it has held."""
     status = Path("/proc/self/status").read_text()
-    return int(next(line.split()[1] for line in status.splitlines() if line.startswith(f"{field}:")))
+    return int(
+        next(line.split()[1] for line in status.splitlines() if line.startswith(f"{field}:"))
+    )
 
 
-def contrastive(sizes: Sequence[int], width: int, rounds: int, device: torch.device, threads: int | None) -> list[Row]:
+def contrastive(
+    sizes: Sequence[int], width: int, rounds: int, device: torch.device, threads: int | None
+) -> list[Row]:
     """One row for each batch size and variant."""
     if threads:
         torch.set_num_threads(threads)
@@ -142,7 +153,9 @@ def _in_fresh_process(variant: str, size: int, width: int, device: torch.device)
     environment = os.environ | {
         "MALLOC_MMAP_THRESHOLD_": "65536"
     }  # what is freed goes back at once, and is not counted
-    found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment)
+    found = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment
+    )
     return float(found.stdout)
 
 
@@ -168,8 +181,12 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         mine = [row for row in rows if row["variant"] == variant]
         sizes = [row["B"] for row in mine]
         for axis, value in zip(axes, ("over the floor", "extra MB"), strict=True):
-            axis.plot(sizes, [row[value] for row in mine], "o-", color=colour, label=variant, markersize=4)
-    for axis, label in zip(axes, ("time over four matrix products", "peak extra memory, MB"), strict=True):
+            axis.plot(
+                sizes, [row[value] for row in mine], "o-", color=colour, label=variant, markersize=4
+            )
+    for axis, label in zip(
+        axes, ("time over four matrix products", "peak extra memory, MB"), strict=True
+    ):
         axis.set(xscale="log", xlabel="batch size B", ylabel=label)
         axis.set_xticks(sizes, labels=[f"{size:,}" for size in sizes])
         axis.minorticks_off()
@@ -191,8 +208,17 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("what", choices=["contrastive"])
-    parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES), metavar="B", help="batch sizes, each ≥ 2")
-    parser.add_argument("--width", type=int, default=512, help="width d of the features (default 512)")
+    parser.add_argument(
+        "--sizes",
+        type=int,
+        nargs="+",
+        default=list(SIZES),
+        metavar="B",
+        help="batch sizes, each ≥ 2",
+    )
+    parser.add_argument(
+        "--width", type=int, default=512, help="width d of the features (default 512)"
+    )
     parser.add_argument(
         "--rounds",
         type=int,
@@ -202,7 +228,9 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows there")
-    parser.add_argument("--figure", type=Path, metavar="FILE", help="also draw time and memory against B, as PNG")
+    parser.add_argument(
+        "--figure", type=Path, metavar="FILE", help="also draw time and memory against B, as PNG"
+    )
     options = parser.parse_args(arguments)
     for name, value, least in (
         ("sizes", min(options.sizes), 2),
@@ -228,7 +256,9 @@ def main(arguments: Sequence[str]) -> list[Row]:
     """The command."""
     options = parsed(arguments)
     print("| " + " | ".join(_SHOWN) + " |\n" + "| --- " * len(_SHOWN) + "|", flush=True)
-    rows = contrastive(options.sizes, options.width, options.rounds, torch.device(options.device), options.threads)
+    rows = contrastive(
+        options.sizes, options.width, options.rounds, torch.device(options.device), options.threads
+    )
     if options.json:
         options.json.write_text(json.dumps(rows, indent=2))
     if options.figure:

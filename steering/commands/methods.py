@@ -1,4 +1,5 @@
-"""`steering methods`: which method fits which task, and what one method is: its formula, its source, its keys."""
+"""`steering methods`: which method fits which task, and what one method is: its formula, its
+source, its keys."""
 
 from __future__ import annotations
 
@@ -20,12 +21,14 @@ from steering.values import described, field_docs
 
 
 def valid_units(entry: Entry, task: type[Task]) -> tuple[str, ...]:
-    """The units of a task whose losses a method can take, with the groups that the task can have."""
+    """The units of a task whose losses a method can take, with the groups that the task can
+    have."""
     return tuple(unit for unit in task.units if entry.objection(unit, task.may_have_groups) is None)
 
 
 def methods_table(tasks: dict[str, type[Task]]) -> list[str]:
-    """A line for each method, a column for each task: the units that it works on, "–" where it makes no sense."""
+    """A line for each method, a column for each task: the units that it works on, "–" where it
+    makes no sense."""
     lines = [["method", *tasks, "what it does"]]
     for name, entry in registered().items():
         cells = [", ".join(valid_units(entry, task)) or "–" for task in tasks.values()]
@@ -34,9 +37,11 @@ def methods_table(tasks: dict[str, type[Task]]) -> list[str]:
 
 
 def method_page(entry: Entry) -> list[str]:
-    """What a method is: the docstring of its builder, the units of its losses, and every key with its default.
+    """What a method is: the docstring of its builder, the units of its losses, and every key with
+    its default.
 
-    A builder's docstring says what is computed and where it comes from in lines "Formula: ..." and "Source: ...".
+    A builder's docstring says what is computed and where it comes from in lines "Formula: ..." and
+    "Source: ...".
     """
     text = inspect.getdoc(entry.build) or ""
     words = [line for line in text.splitlines() if line.strip()] or ["(no description)"]
@@ -46,7 +51,9 @@ def method_page(entry: Entry) -> list[str]:
     for key in (option for option in fields(entry.options) if option.init):
         default = plain(default_of(key))
         value = "required" if default == MISSING else json.dumps(default, ensure_ascii=False)
-        lines.append([f"method.{key.name}", value, described(hints[key.name]), docs.get(key.name, "–")])
+        lines.append(
+            [f"method.{key.name}", value, described(hints[key.name]), docs.get(key.name, "–")]
+        )
     keys = _columns(lines) if len(lines) > 1 else ["It has no keys."]
     return [f"{entry.name}: {words[0]}", *words[1:], f"Losses of: {units}", "", *keys]
 
@@ -58,7 +65,8 @@ def _columns(lines: list[list[str]]) -> list[str]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print the table, or the page of one method; exit code 0, or 2 if a task or method that was named cannot be loaded."""
+    """Print the table, or the page of one method; exit code 0, or 2 if a task or method that was
+    named cannot be loaded."""
     parser = argparse.ArgumentParser(
         prog="steering methods",
         description="Print every method and the tasks that it fits, by the unit whose losses it reweights or selects; "
@@ -68,9 +76,18 @@ def main(argv: Sequence[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("name", nargs="?", metavar="NAME", help="show this method: a registered name, or FILE.py:NAME")
-    parser.add_argument("--task", action="append", default=[], metavar="FILE.py:CLASS", help="one more task")
-    parser.add_argument("--method", action="append", default=[], metavar="FILE.py:NAME", help="one more method")
+    parser.add_argument(
+        "name",
+        nargs="?",
+        metavar="NAME",
+        help="show this method: a registered name, or FILE.py:NAME",
+    )
+    parser.add_argument(
+        "--task", action="append", default=[], metavar="FILE.py:CLASS", help="one more task"
+    )
+    parser.add_argument(
+        "--method", action="append", default=[], metavar="FILE.py:NAME", help="one more method"
+    )
     arguments = parser.parse_args(argv)
     try:
         for name in arguments.method:
@@ -84,9 +101,15 @@ def main(argv: Sequence[str]) -> int:
         print(f"steering: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
         return 2
     for line in lines:
-        clipped = CONSOLE.is_terminal and arguments.name is None  # a file or a pipe gets whole lines
+        clipped = (
+            CONSOLE.is_terminal and arguments.name is None
+        )  # a file or a pipe gets whole lines
         CONSOLE.print(
-            line, markup=False, no_wrap=clipped, overflow="ellipsis" if clipped else None, soft_wrap=not clipped
+            line,
+            markup=False,
+            no_wrap=clipped,
+            overflow="ellipsis" if clipped else None,
+            soft_wrap=not clipped,
         )
     return 0
 
@@ -98,4 +121,6 @@ def _named(name: str) -> Entry:
     except SteeringError as error:
         if ":" in name:
             raise
-        raise SteeringError(f"no method {name!r}; {nearest(name, [*registered()], keys=False)}") from error
+        raise SteeringError(
+            f"no method {name!r}; {nearest(name, [*registered()], keys=False)}"
+        ) from error

@@ -36,7 +36,9 @@ def train(config: RunConfig) -> None:
     with session(config.device, config.train.threads) as device:
         record = execute(training(config), _workshop(config, device), config.method.name)
         if distributed.rank() == 0:
-            print_results([_row(config.method.name, config.seed, record)], str(record.folder), record.meaning)
+            print_results(
+                [_row(config.method.name, config.seed, record)], str(record.folder), record.meaning
+            )
             CONSOLE.print(
                 f"weights: {record.folder}/{WEIGHTS}   TensorBoard: tensorboard --logdir {record.folder}",
                 soft_wrap=True,
@@ -44,7 +46,8 @@ def train(config: RunConfig) -> None:
 
 
 def evaluate(config: RunConfig) -> None:
-    """`steering evaluate`: the target (its given weights, else those of the finished run) and the reference, if any."""
+    """`steering evaluate`: the target (its given weights, else those of the finished run) and the
+    reference, if any."""
     with session(config.device, config.train.threads) as device:
         workshop = _workshop(config, device)
         task, spec = workshop.task(config), config.target
@@ -110,7 +113,8 @@ def _parents(config: RunConfig) -> dict[str, Ask]:
 
 
 def _reference(config: RunConfig, workshop: Workshop) -> Frozen:
-    """The frozen reference of a config, trained first if the config says how and there are no weights yet."""
+    """The frozen reference of a config, trained first if the config says how and there are no
+    weights yet."""
     assert config.reference is not None
     ask = Ask(config, "reference", parents=_parents(config))
     for parent in ask.parents.values():
@@ -133,4 +137,10 @@ def _row(method: str, seed: int, record: RunRecord) -> dict[str, Any]:
 
 
 def _evaluated(label: str, found: Evaluation) -> Mapping[str, Any]:
-    return {"method": label, "seed": None, "metrics": found.values(), "samples": None, "seconds": None}
+    return {
+        "method": label,
+        "seed": None,
+        "metrics": found.values(),
+        "samples": None,
+        "seconds": None,
+    }

@@ -1,4 +1,5 @@
-"""`steering study`, `compare`, `report` and `runs`: many runs and what they show. The last two need no torch."""
+"""`steering study`, `compare`, `report` and `runs`: many runs and what they show. The last two need
+no torch."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ def compare(config: RunConfig) -> None:
 
 
 def study(name: str, config: RunConfig) -> None:
-    """`steering study NAME CONFIG`: do the runs that are not finished yet, then write and print the report."""
+    """`steering study NAME CONFIG`: do the runs that are not finished yet, then write and print the
+    report."""
     from steering import distributed
     from steering.runs.ask import study_folder
     from steering.runs.driver import carry_out
@@ -79,10 +81,16 @@ def parsed(command: str, words: Sequence[str]) -> argparse.Namespace:
         allow_abbrev=False,
     )
     if command == "report":
-        parser.add_argument("folder", metavar="FOLDER", help="of a study: output/name of its config")
+        parser.add_argument(
+            "folder", metavar="FOLDER", help="of a study: output/name of its config"
+        )
     else:
-        parser.add_argument("folder", metavar="FOLDER", nargs="?", default="runs", help="any folder; default: runs")
-        parser.add_argument("--metrics", type=int, default=1, metavar="N", help="first metrics to show; default: 1")
+        parser.add_argument(
+            "folder", metavar="FOLDER", nargs="?", default="runs", help="any folder; default: runs"
+        )
+        parser.add_argument(
+            "--metrics", type=int, default=1, metavar="N", help="first metrics to show; default: 1"
+        )
     return parser.parse_args(words)
 
 
@@ -120,9 +128,20 @@ def runs(words: Sequence[str]) -> int:
 
 def _listed(store: Store, count: int) -> Table:
     done, begun = store.all(), store.unfinished()
-    names = list(dict.fromkeys(name for record in done for name in [*record.metrics][:count]))[: max(count, 0)]
-    header = ["run", *(name.replace("_", " ").replace("/", " ") for name in names), "samples", "time", "FLOPs", "age"]
-    lines = [_line(record, names) for record in done] + [_begun(started, names) for started in begun]
+    names = list(dict.fromkeys(name for record in done for name in [*record.metrics][:count]))[
+        : max(count, 0)
+    ]
+    header = [
+        "run",
+        *(name.replace("_", " ").replace("/", " ") for name in names),
+        "samples",
+        "time",
+        "FLOPs",
+        "age",
+    ]
+    lines = [_line(record, names) for record in done] + [
+        _begun(started, names) for started in begun
+    ]
     return Table(f"{len(done)} finished, {len(begun)} unfinished", header, lines)
 
 
@@ -130,7 +149,14 @@ def _line(record: RunRecord, names: Sequence[str]) -> list[str]:
     cost = record.cost
     metrics = [_shown(record, name) for name in names]
     flops = f"{cost.flops:.1e}" if cost.flops else "–"
-    return [record.folder.name, *metrics, f"{cost.trained:,}", in_time(cost.seconds), flops, _age(record.created)]
+    return [
+        record.folder.name,
+        *metrics,
+        f"{cost.trained:,}",
+        in_time(cost.seconds),
+        flops,
+        _age(record.created),
+    ]
 
 
 def _shown(record: RunRecord, name: str) -> str:

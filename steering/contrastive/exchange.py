@@ -1,8 +1,9 @@
 """The texts' gradient travels between the ranks while the image tower goes backward.
 
-Autograd takes, of the nodes that are ready, the one made last. Waiting is a node of its own, `Arrival`, that passes for the one
-made first: everything that does not depend on it goes before, which is the image tower, and then the text tower finds its
-gradient there. DDP's all-reduce overlaps with the towers in its own way.
+Autograd takes, of the nodes that are ready, the one made last. Waiting is a node of its own,
+`Arrival`, that passes for the one made first: everything that does not depend on it goes before,
+which is the image tower, and then the text tower finds its gradient there. DDP's all-reduce
+overlaps with the towers in its own way.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from steering.distributed import Arriving
 
 @dataclass
 class Parcel:
-    """Left by the sender's backward pass, fetched by `Arrival`'s; None where nothing is under way."""
+    """Left by the sender's backward pass, fetched by `Arrival`'s; None where nothing is under
+    way."""
 
     content: Arriving | None = None
 

@@ -1,11 +1,14 @@
-"""Within-row moments of all negatives' cosines without making a matrix of them: what strength "auto" asks of a batch of pairs.
+"""Within-row moments of all negatives' cosines without making a matrix of them: what strength
+"auto" asks of a batch of pairs.
 
-With x̃ for features less their mean, row i of S = X Tᵀ deviates from its mean by x_i·t̃_j, column j by x̃_i·t_j. So sums of
-products of two models' deviations are quadratic forms of the d × d′ matrix  G = Σ_j t̃_j r̃_jᵀ,  and O(B·d²) in place of O(B²·d):
+With x̃ for features less their mean, row i of S = X Tᵀ deviates from its mean by x_i·t̃_j, column j
+by x̃_i·t_j. So sums of products of two models' deviations are quadratic forms of the d × d′ matrix
+G = Σ_j t̃_j r̃_jᵀ,  and O(B·d²) in place of O(B²·d):
 
     Σ_ij (x_i·t̃_j)(y_i·r̃_j) = Σ_i x_iᵀ G y_i           Σ_ij (x̃_i·t_j)(ỹ_i·r_j) = Σ_i x̃_iᵀ G ỹ_i + B (x̃_i·t̄)(ỹ_i·r̄)
 
-x, t are images and texts of one model, y, r of another. The positive of a row is taken out by an update of rank one.
+x, t are images and texts of one model, y, r of another. The positive of a row is taken out by an
+update of rank one.
 """
 
 from __future__ import annotations
@@ -19,9 +22,11 @@ from steering.contrastive.pairs import Pairs
 
 @torch.no_grad()
 def pair_moments(pairs: Pairs) -> Tensor:
-    """Sums as `Strength.track` wants them, of the negatives of this rank's share, float64, (3,); mean over ranks is taken.
+    """Sums as `Strength.track` wants them, of the negatives of this rank's share, float64, (3,);
+    mean over ranks is taken.
 
-    Reference cosines whose spread within the rows is that of rounding count as constant. Takes pairs with a reference.
+    Reference cosines whose spread within the rows is that of rounding count as constant. Takes
+    pairs with a reference.
     """
     reference, dtype = pairs.reference(), pairs.image.dtype
     assert reference is not None
@@ -33,7 +38,9 @@ def pair_moments(pairs: Pairs) -> Tensor:
     count = torch.full_like(variance, 2.0 * b * (b * distributed.world_size() - 1))
     found = distributed.mean(torch.stack([covariance, variance, count]))
     resolved = (found[1] / found[2]).sqrt() > 64 * torch.finfo(dtype).eps
-    return torch.stack([torch.where(resolved, found[0], 0.0), torch.where(resolved, found[1], 0.0), found[2]])
+    return torch.stack(
+        [torch.where(resolved, found[0], 0.0), torch.where(resolved, found[1], 0.0), found[2]]
+    )
 
 
 class _Side:
@@ -41,12 +48,15 @@ class _Side:
 
     def __init__(self, image: Tensor, text: Tensor) -> None:
         self.image, self.text = image, text
-        self.image_mean, self.text_mean = distributed.mean(torch.stack([image.mean(0), text.mean(0)]))
+        self.image_mean, self.text_mean = distributed.mean(
+            torch.stack([image.mean(0), text.mean(0)])
+        )
         self.images, self.texts = image - self.image_mean, text - self.text_mean
 
 
 def _products(one: _Side, other: _Side) -> Tensor:
-    """Sum of the products of two models' deviations over the negatives of this rank's rows and columns, ()."""
+    """Sum of the products of two models' deviations over the negatives of this rank's rows and
+    columns, ()."""
     K = distributed.world_size()
     B = len(one.image) * K
     gram = distributed.mean(one.texts.T @ other.texts) * K  # (d, d′)

@@ -1,7 +1,7 @@
 """Contrastive losses written as their equations: dense, readable, the oracle for anything faster.
 
-Legend: b anchors of this rank, B pairs over all ranks; direction 0 = image anchors, 1 = text anchors. S_ij is the cosine of
-image i and text j. Memory is O(b·B).
+Legend: b anchors of this rank, B pairs over all ranks; direction 0 = image anchors, 1 = text
+anchors. S_ij is the cosine of image i and text j. Memory is O(b·B).
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from steering.risk import Units
 
 def similarities(image: Tensor, text: Tensor) -> Tensor:
     """Cosines seen from this rank's anchors, (2, b, B): [0, i, j] = S_ij and [1, i, j] = S_ji."""
-    with torch.autocast(image.device.type, enabled=False):  # cosines divided by τ ≈ 0.01 need all of float32
+    with torch.autocast(
+        image.device.type, enabled=False
+    ):  # cosines divided by τ ≈ 0.01 need all of float32
         return torch.stack([image @ distributed.gather(text).T, text @ distributed.gather(image).T])
 
 
@@ -29,7 +31,8 @@ def _own_columns(b: int, device: torch.device) -> Tensor:
 def pairwise_losses(image: Tensor, text: Tensor) -> Tensor:
     """ℓ_1(i, j) = S_ij − S_ii and ℓ_2(i, j) = S_ji − S_ii, (2, b, B); zero on the positive itself.
 
-    Source: arXiv 2505.06699, the loss of one negative (in units of the cosine; the temperature divides it later).
+    Source: arXiv 2505.06699, the loss of one negative (in units of the cosine; the temperature
+    divides it later).
     """
     s = similarities(image, text)  # (2, b, B)
     own = _own_columns(len(image), image.device)
@@ -38,10 +41,12 @@ def pairwise_losses(image: Tensor, text: Tensor) -> Tensor:
 
 
 def negatives(pairs: Pairs) -> Units:
-    """Loss items of the global contrastive risk: each anchor's adversary reweights its B − 1 negatives.
+    """Loss items of the global contrastive risk: each anchor's adversary reweights its B − 1
+    negatives.
 
     Returns:
-        Units of shape (2, b, B); the positive is masked out; row key 2·index + direction; rows are split over the ranks.
+        Units of shape (2, b, B); the positive is masked out; row key 2·index + direction; rows are
+        split over the ranks.
 
     Raises:
         ValueError: B < 2, an anchor without negatives.
@@ -49,7 +54,9 @@ def negatives(pairs: Pairs) -> Units:
     b, device = len(pairs.index), pairs.image.device
     target = pairwise_losses(pairs.image, pairs.text)
     if target.shape[-1] < 2:
-        raise ValueError(f"a contrastive batch needs at least 2 pairs over all ranks, got {target.shape[-1]}")
+        raise ValueError(
+            f"a contrastive batch needs at least 2 pairs over all ranks, got {target.shape[-1]}"
+        )
     guide = pairs.reference()
     reference = None if guide is None else pairwise_losses(*guide)
     mask = torch.ones(target.shape[1:], dtype=torch.bool, device=device)
@@ -59,7 +66,8 @@ def negatives(pairs: Pairs) -> Units:
 
 
 def info_nce(image: Tensor, text: Tensor, tau: Tensor | float) -> Tensor:
-    """Cross-entropy of each anchor's positive among all pairs, both directions, (2, b), nats; plain CLIP is its mean.
+    """Cross-entropy of each anchor's positive among all pairs, both directions, (2, b), nats; plain
+    CLIP is its mean.
 
     Args:
         image, text: unit-norm features, (b, d).

@@ -1,9 +1,11 @@
 """What a φ-divergence is to the solver, and the solution of one that knows nothing but its tilt.
 
-D_φ(p‖q) = Σ_i q_i φ(p_i / q_i) is the price that the adversary of a row pays for leaving the prior q, uniform as a rule.
+D_φ(p‖q) = Σ_i q_i φ(p_i / q_i) is the price that the adversary of a row pays for leaving the prior
+q, uniform as a rule.
 
-Legend: m rows, n items in a row, t_i = p_i / q_i the likelihood ratio of item i (mean 1 under q). A row is solved scaled:
-x = (h − max h) / (max h − min h) ∈ [−1, 0], so neither the unit nor the offset of the losses costs digits.
+Legend: m rows, n items in a row, t_i = p_i / q_i the likelihood ratio of item i (mean 1 under q). A
+row is solved scaled: x = (h − max h) / (max h − min h) ∈ [−1, 0], so neither the unit nor the
+offset of the losses costs digits.
 """
 
 from __future__ import annotations
@@ -26,9 +28,11 @@ class Rows:
 
     Attributes:
         x: (m, n), float32 or float64, ≤ 0, 0 at the largest item (and where the prior is 0).
-        extent: −min x, (m,), float64: 1 where a radius rules, the spread of the losses over τ where a penalty does.
+        extent: −min x, (m,), float64: 1 where a radius rules, the spread of the losses over τ where
+            a penalty does.
         prior: q, (m, n), float64, ≥ 0, each row sums to 1; None is uniform.
-        spare: memory of temporaries that blocks of rows share; fresh megabytes would cost more than a pass over them.
+        spare: memory of temporaries that blocks of rows share; fresh megabytes would cost more than
+            a pass over them.
     """
 
     x: Tensor
@@ -72,7 +76,8 @@ class Rows:
 
 
 class Solution(NamedTuple):
-    """Worst case of scaled rows: weights p (m, n) in the dtype of x; value, τ and ν, (m,), float64, in the unit of x."""
+    """Worst case of scaled rows: weights p (m, n) in the dtype of x; value, τ and ν, (m,), float64,
+    in the unit of x."""
 
     weights: Tensor
     value: Tensor
@@ -81,16 +86,18 @@ class Solution(NamedTuple):
 
 
 class Divergence(ABC):
-    """Convex φ ≥ 0 on t ≥ 0 with φ(1) = 0; +∞ for t < 0. φ, φ* and φ*′ are elementwise, of any floating dtype.
+    """Convex φ ≥ 0 on t ≥ 0 with φ(1) = 0; +∞ for t < 0. φ, φ* and φ*′ are elementwise, of any
+    floating dtype.
 
-    A new divergence brings these four. `penalised` and `constrained` then work by search, in float64; those that can do
-    better override them.
+    A new divergence brings these four. `penalised` and `constrained` then work by search, in
+    float64; those that can do better override them.
     """
 
     name: ClassVar[str]
     """What a config calls it."""
     takes_budget: ClassVar[bool]
-    """Whether a penalty or a radius sets its strength; False when φ is 0 or +∞ only: scaling would change nothing."""
+    """Whether a penalty or a radius sets its strength; False when φ is 0 or +∞ only: scaling would
+    change nothing."""
 
     @abstractmethod
     def phi(self, t: Tensor) -> Tensor:
@@ -102,21 +109,27 @@ class Divergence(ABC):
 
     @abstractmethod
     def ratio(self, s: Tensor) -> Tensor:
-        """t = φ*′(s) ≥ 0, the likelihood ratio that a score s buys; where φ* has a kink, the smaller one."""
+        """t = φ*′(s) ≥ 0, the likelihood ratio that a score s buys; where φ* has a kink, the
+        smaller one."""
 
     @abstractmethod
-    def tilt(self, scores: Tensor, mask: Tensor, prior: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Best reply to each row of scores: the maximiser of Σ q (t s − φ(t)) over t ≥ 0 with Σ q t = 1.
+    def tilt(
+        self, scores: Tensor, mask: Tensor, prior: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Best reply to each row of scores: the maximiser of Σ q (t s − φ(t)) over t ≥ 0 with Σ q t
+        = 1.
 
         Equal scores get equal ratios.
 
         Args:
             scores: s, (..., n), pure numbers, finite where the mask is True.
             mask: bool, (..., n), True where an item counts; at least one in each row.
-            prior: q, (..., n), zero where masked, each row sums to 1; None is uniform over the mask.
+            prior: q, (..., n), zero where masked, each row sums to 1; None is uniform over the
+                mask.
 
         Returns:
-            t, (..., n), zero where masked, and the multiplier ν of Σ q t = 1, (...): t_i ∈ ∂φ*(s_i − ν).
+            t, (..., n), zero where masked, and the multiplier ν of Σ q t = 1, (...): t_i ∈ ∂φ*(s_i
+            − ν).
         """
 
     def penalised(self, rows: Rows) -> Solution:
@@ -126,23 +139,29 @@ class Divergence(ABC):
         return Solution(rows.weights(t).to(rows.x.dtype), value, torch.ones_like(nu), nu)
 
     def constrained(self, rows: Rows, radius: Tensor) -> Solution:
-        """max_p Σ p x with D(p‖q) ≤ R, for 0 < R < the divergence of the largest items, float64, (m,); x in [−1, 0]."""
+        """max_p Σ p x with D(p‖q) ≤ R, for 0 < R < the divergence of the largest items, float64,
+        (m,); x in [−1, 0]."""
         x = rows.x.double()
         # Rounding in log D: ratios are good to ε, and stray from 1 by about √R.
         noise = (8 * EPS * (1 + radius.rsqrt())).clamp_max(1e-3)
 
         def excess(log_tau: Tensor) -> Tensor:
             t, _ = self.tilt(x / log_tau.exp()[:, None], _mask(rows), rows.prior)
-            # In logarithms: D is near Var(x)/(2τ²) on flat rows, a straight line that interpolation hits at once.
+            # In logarithms: D is near Var(x)/(2τ²) on flat rows, a straight line that interpolation
+            # hits at once.
             gap = rows.mean(self.phi(t)).clamp_min(1e-300).log() - radius.log()
             return torch.where(gap.abs() <= noise, 0.0, gap)
 
-        tau = falling_root(excess, -(8 * radius).log() / 2, LOG_RANGE).exp()  # D ≤ about Var(x)/(2τ²) ≤ 1/(8τ²)
+        tau = falling_root(
+            excess, -(8 * radius).log() / 2, LOG_RANGE
+        ).exp()  # D ≤ about Var(x)/(2τ²) ≤ 1/(8τ²)
         t, nu = self.tilt(x / tau[:, None], _mask(rows), rows.prior)
         return Solution(rows.weights(t.clone()).to(rows.x.dtype), rows.mean(t * x), tau, tau * nu)
 
 
-def tilted(divergence: Divergence, scores: Tensor, mask: Tensor, prior: Tensor | None) -> tuple[Tensor, Tensor]:
+def tilted(
+    divergence: Divergence, scores: Tensor, mask: Tensor, prior: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """`tilt` by way of `penalised`, on the scores less their maximum."""
     shape = scores.shape
     top = scores.masked_fill(~mask, -torch.inf).amax(-1, keepdim=True)
@@ -151,24 +170,31 @@ def tilted(divergence: Divergence, scores: Tensor, mask: Tensor, prior: Tensor |
     rows = Rows(x, -x.amin(-1), q.expand(shape).reshape(-1, shape[-1]))
     solution = divergence.penalised(rows)
     t = rows.ratios(solution.weights).to(scores.dtype)
-    return t.reshape(shape), (top[..., 0].double() + solution.nu.reshape(shape[:-1])).to(scores.dtype)
+    return t.reshape(shape), (top[..., 0].double() + solution.nu.reshape(shape[:-1])).to(
+        scores.dtype
+    )
 
 
 def _mask(rows: Rows) -> Tensor:
     return torch.ones_like(rows.x, dtype=torch.bool) if rows.prior is None else rows.prior > 0
 
 
-def distance(p: Tensor, phi: Divergence, mask: Tensor | None = None, prior: Tensor | None = None) -> Tensor:
+def distance(
+    p: Tensor, phi: Divergence, mask: Tensor | None = None, prior: Tensor | None = None
+) -> Tensor:
     """D_φ(p‖q) = Σ_i q_i φ(p_i / q_i) of each row, over the items that the mask leaves.
 
     Args:
-        p: weights, (..., n); those that count are non-negative and sum to 1, the others are not looked at.
+        p: weights, (..., n); those that count are non-negative and sum to 1, the others are not
+            looked at.
         phi: which divergence.
         mask: bool, broadcasts to p, True where an item counts; None means all do.
-        prior: q, broadcasts to p, ≥ 0, any scale; None is uniform over the mask. Items of prior zero are not looked at.
+        prior: q, broadcasts to p, ≥ 0, any scale; None is uniform over the mask. Items of prior
+            zero are not looked at.
 
     Returns:
-        (...), dtype of p: nats for KL, pure numbers else; +∞ where a weight leaves the domain of φ. Nothing is raised.
+        (...), dtype of p: nats for KL, pure numbers else; +∞ where a weight leaves the domain of φ.
+        Nothing is raised.
     """
     mask = torch.ones_like(p, dtype=torch.bool) if mask is None else mask.expand_as(p)
     if prior is None:
@@ -179,7 +205,8 @@ def distance(p: Tensor, phi: Divergence, mask: Tensor | None = None, prior: Tens
 
 
 def farthest(phi: Divergence, items: Tensor) -> Tensor:
-    """The most that weights on n items can spend, all of it on one: φ(n)/n + (1 − 1/n)·φ(0), same shape; log n for KL; may be ∞.
+    """The most that weights on n items can spend, all of it on one: φ(n)/n + (1 − 1/n)·φ(0), same
+    shape; log n for KL; may be ∞.
 
     Args:
         items: n ≥ 1, any shape, a floating dtype.
@@ -190,5 +217,6 @@ def farthest(phi: Divergence, items: Tensor) -> Tensor:
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the items that count, (..., n) → (...); what stands at the others does not matter, not even NaN."""
+    """Mean over the items that count, (..., n) → (...); what stands at the others does not matter,
+    not even NaN."""
     return values.masked_fill(~mask, 0.0).sum(-1) / mask.sum(-1)

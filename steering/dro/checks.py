@@ -1,4 +1,5 @@
-"""A look at everything that can be wrong with the input of `worst_case`, and that input in one shape."""
+"""A look at everything that can be wrong with the input of `worst_case`, and that input in one
+shape."""
 
 from __future__ import annotations
 
@@ -80,7 +81,9 @@ def checked(
     if losses.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"losses: expected float32 or float64, got {losses.dtype}")
     if losses.dim() == 0 or losses.shape[-1] == 0:
-        raise ValueError(f"losses: expected at least one item in each row, got shape {tuple(losses.shape)}")
+        raise ValueError(
+            f"losses: expected at least one item in each row, got shape {tuple(losses.shape)}"
+        )
     shape = _Shape(losses)
     flat = losses.detach().reshape(-1, losses.shape[-1])
     q, counts = _prior(losses, flat, mask, prior, shape)
@@ -95,8 +98,11 @@ def checked(
 def _prior(
     losses: Tensor, flat: Tensor, mask: Tensor | None, prior: Tensor | None, shape: _Shape
 ) -> tuple[Tensor | None, Tensor]:
-    """q, float64, (rows, n), or None if uniform over all; and how many items the mask leaves, (rows,)."""
-    counts = torch.full((len(flat),), float(flat.shape[-1]), dtype=torch.float64, device=flat.device)
+    """q, float64, (rows, n), or None if uniform over all; and how many items the mask leaves,
+    (rows,)."""
+    counts = torch.full(
+        (len(flat),), float(flat.shape[-1]), dtype=torch.float64, device=flat.device
+    )
     if mask is None and prior is None:
         return None, counts
     q = torch.ones_like(flat, dtype=torch.float64)
@@ -106,7 +112,9 @@ def _prior(
         kept = _expanded(mask, losses.shape, "mask").reshape(flat.shape)
         counts = kept.sum(-1).double()
         if (hidden := counts == 0).any():
-            raise ValueError(f"mask: {shape.row(hidden)} hides every item, expected at least one True")
+            raise ValueError(
+                f"mask: {shape.row(hidden)} hides every item, expected at least one True"
+            )
         q = q.masked_fill(~kept, 0.0)
     if prior is not None:
         if prior.requires_grad:
@@ -117,13 +125,16 @@ def _prior(
         q = torch.where(q > 0, given, 0.0)
         largest = q.amax(-1, keepdim=True)
         if (nothing := largest[:, 0] == 0).any():
-            raise ValueError(f"prior: {shape.row(nothing)} is zero on every item that counts, expected a positive one")
+            raise ValueError(
+                f"prior: {shape.row(nothing)} is zero on every item that counts, expected a positive one"
+            )
         q = q / largest  # so that the sum cannot overflow
     return q / q.sum(-1, keepdim=True), counts
 
 
 def _ends(flat: Tensor, q: Tensor | None, shape: _Shape) -> tuple[Tensor, Tensor]:
-    """Largest loss, and the spread of each row, (rows,), float64; ValueError where a loss that counts is not finite."""
+    """Largest loss, and the spread of each row, (rows,), float64; ValueError where a loss that
+    counts is not finite."""
     if q is None:
         top, low = flat.amax(-1), flat.amin(-1)
     else:
@@ -136,7 +147,9 @@ def _ends(flat: Tensor, q: Tensor | None, shape: _Shape) -> tuple[Tensor, Tensor
         if (bad := counts & ~flat.isfinite()).any():
             shape.fail(bad, "losses", flat, "finite numbers")
         wide = shape.row(spread.isinf())
-        raise ValueError(f"losses: {wide} spans more than float64 can hold, expected max - min < 1.8e308")
+        raise ValueError(
+            f"losses: {wide} spans more than float64 can hold, expected max - min < 1.8e308"
+        )
     return top, torch.where(spread > 0, spread, 1.0)
 
 
@@ -149,7 +162,8 @@ def _budget(
     counts: Tensor,
     shape: _Shape,
 ) -> tuple[Tensor, Tensor | None]:
-    """Penalty and radius, float64, (rows,): (τ, None), (0, R), or (0, None) if the divergence takes no budget."""
+    """Penalty and radius, float64, (rows,): (τ, None), (0, R), or (0, None) if the divergence takes
+    no budget."""
     given = {"radius": radius, "rho": rho, "penalty": penalty}
     given = {name: value for name, value in given.items() if value is not None}
     if given and not phi.takes_budget:
@@ -164,7 +178,9 @@ def _budget(
         rows = torch.as_tensor(value, dtype=torch.float64, device=losses.device)
         rows = _expanded(rows, losses.shape[:-1], name).reshape(-1)
         if (bad := ~(rows >= 0)).any():
-            raise ValueError(f"{name}: expected a number >= 0, got {rows[bad][0].item()} for {shape.row(bad)}")
+            raise ValueError(
+                f"{name}: expected a number >= 0, got {rows[bad][0].item()} for {shape.row(bad)}"
+            )
         if name == "penalty":
             return rows, None
         return none, rows if name == "radius" else rows / counts

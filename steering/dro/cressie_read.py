@@ -1,12 +1,14 @@
-"""The Cressie–Read family φ_k(t) = (t^k − k t + k − 1) / (k (k − 1)): KL at k = 1, half chi-square at k = 2.
+"""The Cressie–Read family φ_k(t) = (t^k − k t + k − 1) / (k (k − 1)): KL at k = 1, half chi-square
+at k = 2.
 
 Its worst weights are a one-parameter family, p ∝ q·exp_k(βx), with the deformed exponential
 
     exp_k(y) = [1 + (k − 1) y]_+^{1/(k−1)},    exp_1(y) = e^y,
 
 so that both a penalty and a radius are one search over β. With Z = Σ q exp_k(βx), in the unit of x:
-τ = Z^{k−1}/β and ν = (Z^{k−1} − 1)/((k − 1)β), which for KL are 1/β and log(Z)/β. Source: our derivation from
-φ_k′(t) = (t^{k−1} − 1)/(k − 1) = (x − ν)/τ. KL and half chi-square have shorter ways, written out as classes of their own.
+τ = Z^{k−1}/β and ν = (Z^{k−1} − 1)/((k − 1)β), which for KL are 1/β and log(Z)/β. Source: our
+derivation from φ_k′(t) = (t^{k−1} − 1)/(k − 1) = (x − ν)/τ. KL and half chi-square have shorter
+ways, written out as classes of their own.
 """
 
 from __future__ import annotations
@@ -30,8 +32,9 @@ class KL(Divergence):
     takes_budget: ClassVar[bool] = True
 
     def phi(self, t: Tensor) -> Tensor:
-        # Around t = 1, φ is (t − 1)²/2: log(t) would drown it in rounding, log1p(t − 1) does not. Around t = 0, where
-        # t − 1 has lost t, the clamp keeps 0 · log 0 = 0 and costs less than one rounding of φ = 1.
+        # Around t = 1, φ is (t − 1)²/2: log(t) would drown it in rounding, log1p(t − 1) does not.
+        # Around t = 0, where t − 1 has lost t, the clamp keeps 0 · log 0 = 0 and costs less than
+        # one rounding of φ = 1.
         e = t - 1
         floor = torch.finfo(t.dtype).eps / 2 - 1
         return (t * e.clamp_min(floor).log1p() - e).masked_fill(t < 0, torch.inf)
@@ -42,7 +45,9 @@ class KL(Divergence):
     def ratio(self, s: Tensor) -> Tensor:
         return s.exp()
 
-    def tilt(self, scores: Tensor, mask: Tensor, prior: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def tilt(
+        self, scores: Tensor, mask: Tensor, prior: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """t_i = exp(s_i − ν), ν = log Σ q exp(s). Source: φ′(t) = log t = s − ν, our derivation."""
         return tilted(self, scores, mask, prior)
 
@@ -52,15 +57,20 @@ class KL(Divergence):
         return Solution(rows.weights(e, level), log_z, torch.ones_like(log_z), log_z)
 
     def constrained(self, rows: Rows, radius: Tensor) -> Solution:
-        """p ∝ q·exp(βx) with D(β) = β E_p[x] − Λ(β) = R, Λ = log Σ q exp(βx), by Newton steps on log β; D′ = β Var_p(x).
+        """p ∝ q·exp(βx) with D(β) = β E_p[x] − Λ(β) = R, Λ = log Σ q exp(βx), by Newton steps on
+        log β; D′ = β Var_p(x).
 
-        The root is sought for the logit of D / max D: a straight line of slope 2 in log β where the row is nearly uniform,
-        and still finite in slope near the maximum, where D itself goes flat. A bracket guards each step.
+        The root is sought for the logit of D / max D: a straight line of slope 2 in log β where the
+        row is nearly uniform, and still finite in slope near the maximum, where D itself goes flat.
+        A bracket guards each step.
         """
         x = rows.x
         most = -rows.share(x == 0).log()  # D of the largest items
         log_beta = (2 * radius / _variance(rows)).log() / 2  # exact for a Gaussian row
-        low, high = (8 * radius).log() / 2 - 1e-6, torch.full_like(log_beta, math.inf)  # D ≤ β²/8 on [−1, 0]
+        low, high = (
+            (8 * radius).log() / 2 - 1e-6,
+            torch.full_like(log_beta, math.inf),
+        )  # D ≤ β²/8 on [−1, 0]
         log_beta = torch.maximum(log_beta, low).clamp(*_LOG_BETA[x.dtype])
         eps = torch.finfo(x.dtype).eps
         for _ in range(200):
@@ -74,12 +84,16 @@ class KL(Divergence):
             high = torch.where(~found & (spent > radius), log_beta, high)
             if (found | (high - low <= 4e-16 * (1 + low.abs()))).all():
                 break
-            logit = (spent / radius).log() - ((most - spent).clamp_min(1e-300) / (most - radius)).log()
+            logit = (spent / radius).log() - (
+                (most - spent).clamp_min(1e-300) / (most - radius)
+            ).log()
             slope = beta.square() * variance * (1 / spent + 1 / (most - spent).clamp_min(1e-300))
             step = (log_beta - logit / slope).nan_to_num(math.inf)
             middle = torch.where(high.isinf(), low + 2, (low + high) / 2)
             inside = (step > low) & (step < torch.minimum(high, low + 4))
-            log_beta = torch.where(found, log_beta, torch.where(inside, step, middle)).clamp(*_LOG_BETA[x.dtype])
+            log_beta = torch.where(found, log_beta, torch.where(inside, step, middle)).clamp(
+                *_LOG_BETA[x.dtype]
+            )
         return Solution(rows.weights(e, level), mean, 1 / beta, log_z / beta)
 
 
@@ -89,8 +103,9 @@ class ChiSquare(Divergence):
 
     Where the literature drops the 1/2, its radius is twice ours and its penalty half of ours.
 
-    Both solutions are water filling, t = [x − η]_+ / C. If the items above η are known, η is known in closed form; starting
-    from all items, η only rises and items only drop out, so the exact set is met after a few passes, without a sort.
+    Both solutions are water filling, t = [x − η]_+ / C. If the items above η are known, η is known
+    in closed form; starting from all items, η only rises and items only drop out, so the exact set
+    is met after a few passes, without a sort.
     """
 
     name: ClassVar[str] = "chi2"
@@ -106,12 +121,16 @@ class ChiSquare(Divergence):
     def ratio(self, s: Tensor) -> Tensor:
         return (1 + s).clamp_min(0)
 
-    def tilt(self, scores: Tensor, mask: Tensor, prior: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """t_i = [1 + s_i − ν]_+: a projection onto the simplex. Source: our derivation from φ′(t) = t − 1 = s − ν."""
+    def tilt(
+        self, scores: Tensor, mask: Tensor, prior: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """t_i = [1 + s_i − ν]_+: a projection onto the simplex. Source: our derivation from φ′(t) =
+        t − 1 = s − ν."""
         return tilted(self, scores, mask, prior)
 
     def penalised(self, rows: Rows) -> Solution:
-        """t = [1 + x − ν]_+; over the active items A, Σ_A q t = 1 reads ν = (Σ_A q x − q(not A)) / q(A)."""
+        """t = [1 + x − ν]_+; over the active items A, Σ_A q t = 1 reads ν = (Σ_A q x − q(not A)) /
+        q(A)."""
         x, work = rows.x, rows.like_x(0)
         nu, inside = rows.mean(x), torch.full_like(rows.extent, 2.0)
         while True:
@@ -123,13 +142,15 @@ class ChiSquare(Divergence):
             outside = rows.mean(torch.sub(1, active, out=rows.like_x(1)))
             nu = torch.maximum(nu, (rows.mean(active.mul_(x)) - outside) / share)
         excess = x.sub_(rows.column(nu)).clamp_min_(-1)  # t − 1
-        # Σ p x = ν + Σ q (t − 1)², as x − ν = t − 1 wherever t > 0; the price takes half of the second term.
+        # Σ p x = ν + Σ q (t − 1)², as x − ν = t − 1 wherever t > 0; the price takes half of the
+        # second term.
         value = nu + rows.mean(torch.square(excess, out=work)) / 2
         t = excess.add_(1)
         return Solution(rows.weights(t, rows.mean(t)), value, torch.ones_like(nu), nu)
 
     def constrained(self, rows: Rows, radius: Tensor) -> Solution:
-        """t = [x − η]_+ / C; over the active items A with share Q, mean μ, variance v: (μ − η)² = v / (2 R Q − q(not A)).
+        """t = [x − η]_+ / C; over the active items A with share Q, mean μ, variance v: (μ − η)² = v
+        / (2 R Q − q(not A)).
 
         Source: our derivation, from Σ_A q t² = 1 + 2R with C = Q (μ − η); τ = C, ν = η + C.
         """
@@ -142,7 +163,9 @@ class ChiSquare(Divergence):
                 break
             inside, outside = share, rows.mean(torch.sub(1, active, out=other))
             mu = rows.mean(torch.mul(active, x, out=other)) / share
-            variance = rows.mean(active.mul_(torch.sub(x, rows.column(mu), out=other)).square_()) / share
+            variance = (
+                rows.mean(active.mul_(torch.sub(x, rows.column(mu), out=other)).square_()) / share
+            )
             surplus = (2 * radius * share - outside).clamp_min(torch.finfo(torch.float64).tiny)
             eta = torch.maximum(eta, mu - (variance / surplus).sqrt())
         t = torch.sub(x, rows.column(eta), out=work).clamp_min_(0)
@@ -153,16 +176,19 @@ class ChiSquare(Divergence):
 
 @dataclass(frozen=True)
 class CressieRead(Divergence):
-    """φ_k(t) = (t^k − k t + k − 1)/(k (k − 1)), φ*_k(s) = ([1 + (k − 1)s]_+^{k/(k−1)} − 1)/k; k = 0 reverse KL, −log t + t − 1.
+    """φ_k(t) = (t^k − k t + k − 1)/(k (k − 1)), φ*_k(s) = ([1 + (k − 1)s]_+^{k/(k−1)} − 1)/k; k = 0
+    reverse KL, −log t + t − 1.
 
-    For k > 1 weights can be zero, and the larger k the fewer items share the worst case. For k < 1 none is zero, and φ*
-    is ∞ from s = 1/(1 − k) on. Orders within 1e-6 of 1 would lose digits; there, use KL. So do orders above 4 if an item
-    sits where weights become zero: t rises there like the (k − 1)-th root. The gap of the solution tells how many.
+    For k > 1 weights can be zero, and the larger k the fewer items share the worst case. For k < 1
+    none is zero, and φ* is ∞ from s = 1/(1 − k) on. Orders within 1e-6 of 1 would lose digits;
+    there, use KL. So do orders above 4 if an item sits where weights become zero: t rises there
+    like the (k − 1)-th root. The gap of the solution tells how many.
 
     Attributes:
         order: k, any finite number but 1.
 
-    Source: Cressie and Read (1984), with the factor that makes φ″(1) = 1 for every order; conjugate: our derivation.
+    Source: Cressie and Read (1984), with the factor that makes φ″(1) = 1 for every order;
+    conjugate: our derivation.
     """
 
     order: float
@@ -172,7 +198,9 @@ class CressieRead(Divergence):
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.order) or abs(self.order - 1) < 1e-6:
-            raise ValueError(f"order: expected a finite number other than 1 (which is 'kl'), got {self.order}")
+            raise ValueError(
+                f"order: expected a finite number other than 1 (which is 'kl'), got {self.order}"
+            )
 
     def phi(self, t: Tensor) -> Tensor:
         k, e = self.order, t - 1
@@ -180,7 +208,8 @@ class CressieRead(Divergence):
             far = e - t.clamp_min(0).log()
         else:
             far = (t.clamp_min(0) ** k - 1 - k * e) / (k * (k - 1))
-        # Around t = 1 the binomial series of t^k, from its second term on: the difference above would be all rounding.
+        # Around t = 1 the binomial series of t^k, from its second term on: the difference above
+        # would be all rounding.
         near = torch.ones_like(t)
         for j in range(10, 2, -1):
             near = 1 + near * e * ((k - j + 1) / j)
@@ -196,7 +225,9 @@ class CressieRead(Divergence):
     def ratio(self, s: Tensor) -> Tensor:
         return _deformed_exp(s, self.order)
 
-    def tilt(self, scores: Tensor, mask: Tensor, prior: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def tilt(
+        self, scores: Tensor, mask: Tensor, prior: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """t_i = exp_k(s_i − ν), by a search for ν. Source: our derivation."""
         return tilted(self, scores, mask, prior)
 
@@ -208,7 +239,9 @@ class CressieRead(Divergence):
             z = rows.mean(_deformed_exp(x * log_beta.exp()[:, None], self.order))
             return (self.order - 1) * z.log() - log_beta
 
-        t, _, nu = self._tilt(rows, x, falling_root(too_dear, torch.zeros_like(rows.extent), LOG_RANGE).exp())
+        t, _, nu = self._tilt(
+            rows, x, falling_root(too_dear, torch.zeros_like(rows.extent), LOG_RANGE).exp()
+        )
         value = rows.mean(t * x) - rows.mean(self.phi(t))
         return Solution(rows.weights(t), value, torch.ones_like(nu), nu)
 
@@ -243,9 +276,11 @@ def _deformed_exp(y: Tensor, k: float) -> Tensor:
 
 
 def _exp(rows: Rows, s: Tensor, extent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """exp(s) times a constant of each row, (m, n), in the memory of s; its mean; and log Σ q exp(s). −min s is the extent.
+    """exp(s) times a constant of each row, (m, n), in the memory of s; its mean; and log Σ q
+    exp(s). −min s is the extent.
 
-    torch's softmax is the faster exponential, but sums a long row so carelessly that its mean is taken again.
+    torch's softmax is the faster exponential, but sums a long row so carelessly that its mean is
+    taken again.
     """
     flat = extent < 0.5  # nearly flat rows lose their digits in a mean near 1
     dip = rows.mean(s.expm1()) if flat.any() else extent

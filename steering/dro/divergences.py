@@ -6,18 +6,31 @@ from steering.dro.base import Divergence, distance
 from steering.dro.cressie_read import KL, ChiSquare, CressieRead
 from steering.dro.tails import CVaR, TotalVariation
 
-__all__ = ["KL", "CVaR", "ChiSquare", "CressieRead", "Divergence", "TotalVariation", "distance", "divergence"]
+__all__ = [
+    "KL",
+    "CVaR",
+    "ChiSquare",
+    "CressieRead",
+    "Divergence",
+    "TotalVariation",
+    "distance",
+    "divergence",
+]
 
-_PLAIN: dict[str, Divergence] = {found.name: found for found in (KL(), ChiSquare(), TotalVariation())}
+_PLAIN: dict[str, Divergence] = {
+    found.name: found for found in (KL(), ChiSquare(), TotalVariation())
+}
 NAMES = (*_PLAIN, CVaR.name, CressieRead.name)
 
 
-def divergence(name_or_object: str | Divergence, level: float | None = None, order: float | None = None) -> Divergence:
+def divergence(
+    name_or_object: str | Divergence, level: float | None = None, order: float | None = None
+) -> Divergence:
     """The divergence that a config or a caller means.
 
     Args:
-        name_or_object: "kl", "chi2" (half chi-square), "tv" (total variation), "cvar" or "cressie-read"; an object comes back
-            as it is.
+        name_or_object: "kl", "chi2" (half chi-square), "tv" (total variation), "cvar" or
+            "cressie-read"; an object comes back as it is.
         level: share of items in the tail, 0 < level ≤ 1; for "cvar" and for nothing else.
         order: k of the Cressie–Read family, 1 being KL; for "cressie-read" and for nothing else.
 
@@ -26,7 +39,9 @@ def divergence(name_or_object: str | Divergence, level: float | None = None, ord
     """
     for key, value, owner in [("level", level, CVaR.name), ("order", order, CressieRead.name)]:
         if value is not None and name_or_object != owner:
-            raise ValueError(f"{key}: belongs to {owner!r} only, got {value} together with {name_or_object!r}")
+            raise ValueError(
+                f"{key}: belongs to {owner!r} only, got {value} together with {name_or_object!r}"
+            )
         if value is None and name_or_object == owner:
             raise ValueError(f"{key}: {owner!r} needs it, got None")
     if isinstance(name_or_object, Divergence):

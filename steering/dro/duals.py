@@ -1,8 +1,10 @@
-"""Numbers for every row of a data set, when the rows are many: split over the ranks, in half precision, or in a file.
+"""Numbers for every row of a data set, when the rows are many: split over the ranks, in half
+precision, or in a file.
 
-With K ranks each owns the rows [k·s, (k+1)·s), s = ⌈rows/K⌉, and nobody holds a copy of the others'. What a batch needs is
-fetched from the owners and sent back: O(rows of the batch) numbers, whatever the size of the table, and without waiting for a
-GPU. Memory is touched only where a row has been visited: zero bits mean "never visited", and a zero that is meant is kept as −0.
+With K ranks each owns the rows [k·s, (k+1)·s), s = ⌈rows/K⌉, and nobody holds a copy of the
+others'. What a batch needs is fetched from the owners and sent back: O(rows of the batch) numbers,
+whatever the size of the table, and without waiting for a GPU. Memory is touched only where a row
+has been visited: zero bits mean "never visited", and a zero that is meant is kept as −0.
 
 2·10⁹ examples in two directions are 16 GB in float32 over all ranks, 8 GB in float16.
 """
@@ -33,8 +35,10 @@ class Layout:
     """How a table of running estimates is kept.
 
     Attributes:
-        dtype: "float32", or "float16": 11 significant bits, so a value near 8 is good to 0.004, near 100 to 0.03.
-        folder: memory-mapped from an unnamed file there (it is gone with the process); None: in memory, on the method's device.
+        dtype: "float32", or "float16": 11 significant bits, so a value near 8 is good to 0.004,
+            near 100 to 0.03.
+        folder: memory-mapped from an unnamed file there (it is gone with the process); None: in
+            memory, on the method's device.
         split: over the ranks of the process group that is there when the table is made.
 
     Raises:
@@ -54,14 +58,19 @@ class Layout:
     @property
     def plain(self) -> bool:
         """Whether an ordinary buffer will do: whole, float32, in memory."""
-        return self.dtype == "float32" and self.folder is None and not (self.split and distributed.active())
+        return (
+            self.dtype == "float32"
+            and self.folder is None
+            and not (self.split and distributed.active())
+        )
 
 
 class Duals(nn.Module):
-    """This rank's part of a table of `num_rows` numbers, or rows of `columns` numbers, each row known or not.
+    """This rank's part of a table of `num_rows` numbers, or rows of `columns` numbers, each row
+    known or not.
 
-    `state_dict` holds this part and its place, "extent"; `load_state_dict` takes any part that covers it. `merged` joins the
-    parts of several ranks.
+    `state_dict` holds this part and its place, "extent"; `load_state_dict` takes any part that
+    covers it. `merged` joins the parts of several ranks.
 
     Args:
         num_rows: of the whole table.
@@ -76,7 +85,10 @@ class Duals(nn.Module):
         self.share = math.ceil(num_rows / ranks)
         self.first = min((distributed.rank() if ranks > 1 else 0) * self.share, num_rows)
         self.count = min(self.share, num_rows - self.first)
-        shape = (self.count + 1, *([columns] if columns else []))  # the last takes what belongs to others
+        shape = (
+            self.count + 1,
+            *([columns] if columns else []),
+        )  # the last takes what belongs to others
         dtype = DTYPES[layout.dtype]
         self.mapped: Tensor | None = None
         self.values: Tensor
@@ -90,7 +102,8 @@ class Duals(nn.Module):
         return self.values if self.mapped is None else self.mapped
 
     def _apply(self, fn: Any, recurse: bool = True) -> nn.Module:
-        """As usual, but half precision, or a file, stays what it is: `double()` and `half()` mean the other tensors."""
+        """As usual, but half precision, or a file, stays what it is: `double()` and `half()` mean
+        the other tensors."""
         before = self.table.dtype
         super()._apply(fn, recurse)
         if self.mapped is None and torch.float16 in (before, self.values.dtype):
@@ -103,7 +116,8 @@ class Duals(nn.Module):
 
         Args:
             rows: keys in [0, num_rows), int64, (...).
-            sharded: rows differ between the ranks (of the same number on each); else they are the same.
+            sharded: rows differ between the ranks (of the same number on each); else they are the
+                same.
         """
         flat = rows.reshape(-1)
         if self.ranks == 1:
@@ -113,14 +127,17 @@ class Duals(nn.Module):
             mine = self._mine(wanted)
             found = self._bits((wanted - self.first).clamp(0, self.count))
             bits = torch.where(mine.view(-1, *[1] * (found.ndim - 1)), found, 0)
-            bits = distributed.sum_to_owner(bits) if sharded else distributed.gather(bits[None]).sum(0)
+            bits = (
+                distributed.sum_to_owner(bits) if sharded else distributed.gather(bits[None]).sum(0)
+            )
         values, known = bits.to(_BITS[self.table.dtype]).view(self.table.dtype), bits != 0
         known = known if bits.ndim == 1 else known.any(-1)
         return values.reshape(rows.shape + bits.shape[1:]), known.reshape(rows.shape)
 
     @torch.no_grad()
     def write(self, rows: Tensor, values: Tensor, sharded: bool) -> None:
-        """Keep new values of rows, (...) or (..., k); arguments as in `read`. Beyond the format's range is its largest number."""
+        """Keep new values of rows, (...) or (..., k); arguments as in `read`. Beyond the format's
+        range is its largest number."""
         flat = rows.reshape(-1)
         new = values.reshape(len(flat), *self.table.shape[1:])
         if sharded and distributed.active():
@@ -137,7 +154,8 @@ class Duals(nn.Module):
         return (rows >= self.first) & (rows < self.first + self.count)
 
     def _bits(self, place: Tensor) -> Tensor:
-        """What stands at these places, int32 or int64 (collectives know no int16), on their device."""
+        """What stands at these places, int32 or int64 (collectives know no int16), on their
+        device."""
         found = self.table[place.to(self.table.device)]
         bits = found.view(_BITS[found.dtype])
         return (bits.int() if bits.dtype == torch.int16 else bits).to(place.device)
@@ -145,11 +163,16 @@ class Duals(nn.Module):
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         destination[prefix + "part"] = self.table[: self.count]
-        destination[prefix + "extent"] = torch.tensor([self.first, self.first + self.count, self.num_rows])
+        destination[prefix + "extent"] = torch.tensor(
+            [self.first, self.first + self.count, self.num_rows]
+        )
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         missing = args[2]
-        part, extent = state_dict.pop(prefix + "part", None), state_dict.pop(prefix + "extent", None)
+        part, extent = (
+            state_dict.pop(prefix + "part", None),
+            state_dict.pop(prefix + "extent", None),
+        )
         if part is None or extent is None:
             missing.append(prefix + "part")
             return
@@ -163,31 +186,46 @@ class Duals(nn.Module):
 
 
 def split_state(module: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """A module's state dict: what every rank holds, and this rank's parts of tables that are split."""
+    """A module's state dict: what every rank holds, and this rank's parts of tables that are
+    split."""
     state = module.state_dict()
-    split = {name for name, part in module.named_modules() if isinstance(part, Duals) and part.ranks > 1}
+    split = {
+        name for name, part in module.named_modules() if isinstance(part, Duals) and part.ranks > 1
+    }
     own = {key for key in state if key.rpartition(".")[0] in split}
     return {key: x for key, x in state.items() if key not in own}, {key: state[key] for key in own}
 
 
-def merged(states: Sequence[Mapping[str, Tensor]], module: nn.Module | None = None) -> dict[str, Tensor]:
+def merged(
+    states: Sequence[Mapping[str, Tensor]], module: nn.Module | None = None
+) -> dict[str, Tensor]:
     """State dicts of all ranks, in order, as one for another number of ranks.
 
     Args:
         states: of the same module on each rank.
-        module: what will load it; of tables that it splits only its own rows are read. None: all tables whole.
+        module: what will load it; of tables that it splits only its own rows are read. None: all
+            tables whole.
 
     Raises:
         ValueError: a rank is missing.
     """
     found = dict(states[0])
-    places = {} if module is None else {name: part for name, part in module.named_modules() if isinstance(part, Duals)}
+    places = (
+        {}
+        if module is None
+        else {name: part for name, part in module.named_modules() if isinstance(part, Duals)}
+    )
     for key in [key for key in found if key.endswith("duals.extent")]:
-        extents, part = [state[key].tolist() for state in states], key.removesuffix("extent") + "part"
+        extents, part = (
+            [state[key].tolist() for state in states],
+            key.removesuffix("extent") + "part",
+        )
         gaps = [after[0] != before[1] for before, after in pairwise(extents)]
         rows = extents[0][2]
         if extents[0][0] != 0 or any(gaps) or extents[-1][1] != rows:
-            raise ValueError(f"{key}: the parts {[tuple(e[:2]) for e in extents]} of {rows} rows leave gaps")
+            raise ValueError(
+                f"{key}: the parts {[tuple(e[:2]) for e in extents]} of {rows} rows leave gaps"
+            )
         place = places.get(key.removesuffix(".extent"))
         first, stop = (0, rows) if place is None else (place.first, place.first + place.count)
         pieces = [

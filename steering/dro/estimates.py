@@ -1,15 +1,16 @@
 """Dual variables from mini-batches: one running ν per adversary, four ways to move it.
 
-For a row of scores s = h/τ the worst case of a penalty is  min_ν ν + mean φ*(s − ν)  with ratios t = φ*′(s − ν). A mini-batch
-sees some of the items; what differs is how much of ν it believes:
+For a row of scores s = h/τ the worst case of a penalty is  min_ν ν + mean φ*(s − ν)  with ratios t
+= φ*′(s − ν). A mini-batch sees some of the items; what differs is how much of ν it believes:
 
     batch            ν solves the batch. No memory; biased, the more the smaller the batch
     moving_average   e^ν ← (1 − γ) e^ν + γ mean e^s                                  KL   SogCLR, FastCLIP, DRRho-CLIP
     mirror_descent   the same with γ = σ(log α + ν), large while ν is too large      KL   SCENT
     proximal         ν ← argmin ν + mean φ*(s − ν) + (ν − ν′)²/2λ                    any
 
-The state is in log space for KL (ν = log u), keyed by row, with an explicit "never visited"; a first visit takes the batch.
-On every rank the table is whole and the same, unless a `Layout` says otherwise.  Legend: (...) rows, n items in a row.
+The state is in log space for KL (ν = log u), keyed by row, with an explicit "never visited"; a
+first visit takes the batch. On every rank the table is whole and the same, unless a `Layout` says
+otherwise.  Legend: (...) rows, n items in a row.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from steering.dro.tails import TotalVariation
 
 
 class MiniBatch(Estimator):
-    """ν of the batch alone: what a softmax over the batch does. Biased by about (κ − 1)/2m; docs/theory.md, (18)."""
+    """ν of the batch alone: what a softmax over the batch does. Biased by about (κ − 1)/2m;
+    docs/theory.md, (18)."""
 
     needs_scores = False
 
@@ -38,7 +40,14 @@ class MiniBatch(Estimator):
 
     def start_epoch(self, epoch: int) -> None: ...
 
-    def track(self, rows: Tensor, log_g: Tensor, sharded: bool = False, *, learn: bool | None = None) -> Tensor:  # noqa: ARG002
+    def track(
+        self,
+        rows: Tensor,  # noqa: ARG002
+        log_g: Tensor,
+        sharded: bool = False,  # noqa: ARG002
+        *,
+        learn: bool | None = None,  # noqa: ARG002
+    ) -> Tensor:
         return log_g
 
     @stateful
@@ -58,12 +67,14 @@ class MiniBatch(Estimator):
 
 
 class MovingAverage(Remembering):
-    """log u of every row of the data set: u ← (1−γ)·u + γ·g, and u ← g on the first visit, in log space (KL).
+    """log u of every row of the data set: u ← (1−γ)·u + γ·g, and u ← g on the first visit, in log
+    space (KL).
 
     A flag per row says "never visited": zero, and any other number, is a legal value of log u.
 
     Args:
-        num_rows: adversaries in the whole data set: 1 for a plain batch of examples, 2n for n pairs in two directions.
+        num_rows: adversaries in the whole data set: 1 for a plain batch of examples, 2n for n pairs
+            in two directions.
         gamma: final rate in (0, 1]; 1 forgets the past.
         decay_epochs: epochs of the cosine from 1 to `gamma`; 0 uses `gamma` from the start.
         layout: how the table is kept.
@@ -73,7 +84,9 @@ class MovingAverage(Remembering):
 
     log_u: Tensor
 
-    def __init__(self, num_rows: int, gamma: float = 1.0, decay_epochs: int = 0, layout: Layout | None = None) -> None:
+    def __init__(
+        self, num_rows: int, gamma: float = 1.0, decay_epochs: int = 0, layout: Layout | None = None
+    ) -> None:
         super().__init__(num_rows, "log_u", layout)
         self.final, self.decay_epochs = gamma, decay_epochs
         self.start_epoch(0)
@@ -94,8 +107,11 @@ class MovingAverage(Remembering):
         return self.update(rows, log_g, self.gamma, sharded, learn=learn)
 
     @stateful
-    def update(self, rows: Tensor, log_g: Tensor, gamma: float, sharded: bool = False, *, learn: bool) -> Tensor:
-        """Take in one batch's estimates and return the new log u of its rows, in the dtype of `log_g`.
+    def update(
+        self, rows: Tensor, log_g: Tensor, gamma: float, sharded: bool = False, *, learn: bool
+    ) -> Tensor:
+        """Take in one batch's estimates and return the new log u of its rows, in the dtype of
+        `log_g`.
 
         Args:
             rows: keys, as in `forward`.
@@ -116,10 +132,12 @@ class MovingAverage(Remembering):
 
 
 class MirrorDescent(Remembering):
-    """ν ← ν′ + log(1 + α e^s) − log(1 + α e^ν′) with e^s the batch mean of exp(h/τ): stochastic proximal mirror descent (KL).
+    """ν ← ν′ + log(1 + α e^s) − log(1 + α e^ν′) with e^s the batch mean of exp(h/τ): stochastic
+    proximal mirror descent (KL).
 
-    It is a moving average of u = e^ν whose rate is σ(log α + ν′): a row whose ν is too large moves fast, one whose ν is too
-    small moves slowly, since the Bregman divergence of e^−ν is steep there. α → ∞ is the batch, α → 0 keeps ν′.
+    It is a moving average of u = e^ν whose rate is σ(log α + ν′): a row whose ν is too large moves
+    fast, one whose ν is too small moves slowly, since the Bregman divergence of e^−ν is steep
+    there. α → ∞ is the batch, α → 0 keeps ν′.
 
     Args:
         num_rows: as in `MovingAverage`.
@@ -154,16 +172,19 @@ class MirrorDescent(Remembering):
 
 
 class ProximalPoint(Estimator):
-    """ν ← argmin_ν ν + mean φ*(s − ν) + (ν − ν′)²/(2λ), λ = step/√visits: stochastic proximal point, for any φ.
+    """ν ← argmin_ν ν + mean φ*(s − ν) + (ν − ν′)²/(2λ), λ = step/√visits: stochastic proximal
+    point, for any φ.
 
-    Joint minimisation over the model and ν is free of the mini-batch's bias, as ν stands outside of every expectation but
-    linearly inside. The proximal step, unlike a gradient step on ν, is stable for any λ: λ → ∞ is the batch. At the kink of
-    CVaR, the items at ν get the ratio that the optimality condition leaves them.
+    Joint minimisation over the model and ν is free of the mini-batch's bias, as ν stands outside of
+    every expectation but linearly inside. The proximal step, unlike a gradient step on ν, is stable
+    for any λ: λ → ∞ is the batch. At the kink of CVaR, the items at ν get the ratio that the
+    optimality condition leaves them.
 
     Args:
         num_rows: as in `MovingAverage`.
         divergence: φ; not total variation, whose φ* is a wall.
-        step: λ of the second visit, in units of τ squared over τ (for CVaR in the unit of the losses).
+        step: λ of the second visit, in units of τ squared over τ (for CVaR in the unit of the
+            losses).
 
     Source: opt4ml.org, section 2.2, for the joint problem; the proximal step is our choice.
     """
@@ -192,7 +213,10 @@ class ProximalPoint(Estimator):
         t, new = proximal_step(self.divergence, scores, mask, self.nu[rows].to(scores.dtype), step)
         if scores.device.type != "cpu" or not (visits > 0).all():  # asking would make a GPU wait
             first, first_nu = self.divergence.tilt(scores, mask)
-            t, new = torch.where((visits > 0)[..., None], t, first), torch.where(visits > 0, new, first_nu)
+            t, new = (
+                torch.where((visits > 0)[..., None], t, first),
+                torch.where(visits > 0, new, first_nu),
+            )
         if learn:
             all_rows, all_new = of_all_ranks(rows, new, sharded)
             self.nu[all_rows] = all_new.to(self.nu.dtype)
@@ -203,7 +227,8 @@ class ProximalPoint(Estimator):
 def gamma_schedule(epoch: int, final: float, decay_epochs: int) -> float:
     """Rate of the moving average: γ_min + (1 − γ_min)(1 + cos(πe/E))/2, γ_min from epoch E on.
 
-    Epoch 0 gives 1: a young model's history is worthless. Source: arXiv 2407.01445 (FastCLIP), γ schedule.
+    Epoch 0 gives 1: a young model's history is worthless. Source: arXiv 2407.01445 (FastCLIP), γ
+    schedule.
     """
     if epoch >= decay_epochs:
         return final
@@ -224,12 +249,14 @@ def build_estimator(
     step: float = 1.0,
     layout: Layout | None = None,
 ) -> Estimator:
-    """The estimator of that name; None is moving_average for KL, batch for total variation, proximal for all others.
+    """The estimator of that name; None is moving_average for KL, batch for total variation,
+    proximal for all others.
 
     The proximal point keeps its table whole in any layout: one row serves a batch of examples.
 
     Raises:
-        ValueError: unknown name, an option out of range, or a pair of estimator and divergence that does not exist.
+        ValueError: unknown name, an option out of range, or a pair of estimator and divergence that
+            does not exist.
     """
     kl = isinstance(divergence, KL)
     wall = isinstance(divergence, TotalVariation)
@@ -245,12 +272,16 @@ def build_estimator(
         if not ok:
             raise ValueError(f"{key} must be {expected}, got {value!r}")
     if (name in ("moving_average", "mirror_descent") and not kl) or (name == "proximal" and wall):
-        raise ValueError(f"estimator {name!r} does not work for the divergence {divergence.name!r}; use 'batch'")
+        raise ValueError(
+            f"estimator {name!r} does not work for the divergence {divergence.name!r}; use 'batch'"
+        )
     if name == "moving_average":
         return MovingAverage(num_rows, gamma, gamma_decay_epochs, layout)
     if name == "mirror_descent":
         return MirrorDescent(num_rows, log_alpha, layout)
-    return ProximalPoint(num_rows, divergence, step) if name == "proximal" else MiniBatch(divergence)
+    return (
+        ProximalPoint(num_rows, divergence, step) if name == "proximal" else MiniBatch(divergence)
+    )
 
 
 def _log_mean_exp(scores: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

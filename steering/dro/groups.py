@@ -1,7 +1,9 @@
-"""Groups instead of examples: mean losses of groups, and weights over them that are learned by mirror ascent.
+"""Groups instead of examples: mean losses of groups, and weights over them that are learned by
+mirror ascent.
 
-The exact solver takes groups as it takes examples: `worst_case(means, ..., prior=shares, mask=counts > 0)`. This file has
-what training needs beside it. A mini-batch shows few examples of a group, or none, so group DRO and DoReMi keep the weights q
+The exact solver takes groups as it takes examples:
+`worst_case(means, ..., prior=shares, mask=counts > 0)`. This file has what training needs beside
+it. A mini-batch shows few examples of a group, or none, so group DRO and DoReMi keep the weights q
 and let them move a little with each batch.
 
 Legend: b examples (or tokens) of a batch, k groups.
@@ -27,14 +29,17 @@ def group_means(losses: Tensor, groups: Tensor, num_groups: int) -> tuple[Tensor
         groups: int64, (b,), in [0, num_groups).
 
     Returns:
-        Means, (k,), zero where a group is absent, and counts, (k,), in the dtype of the losses. The same on every rank;
-        averaging parameter gradients over the ranks gives the gradient of one process.
+        Means, (k,), zero where a group is absent, and counts, (k,), in the dtype of the losses. The
+        same on every rank; averaging parameter gradients over the ranks gives the gradient of one
+        process.
 
     Raises:
         ValueError: shapes differ, or a group out of range.
     """
     if losses.ndim != 1 or groups.shape != losses.shape:
-        raise ValueError(f"losses and groups must both be (b,), got {tuple(losses.shape)}, {tuple(groups.shape)}")
+        raise ValueError(
+            f"losses and groups must both be (b,), got {tuple(losses.shape)}, {tuple(groups.shape)}"
+        )
     _require_groups(groups, num_groups)
     sums = losses.new_zeros(num_groups).index_add(0, groups, losses)
     counts = losses.new_zeros(num_groups).index_add(0, groups, torch.ones_like(losses))
@@ -49,23 +54,27 @@ class GroupWeights(nn.Module):
         q_g ← q_g·exp(η·L_g),  normalised;  q ← (1 − c)·q + c·q⁰                       group DRO; DoReMi with c > 0
         with a penalty τ:  log q ← (log q + η·(L + τ·log q⁰)) / (1 + η·τ),  normalised   resting at q ∝ q⁰·exp(L/τ)
 
-    Without a penalty the adversary goes for the worst group, however slowly. With one, its resting point on standing losses
-    is `worst_case(L, "kl", penalty=τ, prior=q⁰)`. An absent group keeps its last loss.
+    Without a penalty the adversary goes for the worst group, however slowly. With one, its resting
+    point on standing losses is `worst_case(L, "kl", penalty=τ, prior=q⁰)`. An absent group keeps
+    its last loss.
 
     Args:
         num_groups: k.
         step: η ≥ 0; 0 keeps the prior.
         smoothing: c in [0, 1): the least share of q⁰ in every q. DoReMi's is 1e-3.
         penalty: τ ≥ 0 in the unit of the losses; 0 is none.
-        prior: q⁰, (k,), > 0, any scale; None is uniform. See `without` for groups that have no examples at all.
+        prior: q⁰, (k,), > 0, any scale; None is uniform. See `without` for groups that have no
+            examples at all.
 
     Attributes:
-        mean: running mean of q over the updates, (k,): DoReMi's data mix, and the iterate that theory speaks of.
+        mean: running mean of q over the updates, (k,): DoReMi's data mix, and the iterate that
+            theory speaks of.
 
     Raises:
         ValueError: an argument out of range.
 
-    Source: arXiv 1911.08731 (group DRO), arXiv 2305.10429 (DoReMi); the penalised step is the proximal one, our derivation.
+    Source: arXiv 1911.08731 (group DRO), arXiv 2305.10429 (DoReMi); the penalised step is the
+    proximal one, our derivation.
     """
 
     def __init__(
@@ -108,14 +117,17 @@ class GroupWeights(nn.Module):
 
     @torch.no_grad()
     def without(self, groups: Sequence[int]) -> None:
-        """Take all weight from groups that no example belongs to; q and q⁰ are shared out over the others, as they stand.
+        """Take all weight from groups that no example belongs to; q and q⁰ are shared out over the
+        others, as they stand.
 
         Raises:
             ValueError: no such group, or none would be left.
         """
         k = len(self.present)
         if any(not 0 <= group < k for group in groups) or len({*groups}) == k:
-            raise ValueError(f"groups must be numbers in [0, {k}), not all of them, got {list(groups)}")
+            raise ValueError(
+                f"groups must be numbers in [0, {k}), not all of them, got {list(groups)}"
+            )
         self.present[list(groups)] = False
         for log_weights in (self.log_prior, self.log_q):
             log_weights.copy_(self._shared(log_weights))
@@ -125,28 +137,35 @@ class GroupWeights(nn.Module):
         return log_weights.masked_fill(~self.present, -math.inf).log_softmax(0)
 
     def forward(self, means: Tensor, counts: Tensor) -> Tensor:
-        """Σ_g q_g L_g over the groups that are present, (), after an update of q; the gradient is that of the losses alone.
+        """Σ_g q_g L_g over the groups that are present, (), after an update of q; the gradient is
+        that of the losses alone.
 
         Args:
             means: L, (k,), with gradient: `group_means` of the losses, or of excess losses.
             counts: (k,), > 0 where a group is present.
 
         Raises:
-            ValueError: the loss of a group that is present is not finite (on a GPU a device-side assertion).
+            ValueError: the loss of a group that is present is not finite (on a GPU a device-side
+                assertion).
         """
         q = self.update(means, counts).to(means.dtype)
         return (q * means.masked_fill(counts == 0, 0.0)).sum()
 
     @stateful
     def update(self, scores: Tensor, counts: Tensor, *, learn: bool) -> Tensor:
-        """Take in a batch's group losses and return q, (k,), float64; in eval mode or under `no_grad` q without keeping it.
+        """Take in a batch's group losses and return q, (k,), float64; in eval mode or under
+        `no_grad` q without keeping it.
 
         DoReMi's scores are means of [ℓ − ℓ_ref]_+, clipped for each token before `group_means`.
         """
         present = counts > 0
-        _require(scores.isfinite() | ~present, scores, "losses of groups", "finite numbers")  # one NaN would stay in q
+        _require(
+            scores.isfinite() | ~present, scores, "losses of groups", "finite numbers"
+        )  # one NaN would stay in q
         losses = torch.where(present, scores.detach().double(), self.losses)
-        anchor = self.log_prior.masked_fill(~self.present, 0.0)  # a penalty of zero times −∞ would be NaN
+        anchor = self.log_prior.masked_fill(
+            ~self.present, 0.0
+        )  # a penalty of zero times −∞ would be NaN
         pulled = self.log_q + self.step * (losses + self.penalty * anchor)
         log_q = self._shared(pulled / (1 + self.step * self.penalty))
         if self.smoothing:
@@ -160,7 +179,8 @@ class GroupWeights(nn.Module):
         return log_q.exp()
 
     def item_weights(self, groups: Tensor, shares: Tensor, q: Tensor | None = None) -> Tensor:
-        """q_g over the share of the group in the data, for each item, (b,): weights that make a batch look like the mix q.
+        """q_g over the share of the group in the data, for each item, (b,): weights that make a
+        batch look like the mix q.
 
         Args:
             groups: int64, (b,).
@@ -173,7 +193,9 @@ class GroupWeights(nn.Module):
 
 
 def _require_groups(groups: Tensor, num_groups: int) -> None:
-    _require((groups >= 0) & (groups < num_groups), groups, "groups", f"numbers in [0, {num_groups})")
+    _require(
+        (groups >= 0) & (groups < num_groups), groups, "groups", f"numbers in [0, {num_groups})"
+    )
 
 
 def _require(ok: Tensor, values: Tensor, name: str, expected: str) -> None:

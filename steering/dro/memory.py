@@ -1,4 +1,5 @@
-"""What every estimator of a dual promises, the memory of those that have one, and when a memory may change."""
+"""What every estimator of a dual promises, the memory of those that have one, and when a memory may
+change."""
 
 from __future__ import annotations
 
@@ -19,8 +20,8 @@ Found = TypeVar("Found")
 def learning(module: nn.Module, allowed: bool | None = None) -> bool:
     """Whether a call may change the module's state: in train mode, and with gradients on.
 
-    So a validation loss, in eval mode or under `no_grad`, leaves no trace. Its value is the one that a training call would
-    return.
+    So a validation loss, in eval mode or under `no_grad`, leaves no trace. Its value is the one
+    that a training call would return.
 
     Args:
         allowed: what a caller found who asked before gradients were switched off; None: ask now.
@@ -29,7 +30,8 @@ def learning(module: nn.Module, allowed: bool | None = None) -> bool:
 
 
 def stateful(method: Callable[..., Found]) -> Callable[..., Found]:
-    """A method without gradients whose keyword `learn` says if it may write; None is answered before they are switched off."""
+    """A method without gradients whose keyword `learn` says if it may write; None is answered
+    before they are switched off."""
 
     @wraps(method)
     def asked(self: nn.Module, *args: Any, learn: bool | None = None, **kwargs: Any) -> Found:
@@ -45,7 +47,13 @@ class Estimator(nn.Module, ABC):
 
     @abstractmethod
     def forward(
-        self, rows: Tensor, scores: Tensor, mask: Tensor, sharded: bool = False, *, learn: bool | None = None
+        self,
+        rows: Tensor,
+        scores: Tensor,
+        mask: Tensor,
+        sharded: bool = False,
+        *,
+        learn: bool | None = None,
     ) -> tuple[Tensor, Tensor]:
         """One batch.
 
@@ -53,19 +61,24 @@ class Estimator(nn.Module, ABC):
             rows: keys in [0, num_rows), int64, (...); each at most once in a batch.
             scores: s = h/τ, (..., n), detached.
             mask: bool, (..., n), True where an item counts; at least one in each row.
-            sharded: rows differ between the ranks, whose updates are then exchanged (O(rows) numbers).
-            learn: whether the state may change, see `learning`; if not, the answer is the same and nothing is written.
+            sharded: rows differ between the ranks, whose updates are then exchanged (O(rows)
+                numbers).
+            learn: whether the state may change, see `learning`; if not, the answer is the same and
+                nothing is written.
 
         Returns:
-            t, (..., n), zero where masked; their mean over all batches of a row is 1, that of one batch need not be. And ν,
-            (...), in units of τ.
+            t, (..., n), zero where masked; their mean over all batches of a row is 1, that of one
+            batch need not be. And ν, (...), in units of τ.
         """
 
     needs_scores = True
     """False if `track` will do."""
 
-    def track(self, rows: Tensor, log_g: Tensor, sharded: bool = False, *, learn: bool | None = None) -> Tensor:
-        """ν after a batch of which only log û = log mean e^s is known, (...); for KL, whose ν needs no more."""
+    def track(
+        self, rows: Tensor, log_g: Tensor, sharded: bool = False, *, learn: bool | None = None
+    ) -> Tensor:
+        """ν after a batch of which only log û = log mean e^s is known, (...); for KL, whose ν needs
+        no more."""
         raise NotImplementedError(f"{type(self).__name__} needs the scores themselves")
 
     def rescale(self, factor: Tensor) -> None:

@@ -12,12 +12,16 @@ from torch import Tensor
 LOG_RANGE = (math.log(1e-290), math.log(1e290))
 
 
-def falling_root(f: Callable[[Tensor], Tensor], start: Tensor, bounds: tuple[float, float]) -> Tensor:
-    """An x with f(x) = 0, (m,), float64, of a falling f in each row; if f jumps over 0, just behind the jump.
+def falling_root(
+    f: Callable[[Tensor], Tensor], start: Tensor, bounds: tuple[float, float]
+) -> Tensor:
+    """An x with f(x) = 0, (m,), float64, of a falling f in each row; if f jumps over 0, just behind
+    the jump.
 
     A row that is done stands still, so its answer does not depend on its neighbours.
 
-    Source: Chandrupatla (1997), inverse quadratic interpolation where it is safe, else bisection; the bracket is kept.
+    Source: Chandrupatla (1997), inverse quadratic interpolation where it is safe, else bisection;
+    the bracket is kept.
     """
     a, fa = _march(f, start, bounds, -1)
     b, fb = _march(f, start, bounds, +1)
@@ -37,7 +41,9 @@ def falling_root(f: Callable[[Tensor], Tensor], start: Tensor, bounds: tuple[flo
         a, fa = x, fx  # a is the newest point, b its opposite in sign, c the one before
         xi, level = (a - b) / (c - b), (fa - fb) / (fc - fb)
         smooth = (level.square() < xi) & ((1 - level).square() < 1 - xi)
-        quadratic = fa / (fb - fa) * fc / (fb - fc) + (c - a) / (b - a) * fa / (fc - fa) * fb / (fc - fb)
+        quadratic = fa / (fb - fa) * fc / (fb - fc) + (c - a) / (b - a) * fa / (fc - fa) * fb / (
+            fc - fb
+        )
         edge = (0.5 * tolerance / (b - a).abs()).clamp_max(0.5)
         t = torch.where(smooth, quadratic, 0.5).clamp(edge, 1 - edge)
     return torch.where(fa <= 0, a, b)
@@ -46,7 +52,8 @@ def falling_root(f: Callable[[Tensor], Tensor], start: Tensor, bounds: tuple[flo
 def _march(
     f: Callable[[Tensor], Tensor], start: Tensor, bounds: tuple[float, float], direction: int
 ) -> tuple[Tensor, Tensor]:
-    """Walk from `start` in doubling steps until f > 0 (direction −1) or f ≤ 0 (direction +1); the point and its f."""
+    """Walk from `start` in doubling steps until f > 0 (direction −1) or f ≤ 0 (direction +1); the
+    point and its f."""
     x, fx = start.clamp(*bounds), f(start.clamp(*bounds))
     for power in range(11):
         wrong = (fx > 0) if direction > 0 else (fx <= 0)

@@ -1,4 +1,5 @@
-"""One step of a dual variable ν on one batch, as functions: mirror descent and the proximal point."""
+"""One step of a dual variable ν on one batch, as functions: mirror descent and the proximal
+point."""
 
 from __future__ import annotations
 
@@ -15,10 +16,11 @@ _WORK = 1 << 13
 
 
 def mirror_step(nu: Tensor, s: Tensor, log_alpha: float | Tensor) -> Tensor:
-    """argmin_x e^{s − x} + x + (1/α)·[e^−x − e^−ν + e^−ν (x − ν)], elementwise: ν + log(1 + α e^s) − log(1 + α e^ν).
+    """argmin_x e^{s − x} + x + (1/α)·[e^−x − e^−ν + e^−ν (x − ν)], elementwise: ν + log(1 + α e^s)
+    − log(1 + α e^ν).
 
-    Written as a mean in log space, log((1 − g) e^ν + g e^s) with g = σ(log α + ν), which lies between ν and s in floating
-    point too. Source: arXiv 2602.02877.
+    Written as a mean in log space, log((1 − g) e^ν + g e^s) with g = σ(log α + ν), which lies
+    between ν and s in floating point too. Source: arXiv 2602.02877.
     """
     rate = nu + log_alpha
     return torch.logaddexp(F.logsigmoid(-rate) + nu, F.logsigmoid(rate) + s)
@@ -27,18 +29,22 @@ def mirror_step(nu: Tensor, s: Tensor, log_alpha: float | Tensor) -> Tensor:
 def proximal_step(
     divergence: Divergence, scores: Tensor, mask: Tensor, nu: Tensor, step: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """t, (..., n), and argmin_x x + mean φ*(s − x) + (x − ν)²/(2λ), (...), by sections of a bracket of its root.
+    """t, (..., n), and argmin_x x + mean φ*(s − x) + (x − ν)²/(2λ), (...), by sections of a bracket
+    of its root.
 
-    The derivative 1 − mean t(x) + (x − ν)/λ, t = φ*′(s − x), rises. Each pass cuts the bracket into k + 1 parts at once: for
-    short rows, k points cost little more than one. Between the two ends of the last bracket t is mixed such that the
-    derivative is zero: at a kink of φ* that is the only right ratio.
+    The derivative 1 − mean t(x) + (x − ν)/λ, t = φ*′(s − x), rises. Each pass cuts the bracket into
+    k + 1 parts at once: for short rows, k points cost little more than one. Between the two ends of
+    the last bracket t is mixed such that the derivative is zero: at a kink of φ* that is the only
+    right ratio.
     """
     s, before, counts = scores.double(), nu.double(), mask.sum(-1)
     lam = step.double().clamp_min(1e-300)
 
     def ratios(x: Tensor) -> Tensor:
         """t at one or more points of each row, (..., points) to (..., points, n)."""
-        return divergence.ratio(s[..., None, :] - x[..., None]).masked_fill(~mask[..., None, :], 0.0)
+        return divergence.ratio(s[..., None, :] - x[..., None]).masked_fill(
+            ~mask[..., None, :], 0.0
+        )
 
     low = torch.minimum(s.masked_fill(~mask, math.inf).amin(-1), before) - 1  # there t ≥ 1
     high = torch.maximum(s.masked_fill(~mask, -math.inf).amax(-1), before)  # there t ≤ 1

@@ -1,8 +1,10 @@
-"""The DRO risk of excess losses from mini-batches: an estimator's ratios, a temperature, a strength, one scalar to descend.
+"""The DRO risk of excess losses from mini-batches: an estimator's ratios, a temperature, a
+strength, one scalar to descend.
 
 For each row i of loss items the inner problem  max_p Σ_j p_j h_ij − τ·D_φ(p ‖ 1/n)  has the dual
-min_ν τ·(ν + mean_j φ*(h_ij/τ − ν)) and the weights p_ij = φ*′(h_ij/τ − ν)/n. ν is tracked over batches (`estimates.py`); for
-KL it is log u_i, u_i = mean_j exp(h_ij / τ).  Legend: (...) rows, n items in a row.
+min_ν τ·(ν + mean_j φ*(h_ij/τ − ν)) and the weights p_ij = φ*′(h_ij/τ − ν)/n. ν is tracked over
+batches (`estimates.py`); for KL it is log u_i, u_i = mean_j exp(h_ij / τ).  Legend: (...) rows, n
+items in a row.
 """
 
 from __future__ import annotations
@@ -21,7 +23,12 @@ from steering.dro.duals import Layout
 from steering.dro.estimates import build_estimator
 from steering.dro.memory import learning, stateful
 from steering.dro.strength import Strength
-from steering.dro.temperature import IndividualTemperatures, SolvedTemperature, Temperature, Temperatures
+from steering.dro.temperature import (
+    IndividualTemperatures,
+    SolvedTemperature,
+    Temperature,
+    Temperatures,
+)
 from steering.dro.watch import Watch
 from steering.risk import Units
 
@@ -31,8 +38,10 @@ class Estimate:
     """One batch of a stochastic DRO risk.
 
     Attributes:
-        loss: (), its value estimates the risk, its gradient is the stochastic gradient (weights detached).
-        weights: p_ij, (..., n), detached, ≥ 0; rows sum to 1 for an estimator without history and ε = 0.
+        loss: (), its value estimates the risk, its gradient is the stochastic gradient (weights
+            detached).
+        weights: p_ij, (..., n), detached, ≥ 0; rows sum to 1 for an estimator without history and ε
+            = 0.
         metrics: detached scalars for a log.
     """
 
@@ -47,26 +56,33 @@ class StochasticRisk(nn.Module):
         F(w, τ) = mean_i τ·( ν_i + mean_j φ*(h_ij/τ − ν_i) + R ),   h = ℓ − α·ℓ_ref
         KL:       mean_i τ·( log(ε + u_i) + R ),   u_i = mean_j exp(h_ij / τ)
 
-    Penalised form (radius None): τ fixed, R = 0. Constrained form: τ is learned, and at the optimum the divergence of the
-    weights averages to the radius R; a radius beyond what the items of a row can spend sends τ to its minimum. ε > 0 is a
-    margin: a row stops pulling once its losses are all below τ·log ε.
+    Penalised form (radius None): τ fixed, R = 0. Constrained form: τ is learned, and at the optimum
+    the divergence of the weights averages to the radius R; a radius beyond what the items of a row
+    can spend sends τ to its minimum. ε > 0 is a margin: a row stops pulling once its losses are all
+    below τ·log ε.
 
-    In eval mode, and under `no_grad`, nothing of the state changes: the value is that of a training call without its traces.
+    In eval mode, and under `no_grad`, nothing of the state changes: the value is that of a training
+    call without its traces.
 
     Args:
         num_rows: rows in the whole data set, the size of the running estimates.
-        divergence: an object or a name, see `steering.dro.divergence`; `level` belongs to "cvar", `order` to "cressie-read".
-        tau: temperature in the unit of the losses (nats for examples, cosine for contrastive); initial value if learned. None
-            for CVaR, which has none.
+        divergence: an object or a name, see `steering.dro.divergence`; `level` belongs to "cvar",
+            `order` to "cressie-read".
+        tau: temperature in the unit of the losses (nats for examples, cosine for contrastive);
+            initial value if learned. None for CVaR, which has none.
         radius: R in the unit of the divergence (nats for KL), or None.
-        strength: α ≥ 0, how much of the reference's loss is subtracted, or "auto"; 1 is the paper, 0 ignores the reference.
+        strength: α ≥ 0, how much of the reference's loss is subtracted, or "auto"; 1 is the paper,
+            0 ignores the reference.
         epsilon: ε ≥ 0; KL only.
-        tau_min, tau_max: where a learned temperature may go; tau_max None is ∞, and 1 for individual ones.
-        individual_tau: a learned temperature for every row, in a table beside the running estimates, instead of one for all.
+        tau_min, tau_max: where a learned temperature may go; tau_max None is ∞, and 1 for
+            individual ones.
+        individual_tau: a learned temperature for every row, in a table beside the running
+            estimates, instead of one for all.
         individual_tau_lr: step of its Adam, in the unit of τ (`steering.dro.temperature`).
-        solve_tau: the one learned τ moves by itself in each training call (`SolvedTemperature`); False: it is a parameter,
-            log τ, for somebody's optimiser.
-        estimator: "moving_average", "mirror_descent", "proximal", "batch"; None chooses by divergence.
+        solve_tau: the one learned τ moves by itself in each training call (`SolvedTemperature`);
+            False: it is a parameter, log τ, for somebody's optimiser.
+        estimator: "moving_average", "mirror_descent", "proximal", "batch"; None chooses by
+            divergence.
         layout: how the tables are kept.
         options: of the estimator: gamma, gamma_decay_epochs, log_alpha, step.
 
@@ -101,15 +117,35 @@ class StochasticRisk(nn.Module):
         self.is_kl = isinstance(self.divergence, KL)
         budgeted = self.divergence.takes_budget
         for name, value, ok, expected in [
-            ("tau", tau, budgeted == (tau is not None), "given" if budgeted else f"None for {self.divergence.name!r}"),
+            (
+                "tau",
+                tau,
+                budgeted == (tau is not None),
+                "given" if budgeted else f"None for {self.divergence.name!r}",
+            ),
             ("tau", tau, tau is None or 0 < tau < math.inf, "a number > 0"),
             ("tau_min", tau_min, 0 < tau_min < math.inf, "a number > 0"),
             ("radius", radius, radius is None or 0 <= radius < math.inf, "a number ≥ 0, or None"),
             ("radius", radius, radius is None or budgeted, f"None for {self.divergence.name!r}"),
-            ("individual_tau", individual_tau, not individual_tau or radius is not None, "false without a radius"),
-            ("individual_tau_lr", individual_tau_lr, 0 < individual_tau_lr < math.inf, "a number > 0"),
+            (
+                "individual_tau",
+                individual_tau,
+                not individual_tau or radius is not None,
+                "false without a radius",
+            ),
+            (
+                "individual_tau_lr",
+                individual_tau_lr,
+                0 < individual_tau_lr < math.inf,
+                "a number > 0",
+            ),
             ("epsilon", epsilon, 0 <= epsilon < math.inf, "a number ≥ 0"),
-            ("epsilon", epsilon, epsilon == 0 or self.is_kl, f"0 for {self.divergence.name!r}: it is KL's margin"),
+            (
+                "epsilon",
+                epsilon,
+                epsilon == 0 or self.is_kl,
+                f"0 for {self.divergence.name!r}: it is KL's margin",
+            ),
         ]:
             if not ok:
                 raise ValueError(f"{name} must be {expected}, got {value}")
@@ -118,12 +154,16 @@ class StochasticRisk(nn.Module):
         tau_max = tau_max if tau_max is not None else 1.0 if individual_tau else math.inf
         self.temperature: Temperatures
         if individual_tau:
-            self.temperature = IndividualTemperatures(num_rows, tau, individual_tau_lr, tau_min, tau_max, layout)
+            self.temperature = IndividualTemperatures(
+                num_rows, tau, individual_tau_lr, tau_min, tau_max, layout
+            )
         elif solve_tau and radius is not None:
             self.temperature = SolvedTemperature(tau, radius, self.divergence, tau_min, tau_max)
         else:
             self.temperature = Temperature(tau, radius is not None, tau_min, tau_max)
-        self.estimator = build_estimator(estimator, self.divergence, num_rows, layout=layout, **options)
+        self.estimator = build_estimator(
+            estimator, self.divergence, num_rows, layout=layout, **options
+        )
         self.strength = Strength(strength)
         self.radius = radius or 0.0
         self.moves_one_row = num_rows == 1 and self.temperature.solves
@@ -134,16 +174,21 @@ class StochasticRisk(nn.Module):
         self.estimator.start_epoch(epoch)
 
     def forward(self, units: Units, log_prior: Tensor | None = None) -> Estimate:
-        """Risk of one batch of loss items, averaged over its rows; updates the running estimates of the rows.
+        """Risk of one batch of loss items, averaged over its rows; updates the running estimates of
+        the rows.
 
         Args:
-            log_prior: log(n·q), (..., n), of a prior q over the items of a row; KL only. None is uniform.
+            log_prior: log(n·q), (..., n), of a prior q over the items of a row; KL only. None is
+                uniform.
         """
         risks, weights, metrics = self.per_row(units, log_prior)
         return Estimate(risks.mean(), weights, metrics)
 
-    def per_row(self, units: Units, log_prior: Tensor | None = None) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """The risk of each row, (...), with its stochastic gradient; weights and metrics as in `Estimate`."""
+    def per_row(
+        self, units: Units, log_prior: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """The risk of each row, (...), with its stochastic gradient; weights and metrics as in
+        `Estimate`."""
         learn = learning(self)
         if log_prior is not None and not self.is_kl:
             raise ValueError(f"log_prior: works for 'kl' only, got {self.divergence.name!r}")
@@ -151,7 +196,9 @@ class StochasticRisk(nn.Module):
         excess = units.excess(alpha)  # (..., n)
         tau, follow = self.temperature.visit(units.rows, units.sharded, units.counts(), learn)
         tau = tau.to(excess.dtype)
-        weights, height, slope, unspent = self._weights(units, excess.detach(), tau, log_prior, learn)
+        weights, height, slope, unspent = self._weights(
+            units, excess.detach(), tau, log_prior, learn
+        )
         surrogate = (weights * excess).sum(-1) + follow(slope, unspent)
         if learn and self.moves_one_row:
             self.estimator.rescale(tau / self.temperature.read(units.rows, units.sharded))
@@ -176,7 +223,8 @@ class StochasticRisk(nn.Module):
     def _weights(
         self, units: Units, excess: Tensor, tau: Tensor, log_prior: Tensor | None, learn: bool
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """p, (..., n); F/τ − R per row, (...); ∂F/∂τ per row; and R − D_φ of p normalised, the same at an exact ν and ε = 0."""
+        """p, (..., n); F/τ − R per row, (...); ∂F/∂τ per row; and R − D_φ of p normalised, the same
+        at an exact ν and ε = 0."""
         s, counts = excess / tau[..., None], units.counts()
         tilted = s if log_prior is None else s + log_prior
         mask = torch.ones_like(s, dtype=torch.bool) if units.mask is None else units.mask
@@ -211,17 +259,28 @@ def excess_metrics(units: Units, excess: Tensor) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def weight_metrics(units: Units, weights: Tensor) -> dict[str, Tensor]:
-    """Effective sample size of the weights, (Σp)²/Σp², as a share of the row's items (1 = uniform), averaged over rows."""
-    ess = weights.sum(-1).square() / weights.square().sum(-1).clamp_min(torch.finfo(weights.dtype).tiny)
-    return {"effective_sample_share": (ess / units.counts()).mean(), "weight_sum": weights.sum(-1).mean()}
+    """Effective sample size of the weights, (Σp)²/Σp², as a share of the row's items (1 = uniform),
+    averaged over rows."""
+    ess = weights.sum(-1).square() / weights.square().sum(-1).clamp_min(
+        torch.finfo(weights.dtype).tiny
+    )
+    return {
+        "effective_sample_share": (ess / units.counts()).mean(),
+        "weight_sum": weights.sum(-1).mean(),
+    }
 
 
 @torch.no_grad()
 def strength_metrics(alpha: float | Tensor, like: Tensor) -> dict[str, Tensor]:
-    """α as a scalar of the same kind, made on its device: a copy from the CPU would make a GPU wait."""
+    """α as a scalar of the same kind, made on its device: a copy from the CPU would make a GPU
+    wait."""
     return {"strength": alpha if isinstance(alpha, Tensor) else like.new_full((), alpha)}
 
 
 def tau_metrics(tau: Tensor) -> dict[str, Tensor]:
     """τ; of individual ones mean and standard deviation over the batch."""
-    return {"tau": tau} if tau.ndim == 0 else {"tau": tau.mean(), "tau_deviation": tau.std(correction=0)}
+    return (
+        {"tau": tau}
+        if tau.ndim == 0
+        else {"tau": tau.mean(), "tau_deviation": tau.std(correction=0)}
+    )

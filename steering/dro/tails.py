@@ -1,4 +1,5 @@
-"""Divergences whose φ is piecewise linear: the adversary moves mass until a wall or a price stops it.
+"""Divergences whose φ is piecewise linear: the adversary moves mass until a wall or a price stops
+it.
 
 The worst case is found by sorting, or by selecting the largest items alone.
 """
@@ -18,8 +19,9 @@ from steering.dro.base import EPS, Divergence, Rows, Solution, tilted
 class CVaR(Divergence):
     """Conditional value at risk, φ(t) = 0 for t ≤ 1/level and +∞ above, φ*(s) = max(s, 0)/level.
 
-    The worst case is the mean of the k = level · n largest losses; when k is not whole, the next loss enters with the
-    fraction that is left. Below level = 1/n it is the largest loss. With a prior, p_i ≤ q_i/level.
+    The worst case is the mean of the k = level · n largest losses; when k is not whole, the next
+    loss enters with the fraction that is left. Below level = 1/n it is the largest loss. With a
+    prior, p_i ≤ q_i/level.
 
     Attributes:
         level: share of the items in the tail, 0 < level ≤ 1.
@@ -37,7 +39,11 @@ class CVaR(Divergence):
     def phi(self, t: Tensor) -> Tensor:
         # The bound is met with equality by every optimum, so it must bear the rounding of n p.
         bound = (1 + 8 * torch.finfo(t.dtype).eps) / self.level
-        return torch.zeros_like(t).masked_fill((t < 0) | (t > bound), torch.inf).masked_fill(t.isnan(), torch.nan)
+        return (
+            torch.zeros_like(t)
+            .masked_fill((t < 0) | (t > bound), torch.inf)
+            .masked_fill(t.isnan(), torch.nan)
+        )
 
     def conjugate(self, s: Tensor) -> Tensor:
         return s.clamp_min(0) / self.level
@@ -45,29 +51,38 @@ class CVaR(Divergence):
     def ratio(self, s: Tensor) -> Tensor:
         return (s > 0).to(s.dtype) / self.level
 
-    def tilt(self, scores: Tensor, mask: Tensor, prior: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """t_i = 1/level above the (1 − level)-quantile ν; what is left goes to the items at ν in equal shares."""
+    def tilt(
+        self, scores: Tensor, mask: Tensor, prior: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """t_i = 1/level above the (1 − level)-quantile ν; what is left goes to the items at ν in
+        equal shares."""
         return tilted(self, scores, mask, prior)
 
     def penalised(self, rows: Rows) -> Solution:
         """The tail itself, in any unit.
 
-        Source: Rockafellar and Uryasev (2000), Theorem 1, for ν and the value; equal shares among ties are our choice.
+        Source: Rockafellar and Uryasev (2000), Theorem 1, for ν and the value; equal shares among
+        ties are our choice.
         """
         nu, value, above = self._quantile(rows)
         side = rows.x.sub_(rows.column(nu)).sign_()  # 1 above the quantile, 0 at it, −1 below
         tied = 1 - rows.mean(torch.abs(side, out=rows.like_x(0)))
-        rest = ((self.level - above) / tied).clamp(0, 1)  # ratio of the tied items, in units of 1/level
+        rest = ((self.level - above) / tied).clamp(
+            0, 1
+        )  # ratio of the tied items, in units of 1/level
         t = side.add_(rows.column(rest)).clamp_(0, 1)
         return Solution(rows.weights(t, above + rest * tied), value, torch.ones_like(nu), nu)
 
     def _quantile(self, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
-        """ν, the largest item such that those at or above it have a share of at least the level; value; share above ν."""
+        """ν, the largest item such that those at or above it have a share of at least the level;
+        value; share above ν."""
         x, n = rows.x, rows.x.shape[-1]
         if rows.prior is None:
             k = self.level * n
             whole = round(k)
-            count = max(1, whole if abs(k - whole) <= 4 * EPS * k else int(k) + 1)  # 0.55 · 100 is 55, not 55 + ε
+            count = max(
+                1, whole if abs(k - whole) <= 4 * EPS * k else int(k) + 1
+            )  # 0.55 · 100 is 55, not 55 + ε
             tail = x.topk(count, sorted=False).values
             nu = tail.amin(-1, keepdim=True)
             excess = tail.sub_(nu).sum(-1).double() / k
@@ -75,7 +90,11 @@ class CVaR(Divergence):
         falling, order = x.sort(-1, descending=True)
         short = rows.prior.gather(-1, order).cumsum(-1) < self.level * (1 - 4 * EPS)
         nu = falling.gather(-1, short.sum(-1, keepdim=True).clamp_max(n - 1))
-        return nu[:, 0], nu[:, 0] + rows.mean((x - nu).clamp_min(0)) / self.level, rows.share(x > nu)
+        return (
+            nu[:, 0],
+            nu[:, 0] + rows.mean((x - nu).clamp_min(0)) / self.level,
+            rows.share(x > nu),
+        )
 
     def constrained(self, rows: Rows, radius: Tensor) -> Solution:
         raise NotImplementedError("CVaR has no radius: its level is its size")
@@ -83,10 +102,11 @@ class CVaR(Divergence):
 
 @dataclass(frozen=True)
 class TotalVariation(Divergence):
-    """Total variation, φ(t) = |t − 1|/2, φ*(s) = max(s, −1/2) for s ≤ 1/2 and +∞ above; D = (1/2) Σ |p_i − q_i|, in [0, 1).
+    """Total variation, φ(t) = |t − 1|/2, φ*(s) = max(s, −1/2) for s ≤ 1/2 and +∞ above; D = (1/2) Σ
+    |p_i − q_i|, in [0, 1).
 
-    The adversary moves mass from the smallest losses to the largest: as much as the radius says, or, with a penalty, from
-    all that lie more than τ below.
+    The adversary moves mass from the smallest losses to the largest: as much as the radius says,
+    or, with a penalty, from all that lie more than τ below.
     """
 
     name: ClassVar[str] = "tv"
@@ -96,28 +116,41 @@ class TotalVariation(Divergence):
         return ((t - 1).abs() / 2).masked_fill(t < 0, torch.inf)
 
     def conjugate(self, s: Tensor) -> Tensor:
-        beyond = s > 0.5 * (1 + 8 * torch.finfo(s.dtype).eps)  # every optimum has its largest item at s = 1/2
+        beyond = s > 0.5 * (
+            1 + 8 * torch.finfo(s.dtype).eps
+        )  # every optimum has its largest item at s = 1/2
         return s.clamp_min(-0.5).masked_fill(beyond, torch.inf)
 
     def ratio(self, s: Tensor) -> Tensor:
         return (s > -0.5).to(s.dtype)
 
-    def tilt(self, scores: Tensor, mask: Tensor, prior: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """t_i = 0 for s_i < max s − 1; the largest take what these had, the others keep t = 1. ν = max s − 1/2."""
+    def tilt(
+        self, scores: Tensor, mask: Tensor, prior: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """t_i = 0 for s_i < max s − 1; the largest take what these had, the others keep t = 1. ν =
+        max s − 1/2."""
         return tilted(self, scores, mask, prior)
 
     def penalised(self, rows: Rows) -> Solution:
-        """Moves the mass of all x < −1 to the largest, for the price of its amount. Source: our derivation from φ*."""
+        """Moves the mass of all x < −1 to the largest, for the price of its amount. Source: our
+        derivation from φ*."""
         kept = (rows.x >= -1).double()
         weights = self._moved(rows, kept)
         value = (weights.double() * rows.x).sum(-1) - rows.mean(1 - kept)
-        nu = -rows.extent.clamp_max(1) / 2  # in a row shorter than 1 nothing moves, and any ν near it does
+        nu = (
+            -rows.extent.clamp_max(1) / 2
+        )  # in a row shorter than 1 nothing moves, and any ν near it does
         return Solution(weights, value, torch.ones_like(nu), nu)
 
     def constrained(self, rows: Rows, radius: Tensor) -> Solution:
-        """Moves the share R of the smallest items; equal items lose equal parts. τ = max x − the last item touched."""
+        """Moves the share R of the smallest items; equal items lose equal parts. τ = max x − the
+        last item touched."""
         x, order = rows.x.sort(-1)
-        q = torch.full_like(x, 1 / x.shape[-1], dtype=torch.float64) if rows.prior is None else rows.prior
+        q = (
+            torch.full_like(x, 1 / x.shape[-1], dtype=torch.float64)
+            if rows.prior is None
+            else rows.prior
+        )
         emptied = q.gather(-1, order).cumsum(-1) <= radius[:, None] * (1 - 4 * EPS)
         edge = x.gather(-1, emptied.sum(-1, keepdim=True).clamp_max(x.shape[-1] - 1))
         above, tied = (rows.x > edge).double(), (rows.x == edge).double()

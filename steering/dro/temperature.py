@@ -1,9 +1,11 @@
-"""Temperatures τ of the adversaries: one for all rows, fixed or learned, or a learned one for every row.
+"""Temperatures τ of the adversaries: one for all rows, fixed or learned, or a learned one for every
+row.
 
-The risk of a row is min_τ≥0 τ·(ν + mean φ*(h/τ − ν)) + τR, and its slope in τ is R − D_φ(p), p being the worst-case weights. One
-τ for all rows meets the radius on average; a τ of its own lets every row meet it: an anchor with many near negatives gets a
-large one (tolerant), an anchor with few gets a small one. Who moves a learned τ: somebody's optimiser (`Temperature`, in our
-trainer), or the temperature itself (`SolvedTemperature`, in anybody's loop, and `IndividualTemperatures`).
+The risk of a row is min_τ≥0 τ·(ν + mean φ*(h/τ − ν)) + τR, and its slope in τ is R − D_φ(p), p
+being the worst-case weights. One τ for all rows meets the radius on average; a τ of its own lets
+every row meet it: an anchor with many near negatives gets a large one (tolerant), an anchor with
+few gets a small one. Who moves a learned τ: somebody's optimiser (`Temperature`, in our trainer),
+or the temperature itself (`SolvedTemperature`, in anybody's loop, and `IndividualTemperatures`).
 """
 
 from __future__ import annotations
@@ -49,9 +51,10 @@ class Temperatures(nn.Module, ABC):
     ) -> tuple[Tensor, Follow]:
         """τ of these rows, detached, () or (...), and how to learn from this batch.
 
-        The second takes the slope of each row's risk in τ, (...), and R − D_φ of its normalised weights, (...), which may be
-        left out: it is the same where ν is exact and ε = 0. It returns what to add to the risks: nothing in value, but it may
-        carry the slopes into a parameter. Call it once.
+        The second takes the slope of each row's risk in τ, (...), and R − D_φ of its normalised
+        weights, (...), which may be left out: it is the same where ν is exact and ε = 0. It returns
+        what to add to the risks: nothing in value, but it may carry the slopes into a parameter.
+        Call it once.
 
         Args:
             items: how many items each row has, () or (...); None: not known.
@@ -70,17 +73,23 @@ class Temperatures(nn.Module, ABC):
 class Temperature(Temperatures):
     """One τ > 0 for all, fixed or learned through log τ, kept inside [minimum, maximum]."""
 
-    def __init__(self, initial: float, learned: bool, minimum: float = 1e-4, maximum: float = math.inf) -> None:
+    def __init__(
+        self, initial: float, learned: bool, minimum: float = 1e-4, maximum: float = math.inf
+    ) -> None:
         super().__init__()
         require_range(initial, minimum, maximum)
         self.learned = learned
         self.bounds = (math.log(minimum), math.log(maximum) if math.isfinite(maximum) else math.inf)
-        self.log_tau = nn.Parameter(torch.tensor(math.log(initial), dtype=torch.float32), requires_grad=learned)
+        self.log_tau = nn.Parameter(
+            torch.tensor(math.log(initial), dtype=torch.float32), requires_grad=learned
+        )
 
     def forward(self) -> Tensor:
         if not learning(self):
             return self.log_tau.clamp(*self.bounds).exp()
-        with torch.no_grad():  # a projection, as in the paper: a clamp inside the graph would trap τ at the border
+        with (
+            torch.no_grad()
+        ):  # a projection, as in the paper: a clamp inside the graph would trap τ at the border
             self.log_tau.clamp_(*self.bounds)
         return self.log_tau.exp()
 
@@ -102,15 +111,18 @@ class Temperature(Temperatures):
 
 
 class SolvedTemperature(Temperatures):
-    """One τ for all, inside [minimum, maximum], that solves E D_φ(p) = R by itself, a little with each training call.
+    """One τ for all, inside [minimum, maximum], that solves E D_φ(p) = R by itself, a little with
+    each training call.
 
         log τ ← log τ + r_t · clip(c·(D − R), ±1),    c = ½·M / (R·(M − R)),    r_t = max(0.02, ½/√t)
 
-    D is that of the normalised weights of a batch: a running ν that is late does not touch it. M is the most that weights on
-    a row's items can spend, and c the slope by which log τ answers to D: D falls as τ⁻², and goes flat near M, so that
-    D/(M − D) is nearly a power of τ. No unit and no learning rate is left to choose, which is why this is not the Adam of
-    individual temperatures, whose step is in the unit of τ. As the step is linear in D, the mean over batches meets the radius
-    (Robbins and Monro). R ≥ M sends τ to its minimum. A D that is not finite is passed over. All ranks take the mean.
+    D is that of the normalised weights of a batch: a running ν that is late does not touch it. M is
+    the most that weights on a row's items can spend, and c the slope by which log τ answers to D: D
+    falls as τ⁻², and goes flat near M, so that D/(M − D) is nearly a power of τ. No unit and no
+    learning rate is left to choose, which is why this is not the Adam of individual temperatures,
+    whose step is in the unit of τ. As the step is linear in D, the mean over batches meets the
+    radius (Robbins and Monro). R ≥ M sends τ to its minimum. A D that is not finite is passed over.
+    All ranks take the mean.
 
     Source: our derivation; stochastic approximation is Robbins and Monro (1951).
 
@@ -126,7 +138,12 @@ class SolvedTemperature(Temperatures):
     learned = solves = True
 
     def __init__(
-        self, initial: float, radius: float, divergence: Divergence, minimum: float = 1e-4, maximum: float = math.inf
+        self,
+        initial: float,
+        radius: float,
+        divergence: Divergence,
+        minimum: float = 1e-4,
+        maximum: float = math.inf,
     ) -> None:
         super().__init__()
         require_range(initial, minimum, maximum)
@@ -152,7 +169,9 @@ class SolvedTemperature(Temperatures):
         learn = learning(self, learn)
         return (
             self(),
-            lambda slope, *unspent: self._move((*unspent, slope)[0], items) if learn else torch.zeros_like(slope),
+            lambda slope, *unspent: (
+                self._move((*unspent, slope)[0], items) if learn else torch.zeros_like(slope)
+            ),
         )
 
     def read(self, rows: Tensor, sharded: bool) -> Tensor:  # noqa: ARG002
@@ -188,10 +207,12 @@ class SolvedTemperature(Temperatures):
 
 
 class IndividualTemperatures(Temperatures):
-    """A learned τ for every row of the data set, inside [minimum, maximum], moved by an Adam of its own when its row is seen.
+    """A learned τ for every row of the data set, inside [minimum, maximum], moved by an Adam of its
+    own when its row is seen.
 
-    Adam's bias correction counts the visits of the row. Slopes are clamped to ±5, and one that is not finite is passed over.
-    Four numbers a row (τ, two moments, visits), float32 whatever the format of the running estimates.
+    Adam's bias correction counts the visits of the row. Slopes are clamped to ±5, and one that is
+    not finite is passed over. Four numbers a row (τ, two moments, visits), float32 whatever the
+    format of the running estimates.
 
     Args:
         num_rows: in the whole data set.
@@ -202,8 +223,8 @@ class IndividualTemperatures(Temperatures):
     Raises:
         ValueError: a temperature out of range.
 
-    Source: arXiv 2305.11965 (iSogCLR) for the idea, arXiv 2407.01445 (FastCLIP v2) for Adam and the clamp. There the bias
-    correction counts epochs.
+    Source: arXiv 2305.11965 (iSogCLR) for the idea, arXiv 2407.01445 (FastCLIP v2) for Adam and the
+    clamp. There the bias correction counts epochs.
     """
 
     learned = True
@@ -240,7 +261,9 @@ class IndividualTemperatures(Temperatures):
         learn, state = learning(self, learn), self._recall(rows, sharded)
         return (
             state[..., 0],
-            lambda slope, *_: self._learn(rows, sharded, state, slope) if learn else torch.zeros_like(slope),
+            lambda slope, *_: (
+                self._learn(rows, sharded, state, slope) if learn else torch.zeros_like(slope)
+            ),
         )
 
     def read(self, rows: Tensor, sharded: bool) -> Tensor:
@@ -264,7 +287,9 @@ class IndividualTemperatures(Temperatures):
         mean = torch.lerp(g, mean, BETAS[0])
         square = torch.lerp(g * g, square, BETAS[1])
         deviation = (square / (1 - BETAS[1] ** visits)).sqrt() + EPS
-        tau = (tau - self.lr * mean / (1 - BETAS[0] ** visits) / deviation).clamp(self.minimum, self.maximum)
+        tau = (tau - self.lr * mean / (1 - BETAS[0] ** visits) / deviation).clamp(
+            self.minimum, self.maximum
+        )
         after = torch.stack([tau, mean, square, visits], -1)
         self.duals.write(rows, torch.where(slope.isfinite()[..., None], after, state), sharded)
         return torch.zeros_like(slope)

@@ -1,6 +1,8 @@
-"""Looks on while a risk trains, and tells what makes it useless: weights that have collapsed, a radius that binds nothing.
+"""Looks on while a risk trains, and tells what makes it useless: weights that have collapsed, a
+radius that binds nothing.
 
-Nothing here waits for a device but `news`, which whoever writes a log calls where it reads numbers anyway.
+Nothing here waits for a device but `news`, which whoever writes a log calls where it reads numbers
+anyway.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ from steering.dro.base import Divergence, farthest
 from steering.dro.cressie_read import KL
 
 LONG = 50
-"""Training steps in a row that make a collapse, and calls between two looks of a loop that has no log."""
+"""Training steps in a row that make a collapse, and calls between two looks of a loop that has no
+log."""
 FEWEST = 4
 """Items of a row below which two of them are nothing to warn of."""
 _LOG = logging.getLogger("steering")
@@ -27,7 +30,8 @@ class Watch:
     Args:
         divergence: whose weights.
         radius: its budget, None with a penalty.
-        margin: whether all weights of a row may be zero, because it has passed a margin; else that is a collapse, too.
+        margin: whether all weights of a row may be zero, because it has passed a margin; else that
+            is a collapse, too.
     """
 
     def __init__(self, divergence: Divergence, radius: float | None, margin: bool = False) -> None:
@@ -54,16 +58,21 @@ class Watch:
     def _most(self, items: int) -> float:
         if isinstance(self.divergence, KL):
             return math.log(items)
-        return farthest(self.divergence, torch.tensor(float(items), dtype=torch.float64, device="cpu")).item()
+        return farthest(
+            self.divergence, torch.tensor(float(items), dtype=torch.float64, device="cpu")
+        ).item()
 
     @torch.no_grad()
     def share(self, share: Tensor, items: Tensor | int, what: str) -> None:
-        """The mean effective sample share of a step's rows, (), and how many items they have, () or a number.
+        """The mean effective sample share of a step's rows, (), and how many items they have, () or
+        a number.
 
         Args:
             what: the items of whom, for the message: "examples of each batch".
         """
-        if not self.divergence.takes_budget or torch.compiler.is_compiling():  # CVaR was told how many
+        if (
+            not self.divergence.takes_budget or torch.compiler.is_compiling()
+        ):  # CVaR was told how many
             return
         if not isinstance(items, Tensor):
             if items < FEWEST:
@@ -74,7 +83,10 @@ class Watch:
         if self.margin:
             low &= number > 0.5
         if self.low is None or self.seen is None or self.low.device != share.device:
-            self.low, self.seen = torch.zeros_like(low, dtype=torch.int64), torch.stack([share, items.to(share)]) * 0
+            self.low, self.seen = (
+                torch.zeros_like(low, dtype=torch.int64),
+                torch.stack([share, items.to(share)]) * 0,
+            )
         self.what = what
         self.low = torch.where(low, self.low + 1, 0)
         now = torch.stack([share.detach(), items.to(share.dtype)]).to(self.seen.dtype)
@@ -110,11 +122,15 @@ class Watch:
 
 
 def warnings(module: nn.Module) -> dict[str, str]:
-    """What the risks inside a module have to tell for the first time: name → one line. Waits for the device."""
+    """What the risks inside a module have to tell for the first time: name → one line. Waits for
+    the device."""
     found: dict[str, str] = {}
     for path, part in module.named_modules():
         watch = getattr(part, "watch", None)
         if isinstance(watch, Watch):
             prefix = "outer_" if path.rpartition(".")[2] == "outer" else ""
-            found |= {prefix + name: prefix + text if prefix else text for name, text in watch.news().items()}
+            found |= {
+                prefix + name: prefix + text if prefix else text
+                for name, text in watch.news().items()
+            }
     return found

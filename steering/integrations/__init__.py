@@ -1,1 +1,2 @@
-"""The same objects inside other people's trainers. Each module needs the library that it is named after."""
+"""The same objects inside other people's trainers. Each module needs the library that it is named
+after."""

@@ -1,4 +1,5 @@
-"""What a Hugging Face `Trainer` can be told that a steered one would drop: refused by name when the trainer is made."""
+"""What a Hugging Face `Trainer` can be told that a steered one would drop: refused by name when the
+trainer is made."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ OTHER_LOSSES = re.compile(
 
 
 def arguments(given: tuple[Any, ...], named: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What `Trainer` is about to be made with, by name; a trainer between it and ours may take more names."""
+    """What `Trainer` is about to be made with, by name; a trainer between it and ours may take more
+    names."""
     names = list(inspect.signature(Trainer.__init__).parameters)[1:]
     return dict(zip(names, given, strict=False)) | dict(named)
 
@@ -36,7 +38,9 @@ def before(given: Mapping[str, Any]) -> None:
     if args is not None and args.label_smoothing_factor and isinstance(model, nn.Module):
         config = getattr(bare(model), "config", None)
         if config is None:
-            raise SteeringError("label_smoothing_factor: needs a model with a config, expected 0; smooth in losses=")
+            raise SteeringError(
+                "label_smoothing_factor: needs a model with a config, expected 0; smooth in losses="
+            )
 
 
 def require(trainer: Trainer, loss_of: LossOf, parameters: Mapping[str, nn.Parameter]) -> None:
@@ -67,7 +71,10 @@ def require(trainer: Trainer, loss_of: LossOf, parameters: Mapping[str, nn.Param
             args.n_gpu > 1,
             f"{args.n_gpu} GPUs in one process (DataParallel) are not supported: start one process a GPU with torchrun",
         ),
-        (is_sagemaker_mp_enabled(), "SageMaker's model parallelism computes the loss itself and is not supported"),
+        (
+            is_sagemaker_mp_enabled(),
+            "SageMaker's model parallelism computes the loss itself and is not supported",
+        ),
         (
             any(getattr(plan, f"{name}_enabled", False) for name in ("cp", "sp", "tp")),
             "parallelism_config: tensor, context and sequence parallelism are not supported",

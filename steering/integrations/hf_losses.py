@@ -1,10 +1,12 @@
-"""One loss an example from a Hugging Face model's outputs: the model's own loss, before it takes the mean.
+"""One loss an example from a Hugging Face model's outputs: the model's own loss, before it takes
+the mean.
 
-Which loss that is, the model's config tells; the model's own mean of the first batch, `outputs.loss`, has to confirm it. So class
-weights, an auxiliary loss or labels of another convention are found in the first step, not after the run.
+Which loss that is, the model's config tells; the model's own mean of the first batch,
+`outputs.loss`, has to confirm it. So class weights, an auxiliary loss or labels of another
+convention are found in the first step, not after the run.
 
-Legend: b examples in a batch, T tokens, C classes (or words). A *term* is a summand of the model's mean: a token of a sequence,
-an example of a classifier.
+Legend: b examples in a batch, T tokens, C classes (or words). A *term* is a summand of the model's
+mean: a token of a sequence, an example of a classifier.
 """
 
 from __future__ import annotations
@@ -30,28 +32,34 @@ ELSEWHERE = "give losses=, a function of (outputs, inputs) that returns one loss
 
 
 class Terms(NamedTuple):
-    """Losses of the terms, (b, k), float32, zero where one does not count; which count, bool, (b, k)."""
+    """Losses of the terms, (b, k), float32, zero where one does not count; which count, bool, (b,
+    k)."""
 
     losses: Tensor
     counted: Tensor
 
 
 class PerExample(NamedTuple):
-    """Losses, (b,), float32, zero where an example has no term that counts; which examples have one, bool, (b,)."""
+    """Losses, (b,), float32, zero where an example has no term that counts; which examples have
+    one, bool, (b,)."""
 
     losses: Tensor
     counted: Tensor | None
 
 
-def example_losses(logits: Tensor, labels: Tensor, *, shift: bool = False, label_smoothing: float = 0.0) -> Tensor:
+def example_losses(
+    logits: Tensor, labels: Tensor, *, shift: bool = False, label_smoothing: float = 0.0
+) -> Tensor:
     """Loss of each example, (b,), nats (a squared error has the labels' unit squared), float32.
 
     Args:
         logits: (b, C); (b, T, C) for tokens.
-        labels: integers, (b,) or (b, T): cross entropy, an example's is the mean over its tokens; −100 does not count. Floats,
-            (b, C): binary cross entropy, mean over the C labels. Floats and one output an example, (b,) or (b, 1): squared error.
+        labels: integers, (b,) or (b, T): cross entropy, an example's is the mean over its tokens;
+            −100 does not count. Floats, (b, C): binary cross entropy, mean over the C labels.
+            Floats and one output an example, (b,) or (b, 1): squared error.
         shift: whether token t predicts label t + 1, as in a causal language model.
-        label_smoothing: share of the target that is spread evenly over the classes; cross entropy only.
+        label_smoothing: share of the target that is spread evenly over the classes; cross entropy
+            only.
 
     Raises:
         SteeringError: shapes that fit none of these.
@@ -62,19 +70,24 @@ def example_losses(logits: Tensor, labels: Tensor, *, shift: bool = False, label
     return _means(_terms(name, logits, labels, label_smoothing)).losses
 
 
-# ---- the losses -------------------------------------------------------------------------------------------------------
+# ---- the losses
+# -------------------------------------------------------------------------------------------------------
 
 
 def _classes(logits: Tensor, labels: Tensor, smoothing: float) -> Terms:
     labels = labels.reshape(-1).long()
-    losses = F.cross_entropy(logits.float(), labels, reduction="none", ignore_index=IGNORED, label_smoothing=smoothing)
+    losses = F.cross_entropy(
+        logits.float(), labels, reduction="none", ignore_index=IGNORED, label_smoothing=smoothing
+    )
     return Terms(losses[:, None], (labels != IGNORED)[:, None])
 
 
 def _tokens(logits: Tensor, labels: Tensor, smoothing: float) -> Terms:
     labels = labels.long()
     scores = logits.float().transpose(1, 2)
-    losses = F.cross_entropy(scores, labels, reduction="none", ignore_index=IGNORED, label_smoothing=smoothing)
+    losses = F.cross_entropy(
+        scores, labels, reduction="none", ignore_index=IGNORED, label_smoothing=smoothing
+    )
     return Terms(losses, labels != IGNORED)
 
 
@@ -83,7 +96,9 @@ def _shifted(logits: Tensor, labels: Tensor, smoothing: float) -> Terms:
 
 
 def _several_labels(logits: Tensor, labels: Tensor, smoothing: float) -> Terms:  # noqa: ARG001
-    losses = F.binary_cross_entropy_with_logits(logits.float(), labels.float(), reduction="none").mean(-1, keepdim=True)
+    losses = F.binary_cross_entropy_with_logits(
+        logits.float(), labels.float(), reduction="none"
+    ).mean(-1, keepdim=True)
     return Terms(losses, torch.ones_like(losses, dtype=torch.bool))
 
 
@@ -105,7 +120,9 @@ SMOOTH = ("classes", "tokens", "shifted")  # those that label smoothing is made 
 
 def _terms(name: str, logits: Tensor, labels: Tensor, smoothing: float) -> Terms:
     if smoothing and name not in SMOOTH:
-        raise SteeringError(f"label_smoothing_factor: has no meaning for the loss of this model ({name}), expected 0")
+        raise SteeringError(
+            f"label_smoothing_factor: has no meaning for the loss of this model ({name}), expected 0"
+        )
     return KINDS[name](logits, labels, smoothing)
 
 
@@ -114,7 +131,8 @@ def _means(terms: Terms) -> PerExample:
     return PerExample(terms.losses.sum(-1) / counts.clamp_min(1), counts > 0)
 
 
-# ---- which of them ----------------------------------------------------------------------------------------------------
+# ---- which of them
+# ----------------------------------------------------------------------------------------------------
 
 
 def bare(model: nn.Module) -> nn.Module:
@@ -126,7 +144,11 @@ def bare(model: nn.Module) -> nn.Module:
 
 
 def _wrapped(model: nn.Module) -> nn.Module | None:
-    return model.module if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel) else None
+    return (
+        model.module
+        if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel)
+        else None
+    )
 
 
 def kinds(model: nn.Module | None, logits: Tensor, labels: Tensor) -> list[str]:
@@ -143,11 +165,22 @@ def kinds(model: nn.Module | None, logits: Tensor, labels: Tensor) -> list[str]:
         if getattr(config, "is_encoder_decoder", False) or name.endswith(UNSHIFTED):
             return ["tokens", "shifted"]
         return ["shifted", "tokens"]
-    if logits.ndim <= 2 and rows and logits.numel() == labels.numel() and (real or problem == "regression"):
+    if (
+        logits.ndim <= 2
+        and rows
+        and logits.numel() == labels.numel()
+        and (real or problem == "regression")
+    ):
         single = logits.ndim == 1 or logits.shape[1] == 1
-        known = {"regression": "regression", "multi_label_classification": "several labels"}.get(problem or "")
+        known = {"regression": "regression", "multi_label_classification": "several labels"}.get(
+            problem or ""
+        )
         return [known] if known else ["regression"] if single else ["several labels", "regression"]
-    if logits.ndim == 2 and logits.shape == labels.shape and problem == "multi_label_classification":
+    if (
+        logits.ndim == 2
+        and logits.shape == labels.shape
+        and problem == "multi_label_classification"
+    ):
         return ["several labels"]
     if logits.ndim == 2 and rows and labels.numel() == len(labels) and not real:
         return ["classes"]
@@ -158,7 +191,8 @@ def kinds(model: nn.Module | None, logits: Tensor, labels: Tensor) -> list[str]:
 
 
 def certain(model: nn.Module, names: list[str]) -> bool:
-    """Whether the first name can be trusted without the model's own loss: its class or config says so."""
+    """Whether the first name can be trusted without the model's own loss: its class or config says
+    so."""
     model = bare(model)
     known = getattr(model, "config", None) is not None
     named = type(model).__name__.endswith((*SHIFTED, *UNSHIFTED)) or getattr(
@@ -212,7 +246,9 @@ class LossOf:
         if not isinstance(logits, Tensor):
             raise SteeringError(f"the model's outputs hold no tensor 'logits'; {ELSEWHERE}")
         if not isinstance(labels, Tensor):
-            raise SteeringError(f"a batch has no tensor 'labels', only {', '.join(sorted(inputs))}; {ELSEWHERE}")
+            raise SteeringError(
+                f"a batch has no tensor 'labels', only {', '.join(sorted(inputs))}; {ELSEWHERE}"
+            )
         labels = labels.to(logits.device)
         if self.custom is not None:
             return self._own(self.custom(logits, labels), count)
@@ -221,14 +257,18 @@ class LossOf:
         if len(labels) == count:
             return _means(terms)
         if name not in ("tokens", "shifted"):
-            raise SteeringError(f"a batch has {len(labels)} rows of labels and {count} numbers in 'index'")
+            raise SteeringError(
+                f"a batch has {len(labels)} rows of labels and {count} numbers in 'index'"
+            )
         sums, counts = hf_packed.split(*terms, name == "shifted", inputs, labels, count)
         return PerExample(sums / counts.clamp_min(1), counts > 0)
 
     def _own(self, losses: Any, count: int) -> PerExample:
         shape = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
         if shape != (count,):
-            raise SteeringError(f"losses: must return one loss an example, ({count},) for this batch, got {shape}")
+            raise SteeringError(
+                f"losses: must return one loss an example, ({count},) for this batch, got {shape}"
+            )
         return PerExample(losses, None)
 
     def _decided(self, logits: Tensor, labels: Tensor, own: Any) -> str:

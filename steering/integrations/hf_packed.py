@@ -1,4 +1,5 @@
-"""Several examples behind one another in one row of tokens: their losses, told apart by their positions."""
+"""Several examples behind one another in one row of tokens: their losses, told apart by their
+positions."""
 
 from __future__ import annotations
 
@@ -12,13 +13,20 @@ from steering.errors import SteeringError
 
 
 def split(
-    losses: Tensor, counted: Tensor, shifted: bool, inputs: Mapping[str, Any], labels: Tensor, count: int
+    losses: Tensor,
+    counted: Tensor,
+    shifted: bool,
+    inputs: Mapping[str, Any],
+    labels: Tensor,
+    count: int,
 ) -> tuple[Tensor, Tensor]:
     """Sum of the losses of each example, (count,), and how many of its tokens count, (count,).
 
     Args:
-        losses, counted: of the tokens, (rows, T), or (rows, T − 1) if `shifted`: then the first is the one that predicts token 1.
-        inputs: with "position_ids", "seq_idx" or "cu_seq_lens_q", as `DataCollatorWithFlattening` makes them.
+        losses, counted: of the tokens, (rows, T), or (rows, T − 1) if `shifted`: then the first is
+            the one that predicts token 1.
+        inputs: with "position_ids", "seq_idx" or "cu_seq_lens_q", as `DataCollatorWithFlattening`
+            makes them.
         labels: (rows, T).
         count: examples in the batch.
 
@@ -28,12 +36,18 @@ def split(
     places = _segments(inputs, labels)
     found = None if places is None else int(places.max()) + 1
     if places is None or found != count:
-        told = "no position_ids, seq_idx or cu_seq_lens_q" if found is None else f"{found} examples by its positions"
+        told = (
+            "no position_ids, seq_idx or cu_seq_lens_q"
+            if found is None
+            else f"{found} examples by its positions"
+        )
         raise SteeringError(
             f"a batch of {len(labels)} rows has {count} numbers in 'index' and {told};"
             " packed batches must tell their examples apart"
         )
-    if shifted:  # the first token of an example would be predicted by another one: it does not count
+    if (
+        shifted
+    ):  # the first token of an example would be predicted by another one: it does not count
         counted = counted & (places[:, 1:] == places[:, :-1])
         places = places[:, 1:]
     flat = places.reshape(-1)
@@ -42,10 +56,13 @@ def split(
 
 
 def _segments(inputs: Mapping[str, Any], labels: Tensor) -> Tensor | None:
-    """Number of the example that each token belongs to, int64, (rows, T); None if the batch does not tell."""
+    """Number of the example that each token belongs to, int64, (rows, T); None if the batch does
+    not tell."""
     starts = torch.zeros_like(labels, dtype=torch.bool)
     starts[:, 0] = True
-    positions, numbers, bounds = (inputs.get(name) for name in ("position_ids", "seq_idx", "cu_seq_lens_q"))
+    positions, numbers, bounds = (
+        inputs.get(name) for name in ("position_ids", "seq_idx", "cu_seq_lens_q")
+    )
     if isinstance(positions, Tensor) and positions.shape == labels.shape:
         starts[:, 1:] = (positions[:, 1:] != positions[:, :-1] + 1).to(labels.device)
     elif isinstance(numbers, Tensor) and numbers.shape == labels.shape:

@@ -31,7 +31,8 @@ def reference_losses(
     label_smoothing: float = 0.0,
     num_examples: int | None = None,
 ) -> Tensor:
-    """The frozen reference's loss of every example, (n,), float32, by one pass in eval mode; keep it in a file.
+    """The frozen reference's loss of every example, (n,), float32, by one pass in eval mode; keep
+    it in a file.
 
     Args:
         model: the reference.
@@ -42,7 +43,8 @@ def reference_losses(
         num_examples: n, for a data set without a length.
 
     Raises:
-        SteeringError: numbers outside 0 .. n − 1, missing or there twice; a loss that is not finite.
+        SteeringError: numbers outside 0 .. n − 1, missing or there twice; a loss that is not
+            finite.
     """
     count = size(dataset) if num_examples is None else num_examples
     if count is None:
@@ -76,9 +78,19 @@ def reference_losses(
 def _require(found: Tensor, seen: Tensor) -> None:
     twice, never = (seen > 1).nonzero(), (seen == 0).nonzero()
     if len(never) or len(twice):
-        told = f", and {int(twice[0, 0])} is there {int(seen[twice[0, 0]])} times" if len(twice) else ""
-        place = f"no finite loss of example {int(never[0, 0])}" if len(never) else "more items than numbers"
-        raise SteeringError(f"reference_losses: {place}; 'index' must be 0 .. {len(found) - 1}, each once{told}")
+        told = (
+            f", and {int(twice[0, 0])} is there {int(seen[twice[0, 0]])} times"
+            if len(twice)
+            else ""
+        )
+        place = (
+            f"no finite loss of example {int(never[0, 0])}"
+            if len(never)
+            else "more items than numbers"
+        )
+        raise SteeringError(
+            f"reference_losses: {place}; 'index' must be 0 .. {len(found) - 1}, each once{told}"
+        )
     wrong = (~found.isfinite()).nonzero()
     if len(wrong):
         raise SteeringError(

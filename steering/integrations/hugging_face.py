@@ -1,9 +1,11 @@
 """Steering in a Hugging Face `Trainer`: another class name, two more arguments.
 
     steer = steering.DRRho(num_examples=len(train_set), tau=1.0)
-    trainer = SteeringTrainer(model, args, train_dataset=train_set, steer=steer, reference_losses=found)
+    trainer = SteeringTrainer(model, args, train_dataset=train_set, steer=steer,
+    reference_losses=found)
 
-Needs `pip install 'model-steering[hf]'`. The data set's items must carry "index", their own number, 0 .. n − 1.
+Needs `pip install 'model-steering[hf]'`. The data set's items must carry "index", their own number,
+0 .. n − 1.
 """
 
 from __future__ import annotations
@@ -24,7 +26,12 @@ from steering.errors import SteeringError
 from steering.integrations import hf_checks
 from steering.integrations.hf_losses import ExampleLosses, LossOf, PerExample, example_losses
 from steering.integrations.hf_reference import NO_INDEX, reference_losses
-from steering.integrations.numbers import check_column, checked_count, checked_index, checked_reference
+from steering.integrations.numbers import (
+    check_column,
+    checked_count,
+    checked_index,
+    checked_reference,
+)
 from steering.integrations.state import (
     average_gradients,
     missing_parameters,
@@ -47,17 +54,20 @@ class SteeringTrainer(Trainer):
     """A `Trainer` that descends a steered loss. Evaluation is unchanged: the model's own loss.
 
     Args:
-        steer: `steering.DRRho`, or anything called as steer(losses, reference losses or None, index); a module or a function.
-            Its state is saved in every checkpoint, as `steering.pt`, and restored with it; so it is with the best model
-            (`load_best_model_at_end`). Parameters of its own get a group of the optimizer, without weight decay; their gradients
-            are averaged over the ranks and clipped by their own norm.
+        steer: `steering.DRRho`, or anything called as steer(losses, reference losses or None,
+            index); a module or a function. Its state is saved in every checkpoint, as
+            `steering.pt`, and restored with it; so it is with the best model
+            (`load_best_model_at_end`). Parameters of its own get a group of the optimizer, without
+            weight decay; their gradients are averaged over the ranks and clipped by their own norm.
         reference_losses: (n,), by example number; None for a `steer` that uses no reference.
-        losses: (logits, labels) -> (b,), or, by the names of its parameters, (outputs, inputs) -> (b,). None: the model's own
-            loss, an example at a time (docs/guide-trainers.md says of which models), with `args.label_smoothing_factor`.
+        losses: (logits, labels) -> (b,), or, by the names of its parameters, (outputs, inputs) ->
+            (b,). None: the model's own loss, an example at a time (docs/guide-trainers.md says of
+            which models), with `args.label_smoothing_factor`.
 
     Raises:
-        SteeringError: an argument of `Trainer` that would be dropped, numbers of examples that differ, a reference loss that is
-            not finite; in training a number outside 0 .. n − 1, or a model whose loss is not one of ours.
+        SteeringError: an argument of `Trainer` that would be dropped, numbers of examples that
+            differ, a reference loss that is not finite; in training a number outside 0 .. n − 1, or
+            a model whose loss is not one of ours.
     """
 
     # Our loss is a mean over the micro-batch: the trainer divides it by their number.
@@ -86,7 +96,9 @@ class SteeringTrainer(Trainer):
         hf_checks.require(self, self.example_losses, self.own)
         if self.optimizer is not None:
             self._require_moved()
-        self.model_accepts_loss_kwargs = False  # what older trainers ask in the place of loss_is_scaled_for_ga
+        self.model_accepts_loss_kwargs = (
+            False  # what older trainers ask in the place of loss_is_scaled_for_ga
+        )
         self.without_labels = 0  # examples seen that had no label that counts
         self._takes_mask = _takes_mask(self.steer)
         self._fresh = saved(self.steer) if self.model_init is not None else None
@@ -95,7 +107,11 @@ class SteeringTrainer(Trainer):
     # ---- the loss ----
 
     def compute_loss(
-        self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+        self,
+        model: nn.Module,
+        inputs: Any,
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
     ) -> Any:
         index = inputs.get("index")
         inputs = {key: value for key, value in inputs.items() if key != "index"}
@@ -106,7 +122,9 @@ class SteeringTrainer(Trainer):
             raise SteeringError(NO_INDEX)
         index = checked_index(index, self.count)
         outputs = model(**inputs)
-        loss = self._steered(self.example_losses(outputs, inputs, len(index)), index.to(self.args.device))
+        loss = self._steered(
+            self.example_losses(outputs, inputs, len(index)), index.to(self.args.device)
+        )
         return (loss, outputs) if return_outputs else loss
 
     def _steered(self, found: PerExample, index: Tensor) -> Tensor:
@@ -120,18 +138,24 @@ class SteeringTrainer(Trainer):
         if kept < len(index):
             self.without_labels += len(index) - kept
             example = int(index[~counted][0])
-            report_once(f"example {example} has no label that counts: it, and others like it, are left out of the loss")
+            report_once(
+                f"example {example} has no label that counts: it, and others like it, are left out of the loss"
+            )
         if distributed.active():
             torch.distributed.all_reduce(everywhere)
         if int(everywhere) == 0:
             return losses.sum() * 0.0
-        if self._takes_mask and (distributed.active() or kept < len(index)):  # every rank gathers the same things
+        if self._takes_mask and (
+            distributed.active() or kept < len(index)
+        ):  # every rank gathers the same things
             return _scalar(self.steer(losses, guide, index, mask=counted))
         if kept == len(index):
             return _scalar(self.steer(losses, guide, index))
         if kept == 0:
             return losses.sum() * 0.0
-        return _scalar(self.steer(losses[counted], None if guide is None else guide[counted], index[counted]))
+        return _scalar(
+            self.steer(losses[counted], None if guide is None else guide[counted], index[counted])
+        )
 
     def prediction_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         return super().prediction_step(
@@ -151,7 +175,9 @@ class SteeringTrainer(Trainer):
         made = super().create_optimizer(*args, **kwargs)
         optimizer: Any = self.optimizer
         if added := missing_parameters(self.own, [optimizer]):
-            optimizer.add_param_group({"params": [self.own[name] for name in added], "weight_decay": 0.0})
+            optimizer.add_param_group(
+                {"params": [self.own[name] for name in added], "weight_decay": 0.0}
+            )
         return made
 
     def _require_moved(self) -> None:
@@ -162,24 +188,32 @@ class SteeringTrainer(Trainer):
 
     # ---- checkpoints ----
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
+    ) -> Any:
         folder = resume_from_checkpoint
         if folder is True:
             folder = get_last_checkpoint(self.args.output_dir)
         if folder and Path(folder).is_dir():
             _require_state(Path(folder))
-        if self._fresh is not None:  # model_init makes a new model, and a new model has a new history
+        if (
+            self._fresh is not None
+        ):  # model_init makes a new model, and a new model has a new history
             restore(self.steer, self._fresh, "model_init")
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         super().save_model(output_dir, _internal_call=_internal_call)
-        if _internal_call and output_dir is not None and self.args.should_save:  # the model of a checkpoint
+        if (
+            _internal_call and output_dir is not None and self.args.should_save
+        ):  # the model of a checkpoint
             Path(output_dir).mkdir(parents=True, exist_ok=True)
             torch.save(saved(self.steer), Path(output_dir) / STATE)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is not None:  # first: a state of another steer may bring another number of parameter groups
+        if (
+            checkpoint is not None
+        ):  # first: a state of another steer may bring another number of parameter groups
             self._restore(Path(checkpoint))
         super()._load_optimizer_and_scheduler(checkpoint)
 
@@ -190,11 +224,17 @@ class SteeringTrainer(Trainer):
         if (best / STATE).is_file():
             self._restore(best)
         else:
-            report_once(f"{best}: no {STATE} in it, so the steer keeps its last state", logging.WARNING)
+            report_once(
+                f"{best}: no {STATE} in it, so the steer keeps its last state", logging.WARNING
+            )
 
     def _restore(self, folder: Path) -> None:
         path = _require_state(folder)
-        restore(self.steer, torch.load(path, weights_only=True, map_location=self.args.device), str(path))
+        restore(
+            self.steer,
+            torch.load(path, weights_only=True, map_location=self.args.device),
+            str(path),
+        )
 
 
 class _Steps(TrainerCallback):
@@ -227,7 +267,9 @@ class _Steps(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
         if count := self.trainer.without_labels:
-            _LOG.warning("%d times an example without a label that counts was left out of the loss", count)
+            _LOG.warning(
+                "%d times an example without a label that counts was left out of the loss", count
+            )
 
     def _forget(self) -> None:
         """The trainer clears the gradients of its model, not these."""
@@ -244,7 +286,9 @@ def _require_state(folder: Path) -> Path:
 
 def _takes_mask(steer: Any) -> bool:
     try:
-        names = inspect.signature(steer.forward if isinstance(steer, nn.Module) else steer).parameters
+        names = inspect.signature(
+            steer.forward if isinstance(steer, nn.Module) else steer
+        ).parameters
     except (TypeError, ValueError):
         return False
     return "mask" in names
@@ -253,5 +297,7 @@ def _takes_mask(steer: Any) -> bool:
 def _scalar(loss: Any) -> Tensor:
     if not isinstance(loss, Tensor) or loss.ndim != 0:
         shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
-        raise SteeringError(f"steer: must return one number a batch, a tensor of shape (), got {shape}")
+        raise SteeringError(
+            f"steer: must return one number a batch, a tensor of shape (), got {shape}"
+        )
     return loss

@@ -1,4 +1,5 @@
-"""Steering in Lightning: call the loss in `training_step`, and let this callback look after its state.
+"""Steering in Lightning: call the loss in `training_step`, and let this callback look after its
+state.
 
 class Classifier(LightningModule):
     def training_step(self, batch, _):
@@ -34,22 +35,27 @@ NAME = "steering"
 
 
 class SteeringCallback(Callback):
-    """Tells a steered loss the epoch, and puts its state into the checkpoints; in validation and test it is in eval mode.
+    """Tells a steered loss the epoch, and puts its state into the checkpoints; in validation and
+    test it is in eval mode.
 
     Args:
-        steer: `steering.DRRho`, `steering.GlobalContrastiveLoss`, or a method of ours. It may be an attribute of the
-            LightningModule, whose checkpoints then hold it anyway, or live outside of it. Parameters of one outside must be in an
-            optimizer; their gradients are averaged over the ranks.
+        steer: `steering.DRRho`, `steering.GlobalContrastiveLoss`, or a method of ours. It may be an
+            attribute of the LightningModule, whose checkpoints then hold it anyway, or live outside
+            of it. Parameters of one outside must be in an optimizer; their gradients are averaged
+            over the ranks.
         name: of its state in the checkpoints. Two callbacks of a trainer need two names.
 
     Raises:
-        SteeringError: from `fit`: two callbacks of one name; a checkpoint without a state of this name, or with one that was made
-            for another number of examples or another divergence; parameters of `steer` that no optimizer moves.
+        SteeringError: from `fit`: two callbacks of one name; a checkpoint without a state of this
+            name, or with one that was made for another number of examples or another divergence;
+            parameters of `steer` that no optimizer moves.
     """
 
     def __init__(self, steer: nn.Module, name: str = NAME) -> None:
         if not isinstance(steer, nn.Module):
-            raise SteeringError(f"SteeringCallback: steer must be a module, got {type(steer).__name__}")
+            raise SteeringError(
+                f"SteeringCallback: steer must be a module, got {type(steer).__name__}"
+            )
         if not isinstance(name, str) or not name:
             raise SteeringError(f"SteeringCallback: name must be a word, got {name!r}")
         self.steer, self.name = steer, name
@@ -69,7 +75,9 @@ class SteeringCallback(Callback):
                 f"two SteeringCallbacks are called {self.name!r}; give each a name: SteeringCallback(steer, name=...)"
             )
         if any(callback.steer is self.steer for callback in others):
-            raise SteeringError(f"two SteeringCallbacks look after one steer, {self.name!r} and another; leave one out")
+            raise SteeringError(
+                f"two SteeringCallbacks look after one steer, {self.name!r} and another; leave one out"
+            )
         if stage == "fit":
             require_whole(self.steer)
             self._restored = False
@@ -87,7 +95,9 @@ class SteeringCallback(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         self._unhook()
         if trainer.ckpt_path is not None and not self._restored:
-            raise SteeringError(f"{trainer.ckpt_path}: has no state of a SteeringCallback called {self.name!r}")
+            raise SteeringError(
+                f"{trainer.ckpt_path}: has no state of a SteeringCallback called {self.name!r}"
+            )
         if missing := missing_parameters(self._own, trainer.optimizers):
             raise SteeringError(
                 f"steer {self.name!r}: no optimizer moves its parameters ({', '.join(missing)}); make it an attribute of the"
@@ -135,7 +145,8 @@ class SteeringCallback(Callback):
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         self._go_on()
 
-    # ---- a steer inside the module is loaded with it: what torch says of its part, in one line ----
+    # ---- a steer inside the module is loaded with it: what torch says of its part, in one line
+    # ----
 
     def _before_loading(
         self,
@@ -166,12 +177,23 @@ class SteeringCallback(Callback):
         self._hooks = []
 
     # ---- checkpoints ----
-    # These hooks, and not `state_dict`: Lightning would refuse two callbacks of one key before we can say which name to give.
+    # These hooks, and not `state_dict`: Lightning would refuse two callbacks of one key before we
+    # can say which name to give.
 
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:  # noqa: ARG002
+    def on_save_checkpoint(
+        self,
+        trainer: Trainer,  # noqa: ARG002
+        pl_module: LightningModule,  # noqa: ARG002
+        checkpoint: dict[str, Any],
+    ) -> None:
         checkpoint.setdefault("callbacks", {})[self.state_key] = saved(self.steer)
 
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:  # noqa: ARG002
+    def on_load_checkpoint(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,  # noqa: ARG002
+        checkpoint: dict[str, Any],
+    ) -> None:
         states = checkpoint.get("callbacks") or {}
         key = self.state_key
         if key not in states and len(_steered(trainer)) == 1:

@@ -1,4 +1,5 @@
-"""The numbers of the examples, and a reference's losses by number: what is checked before one is looked up by the other."""
+"""The numbers of the examples, and a reference's losses by number: what is checked before one is
+looked up by the other."""
 
 from __future__ import annotations
 
@@ -21,24 +22,33 @@ def checked_index(index: Any, count: int | None) -> Tensor:
         count: how many examples there are, n; None if nobody knows.
 
     Raises:
-        SteeringError: not integers, of another shape, or outside 0 .. n − 1. A negative number would wrap around.
+        SteeringError: not integers, of another shape, or outside 0 .. n − 1. A negative number
+            would wrap around.
     """
     try:
         index = torch.as_tensor(index)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise SteeringError(f"index: must be integers, one an example, got {type(index).__name__}") from error
+        raise SteeringError(
+            f"index: must be integers, one an example, got {type(index).__name__}"
+        ) from error
     if index.dtype == torch.bool or index.is_floating_point() or index.is_complex():
         raise SteeringError(f"index: must be integers, one an example, got {index.dtype}")
     if (index.ndim == 2 and index.shape[1] == 1) or index.ndim == 0:
         index = index.reshape(-1)
     if index.ndim != 1 or len(index) == 0:
-        raise SteeringError(f"index: must be one number an example, (b,), got shape {tuple(index.shape)}")
+        raise SteeringError(
+            f"index: must be one number an example, (b,), got shape {tuple(index.shape)}"
+        )
     index = index.long()
     lowest, highest = (int(x) for x in torch.stack(index.aminmax()).tolist())
     if lowest < 0 or (count is not None and highest >= count):
         wrong = lowest if lowest < 0 else highest
-        expected = "0 and up" if count is None else f"0 .. {count - 1}, as there are {count} examples"
-        raise SteeringError(f"index: example number {wrong} in a batch, expected {expected}; the first example is 0")
+        expected = (
+            "0 and up" if count is None else f"0 .. {count - 1}, as there are {count} examples"
+        )
+        raise SteeringError(
+            f"index: example number {wrong} in a batch, expected {expected}; the first example is 0"
+        )
     return index
 
 
@@ -54,7 +64,11 @@ def checked_reference(losses: Any) -> Tensor:
                 raise TypeError
             losses = torch.as_tensor(losses)
         except (TypeError, ValueError, RuntimeError) as error:
-            hint = "; load a file with torch.load" if isinstance(losses, str) or hasattr(losses, "__fspath__") else ""
+            hint = (
+                "; load a file with torch.load"
+                if isinstance(losses, str) or hasattr(losses, "__fspath__")
+                else ""
+            )
             raise SteeringError(
                 f"reference_losses: must be a tensor of numbers, (n,), got {type(losses).__name__}{hint}"
             ) from error
@@ -73,7 +87,8 @@ def checked_reference(losses: Any) -> Tensor:
 
 
 def checked_count(steer: Any, reference: Tensor | None, dataset: Any) -> int | None:
-    """How many examples there are, n; None if neither `steer` nor the reference nor the data set says.
+    """How many examples there are, n; None if neither `steer` nor the reference nor the data set
+    says.
 
     Raises:
         SteeringError: two of them say something else.
@@ -81,7 +96,9 @@ def checked_count(steer: Any, reference: Tensor | None, dataset: Any) -> int | N
     said = {
         "steer.num_examples": _whole(getattr(steer, "num_examples", None)),
         "reference_losses": None if reference is None else len(reference),
-        "train_dataset": None if isinstance(dataset, IterableDataset) else size(dataset),  # of a stream it is nominal
+        "train_dataset": None
+        if isinstance(dataset, IterableDataset)
+        else size(dataset),  # of a stream it is nominal
     }
     known = {name: count for name, count in said.items() if count is not None}
     if len(set(known.values())) > 1:
@@ -110,7 +127,8 @@ def size(dataset: Any) -> int | None:
 
 
 def check_column(dataset: Any) -> None:
-    """The numbers of a Hugging Face data set, which can be read before the first batch: 0 .. n − 1, each once.
+    """The numbers of a Hugging Face data set, which can be read before the first batch: 0 .. n − 1,
+    each once.
 
     Raises:
         SteeringError: there is no column "index", or other numbers stand in it.
@@ -134,4 +152,7 @@ def check_column(dataset: Any) -> None:
 
 def _transformed(dataset: Any) -> bool:
     """Whether items are made on the fly, so that the stored columns do not tell what they hold."""
-    return isinstance(getattr(dataset, "format", None), dict) and dataset.format.get("type") == "custom"
+    return (
+        isinstance(getattr(dataset, "format", None), dict)
+        and dataset.format.get("type") == "custom"
+    )

@@ -18,7 +18,8 @@ MADE = "steering.made"  # beside the tensors: what the state was made for
 
 
 def saved(steer: Any) -> dict[str, Any]:
-    """A copy of its state, and what it was made for. Empty but for the latter for a plain function."""
+    """A copy of its state, and what it was made for. Empty but for the latter for a plain
+    function."""
     state = steer.state_dict() if isinstance(steer, nn.Module) else {}
     return {name: _copy(value) for name, value in state.items()} | {MADE: made_for(steer)}
 
@@ -30,14 +31,21 @@ def restore(steer: Any, state: Mapping[str, Any], where: str) -> None:
         where: the file or the checkpoint, for messages.
 
     Raises:
-        SteeringError: it was made for another number of examples, another divergence, or another kind of `steer`.
+        SteeringError: it was made for another number of examples, another divergence, or another
+            kind of `steer`.
     """
     state = dict(state)
     made, wanted = state.pop(MADE, {}), made_for(steer)
     for name in ("num_examples", "divergence"):
         if name in made and name in wanted and made[name] != wanted[name]:
-            raise SteeringError(f"{where}: a state for {name} {made[name]}, and this steer has {wanted[name]}")
-    if "tau" in made and "tau" in wanted and abs(made["tau"] - wanted["tau"]) > 1e-6 * abs(wanted["tau"]):
+            raise SteeringError(
+                f"{where}: a state for {name} {made[name]}, and this steer has {wanted[name]}"
+            )
+    if (
+        "tau" in made
+        and "tau" in wanted
+        and abs(made["tau"] - wanted["tau"]) > 1e-6 * abs(wanted["tau"])
+    ):
         report_once(
             f"{where}: its temperature {made['tau']:g} is taken, not the {wanted['tau']:g} of this run's steer",
             logging.WARNING,
@@ -47,11 +55,14 @@ def restore(steer: Any, state: Mapping[str, Any], where: str) -> None:
     try:
         steer.load_state_dict(state)
     except (RuntimeError, ValueError, KeyError) as error:
-        raise SteeringError(f"{where}: not a state of this steer: {' '.join(str(error).split())}") from error
+        raise SteeringError(
+            f"{where}: not a state of this steer: {' '.join(str(error).split())}"
+        ) from error
 
 
 def made_for(steer: Any) -> dict[str, Any]:
-    """What a state depends on, as far as `steer` tells: its number of examples, its divergence, a τ that is not learned."""
+    """What a state depends on, as far as `steer` tells: its number of examples, its divergence, a τ
+    that is not learned."""
     found: dict[str, Any] = {}
     count = getattr(steer, "num_examples", None)
     if isinstance(count, int):
@@ -91,12 +102,21 @@ def own_parameters(steer: Any, model: nn.Module) -> dict[str, nn.Parameter]:
     if not isinstance(steer, nn.Module):
         return {}
     theirs = {id(parameter) for parameter in model.parameters()}
-    return {name: p for name, p in steer.named_parameters() if p.requires_grad and id(p) not in theirs}
+    return {
+        name: p for name, p in steer.named_parameters() if p.requires_grad and id(p) not in theirs
+    }
 
 
-def missing_parameters(parameters: Mapping[str, nn.Parameter], optimizers: Iterable[Any]) -> list[str]:
+def missing_parameters(
+    parameters: Mapping[str, nn.Parameter], optimizers: Iterable[Any]
+) -> list[str]:
     """Names of those that no optimiser moves."""
-    moved = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
+    moved = {
+        id(p)
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+        for p in group["params"]
+    }
     return [name for name, parameter in parameters.items() if id(parameter) not in moved]
 
 

@@ -1,4 +1,5 @@
-"""Methods: losses of a target and of a reference in, one loss to descend out. Importing this registers them all."""
+"""Methods: losses of a target and of a reference in, one loss to descend out. Importing this
+registers them all."""
 
 from steering.methods import (
     distillation,
@@ -12,7 +13,16 @@ from steering.methods import (
     rho_loss,
     soft_rho,
 )
-from steering.methods.registry import UNITS, Entry, Method, Step, build_method, find_method, register, registered
+from steering.methods.registry import (
+    UNITS,
+    Entry,
+    Method,
+    Step,
+    build_method,
+    find_method,
+    register,
+    registered,
+)
 
 __all__ = [
     "UNITS",

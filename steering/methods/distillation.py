@@ -1,4 +1,5 @@
-"""Knowledge distillation: the reference as a teacher of whole distributions instead of a judge of losses."""
+"""Knowledge distillation: the reference as a teacher of whole distributions instead of a judge of
+losses."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ class DistillationOptions:
     weight: float = 0.5
     """a in (1 − a)·loss + a·KD, in [0, 1]."""
     temperature: float = 2.0
-    """T that softens both distributions; the gradient is kept in scale by T². For pairs 1 is customary."""
+    """T that softens both distributions; the gradient is kept in scale by T². For pairs 1 is
+    customary."""
     reference_scale: float | None = None
     """Pairs: logit scale of the reference, 1/τ; null: its own (100 for OpenAI's models)."""
     tau: float = default_tau("pair")
@@ -38,7 +40,12 @@ class Distillation(Erm):
         super().__init__(ErmOptions(options.tau, options.tau_min))
         for name, value, ok, expected in [
             ("weight", options.weight, 0 <= options.weight <= 1, "in [0, 1]"),
-            ("temperature", options.temperature, 0 < options.temperature < math.inf, "a number > 0"),
+            (
+                "temperature",
+                options.temperature,
+                0 < options.temperature < math.inf,
+                "a number > 0",
+            ),
         ]:
             if not ok:
                 raise ValueError(f"{name} must be {expected}, got {value}")
@@ -63,13 +70,17 @@ class Distillation(Erm):
 def units_divergence(units: Units, temperature: float, name: str) -> Tensor:
     """T²·KL(softmax(reference/T) ‖ softmax(target/T)), mean over the items that count, ().
 
-    Averaged over the ranks it is the mean over the items of all ranks.  Source: arXiv 1503.02531, section 2.
+    Averaged over the ranks it is the mean over the items of all ranks.  Source: arXiv 1503.02531,
+    section 2.
 
     Raises:
-        SteeringError: the items carry no logits, or they are over other classes than the reference's.
+        SteeringError: the items carry no logits, or they are over other classes than the
+            reference's.
     """
     if units.logits is None or units.reference_logits is None:
-        raise SteeringError(f"method ({name}): needs the logits of target and reference, and this task gives none")
+        raise SteeringError(
+            f"method ({name}): needs the logits of target and reference, and this task gives none"
+        )
     if units.logits.shape != units.reference_logits.shape:
         shapes = f"{units.logits.shape[-1]} classes, the reference over {units.reference_logits.shape[-1]}"
         raise SteeringError(f"method ({name}): the target's distributions are over {shapes}")
@@ -82,7 +93,9 @@ def units_divergence(units: Units, temperature: float, name: str) -> Tensor:
     return items.masked_fill(~units.mask, 0.0).sum() / count
 
 
-def reference_scale(pairs: Pairs, given: float | None, name: str, key: str = "reference_scale") -> float | Tensor:
+def reference_scale(
+    pairs: Pairs, given: float | None, name: str, key: str = "reference_scale"
+) -> float | Tensor:
     """The logit scale of the reference: what the options say, else what came with its features, ().
 
     Raises:
@@ -105,14 +118,18 @@ def require_scale(value: float | None) -> None:
         raise ValueError(f"reference_scale must be a number > 0, got {value}")
 
 
-def pairs_divergence(pairs: Pairs, scale: Tensor, guide_scale: float | Tensor, temperature: float = 1.0) -> Tensor:
-    """T²·KL between the reference's and the target's distributions over the other modality, mean of both directions, ().
+def pairs_divergence(
+    pairs: Pairs, scale: Tensor, guide_scale: float | Tensor, temperature: float = 1.0
+) -> Tensor:
+    """T²·KL between the reference's and the target's distributions over the other modality, mean of
+    both directions, ().
 
     Args:
         scale: logit scale of the target, (), or one for each anchor, (2, b), images first.
         guide_scale: that of the reference.
 
-    Source: the distillation term of arXiv 2311.17049 (MobileCLIP), less the teacher's entropy, which has no gradient.
+    Source: the distillation term of arXiv 2311.17049 (MobileCLIP), less the teacher's entropy,
+    which has no gradient.
 
     Raises:
         SteeringError: the pairs come without reference features.
@@ -124,7 +141,11 @@ def pairs_divergence(pairs: Pairs, scale: Tensor, guide_scale: float | Tensor, t
     guide_text = distributed.gather(pairs.reference_text.detach()).to(image.dtype)
     cosines = image @ text.T / temperature
     teacher = guide_scale * guide_image @ guide_text.T / temperature
-    scales = (scale, scale) if scale.ndim == 0 else (distributed.gather(one)[:, None] for one in scale.to(image.dtype))
+    scales = (
+        (scale, scale)
+        if scale.ndim == 0
+        else (distributed.gather(one)[:, None] for one in scale.to(image.dtype))
+    )
     students = [one * s for one, s in zip(scales, (cosines, cosines.T), strict=True)]
     sides = [
         F.kl_div(s.log_softmax(-1), t.log_softmax(-1), reduction="batchmean", log_target=True)

@@ -1,4 +1,5 @@
-"""DoReMi (arXiv 2305.10429): domain weights by group DRO on clipped excess losses; their running mean is a data mix."""
+"""DoReMi (arXiv 2305.10429): domain weights by group DRO on clipped excess losses; their running
+mean is a data mix."""
 
 from __future__ import annotations
 
@@ -18,13 +19,16 @@ from steering.risk import Units
 @dataclass
 class DoremiOptions:
     step: float = 1.0
-    """η of the exponentiated gradient a ← a·exp(η·s) on the domains' scores s = mean [ℓ − ℓ_ref]_+."""
+    """η of the exponentiated gradient a ← a·exp(η·s) on the domains' scores s = mean [ℓ −
+    ℓ_ref]_+."""
     smoothing: float = 1e-3
-    """c in a ← (1 − c)·a + c/k: every one of the k domains that have examples keeps at least c/k."""
+    """c in a ← (1 − c)·a + c/k: every one of the k domains that have examples keeps at least
+    c/k."""
 
 
 class Doremi(Method):
-    """The proxy run: losses weighted by a_d over the share of domain d in the batch; the mix is in `summary`."""
+    """The proxy run: losses weighted by a_d over the share of domain d in the batch; the mix is in
+    `summary`."""
 
     uses_reference = True
 
@@ -47,7 +51,9 @@ class Doremi(Method):
         items, _ = items_of_groups(losses, losses.target, "doremi")
         shares = (counts / counts.sum()).clamp_min(torch.finfo(counts.dtype).tiny)
         weights = self.weights.item_weights(groups, shares, q)
-        total = distributed.mean(weights.sum())  # over all ranks, as the weights of one rank may be small
+        total = distributed.mean(
+            weights.sum()
+        )  # over all ranks, as the weights of one rank may be small
         return Step((weights * items).sum() / total, weight_scalars(self.names, self.weights))
 
     def summary(self) -> dict[str, dict[str, float]]:
@@ -58,7 +64,7 @@ class Doremi(Method):
 def build(options: DoremiOptions, num_examples: int, groups: Sequence[str]) -> Method:  # noqa: ARG001
     """DoReMi: domains weighted by clipped excess loss; the mean weights are a data mix.
 
-    Formula: Σ_d a_d·L_d, a_d ← a_d·exp(η·s_d) and normalised, a ← (1 − c)·a + c/k, where s_d is the mean of [ℓ − ℓ_ref]₊
-    Source: arXiv 2305.10429
+    Formula: Σ_d a_d·L_d, a_d ← a_d·exp(η·s_d) and normalised, a ← (1 − c)·a + c/k, where s_d is the
+    mean of [ℓ − ℓ_ref]₊ Source: arXiv 2305.10429
     """
     return Doremi(options, groups)

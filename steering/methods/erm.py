@@ -16,17 +16,21 @@ from steering.risk import Units, require_items
 @dataclass
 class ErmOptions:
     tau: float = default_tau("pair")
-    """Initial temperature of InfoNCE, learned; only contrastive tasks use it. CLIP starts at 0.07."""
+    """Initial temperature of InfoNCE, learned; only contrastive tasks use it. CLIP starts at
+    0.07."""
     tau_min: float = 0.01
     """Smallest temperature; CLIP's largest logit scale is 100."""
 
 
 class Erm(Method):
-    """The mean of the losses; for pairs the mean of InfoNCE over all anchors of both directions, which is CLIP."""
+    """The mean of the losses; for pairs the mean of InfoNCE over all anchors of both directions,
+    which is CLIP."""
 
     def __init__(self, options: ErmOptions) -> None:
         super().__init__()
-        self.temperature = Temperature(options.tau, learned=True, minimum=options.tau_min, maximum=1.0)
+        self.temperature = Temperature(
+            options.tau, learned=True, minimum=options.tau_min, maximum=1.0
+        )
 
     def start_epoch(self, epoch: int) -> None: ...
 
@@ -40,7 +44,8 @@ class Erm(Method):
         if losses.mask is None:
             return Step(losses.target.mean(), {})
         kept = losses.target.masked_fill(~losses.mask, 0.0).sum()
-        # Over all ranks: a mean of the ranks' means would favour the items of a rank that keeps few.
+        # Over all ranks: a mean of the ranks' means would favour the items of a rank that keeps
+        # few.
         count = distributed.mean(losses.mask.sum().to(kept.dtype))
         require_items(count)
         return Step(kept / count, {})

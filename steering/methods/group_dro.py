@@ -1,4 +1,5 @@
-"""Group DRO (arXiv 1911.08731): weights over groups that climb towards the worst one; with a reference by excess loss."""
+"""Group DRO (arXiv 1911.08731): weights over groups that climb towards the worst one; with a
+reference by excess loss."""
 
 from __future__ import annotations
 
@@ -20,9 +21,11 @@ class GroupDroOptions:
     step: float = 0.01
     """η of the exponentiated gradient q ← q·exp(η·L)."""
     penalty: float = 0.0
-    """λ ≥ 0 in nats: strength of a KL penalty that keeps the weights near uniform; 0 goes for the worst group."""
+    """λ ≥ 0 in nats: strength of a KL penalty that keeps the weights near uniform; 0 goes for the
+    worst group."""
     strength: float = 0.0
-    """α in the group's loss mean(ℓ − α·ℓ_ref): 0 is group DRO, 1 weights groups by what can still be learned."""
+    """α in the group's loss mean(ℓ − α·ℓ_ref): 0 is group DRO, 1 weights groups by what can still
+    be learned."""
 
 
 class GroupDro(Method):
@@ -53,7 +56,8 @@ class GroupDro(Method):
 
 
 def items_of_groups(losses: Units, values: Tensor, name: str) -> tuple[Tensor, Tensor]:
-    """The values and group numbers of the items that count, each (b,); SteeringError if the items have no groups."""
+    """The values and group numbers of the items that count, each (b,); SteeringError if the items
+    have no groups."""
     if losses.groups is None:
         raise SteeringError(f"method ({name}): weights groups, and the losses come without them")
     if losses.mask is None:
@@ -77,7 +81,7 @@ def mean_weights(names: Sequence[str], weights: GroupWeights) -> dict[str, float
 def build(options: GroupDroOptions, num_examples: int, groups: Sequence[str]) -> Method:  # noqa: ARG001
     """Group DRO: groups weighted towards the worst one.
 
-    Formula: Σ_g q_g·L_g, q_g ← q_g·exp(η·L_g) and normalised, where L_g is the mean of ℓ − α·ℓ_ref in group g
-    Source: arXiv 1911.08731
+    Formula: Σ_g q_g·L_g, q_g ← q_g·exp(η·L_g) and normalised, where L_g is the mean of ℓ − α·ℓ_ref
+    in group g Source: arXiv 1911.08731
     """
     return GroupDro(options, groups)

@@ -1,11 +1,14 @@
-"""JEST (arXiv 2406.17711): choose the pairs of a contrastive batch jointly, chunk by chunk, by how learnable they are together.
+"""JEST (arXiv 2406.17711): choose the pairs of a contrastive batch jointly, chunk by chunk, by how
+learnable they are together.
 
-S_ij = s_ref·cos_ref(i, j) − cos(i, j)/τ is how much better the reference scores pair (i, j) than the learner. A chunk is drawn
-∝ exp of
+S_ij = s_ref·cos_ref(i, j) − cos(i, j)/τ is how much better the reference scores pair (i, j) than
+the learner. A chunk is drawn ∝ exp of
 
-    S_ii + ½ Σ_directions [ log mean_{j chosen} exp(cos(i, j)/τ) − log mean_{j chosen} exp(s_ref·cos_ref(i, j)) ]
+    S_ii + ½ Σ_directions [ log mean_{j chosen} exp(cos(i, j)/τ) − log mean_{j chosen}
+    exp(s_ref·cos_ref(i, j)) ]
 
-the excess InfoNCE loss that a candidate would have beside those that are chosen already; the first chunk by S_ii alone.
+the excess InfoNCE loss that a candidate would have beside those that are chosen already; the first
+chunk by S_ii alone.
 """
 
 from __future__ import annotations
@@ -46,8 +49,8 @@ class JestOptions:
 class Jest(Selecting):
     """Joint selection, then a step of InfoNCE. Every rank selects among its own candidates.
 
-    Source: arXiv 2406.17711, softmax variant as run in arXiv 2505.06699; that the first chunk is drawn ∝ exp(S_ii) is our
-    choice, where sources differ.
+    Source: arXiv 2406.17711, softmax variant as run in arXiv 2505.06699; that the first chunk is
+    drawn ∝ exp(S_ii) is our choice, where sources differ.
     """
 
     def __init__(self, options: JestOptions) -> None:
@@ -65,12 +68,21 @@ class Jest(Selecting):
         if reference is None:
             raise SteeringError("method (jest): needs a reference")
         learner = losses.image @ losses.text.T / self.temperature()
-        guide = (reference[0] @ reference[1].T) * reference_scale(losses, self.options.reference_scale, "jest")
-        return joint_selection(learner, guide, count, self.options.chunks, self.options.temperature, self.options.top)
+        guide = (reference[0] @ reference[1].T) * reference_scale(
+            losses, self.options.reference_scale, "jest"
+        )
+        return joint_selection(
+            learner, guide, count, self.options.chunks, self.options.temperature, self.options.top
+        )
 
 
 def joint_selection(
-    learner: Tensor, reference: Tensor, count: int, chunks: int, temperature: float = 1.0, top: bool = False
+    learner: Tensor,
+    reference: Tensor,
+    count: int,
+    chunks: int,
+    temperature: float = 1.0,
+    top: bool = False,
 ) -> Tensor:
     """Positions of `count` different pairs of n candidates, chunk after chunk, (count,).
 
@@ -86,7 +98,9 @@ def joint_selection(
         scores = own.clone()
         if len(chosen):
             for sign, logits in ((1, learner), (-1, reference)):
-                scores += sign * 0.5 * (logits[:, chosen].logsumexp(1) + logits[chosen].logsumexp(0))
+                scores += (
+                    sign * 0.5 * (logits[:, chosen].logsumexp(1) + logits[chosen].logsumexp(0))
+                )
             scores[chosen] = -torch.inf
         scores /= temperature
         chosen = torch.cat([chosen, largest(scores, size) if top else sampled(scores, size)])
@@ -97,7 +111,7 @@ def joint_selection(
 def build(options: JestOptions, num_examples: int) -> Method:  # noqa: ARG001
     """JEST: the pairs of a batch chosen jointly by learnability, then InfoNCE.
 
-    Formula: InfoNCE over a share `keep` of the candidates, drawn chunk by chunk ∝ exp(excess InfoNCE beside those chosen/T)
-    Source: arXiv 2406.17711
+    Formula: InfoNCE over a share `keep` of the candidates, drawn chunk by chunk ∝ exp(excess
+    InfoNCE beside those chosen/T) Source: arXiv 2406.17711
     """
     return Jest(options)

@@ -34,15 +34,19 @@ class Step:
 
 
 class Method(nn.Module, ABC):
-    """Loss items in, one loss out. Buffers hold its memory, parameters what it learns (a temperature).
+    """Loss items in, one loss out. Buffers hold its memory, parameters what it learns (a
+    temperature).
 
-    The memory may change in train mode with gradients on, and at no other time: `steering.dro.memory.learning` tells.
+    The memory may change in train mode with gradients on, and at no other time:
+    `steering.dro.memory.learning` tells.
 
     Attributes:
         uses_reference: whether a reference is loaded at all.
-        needs_logits: whether loss items must carry whole distributions, see `ReferenceRisk.with_logits`.
-        keep: share of the drawn examples that are trained on. Below 1 the loop draws more, scores them without gradient, and
-            asks `select`; `forward` then sees the chosen examples alone, without a reference.
+        needs_logits: whether loss items must carry whole distributions, see
+            `ReferenceRisk.with_logits`.
+        keep: share of the drawn examples that are trained on. Below 1 the loop draws more, scores
+            them without gradient, and asks `select`; `forward` then sees the chosen examples alone,
+            without a reference.
     """
 
     uses_reference: bool = False
@@ -53,25 +57,30 @@ class Method(nn.Module, ABC):
     def forward(self, losses: Units | Pairs) -> Step: ...
 
     def select(self, losses: Units | Pairs, count: int) -> Tensor:
-        """Positions of `count` different examples of this rank's candidates, int64 (count,); only if `keep` is below 1.
+        """Positions of `count` different examples of this rank's candidates, int64 (count,); only
+        if `keep` is below 1.
 
         Random choices use torch's global generator of the CPU, which checkpoints keep.
         """
         raise NotImplementedError(f"{type(self).__name__} keeps every example")
 
     def summary(self) -> dict[str, Any]:
-        """What a finished run tells beside its metrics, for result.json: plain values, such as DoReMi's data mix."""
+        """What a finished run tells beside its metrics, for result.json: plain values, such as
+        DoReMi's data mix."""
         return {}
 
     def without_groups(self, groups: Sequence[int]) -> None:
-        """Called once before training with the numbers of the groups that no training example belongs to, if there are any.
+        """Called once before training with the numbers of the groups that no training example
+        belongs to, if there are any.
 
-        They must get no weight from then on. A method that weights groups and has no such function is refused for such data.
+        They must get no weight from then on. A method that weights groups and has no such function
+        is refused for such data.
         """
         raise NotImplementedError(f"{type(self).__name__} cannot leave groups out")
 
     def logit_scale(self) -> float | None:
-        """1/τ of the distributions that a model of pairs has been trained with; None: nobody can tell.
+        """1/τ of the distributions that a model of pairs has been trained with; None: nobody can
+        tell.
 
         Only asked of pairs, once a run, and on all ranks.
         """
@@ -79,7 +88,8 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def start_epoch(self, epoch: int) -> None:
-        """Called with 0, 1, ... before the first batch of each pass over the data, and again after a resume."""
+        """Called with 0, 1, ... before the first batch of each pass over the data, and again after
+        a resume."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +128,8 @@ _REGISTRY: dict[str, Entry] = {}
 def register(
     name: str, options: type, *, units: Iterable[str] = UNITS, groups: bool = False
 ) -> Callable[[Callable[..., Method]], Callable[..., Method]]:
-    """Decorate a builder `build(options, num_examples) -> Method`; its docstring's first line is the summary.
+    """Decorate a builder `build(options, num_examples) -> Method`; its docstring's first line is
+    the summary.
 
     Args:
         units: what the loss items may belong to, of `UNITS`.
@@ -141,8 +152,9 @@ def find_method(name: str) -> Entry:
     """The registered method of that name.
 
     Args:
-        name: one of ours, an entry point in the group "steering.methods" (a module that registers it), or where the module is
-            and the name it registers: "package.module:tail", "path/to/file.py:tail".
+        name: one of ours, an entry point in the group "steering.methods" (a module that registers
+            it), or where the module is and the name it registers: "package.module:tail",
+            "path/to/file.py:tail".
 
     Raises:
         SteeringError: nothing of that name; the message lists the known ones.
@@ -159,7 +171,9 @@ def find_method(name: str) -> Entry:
         installed("steering.methods")[name].load()
     if name not in _REGISTRY:
         known = ", ".join(sorted(_REGISTRY))
-        raise SteeringError(f"method.name: no method {name!r}; known: {known}; or give 'file.py:name'")
+        raise SteeringError(
+            f"method.name: no method {name!r}; known: {known}; or give 'file.py:name'"
+        )
     return _REGISTRY[name]
 
 
@@ -179,14 +193,17 @@ def build_method(
     """Build a method for a training set of `num_examples` examples.
 
     Args:
-        options: those that are None and depend on the unit of the losses get their values here, if their class says which:
-            `for_unit(unit)` returns the options with these filled in.
+        options: those that are None and depend on the unit of the losses get their values here, if
+            their class says which: `for_unit(unit)` returns the options with these filled in.
         groups: names of the groups, for a method that weights groups.
-        unit: of the losses, one of `UNITS`; None: the first that the method knows, which is the example if it knows it.
-        group_counts: training examples of each group, (k,); one without any gets no weight. None: unknown, all have some.
+        unit: of the losses, one of `UNITS`; None: the first that the method knows, which is the
+            example if it knows it.
+        group_counts: training examples of each group, (k,); one without any gets no weight. None:
+            unknown, all have some.
 
     Raises:
-        ConfigError: an option is out of range, or a group has no examples and the method cannot leave it out.
+        ConfigError: an option is out of range, or a group has no examples and the method cannot
+            leave it out.
     """
     entry = find_method(name)
     if hasattr(options, "for_unit"):
@@ -195,12 +212,20 @@ def build_method(
         method = entry.build(options, num_examples, *([tuple(groups)] if entry.groups else []))
     except ValueError as error:
         raise ConfigError(f"method ({name}): {error}") from error
-    empty = [] if group_counts is None else [number for number, count in enumerate(group_counts) if not count]
+    empty = (
+        []
+        if group_counts is None
+        else [number for number, count in enumerate(group_counts) if not count]
+    )
     if entry.groups and empty:
         names = ", ".join(groups[number] for number in empty)
         try:
             method.without_groups(empty)
         except NotImplementedError:
-            raise ConfigError(f"method ({name}): no training example belongs to group {names}") from None
-        report_once(f"method ({name}): no training example belongs to group {names}; it gets no weight")
+            raise ConfigError(
+                f"method ({name}): no training example belongs to group {names}"
+            ) from None
+        report_once(
+            f"method ({name}): no training example belongs to group {names}; it gets no weight"
+        )
     return method

@@ -1,4 +1,5 @@
-"""Rho-1 (arXiv 2404.07965), selective language modelling: the loss of the tokens with the largest excess loss alone."""
+"""Rho-1 (arXiv 2404.07965), selective language modelling: the loss of the tokens with the largest
+excess loss alone."""
 
 from __future__ import annotations
 
@@ -28,7 +29,9 @@ class Rho1(Method):
         super().__init__()
         if not 0 < options.keep <= 1:
             raise ValueError(f"keep must lie in (0, 1], got {options.keep}")
-        self.share = options.keep  # every drawn example is run forward and backward, so `Method.keep` stays 1
+        self.share = (
+            options.keep
+        )  # every drawn example is run forward and backward, so `Method.keep` stays 1
 
     def start_epoch(self, epoch: int) -> None: ...
 
@@ -41,7 +44,8 @@ class Rho1(Method):
 
 
 def top_share(scores: Tensor, mask: Tensor | None, share: float) -> Tensor:
-    """The largest ⌈share·count⌉ of the items that count in each row, bool, (..., n); of equal ones the first.
+    """The largest ⌈share·count⌉ of the items that count in each row, bool, (..., n); of equal ones
+    the first.
 
     Args:
         scores: (..., n).
@@ -50,7 +54,11 @@ def top_share(scores: Tensor, mask: Tensor | None, share: float) -> Tensor:
     """
     hidden = scores if mask is None else scores.masked_fill(~mask, -math.inf)
     place = hidden.argsort(dim=-1, descending=True, stable=True).argsort(-1)
-    counts = torch.full_like(place[..., :1], scores.shape[-1]) if mask is None else mask.sum(-1, keepdim=True)
+    counts = (
+        torch.full_like(place[..., :1], scores.shape[-1])
+        if mask is None
+        else mask.sum(-1, keepdim=True)
+    )
     chosen = place < (share * counts.double() * (1 - 1e-12)).ceil()
     return chosen if mask is None else chosen & mask
 

@@ -1,4 +1,5 @@
-"""RHO-LOSS (arXiv 2206.07137): train on the examples of the largest reducible loss, of a larger batch of candidates."""
+"""RHO-LOSS (arXiv 2206.07137): train on the examples of the largest reducible loss, of a larger
+batch of candidates."""
 
 from __future__ import annotations
 
@@ -15,11 +16,13 @@ from steering.risk import Units
 @dataclass
 class RhoLossOptions:
     keep: float = 0.1
-    """Share of the drawn examples to train on, in (0, 1]: a step draws batch_size/keep candidates."""
+    """Share of the drawn examples to train on, in (0, 1]: a step draws batch_size/keep
+    candidates."""
 
 
 class RhoLoss(Selecting):
-    """The largest ℓ(θ; z) − ℓ(θ_ref; z), then an unweighted step. Every rank selects among its own candidates."""
+    """The largest ℓ(θ; z) − ℓ(θ_ref; z), then an unweighted step. Every rank selects among its own
+    candidates."""
 
     def select(self, losses: Units | Pairs, count: int) -> Tensor:
         assert isinstance(losses, Units)

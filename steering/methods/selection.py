@@ -1,4 +1,5 @@
-"""What the methods share that choose examples before they train on them: RHO-LOSS, its soft form, JEST."""
+"""What the methods share that choose examples before they train on them: RHO-LOSS, its soft form,
+JEST."""
 
 from __future__ import annotations
 
@@ -38,7 +39,9 @@ class Selecting(Erm):
             SteeringError: the losses are not one row of examples.
         """
         if losses.target.ndim != 1 or losses.mask is not None:
-            raise SteeringError(f"method ({self.name}): selects examples by one loss each, got {losses.target.shape}")
+            raise SteeringError(
+                f"method ({self.name}): selects examples by one loss each, got {losses.target.shape}"
+            )
         return losses.excess().detach()
 
 
@@ -48,12 +51,16 @@ def largest(scores: Tensor, count: int) -> Tensor:
 
 
 def sampled(log_weights: Tensor, count: int) -> Tensor:
-    """`count` different positions, drawn one after another with probability ∝ exp(log_weights) among those left.
+    """`count` different positions, drawn one after another with probability ∝ exp(log_weights)
+    among those left.
 
-    By the Gumbel trick: the largest of log w + Gumbel noise is such a draw, and the next largest the next one. Weights of
-    any range will do, and zero weights (−∞) are drawn last.  Source: arXiv 1903.06059, section 2.
+    By the Gumbel trick: the largest of log w + Gumbel noise is such a draw, and the next largest
+    the next one. Weights of any range will do, and zero weights (−∞) are drawn last.  Source: arXiv
+    1903.06059, section 2.
     """
-    uniform = torch.rand(log_weights.shape, dtype=torch.float64).clamp_min(torch.finfo(torch.float64).tiny)
+    uniform = torch.rand(log_weights.shape, dtype=torch.float64).clamp_min(
+        torch.finfo(torch.float64).tiny
+    )
     noise = -(-uniform.log()).log()
     return largest(log_weights.double() + noise.to(log_weights.device), count)
 

@@ -1,7 +1,8 @@
-"""Outputs of any model on any numbered data, kept on disk: a reference's losses, pseudo-labels, entropies, hidden states.
+"""Outputs of any model on any numbered data, kept on disk: a reference's losses, pseudo-labels,
+entropies, hidden states.
 
-They are one artefact, keyed by the model's weights, its preprocessing and the data; kinds of outputs that share a tensor share
-its file.
+They are one artefact, keyed by the model's weights, its preprocessing and the data; kinds of
+outputs that share a tensor share its file.
 """
 
 from steering.outputs.artefact import Artefact, WithOutputs

@@ -1,7 +1,9 @@
-"""Stored outputs, opened: one `.npy` per tensor, one row per example, and a record that says what they are.
+"""Stored outputs, opened: one `.npy` per tensor, one row per example, and a record that says what
+they are.
 
-Rows are read through a memory map, so the files may be far larger than memory: two float32 features of width 512 take 4 KiB
-per pair. They are data: a loader's worker reads the rows (`WithOutputs`) and the batch carries them.
+Rows are read through a memory map, so the files may be far larger than memory: two float32 features
+of width 512 take 4 KiB per pair. They are data: a loader's worker reads the rows (`WithOutputs`)
+and the batch carries them.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ class Artefact:
         kind: see `steering.outputs.kinds`.
 
     Raises:
-        SteeringError: nothing there, damaged (sizes always, checksums up to 4 GiB), or made of something else.
+        SteeringError: nothing there, damaged (sizes always, checksums up to 4 GiB), or made of
+            something else.
     """
 
     def __init__(self, folder: Path, wanted: Fingerprint, kind: str) -> None:
@@ -59,7 +62,8 @@ class Artefact:
 
     def _open(self) -> None:
         self._arrays = {
-            name: np.load(self.folder / file, mmap_mode="r", allow_pickle=False) for name, file in self._names.items()
+            name: np.load(self.folder / file, mmap_mode="r", allow_pickle=False)
+            for name, file in self._names.items()
         }
         self._valid = np.asarray(self._arrays.pop(VALID))
 
@@ -80,7 +84,8 @@ class Artefact:
         return {name: tuple(array.shape) for name, array in self._arrays.items()}
 
     def array(self, name: str) -> np.ndarray:
-        """A whole tensor, (n, ...), read only, mapped into memory; rows that are not `valid` hold nothing."""
+        """A whole tensor, (n, ...), read only, mapped into memory; rows that are not `valid` hold
+        nothing."""
         return self._arrays[name]
 
     @property
@@ -110,7 +115,9 @@ class WithOutputs(IndexedData):
 
     def __init__(self, data: IndexedData, artefact: Artefact, prefix: str) -> None:
         if len(data) != len(artefact):
-            raise SteeringError(f"outputs in {artefact.folder}: {len(artefact)} examples, the data have {len(data)}")
+            raise SteeringError(
+                f"outputs in {artefact.folder}: {len(artefact)} examples, the data have {len(data)}"
+            )
         self.data, self.artefact, self.prefix = data, artefact, prefix
 
     def __len__(self) -> int:
@@ -118,7 +125,9 @@ class WithOutputs(IndexedData):
 
     def batch(self, index: np.ndarray, epoch: int) -> Batch:
         batch = dict(self.data.batch(index, epoch))
-        stored = self.artefact.read(batch["index"])  # the numbers delivered: one that is unreadable was replaced
+        stored = self.artefact.read(
+            batch["index"]
+        )  # the numbers delivered: one that is unreadable was replaced
         return batch | {self.prefix + name: value for name, value in stored.items()}
 
     def group_counts(self, num_groups: int) -> np.ndarray | None:
@@ -134,10 +143,15 @@ def read_about(folder: Path) -> dict[str, Any]:
         about = json.loads((folder / OUTPUTS).read_text(encoding="utf-8"))
         Fingerprint(**about["fingerprint"])
         for entry in about["kinds"].values():
-            if not isinstance(entry["seconds"], float) or not {*entry["tensors"], VALID} <= about["files"].keys():
+            if (
+                not isinstance(entry["seconds"], float)
+                or not {*entry["tensors"], VALID} <= about["files"].keys()
+            ):
                 raise ValueError("a tensor or its seconds are missing")
         return about
     except FileNotFoundError:
         raise SteeringError(f"no outputs in {folder}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SteeringError(f"outputs in {folder}: {OUTPUTS} is damaged ({error}); delete the folder") from None
+        raise SteeringError(
+            f"outputs in {folder}: {OUTPUTS} is damaged ({error}); delete the folder"
+        ) from None

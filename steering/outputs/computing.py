@@ -26,7 +26,8 @@ from steering.storage import file_sha256, locked, write_text
 FLUSH_SECONDS = 10.0
 
 Batches = Callable[[int], Iterator[dict[str, Tensor]]]
-"""From a batch number on: this rank's batches, as many on every rank, the examples of all of them covering the data."""
+"""From a batch number on: this rank's batches, as many on every rank, the examples of all of them
+covering the data."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +49,13 @@ def build(
     examples: int,
     device: torch.device,
 ) -> Artefact:
-    """Stored outputs of one kind below `root`, computed if they are not there; every rank writes its batches.
+    """Stored outputs of one kind below `root`, computed if they are not there; every rank writes
+    its batches.
 
-    What a pass has computed survives a kill, and the next call goes on from there if it has as many ranks. A tensor that another
-    kind has stored already is not stored again. An unreadable example arrives as another one's number; its own row stays marked
-    as missing. Two processes that want the same wait for each other.
+    What a pass has computed survives a kill, and the next call goes on from there if it has as many
+    ranks. A tensor that another kind has stored already is not stored again. An unreadable example
+    arrives as another one's number; its own row stays marked as missing. Two processes that want
+    the same wait for each other.
     """
     folder = root / fingerprint.digest()[:12]
     with locked(root / f".{folder.name}.lock") if distributed.rank() == 0 else nullcontext():
@@ -63,10 +66,23 @@ def build(
             first = next(batches(0))
             names = [*_arrays(kind, risk, module, first, device)]
             if all(name in about["files"] for name in names):
-                about["kinds"][kind] = {"tensors": names, "seconds": 0.0}  # other kinds have computed them all
+                about["kinds"][kind] = {
+                    "tensors": names,
+                    "seconds": 0.0,
+                }  # other kinds have computed them all
             else:
                 missing = [name for name in names if name not in about["files"]]
-                seconds = _pass(folder, kind, missing, risk, module, batches, examples, device, len(first["index"]))
+                seconds = _pass(
+                    folder,
+                    kind,
+                    missing,
+                    risk,
+                    module,
+                    batches,
+                    examples,
+                    device,
+                    len(first["index"]),
+                )
                 if distributed.rank() == 0:
                     _take_over(folder, about, kind, missing)
                 about["kinds"][kind] = {"tensors": names, "seconds": round(seconds, 2)}
@@ -77,7 +93,13 @@ def build(
 
 
 def estimate(
-    kind: str, risk: ReferenceRisk, module: nn.Module, batches: Batches, examples: int, steps: int, device: torch.device
+    kind: str,
+    risk: ReferenceRisk,
+    module: nn.Module,
+    batches: Batches,
+    examples: int,
+    steps: int,
+    device: torch.device,
 ) -> Estimate:
     """From two batches, the first of which warms up.
 
@@ -106,10 +128,17 @@ def _about(folder: Path, fingerprint: Fingerprint) -> dict[str, Any]:
 
 
 def _arrays(
-    kind: str, risk: ReferenceRisk, module: nn.Module, batch: dict[str, Tensor], device: torch.device
+    kind: str,
+    risk: ReferenceRisk,
+    module: nn.Module,
+    batch: dict[str, Tensor],
+    device: torch.device,
 ) -> dict[str, np.ndarray]:
     on_device = {key: value.to(device) for key, value in batch.items()}
-    return {name: value.float().cpu().numpy() for name, value in compute(kind, risk, module, on_device).items()}
+    return {
+        name: value.float().cpu().numpy()
+        for name, value in compute(kind, risk, module, on_device).items()
+    }
 
 
 def _pass(
@@ -123,14 +152,18 @@ def _pass(
     device: torch.device,
     size: int,
 ) -> float:
-    """Compute the tensors into a folder of their own; returns the seconds that all tries took together.
+    """Compute the tensors into a folder of their own; returns the seconds that all tries took
+    together.
 
-    What a killed try has done counts when it cut the data into the same batches: as many ranks, `size` examples each.
+    What a killed try has done counts when it cut the data into the same batches: as many ranks,
+    `size` examples each.
     """
     partial = _partial(folder, kind)
     rank, world = distributed.rank(), distributed.world_size()
     progress = [partial / f"done-{r}-of-{world}-by-{size}.json" for r in range(world)]
-    begun = all(path.is_file() for path in [*progress, *(partial / _file(name) for name in [*names, VALID])])
+    begun = all(
+        path.is_file() for path in [*progress, *(partial / _file(name) for name in [*names, VALID])]
+    )
     distributed.barrier()
     if rank == 0 and not begun:
         shutil.rmtree(partial, ignore_errors=True)
@@ -145,15 +178,24 @@ def _pass(
     def flush(count: int) -> None:
         for array in arrays.values():
             array.flush()
-        write_text(progress[rank], json.dumps({"batches": count, "seconds": before + time.monotonic() - start}))
+        write_text(
+            progress[rank],
+            json.dumps({"batches": count, "seconds": before + time.monotonic() - start}),
+        )
 
     for count, batch in enumerate(batches(done), done + 1):
         rows = batch["index"].numpy()
-        found = {name: value for name, value in _arrays(kind, risk, module, batch, device).items() if name in names}
+        found = {
+            name: value
+            for name, value in _arrays(kind, risk, module, batch, device).items()
+            if name in names
+        }
         found[VALID] = np.ones(len(rows), dtype=bool)
         for name, value in found.items():
             if name not in arrays:
-                arrays[name] = _open(partial / _file(name), (examples, *value.shape[1:]), value.dtype, begun)
+                arrays[name] = _open(
+                    partial / _file(name), (examples, *value.shape[1:]), value.dtype, begun
+                )
             arrays[name][rows] = value
         if time.monotonic() - flushed > FLUSH_SECONDS:
             flush(count)
@@ -173,7 +215,8 @@ def _file(name: str) -> str:
 
 
 def _open(path: Path, shape: tuple[int, ...], dtype: np.dtype, begun: bool) -> np.memmap:
-    """The shared file of one tensor: rank 0 makes it, the others wait for it by a barrier (all ranks open the same keys)."""
+    """The shared file of one tensor: rank 0 makes it, the others wait for it by a barrier (all
+    ranks open the same keys)."""
     if distributed.rank() == 0 and not (begun and path.is_file()):
         np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape).flush()
     distributed.barrier()
@@ -189,5 +232,9 @@ def _take_over(folder: Path, about: dict[str, Any], kind: str, names: list[str])
     for name in [*names, VALID]:
         path = folder / _file(name)
         (partial / path.name).replace(path)
-        about["files"][name] = {"file": path.name, "bytes": path.stat().st_size, "sha256": file_sha256(path)}
+        about["files"][name] = {
+            "file": path.name,
+            "bytes": path.stat().st_size,
+            "sha256": file_sha256(path),
+        }
     shutil.rmtree(partial)

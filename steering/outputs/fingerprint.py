@@ -1,4 +1,5 @@
-"""What stored outputs are of: a model's weights, its preprocessing, the data it saw, the number format."""
+"""What stored outputs are of: a model's weights, its preprocessing, the data it saw, the number
+format."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from steering.storage import sha256
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """Hex digests (and a name); equal fields mean that the stored outputs are the ones that the model would compute now."""
+    """Hex digests (and a name); equal fields mean that the stored outputs are the ones that the
+    model would compute now."""
 
     weights: str
     inputs: str
@@ -25,12 +27,24 @@ class Fingerprint:
         return sha256([self.weights, self.inputs, self.data, self.dtype])
 
     def require(self, wanted: Fingerprint, where: str) -> None:
-        """Raise SteeringError naming each field in which this (stored, at `where`) differs from what is wanted."""
+        """Raise SteeringError naming each field in which this (stored, at `where`) differs from
+        what is wanted."""
         mine, theirs = asdict(self), asdict(wanted)
-        meaning = {"weights": "weights", "inputs": "preprocessing", "data": "data set", "dtype": "number format"}
-        wrong = [f"{meaning[k]}: {mine[k][:12]} stored, {theirs[k][:12]} wanted" for k in mine if mine[k] != theirs[k]]
+        meaning = {
+            "weights": "weights",
+            "inputs": "preprocessing",
+            "data": "data set",
+            "dtype": "number format",
+        }
+        wrong = [
+            f"{meaning[k]}: {mine[k][:12]} stored, {theirs[k][:12]} wanted"
+            for k in mine
+            if mine[k] != theirs[k]
+        ]
         if wrong:
-            raise SteeringError(f"{where} was made for something else ({'; '.join(wrong)}); delete it")
+            raise SteeringError(
+                f"{where} was made for something else ({'; '.join(wrong)}); delete it"
+            )
 
 
 def weights_fingerprint(module: nn.Module) -> str:

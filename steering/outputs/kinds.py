@@ -25,7 +25,9 @@ HIDDEN = "hidden:"
 def require_kind(kind: str) -> None:
     """SteeringError unless there is such a kind."""
     if kind not in KINDS and not (kind.startswith(HIDDEN) and kind != HIDDEN):
-        raise SteeringError(f"outputs: no kind {kind!r}; there are {', '.join(KINDS)} and {HIDDEN}LAYER")
+        raise SteeringError(
+            f"outputs: no kind {kind!r}; there are {', '.join(KINDS)} and {HIDDEN}LAYER"
+        )
 
 
 @torch.no_grad()
@@ -48,7 +50,9 @@ def compute(kind: str, risk: ReferenceRisk, module: nn.Module, batch: Batch) -> 
     if kind == "features":
         found = {name: value for name, value in found.items() if name not in ("loss", "logits")}
         if not found:
-            raise SteeringError(f"outputs: this task's outputs have no features; name a layer as {HIDDEN}LAYER")
+            raise SteeringError(
+                f"outputs: this task's outputs have no features; name a layer as {HIDDEN}LAYER"
+            )
     return found
 
 
@@ -65,7 +69,9 @@ def _hidden(layer: str, risk: ReferenceRisk, module: nn.Module, batch: Batch) ->
     layers = dict(module.named_modules())
     if layer not in layers:
         near = [name for name in layers if layer in name][:5] or [*layers][1:6]
-        raise SteeringError(f"outputs: the model has no layer {layer!r}; some are {', '.join(near)}")
+        raise SteeringError(
+            f"outputs: the model has no layer {layer!r}; some are {', '.join(near)}"
+        )
     seen: list[Tensor] = []
 
     def keep(_module: nn.Module, _inputs: object, output: object) -> None:

@@ -1,4 +1,5 @@
-"""Who gives ℓ(θ_ref; z): a live frozen model, or outputs that were stored before and that the batch carries."""
+"""Who gives ℓ(θ_ref; z): a live frozen model, or outputs that were stored before and that the batch
+carries."""
 
 from __future__ import annotations
 
@@ -22,10 +23,12 @@ class Reference(ABC):
 
 
 class LiveReference(Reference):
-    """A frozen model run beside the target: eval mode, no gradient, not in DDP, not in the optimiser.
+    """A frozen model run beside the target: eval mode, no gradient, not in DDP, not in the
+    optimiser.
 
     Args:
-        module: the reference; it is put in eval mode and its parameters stop requiring gradients, for good.
+        module: the reference; it is put in eval mode and its parameters stop requiring gradients,
+            for good.
         risk: the same adapter that serves the target.
     """
 
@@ -35,14 +38,24 @@ class LiveReference(Reference):
 
     @torch.no_grad()
     def outputs(self, batch: Batch) -> Outputs:
-        """The reference sees its own view of the batch ("reference_image", ...) where there is one, else the target's."""
-        own = {key.removeprefix(PREFIX): value for key, value in batch.items() if key.startswith(PREFIX)}
+        """The reference sees its own view of the batch ("reference_image", ...) where there is one,
+        else the target's."""
+        own = {
+            key.removeprefix(PREFIX): value
+            for key, value in batch.items()
+            if key.startswith(PREFIX)
+        }
         shared = {key: value for key, value in batch.items() if not key.startswith(PREFIX)}
         return self.risk.outputs(self.module, shared | own)
 
 
 class StoredReference(Reference):
-    """Outputs that a loader's worker read from disk: they are in the batch already, on its device."""
+    """Outputs that a loader's worker read from disk: they are in the batch already, on its
+    device."""
 
     def outputs(self, batch: Batch) -> Outputs:
-        return {key.removeprefix(STORED): value for key, value in batch.items() if key.startswith(STORED)}
+        return {
+            key.removeprefix(STORED): value
+            for key, value in batch.items()
+            if key.startswith(STORED)
+        }

@@ -1,8 +1,9 @@
 """What a study wants done, and the key that says which run that is.
 
-A key is the digest of *what differs from the defaults*, of the parents' keys and of the schema's version. So a new config key
-orphans no finished run, and a changed default is a new schema. Weights and model files count by content, not by path. Where a
-run is written, how often it logs, evaluates and saves, and on which machine it runs are not part of it.
+A key is the digest of *what differs from the defaults*, of the parents' keys and of the schema's
+version. So a new config key orphans no finished run, and a changed default is a new schema. Weights
+and model files count by content, not by path. Where a run is written, how often it logs, evaluates
+and saves, and on which machine it runs are not part of it.
 """
 
 from __future__ import annotations
@@ -52,8 +53,9 @@ class Ask:
         config: the run's.
         label: readable name of its folder.
         axes: what the study varies: "method", "seed", "width", ....
-        parents: role -> the run that it is built on: "reference" (whose weights steer), "start" (whose weights the target starts
-            from), "model" (whose target is evaluated, or whose outputs are stored).
+        parents: role -> the run that it is built on: "reference" (whose weights steer), "start"
+            (whose weights the target starts from), "model" (whose target is evaluated, or whose
+            outputs are stored).
         kind: "train", "evaluate" a model, or store its "outputs".
         about: what an "outputs" ask wants: {"kind": "losses", "part": "train"}.
     """
@@ -77,11 +79,19 @@ class Ask:
     @cached_property
     def key(self) -> str:
         """64 hex digits that say which run this is."""
-        return _digest([SCHEMA, self.kind, self._content(), {role: ask.key for role, ask in self.parents.items()}])
+        return _digest(
+            [
+                SCHEMA,
+                self.kind,
+                self._content(),
+                {role: ask.key for role, ask in self.parents.items()},
+            ]
+        )
 
     @cached_property
     def asked(self) -> dict[str, str]:
-        """Digests of parts: runs that agree in one must find the same there (`steering.runs.store.require_same_found`)."""
+        """Digests of parts: runs that agree in one must find the same there
+        (`steering.runs.store.require_same_found`)."""
         found = {"task": _digest(differences(self.config.task))}
         if REFERENCE in self.parents:
             found["reference"] = self.parents[REFERENCE].key
@@ -95,7 +105,11 @@ class Ask:
         if self.kind != "train":
             model = {} if "model" in self.parents else {"model": _model(config.target)}
             return content | model | dict(self.about)
-        train = {key: value for key, value in differences(config.train).items() if key not in _NOT_TRAINED}
+        train = {
+            key: value
+            for key, value in differences(config.train).items()
+            if key not in _NOT_TRAINED
+        }
         content |= {
             "target": _model(config.target),
             "method": {"name": config.method.name, **differences(config.method.options)},
@@ -107,19 +121,26 @@ class Ask:
             content["start"] = _file(start_file(config.start))
         if self.needs.reference:
             assert config.reference is not None
-            # A live reference sees the augmented view of an example, stored outputs are of the plain one.
+            # A live reference sees the augmented view of an example, stored outputs are of the
+            # plain one.
             content["stored"] = config.reference.cache is not None
             if REFERENCE not in self.parents:
                 content["reference"] = _model(config.reference)
         return content
 
 
-def training(config: RunConfig, label: str | None = None, axes: Mapping[str, Any] | None = None, **parents: Ask) -> Ask:
+def training(
+    config: RunConfig,
+    label: str | None = None,
+    axes: Mapping[str, Any] | None = None,
+    **parents: Ask,
+) -> Ask:
     """Train the target of a config; the run that trains its reference becomes a parent.
 
     Args:
         label: of the folder; None: the method's name and the seed.
-        parents: further ones, such as start= (begin with the weights of that run's target) or reference= (steer by them).
+        parents: further ones, such as start= (begin with the weights of that run's target) or
+            reference= (steer by them).
 
     Raises:
         ConfigError: the method needs a reference, and there is none.
@@ -128,14 +149,19 @@ def training(config: RunConfig, label: str | None = None, axes: Mapping[str, Any
     name = config.method.name.rpartition(":")[2]  # "file.py:name" is a method from outside
     if needs_of(config).reference and REFERENCE not in found:
         if config.reference is None:
-            raise ConfigError(f"method.name: {config.method.name} needs a reference; add a reference: section")
+            raise ConfigError(
+                f"method.name: {config.method.name} needs a reference; add a reference: section"
+            )
         if trains_reference(config):
             found[REFERENCE] = reference_training(config)
     return Ask(config, label or f"{name}-seed{config.seed}", axes or {}, found)
 
 
-def evaluation(config: RunConfig, label: str, axes: Mapping[str, Any] | None = None, **parents: Ask) -> Ask:
-    """Evaluate the target of a config (its given weights), or with model= the target of that run, on the config's task."""
+def evaluation(
+    config: RunConfig, label: str, axes: Mapping[str, Any] | None = None, **parents: Ask
+) -> Ask:
+    """Evaluate the target of a config (its given weights), or with model= the target of that run,
+    on the config's task."""
     return Ask(config, label, axes or {}, parents, "evaluate")
 
 
@@ -154,17 +180,37 @@ def model_outputs(
         part: "train", or a part of the task's held-out data.
     """
     require_kind(kind)
-    return Ask(config, label or f"outputs-{kind}", axes or {}, parents, "outputs", {"kind": kind, "part": part})
+    return Ask(
+        config,
+        label or f"outputs-{kind}",
+        axes or {},
+        parents,
+        "outputs",
+        {"kind": kind, "part": part},
+    )
 
 
 def trains_reference(config: RunConfig) -> bool:
-    return config.reference is not None and config.reference.train is not None and config.reference.checkpoint is None
+    return (
+        config.reference is not None
+        and config.reference.train is not None
+        and config.reference.checkpoint is None
+    )
 
 
 def reference_training(config: RunConfig) -> Ask:
-    """The run that trains the reference itself: plain training of its architecture, with the changes of `reference.train`."""
+    """The run that trains the reference itself: plain training of its architecture, with the
+    changes of `reference.train`."""
     # The runs of a study ask for the same one again and again, and a config takes a while to check.
-    about = [config.reference, config.task, config.optimizer, config.train, config.name, config.output, config.device]
+    about = [
+        config.reference,
+        config.task,
+        config.optimizer,
+        config.train,
+        config.name,
+        config.output,
+        config.device,
+    ]
     place = json.dumps([plain(one) for one in about], sort_keys=True, default=str)
     if place not in _REFERENCES:
         _REFERENCES[place] = _reference_training(config)
@@ -173,7 +219,9 @@ def reference_training(config: RunConfig) -> Ask:
 
 def _reference_training(config: RunConfig) -> Ask:
     assert config.reference is not None
-    changed = with_overrides(reference_target(config, seed=0), config.reference.train or {}, "reference.train")
+    changed = with_overrides(
+        reference_target(config, seed=0), config.reference.train or {}, "reference.train"
+    )
     return training(changed, reference_label(config.reference))
 
 
@@ -182,7 +230,8 @@ def reference_label(reference: ReferenceConfig) -> str:
 
 
 def reference_target(config: RunConfig, **changes: Any) -> RunConfig:
-    """The same config with its reference as the target: what its training, evaluation or outputs are asked of.
+    """The same config with its reference as the target: what its training, evaluation or outputs
+    are asked of.
 
     Args:
         changes: of other keys at the top of the config.
@@ -194,7 +243,8 @@ def reference_target(config: RunConfig, **changes: Any) -> RunConfig:
 
 
 def study_folder(config: RunConfig) -> Path:
-    """Where everything of a config goes: output/name, or output/name-smoke, so that a trial never stands in a real run's way."""
+    """Where everything of a config goes: output/name, or output/name-smoke, so that a trial never
+    stands in a real run's way."""
     return user_path(config.output) / (f"{config.name}-smoke" if config.smoke else config.name)
 
 
@@ -210,7 +260,8 @@ def objection_of(config: RunConfig, unit: str, has_groups: bool) -> str | None:
 
 
 def differences(value: Any) -> dict[str, Any]:
-    """Fields of a dataclass that differ from their defaults, as plain values; those of a dataclass inside it likewise.
+    """Fields of a dataclass that differ from their defaults, as plain values; those of a dataclass
+    inside it likewise.
 
     A field without a default always counts.
     """
@@ -236,9 +287,13 @@ def start_file(start: str) -> Path:
 
 
 def _model(spec: ModelSpec) -> dict[str, Any]:
-    """A model spec; files by their content, so that other weights under the same path are another model."""
+    """A model spec; files by their content, so that other weights under the same path are another
+    model."""
     own = ModelSpec(**_fields(spec))
-    return {key: _file(value) if isinstance(value, str) else value for key, value in differences(own).items()}
+    return {
+        key: _file(value) if isinstance(value, str) else value
+        for key, value in differences(own).items()
+    }
 
 
 def _fields(spec: ModelSpec) -> dict[str, Any]:

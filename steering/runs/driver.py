@@ -1,4 +1,5 @@
-"""The driver of a study: while it wants runs that the store lacks, do them; then report. A study itself never trains."""
+"""The driver of a study: while it wants runs that the store lacks, do them; then report. A study
+itself never trains."""
 
 from __future__ import annotations
 
@@ -68,9 +69,15 @@ def carry_out(name: str, study: Study, options: Any, base: RunConfig, workshop: 
     asked: dict[str, Ask] = {}
     progress = Progress(jobs=base.jobs)
     if base.jobs > 1 and distributed.active():
-        raise SteeringError("jobs: several at a time are for one process each; under torchrun use jobs=1")
+        raise SteeringError(
+            "jobs: several at a time are for one process each; under torchrun use jobs=1"
+        )
     while True:
-        fresh = {ask.key: ask for ask in study.wanted(base, _done(asked, workshop)) if ask.key not in asked}
+        fresh = {
+            ask.key: ask
+            for ask in study.wanted(base, _done(asked, workshop))
+            if ask.key not in asked
+        }
         if not fresh:
             break
         asked |= fresh
@@ -82,7 +89,10 @@ def carry_out(name: str, study: Study, options: Any, base: RunConfig, workshop: 
             study=name,
             options=asdict(options),
             title=base.name,
-            asks=[{"key": ask.key, "label": ask.label, "axes": dict(ask.axes)} for ask in asked.values()],
+            asks=[
+                {"key": ask.key, "label": ask.label, "axes": dict(ask.axes)}
+                for ask in asked.values()
+            ],
         )
         write_study(workshop.store.folder, file, report)
     return report
@@ -93,7 +103,9 @@ def _done(asked: dict[str, Ask], workshop: Workshop) -> list[RunRecord]:
     return [record.asked_as(ask.label, ask.axes) for record, ask in found if record is not None]
 
 
-def _do(asks: list[Ask], workshop: Workshop, progress: Progress, jobs: int, study_name: str) -> None:
+def _do(
+    asks: list[Ask], workshop: Workshop, progress: Progress, jobs: int, study_name: str
+) -> None:
     every = with_parents_first(asks)
     for ask in every:
         if (record := workshop.store.find(ask.key)) is not None:
@@ -114,7 +126,9 @@ def _do(asks: list[Ask], workshop: Workshop, progress: Progress, jobs: int, stud
     if jobs > 1 and len(todo) > 1:
         _in_processes(todo, workshop, progress, jobs)
         return
-    from steering.runs.execute import execute  # here, as a study with nothing to do needs no trainer
+    from steering.runs.execute import (
+        execute,
+    )  # here, as a study with nothing to do needs no trainer
 
     for ask in todo:
         start = time.monotonic()
@@ -124,7 +138,8 @@ def _do(asks: list[Ask], workshop: Workshop, progress: Progress, jobs: int, stud
 
 
 def _in_processes(todo: list[Ask], workshop: Workshop, progress: Progress, jobs: int) -> None:
-    """Several runs at a time, each in a process of its own; a run waits for those that it is built on."""
+    """Several runs at a time, each in a process of its own; a run waits for those that it is built
+    on."""
     waiting = list(todo)
     running: dict[str, _Job] = {}
     with tempfile.TemporaryDirectory(prefix="steering-jobs-") as scratch:
@@ -160,7 +175,10 @@ def _ready(ask: Ask, workshop: Workshop) -> bool:
 
 
 def _start(ask: Ask, workshop: Workshop, scratch: Path, jobs: int, number: int) -> _Job:
-    file, log = scratch / f"{ask.key}.json", workshop.store.begin(ask.key, ask.kind, ask.label) / "log.txt"
+    file, log = (
+        scratch / f"{ask.key}.json",
+        workshop.store.begin(ask.key, ask.kind, ask.label) / "log.txt",
+    )
     write_ask(file, ask)
     threads = str(max(1, (os.cpu_count() or 1) // jobs))
     surroundings = {"OMP_NUM_THREADS": threads} | dict(os.environ)
@@ -178,7 +196,11 @@ def _start(ask: Ask, workshop: Workshop, scratch: Path, jobs: int, number: int) 
     ]
     with log.open("ab") as output:
         process = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, env=surroundings, stdin=subprocess.DEVNULL
+            command,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=surroundings,
+            stdin=subprocess.DEVNULL,
         )
     CONSOLE.print(f"started  {ask.label}", soft_wrap=True)
     return _Job(ask, process, log, time.monotonic())
@@ -188,7 +210,9 @@ def _ended(job: _Job, workshop: Workshop, progress: Progress) -> None:
     seconds = time.monotonic() - job.begin
     if job.process.returncode != 0 or workshop.store.find(job.ask.key) is None:
         lines = [line for line in job.log.read_text(errors="replace").splitlines() if line.strip()]
-        raise SteeringError(f"{job.ask.label}: {lines[-1] if lines else 'ended'} (its log: {job.log})")
+        raise SteeringError(
+            f"{job.ask.label}: {lines[-1] if lines else 'ended'} (its log: {job.log})"
+        )
     progress.times.append(seconds)
     progress.done += 1
     note = f"{progress.done} of {progress.total} done{progress.left()}"

@@ -43,8 +43,8 @@ def execute(ask: Ask, workshop: Workshop, title: str | None = None) -> RunRecord
     Every rank calls this. A run that was cut off goes on where it was.
 
     Raises:
-        SteeringError: the method does not fit the task, the run met other data or weights than finished runs that asked for the
-            same, or it failed.
+        SteeringError: the method does not fit the task, the run met other data or weights than
+            finished runs that asked for the same, or it failed.
     """
     todo = [one for one in with_parents_first([ask]) if workshop.store.find(one.key) is None]
     for one in todo:  # what does not fit shows before a reference is trained for it
@@ -74,7 +74,10 @@ def _train(ask: Ask, workshop: Workshop, title: str) -> None:
     if ask.needs.reference:
         frozen = workshop.reference(ask)
         reference, live, stored = _reference(ask, frozen, task, workshop)
-        found |= {"reference: weights": frozen.weights, "reference: inputs": frozen.model.inputs_fingerprint}
+        found |= {
+            "reference: weights": frozen.weights,
+            "reference: inputs": frozen.model.inputs_fingerprint,
+        }
         torch.manual_seed(config.seed)
     data = task.train_data(target, live, config.seed)
     found["task: data"] = workshop.data_digest(config, data)
@@ -82,7 +85,9 @@ def _train(ask: Ask, workshop: Workshop, title: str) -> None:
     require_same_found(store.all(), ask.asked, found, folder)
     flops = forward_flops(task.risk, target, data, workshop.device)
     reference_flops = (
-        forward_flops(task.risk, frozen.model, workshop.plain_data(config, frozen.model), workshop.device)
+        forward_flops(
+            task.risk, frozen.model, workshop.plain_data(config, frozen.model), workshop.device
+        )
         if reference
         else 0
     )
@@ -112,7 +117,11 @@ def _train(ask: Ask, workshop: Workshop, title: str) -> None:
             config=ask.yaml,
         )
     )
-    passes = 3 * result["samples"] + result["scored"] + (result["samples"] if config.train.accumulation > 1 else 0)
+    passes = (
+        3 * result["samples"]
+        + result["scored"]
+        + (result["samples"] if config.train.accumulation > 1 else 0)
+    )
     cost = Cost(
         trained=result["samples"],
         drawn=result["drawn"],
@@ -148,8 +157,11 @@ def _start(ask: Ask, workshop: Workshop) -> Path | None:
     return path
 
 
-def _reference(ask: Ask, frozen: Frozen, task: Task, workshop: Workshop) -> tuple[Reference, Model | None, Any]:
-    """Who gives the reference's outputs; the model if it needs its own view of the data; the stored outputs if there are."""
+def _reference(
+    ask: Ask, frozen: Frozen, task: Task, workshop: Workshop
+) -> tuple[Reference, Model | None, Any]:
+    """Who gives the reference's outputs; the model if it needs its own view of the data; the stored
+    outputs if there are."""
     config = ask.config
     if config.reference is None or config.reference.cache is None:
         return LiveReference(frozen.model.module.to(workshop.device), task.risk), frozen.model, None
@@ -168,7 +180,9 @@ def _evaluate(ask: Ask, workshop: Workshop, title: str) -> None:  # noqa: ARG001
         write_scores(folder / SCORES, found.scores)
     cost = Cost(parameters=parameters(frozen.model), peak_bytes=peak_bytes(workshop.device))
     meaning = found.meanings(task.metrics)
-    _finish(ask, workshop, folder, {"model: weights": frozen.weights}, found.values(), meaning, cost, {})
+    _finish(
+        ask, workshop, folder, {"model: weights": frozen.weights}, found.values(), meaning, cost, {}
+    )
 
 
 def _outputs(ask: Ask, workshop: Workshop, title: str) -> None:  # noqa: ARG001

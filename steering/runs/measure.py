@@ -18,8 +18,11 @@ from steering.task import Model
 
 
 @torch.no_grad()
-def forward_flops(risk: ReferenceRisk, model: Model, data: IndexedData, device: torch.device) -> int:
-    """Floating point operations of a forward pass on one example; 0 where the data or the operations do not allow to count."""
+def forward_flops(
+    risk: ReferenceRisk, model: Model, data: IndexedData, device: torch.device
+) -> int:
+    """Floating point operations of a forward pass on one example; 0 where the data or the
+    operations do not allow to count."""
     from torch.utils.flop_counter import FlopCounterMode
 
     module = model.module.to(device)
@@ -43,7 +46,11 @@ def environment(device: torch.device) -> dict[str, str]:
         own = version("model-steering")
     except PackageNotFoundError:
         own = "unknown"
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    name = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else platform.processor() or platform.machine()
+    )
     return {
         "steering": own,
         "python": platform.python_version(),

@@ -1,7 +1,8 @@
-"""A finished run as data: read without torch, without the training data and without the task that made it.
+"""A finished run as data: read without torch, without the training data and without the task that
+made it.
 
-A run's folder holds `record.json` (this), `config.yaml`, `metrics.jsonl` (its curves), `scores.npz` (a number for each
-evaluated example and score) and, after a training, `model.safetensors`.
+A run's folder holds `record.json` (this), `config.yaml`, `metrics.jsonl` (its curves), `scores.npz`
+(a number for each evaluated example and score) and, after a training, `model.safetensors`.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ class Metric:
     Attributes:
         percent: a share, shown in percent; else shown as it is.
         higher_is_better: False for an error, a loss, a perplexity.
-        of: scores whose means (each over its examples) are averaged into it; empty: it is no mean of scores (a worst group, a
-            calibration error), and has no interval over examples.
+        of: scores whose means (each over its examples) are averaged into it; empty: it is no mean
+            of scores (a worst group, a calibration error), and has no interval over examples.
         exp: the exponential of that average (a perplexity of losses).
     """
 
@@ -65,17 +66,21 @@ class Cost:
         drawn: examples that were drawn; more than `trained` for a method that selects.
         scored: examples that the target was run on for a selection alone.
         reference: examples that a live reference was run on.
-        stored: examples whose reference outputs were computed beforehand, once for all runs that share them.
+        stored: examples whose reference outputs were computed beforehand, once for all runs that
+            share them.
         seconds: of training, evaluations excluded.
         evaluation_seconds: of all evaluations.
-        reference_seconds: of computing the reference's stored outputs, once for all runs that share them.
+        reference_seconds: of computing the reference's stored outputs, once for all runs that share
+            them.
         steps: of the optimiser.
         parameters: of the target.
-        forward_flops: floating point operations of the target's forward pass on one example (a multiplication and an addition
-            are two), as `torch.utils.flop_counter` counts them; 0 where it could not be counted.
+        forward_flops: floating point operations of the target's forward pass on one example (a
+            multiplication and an addition are two), as `torch.utils.flop_counter` counts them; 0
+            where it could not be counted.
         reference_flops: the same of the reference; 0 without one.
         flops: of the whole training: a backward pass counts as two forward passes.
-        peak_bytes: largest memory of the process until its end: of the GPU if one was used, else resident.
+        peak_bytes: largest memory of the process until its end: of the GPU if one was used, else
+            resident.
     """
 
     trained: int = 0
@@ -105,7 +110,8 @@ class RunRecord:
         label: a readable name, which the run's folder begins with.
         axes: what the study that asked varies: "method", "seed", ....
         folder: where the record was read; not in the file.
-        asked: digests of parts of what was asked, "task" for one: runs that agree here must have found the same.
+        asked: digests of parts of what was asked, "task" for one: runs that agree here must have
+            found the same.
         found: digests of what was met: data, inputs, initial weights; compared at every execution.
         metrics: by name, such as "heldout_images/image_to_text_R@1".
         meaning: what each metric means.
@@ -113,7 +119,8 @@ class RunRecord:
         parents: role ("reference", "start") -> key of the run that this one was built on.
         summary: what the method or the kind of run has to say: DoReMi's mix, where outputs lie.
         weights: sha256 of model.safetensors; "" without one.
-        sources: files of the data -> [bytes, mtime in ns], to tell cheaply that one may have changed.
+        sources: files of the data -> [bytes, mtime in ns], to tell cheaply that one may have
+            changed.
         environment: versions, device, threads.
         created: when it was finished, ISO 8601 in UTC.
     """
@@ -142,7 +149,8 @@ class RunRecord:
         return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
     def curves(self) -> list[dict[str, Any]]:
-        """Rows of the log, each with "step": "train/...", "eval/..." values, and "warning/..." texts."""
+        """Rows of the log, each with "step": "train/...", "eval/..." values, and "warning/..."
+        texts."""
         return read_curves(self.folder / CURVES)
 
     def scores(self) -> dict[str, Scores]:
@@ -156,7 +164,8 @@ class RunRecord:
 
 @dataclass(frozen=True)
 class Scores:
-    """Values of the evaluated examples in a fixed order, float64 (n,), and what each counts in the mean, (n,)."""
+    """Values of the evaluated examples in a fixed order, float64 (n,), and what each counts in the
+    mean, (n,)."""
 
     values: np.ndarray
     weights: np.ndarray
@@ -182,18 +191,23 @@ def read_record(folder: Path) -> RunRecord:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         if values["schema"] > SCHEMA:
-            raise SteeringError(f"{path}: schema {values['schema']} is newer than this version's {SCHEMA}; update it")
+            raise SteeringError(
+                f"{path}: schema {values['schema']} is newer than this version's {SCHEMA}; update it"
+            )
         values["meaning"] = meanings_of(values["meaning"])
         values["cost"] = Cost(**values["cost"])
         return RunRecord(folder=folder, **values)
     except FileNotFoundError:
         raise SteeringError(f"no finished run in {folder}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SteeringError(f"{path} is damaged ({error}); delete its folder to run it again") from None
+        raise SteeringError(
+            f"{path} is damaged ({error}); delete its folder to run it again"
+        ) from None
 
 
 def read_curves(path: Path) -> list[dict[str, Any]]:
-    """Rows of a `metrics.jsonl`, numbers and the text of warnings; an unfinished last line is left out."""
+    """Rows of a `metrics.jsonl`, numbers and the text of warnings; an unfinished last line is left
+    out."""
     if not path.is_file():
         return []
     rows = []
@@ -222,7 +236,8 @@ def write_scores(path: Path, scores: Mapping[str, Scores]) -> None:
 
 @cache
 def _read_scores(path: Path) -> Mapping[str, Scores]:
-    """Kept in memory, as every comparison of a study asks again; files of finished runs do not change."""
+    """Kept in memory, as every comparison of a study asks again; files of finished runs do not
+    change."""
     if not path.is_file():
         return {}
     with np.load(path, allow_pickle=False) as stored:

@@ -1,4 +1,5 @@
-"""The files that a config's values point to, and their sizes and times: tells in a moment whether data may have changed."""
+"""The files that a config's values point to, and their sizes and times: tells in a moment whether
+data may have changed."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ MANY = 20_000  # files of one folder or pattern that are looked at
 def sources_of(values: Any) -> dict[str, list[int]]:
     """Path -> [bytes, mtime in ns] of every file that a text among nested plain values names.
 
-    A text may be a file, a folder (its files count), a glob, {000..010} or several joined by "::"; others name no file.
+    A text may be a file, a folder (its files count), a glob, {000..010} or several joined by "::";
+    others name no file.
     """
     found: dict[str, list[int]] = {}
     for text in _texts(values):
@@ -43,7 +45,9 @@ def _files(text: str) -> Iterator[Path]:
         for one in _spelled_out(part):
             try:
                 places = (
-                    [user_path(name) for name in sorted(glob(str(user_path(one))))[:MANY]] if has_magic(one) else []
+                    [user_path(name) for name in sorted(glob(str(user_path(one))))[:MANY]]
+                    if has_magic(one)
+                    else []
                 )
                 yield from _below(places or [user_path(one)])
             except (OSError, ValueError, RuntimeError):  # a name that no file can have
@@ -73,5 +77,7 @@ def _spelled_out(text: str) -> list[str]:
     low, high = match[1], match[2]
     numbers = range(int(low), min(int(high), int(low) + MANY) + 1)
     return [
-        one for n in numbers for one in _spelled_out(f"{text[: match.start()]}{n:0{len(low)}d}{text[match.end() :]}")
+        one
+        for n in numbers
+        for one in _spelled_out(f"{text[: match.start()]}{n:0{len(low)}d}{text[match.end() :]}")
     ]

@@ -1,8 +1,8 @@
 """A folder of runs, found by their keys.
 
-A run's folder has its label for a name, "drrho-seed0", and says its key in `ask.json`: a person finds it by the one, a program
-by the other. Another run that asks for a label that is taken gets the beginning of its key behind it, "drrho-seed0-3f9ac2d81b07",
-so no two runs ever share a folder.
+A run's folder has its label for a name, "drrho-seed0", and says its key in `ask.json`: a person
+finds it by the one, a program by the other. Another run that asks for a label that is taken gets
+the beginning of its key behind it, "drrho-seed0-3f9ac2d81b07", so no two runs ever share a folder.
 """
 
 from __future__ import annotations
@@ -48,7 +48,10 @@ class Store:
     def all(self) -> list[RunRecord]:
         """Every finished run, in the order in which they were finished."""
         found = (self._record(started) for started in self._all())
-        return sorted((one for one in found if one is not None), key=lambda record: (record.created, record.key))
+        return sorted(
+            (one for one in found if one is not None),
+            key=lambda record: (record.created, record.key),
+        )
 
     def find(self, key: str) -> RunRecord | None:
         """The finished run of a key."""
@@ -56,7 +59,8 @@ class Store:
         return None if started is None else self._record(started)
 
     def place(self, key: str, label: str) -> Path:
-        """Folder of a run, finished, begun or new; a run that is there under another label stays there."""
+        """Folder of a run, finished, begun or new; a run that is there under another label stays
+        there."""
         if (started := self._of(key)) is not None:
             return started.folder
         plain = self.folder / readable(label)
@@ -67,7 +71,9 @@ class Store:
         """Make the folder of a run and say in it what it is for."""
         folder = self.place(key, label)
         if self._of(key) is None:
-            write_text(folder / STARTED, json.dumps({"key": key, "kind": kind, "label": label}) + "\n")
+            write_text(
+                folder / STARTED, json.dumps({"key": key, "kind": kind, "label": label}) + "\n"
+            )
         return folder
 
     def unfinished(self) -> list[Started]:
@@ -138,7 +144,9 @@ def readable(label: str) -> str:
 
 def stores(folder: Path) -> list[Store]:
     """The store in a folder, or those in the folders below it."""
-    places = {path.parent.parent for name in (RECORD, STARTED) for path in folder.glob(f"**/{name}")}
+    places = {
+        path.parent.parent for name in (RECORD, STARTED) for path in folder.glob(f"**/{name}")
+    }
     return [Store(place) for place in sorted(places)]
 
 

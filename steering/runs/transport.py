@@ -18,7 +18,8 @@ def write_ask(path: Path, ask: Ask) -> None:
 
 
 def read_ask(path: Path) -> Ask:
-    """The ask of `write_ask`; SteeringError if it is another run here, as when a file that it names has changed meanwhile."""
+    """The ask of `write_ask`; SteeringError if it is another run here, as when a file that it names
+    has changed meanwhile."""
     values = json.loads(path.read_text(encoding="utf-8"))
     ask = _ask(values)
     if ask.key != values["key"]:

@@ -1,4 +1,5 @@
-"""One run of a study in a process of its own: `python -m steering.runs.worker FOLDER ASK.json DEVICE`; the driver starts it."""
+"""One run of a study in a process of its own:
+`python -m steering.runs.worker FOLDER ASK.json DEVICE`; the driver starts it."""
 
 from __future__ import annotations
 

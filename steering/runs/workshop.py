@@ -1,4 +1,5 @@
-"""What the runs of a study share while they are executed: opened tasks, references, stored outputs. Nothing is made twice."""
+"""What the runs of a study share while they are executed: opened tasks, references, stored outputs.
+Nothing is made twice."""
 
 from __future__ import annotations
 
@@ -62,11 +63,15 @@ class Workshop:
 
     def fitting_task(self, ask: Ask) -> Task:
         """The task of a training, set up for its method; ConfigError when the two do not fit."""
-        needs = ask.needs  # an option out of range shows before the data are opened, which may take a while
+        needs = (
+            ask.needs
+        )  # an option out of range shows before the data are opened, which may take a while
         task = self.task(ask.config)
         objection = objection_of(ask.config, task.risk.unit, bool(task.groups))
         if objection is not None:
-            raise ConfigError(f"method.name: {ask.config.method.name} {objection} (task {ask.config.task.name})")
+            raise ConfigError(
+                f"method.name: {ask.config.method.name} {objection} (task {ask.config.task.name})"
+            )
         if task.risk.unit == "pair" and ask.config.train.batch_size < 2:
             raise ConfigError(
                 "train.batch_size: a pair is compared with the others of its batch; expected at least 2, got "
@@ -83,19 +88,23 @@ class Workshop:
         return self._sources[name]
 
     def verify(self, ask: Ask, record: RunRecord) -> None:
-        """Compare the data with those that a finished run met, if their files' sizes or times say that they may have changed.
+        """Compare the data with those that a finished run met, if their files' sizes or times say
+        that they may have changed.
 
         Raises:
             SteeringError: they have; names both sides.
         """
-        if ask.kind == "train" and self.sources(ask.config) != {path: [*one] for path, one in record.sources.items()}:
+        if ask.kind == "train" and self.sources(ask.config) != {
+            path: [*one] for path, one in record.sources.items()
+        }:
             task = self.task(ask.config)
             data = self.plain_data(ask.config, task.build(ask.config.target))
             found = {"task: data": self.data_digest(ask.config, data)}
             require_same_found([record], ask.asked, found, record.folder)
 
     def plain_data(self, config: RunConfig, model: Model) -> IndexedData:
-        """The task's examples for one model, without augmentation; opened once, as an index of many shards takes a while."""
+        """The task's examples for one model, without augmentation; opened once, as an index of many
+        shards takes a while."""
         name = f"{_text(config)} {model.inputs_fingerprint}"
         if name not in self._plain:
             _make_room(self._plain)
@@ -110,7 +119,8 @@ class Workshop:
         return self._data[name]
 
     def reference(self, ask: Ask) -> Frozen:
-        """The frozen reference of a training: its parent's weights, or those that its config gives."""
+        """The frozen reference of a training: its parent's weights, or those that its config
+        gives."""
         if REFERENCE in ask.parents:
             return self.trained(ask.parents[REFERENCE], self.task(ask.config))
         return self.given(reference_target(ask.config).target, self.task(ask.config))
@@ -118,7 +128,9 @@ class Workshop:
     def trained(self, parent: Ask, task: Task) -> Frozen:
         """The model that a finished run has trained, in eval mode and without gradient."""
         record = self.finished(parent)
-        return self.given(replace(parent.config.target, checkpoint=str(record.folder / WEIGHTS)), task)
+        return self.given(
+            replace(parent.config.target, checkpoint=str(record.folder / WEIGHTS)), task
+        )
 
     def given(self, spec: ModelSpec, task: Task) -> Frozen:
         """A model of given weights, frozen."""
@@ -132,7 +144,8 @@ class Workshop:
         return self._frozen[name]
 
     def finished(self, ask: Ask) -> RunRecord:
-        """The record of a run that others are built on; SteeringError when its weights are no longer those that it wrote."""
+        """The record of a run that others are built on; SteeringError when its weights are no
+        longer those that it wrote."""
         record = self.store.find(ask.key)
         if record is None:
             raise SteeringError(f"{ask.label}: not finished in {self.store.folder}")
@@ -147,7 +160,14 @@ class Workshop:
         return record
 
     def stored(
-        self, root: Path, kind: str, frozen: Frozen, data: IndexedData, digest: str, config: RunConfig, task: Task
+        self,
+        root: Path,
+        kind: str,
+        frozen: Frozen,
+        data: IndexedData,
+        digest: str,
+        config: RunConfig,
+        task: Task,
     ) -> Artefact:
         """Stored outputs of a model on some data, computed if they are not there.
 
@@ -156,10 +176,20 @@ class Workshop:
         """
         wanted = Fingerprint(frozen.weights, frozen.model.inputs_fingerprint, digest)
         module = frozen.model.module.to(self.device)
-        return build(root, wanted, kind, task.risk, module, self._batches(data, config)[0], len(data), self.device)
+        return build(
+            root,
+            wanted,
+            kind,
+            task.risk,
+            module,
+            self._batches(data, config)[0],
+            len(data),
+            self.device,
+        )
 
     def stored_reference(self, ask: Ask, frozen: Frozen) -> Artefact:
-        """The outputs of a training's reference that its method needs, on the training data without augmentation."""
+        """The outputs of a training's reference that its method needs, on the training data without
+        augmentation."""
         task, config = self.task(ask.config), ask.config
         data = self.plain_data(config, frozen.model)
         root, digest = self.outputs_root(config), self.data_digest(config, data)
@@ -171,7 +201,9 @@ class Workshop:
         data = self.plain_data(ask.config, frozen.model)
         batches, steps = self._batches(data, ask.config)
         module = frozen.model.module.to(self.device).eval()
-        return estimate(ask.needs.outputs, task.risk, module, batches, len(data), steps, self.device)
+        return estimate(
+            ask.needs.outputs, task.risk, module, batches, len(data), steps, self.device
+        )
 
     def outputs_root(self, config: RunConfig) -> Path:
         """Folder of stored outputs: beside the runs, or where `reference.cache` says."""
@@ -182,11 +214,19 @@ class Workshop:
         """From a batch number on, this rank's batches; and how many there are."""
         size, rank, world = config.train.batch_size, distributed.rank(), distributed.world_size()
         steps = -(-len(data) // (size * world))
-        # Every rank takes the same number of batches, since opening the files is a joint step; the last ones wrap around.
-        order = torch.arange(steps * size * world).remainder(len(data)).numpy().reshape(steps, world, size)
+        # Every rank takes the same number of batches, since opening the files is a joint step; the
+        # last ones wrap around.
+        order = (
+            torch.arange(steps * size * world)
+            .remainder(len(data))
+            .numpy()
+            .reshape(steps, world, size)
+        )
 
         def batches(start: int) -> Iterator[dict[str, Tensor]]:
-            return load(data, ((0, rows[rank]) for rows in order[start:]), config.train.workers, pin=False)
+            return load(
+                data, ((0, rows[rank]) for rows in order[start:]), config.train.workers, pin=False
+            )
 
         return batches, steps
 

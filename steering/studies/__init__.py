@@ -1,4 +1,5 @@
-"""Studies: many runs and one report. A study says which runs it wants and what the finished ones show; it never trains.
+"""Studies: many runs and one report. A study says which runs it wants and what the finished ones
+show; it never trains.
 
     @study("sweep", SweepOptions)
     class Sweep:
@@ -8,8 +9,9 @@
         def wanted(self, base, done): ...     # asks; those that are done already may be among them
         def report(self, done, title): ...    # pure: records in, tables and figures out
 
-A study is found by its name, as an entry point of the group "steering.studies", or as "path/to/file.py:name". A module that
-defines one imports torch or the config only inside `wanted`: `steering report` draws it where neither is needed.
+A study is found by its name, as an entry point of the group "steering.studies", or as
+"path/to/file.py:name". A module that defines one imports torch or the config only inside `wanted`:
+`steering report` draws it where neither is needed.
 """
 
 from __future__ import annotations
@@ -32,15 +34,17 @@ _OURS = {"compare": "steering.studies.compare"}
 
 
 class Study(Protocol):
-    """The contract; `options` is an instance of the dataclass that the study was registered with."""
+    """The contract; `options` is an instance of the dataclass that the study was registered
+    with."""
 
     def __init__(self, options: Any) -> None: ...
 
     def wanted(self, base: RunConfig, done: Sequence[RunRecord]) -> list[Ask]:
-        """The runs that the study wants, given the finished ones among those that it asked for, in the order of asking.
+        """The runs that the study wants, given the finished ones among those that it asked for, in
+        the order of asking.
 
-        It may name all of them each time or only new ones, and it may ask in rounds: it is called again when all are done, and
-        the study ends when it names nothing new.
+        It may name all of them each time or only new ones, and it may ask in rounds: it is called
+        again when all are done, and the study ends when it names nothing new.
         """
 
     def report(self, done: Sequence[RunRecord], title: str) -> Report:
@@ -64,15 +68,20 @@ def study(name: str, options: type) -> Callable[[type], type]:
     """Register a class as a study.
 
     Args:
-        options: dataclass of its options, each with a default: the section `studies: {NAME: ...}` of a config.
+        options: dataclass of its options, each with a default: the section `studies: {NAME: ...}`
+            of a config.
     """
 
     def add(cls: type) -> type:
         entry = Entry(name, options, cls, (cls.__doc__ or "").strip().partition("\n")[0])
-        if name in _REGISTRY and _REGISTRY[name].make.__module__ != cls.__module__:  # a notebook's cell may run again
+        if (
+            name in _REGISTRY and _REGISTRY[name].make.__module__ != cls.__module__
+        ):  # a notebook's cell may run again
             raise ValueError(f"a study named {name!r} is registered already")
         cls.study_entry = entry  # type: ignore[attr-defined]
-        if not is_plugin(cls.__module__):  # a file's studies are found by the file, so two files may use one name
+        if not is_plugin(
+            cls.__module__
+        ):  # a file's studies are found by the file, so two files may use one name
             _REGISTRY[name] = entry
         return cls
 
@@ -84,7 +93,11 @@ def find_study(name: str) -> Entry:
     where, colon, registered_as = name.rpartition(":")
     if colon:
         module = (load_file if where.endswith(".py") else load_module)(where, "study")
-        found = [getattr(one, "study_entry", None) for one in vars(module).values() if isinstance(one, type)]
+        found = [
+            getattr(one, "study_entry", None)
+            for one in vars(module).values()
+            if isinstance(one, type)
+        ]
         for entry in found:
             if isinstance(entry, Entry) and entry.name == registered_as:
                 return entry
@@ -95,7 +108,9 @@ def find_study(name: str) -> Entry:
         installed("steering.studies")[name].load()
     if name not in _REGISTRY:
         known = sorted({*_OURS, *installed("steering.studies")})
-        raise SteeringError(f"study: no study {name!r}; known: {', '.join(known)}; or give 'file.py:name'")
+        raise SteeringError(
+            f"study: no study {name!r}; known: {', '.join(known)}; or give 'file.py:name'"
+        )
     return _REGISTRY[name]
 
 

@@ -1,4 +1,5 @@
-"""The study that answers "does it help?": the same target, trained by several methods with several seeds, and the reference."""
+"""The study that answers "does it help?": the same target, trained by several methods with several
+seeds, and the reference."""
 
 from __future__ import annotations
 
@@ -40,7 +41,9 @@ class Compare:
 
     def __init__(self, options: CompareOptions) -> None:
         if not options.methods:
-            raise ConfigError("compare.methods: empty; name at least one, such as `drrho: {name: drrho}`")
+            raise ConfigError(
+                "compare.methods: empty; name at least one, such as `drrho: {name: drrho}`"
+            )
         if REFERENCE in options.methods:
             raise ConfigError(
                 "compare.methods.reference: this label is the reference's own in the tables; choose another"
@@ -64,12 +67,17 @@ class Compare:
             configs.append(steered)
             for seed in self.options.seeds:
                 config = replace(steered, seed=seed)
-                found.append(training(config, f"{label}-seed{seed}", {"method": label, "seed": seed}))
+                found.append(
+                    training(config, f"{label}-seed{seed}", {"method": label, "seed": seed})
+                )
         return [*_references(configs), *found]
 
     def report(self, done: Sequence[RunRecord], title: str) -> Report:
         runs = {label: _by_seed(done, label) for label in self.options.methods}
-        rows, styles = _rows(done), {name: one for record in done for name, one in record.meaning.items()}
+        rows, styles = (
+            _rows(done),
+            {name: one for record in done for name, one in record.meaning.items()},
+        )
         baseline = self.options.baseline or next(iter(self.options.methods))
         steps = next(record.cost for one in runs.values() for record in one.values())
         return Report(
@@ -82,12 +90,15 @@ class Compare:
                 *_speedups(runs, baseline, rows, done),
             ],
             rows=rows,
-            figures={"": partial(_curves, runs, rows, round(steps.trained / max(steps.steps, 1)), styles)},
+            figures={
+                "": partial(_curves, runs, rows, round(steps.trained / max(steps.steps, 1)), styles)
+            },
         )
 
 
 def _references(configs: Sequence[RunConfig]) -> list[Ask]:
-    """Every reference among the configs as a contestant: the run that trains it, or an evaluation of given weights."""
+    """Every reference among the configs as a contestant: the run that trains it, or an evaluation
+    of given weights."""
     from steering.runs.ask import (
         evaluation,
         reference_label,
@@ -149,7 +160,8 @@ def _rows(done: Sequence[RunRecord]) -> list[dict[str, Any]]:
                 }
             )
             continue
-        # The reference as a contestant, with the cost of training it here (if it was) and of storing its outputs.
+        # The reference as a contestant, with the cost of training it here (if it was) and of
+        # storing its outputs.
         trained = record.kind == "train"
         row |= {
             "metrics": dict(record.metrics),
@@ -172,16 +184,26 @@ def _differences(
     rows = [{"metrics": record.metrics} for one in runs.values() for record in one.values()]
     for group, names in metric_groups(rows).items():
         cells = {
-            label: [paired_difference(runs[label], runs[baseline], name, bootstrap) for name in names]
+            label: [
+                paired_difference(runs[label], runs[baseline], name, bootstrap) for name in names
+            ]
             for label in others
         }
-        over = dict.fromkeys(cell.over for line in cells.values() for cell in line if cell is not None)
+        over = dict.fromkeys(
+            cell.over for line in cells.values() for cell in line if cell is not None
+        )
         found.append(
             Table(
                 f"{group or 'evaluation'}: difference to {baseline}",
                 ["method", *(name.rpartition("/")[2].replace("_", " ") for name in names)],
                 [
-                    [label, *(_signed(cell, style(name, styles)) for cell, name in zip(line, names, strict=True))]
+                    [
+                        label,
+                        *(
+                            _signed(cell, style(name, styles))
+                            for cell, name in zip(line, names, strict=True)
+                        ),
+                    ]
                     for label, line in cells.items()
                 ],
                 note=_note(over),
@@ -197,7 +219,11 @@ def _note(over: Mapping[str, None]) -> str:
         "seeds": "by Student's t over the seeds, for what is no mean over examples",
     }
     said = [words[one] for one in over if one]
-    return f"In brackets the 95 % interval {', or '.join(said)}." if said else "One seed, and no scores: no interval."
+    return (
+        f"In brackets the 95 % interval {', or '.join(said)}."
+        if said
+        else "One seed, and no scores: no interval."
+    )
 
 
 def _signed(cell: Interval | None, shown: Metric) -> str:
@@ -205,7 +231,11 @@ def _signed(cell: Interval | None, shown: Metric) -> str:
         return "–"
     scale, digits = (100, 1) if shown.percent else (1, 3)
     text = f"{scale * cell.value:+.{digits}f}"
-    return text if math.isnan(cell.low) else f"{text} [{scale * cell.low:+.{digits}f}, {scale * cell.high:+.{digits}f}]"
+    return (
+        text
+        if math.isnan(cell.low)
+        else f"{text} [{scale * cell.low:+.{digits}f}, {scale * cell.high:+.{digits}f}]"
+    )
 
 
 def _speedups(
@@ -214,15 +244,22 @@ def _speedups(
     rows: Sequence[Mapping[str, Any]],
     done: Sequence[RunRecord],
 ) -> list[Table]:
-    """How many times less each method takes until it is as good as the baseline at its end; the first metric of each group."""
+    """How many times less each method takes until it is as good as the baseline at its end; the
+    first metric of each group."""
     flops = {record.key: float(record.cost.flops) for record in done}
     steering = {record.key: flops.get(record.parents.get(REFERENCE, ""), 0.0) for record in done}
     lines = []
     for label in runs:
         for group, names in metric_groups(rows).items():
-            found = speedup(runs[label], runs[baseline], names[0], steering) if label != baseline else None
+            found = (
+                speedup(runs[label], runs[baseline], names[0], steering)
+                if label != baseline
+                else None
+            )
             if found is not None:
-                lines.append([label, group or names[0], f"{found.reached} of {found.seeds}", *_times(found)])
+                lines.append(
+                    [label, group or names[0], f"{found.reached} of {found.seeds}", *_times(found)]
+                )
     times = ["× fewer samples", "× fewer seconds", "× fewer FLOPs", "with the reference's"]
     header = ["method", "on", "seeds that get there", *times]
     note = (
@@ -236,7 +273,9 @@ def _speedups(
 def _times(found: Speedup) -> list[str]:
     cells = []
     for one in (found.samples, found.seconds, found.flops, found.with_reference):
-        if one is None or found.reached < found.seeds:  # a mean over those that get there would flatter
+        if (
+            one is None or found.reached < found.seeds
+        ):  # a mean over those that get there would flatter
             cells.append("–")
         else:
             interval = "" if math.isnan(one.low) else f" [{one.low:.2f}, {one.high:.2f}]"

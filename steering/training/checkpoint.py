@@ -1,4 +1,5 @@
-"""Checkpoints: data, never code. Written atomically with a checksum; a damaged one is refused, an older one is used."""
+"""Checkpoints: data, never code. Written atomically with a checksum; a damaged one is refused, an
+older one is used."""
 
 from __future__ import annotations
 
@@ -36,11 +37,15 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int = 
 
 def save_part(folder: Path, step: int, state: dict[str, Any]) -> None:
     """Write what this rank alone holds; before rank 0 writes the rest."""
-    _save(folder / f"step-{step:09d}.part-{distributed.rank()}-of-{distributed.world_size()}.pt", state)
+    _save(
+        folder / f"step-{step:09d}.part-{distributed.rank()}-of-{distributed.world_size()}.pt",
+        state,
+    )
 
 
 def load_parts(folder: Path, step: int, count: int) -> list[dict[str, Any]]:
-    """What `count` ranks wrote with `save_part`, in order; tensors are read from disk when they are used."""
+    """What `count` ranks wrote with `save_part`, in order; tensors are read from disk when they are
+    used."""
     paths = [folder / f"step-{step:09d}.part-{rank}-of-{count}.pt" for rank in range(count)]
     return [torch.load(path, map_location="cpu", weights_only=True, mmap=True) for path in paths]
 
@@ -56,10 +61,12 @@ def _intact(path: Path) -> bool:
 
 
 def load_newest(folder: Path, device: torch.device) -> tuple[int, dict[str, Any]] | None:
-    """(step, state) of the newest intact checkpoint, tensors on the CPU or `device`; None when there is none.
+    """(step, state) of the newest intact checkpoint, tensors on the CPU or `device`; None when
+    there is none.
 
-    A file without its checksum was being written when the run died; one with another checksum is damaged. Both are passed
-    over with a warning. Every rank calls this; each checks its share of the parts, and all get the same answer.
+    A file without its checksum was being written when the run died; one with another checksum is
+    damaged. Both are passed over with a warning. Every rank calls this; each checks its share of
+    the parts, and all get the same answer.
     """
     for path in sorted(folder.glob(_WHOLE), reverse=True):
         state = torch.load(path, map_location=device, weights_only=True) if _intact(path) else None
@@ -72,12 +79,15 @@ def load_newest(folder: Path, device: torch.device) -> tuple[int, dict[str, Any]
     return None
 
 
-def require_same_run(folder: Path, stored: dict[str, str], wanted: dict[str, str], config: str | None) -> None:
+def require_same_run(
+    folder: Path, stored: dict[str, str], wanted: dict[str, str], config: str | None
+) -> None:
     """Raise SteeringError when the run that a folder holds is not the one that is wanted.
 
     Args:
         stored, wanted: the two identities; the message names both sides of what differs.
-        config: the wanted run's YAML, compared with the folder's config.yaml to name the keys that differ.
+        config: the wanted run's YAML, compared with the folder's config.yaml to name the keys that
+            differ.
     """
     wrong = [
         f"{key}: {stored.get(key, 'none')[:12]} stored, {value[:12]} wanted"
@@ -121,8 +131,13 @@ def save_weights(
     Args:
         instead: numbers that fill tensors of these names in the file, where the model has such.
     """
-    metadata = {"steering": json.dumps(about, sort_keys=True)}  # one key: safetensors writes several in random order
-    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in module.state_dict().items()}
+    metadata = {
+        "steering": json.dumps(about, sort_keys=True)
+    }  # one key: safetensors writes several in random order
+    tensors = {
+        name: value.detach().cpu().contiguous().clone()
+        for name, value in module.state_dict().items()
+    }
     for name, number in (instead or {}).items():
         if name in tensors:
             tensors[name].fill_(number)
@@ -133,25 +148,38 @@ def load_weights(path: Path, module: nn.Module) -> None:
     """Load `save_weights`'s file into a module of the same architecture.
 
     Raises:
-        SteeringError: no such file, not safetensors, or other tensors than the module's; the first difference is named.
+        SteeringError: no such file, not safetensors, or other tensors than the module's; the first
+            difference is named.
     """
     path = user_path(path)
     if path.is_dir():
-        raise SteeringError(f"checkpoint: {path} is a folder; expected a file such as {path / 'model.safetensors'}")
+        raise SteeringError(
+            f"checkpoint: {path} is a folder; expected a file such as {path / 'model.safetensors'}"
+        )
     if not path.is_file():
         raise SteeringError(f"checkpoint: no such file: {path}")
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
-        raise SteeringError(f"checkpoint: {path} is not a readable safetensors file: {error}") from error
+        raise SteeringError(
+            f"checkpoint: {path} is not a readable safetensors file: {error}"
+        ) from error
     wanted = module.state_dict()
     for name in sorted(wanted.keys() | tensors.keys()):
         if name not in tensors or name not in wanted:
-            where = "the model but not in the file" if name in wanted else "the file but not in the model"
-            raise SteeringError(f"checkpoint: {path} belongs to another architecture: {name} is in {where}")
+            where = (
+                "the model but not in the file"
+                if name in wanted
+                else "the file but not in the model"
+            )
+            raise SteeringError(
+                f"checkpoint: {path} belongs to another architecture: {name} is in {where}"
+            )
         if wanted[name].shape != tensors[name].shape:
             shapes = f"{tuple(tensors[name].shape)} in the file, {tuple(wanted[name].shape)} in the model"
-            raise SteeringError(f"checkpoint: {path} belongs to another architecture: {name} is {shapes}")
+            raise SteeringError(
+                f"checkpoint: {path} belongs to another architecture: {name} is {shapes}"
+            )
     module.load_state_dict(tensors)
 
 

@@ -19,7 +19,8 @@ class Job:
     """Everything that one training run needs.
 
     Attributes:
-        folder: of the run: checkpoints/, TensorBoard events, metrics.jsonl, scores.npz, model.safetensors, result.json.
+        folder: of the run: checkpoints/, TensorBoard events, metrics.jsonl, scores.npz,
+            model.safetensors, result.json.
         title: for the progress line.
         identity: strings that say which run this is; a checkpoint with others is refused.
         config: the run's config as YAML, kept as config.yaml beside the results; None keeps none.

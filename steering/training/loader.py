@@ -1,4 +1,5 @@
-"""From a plan to tensors: whole batches are made by the workers, so the process count never changes their content."""
+"""From a plan to tensors: whole batches are made by the workers, so the process count never changes
+their content."""
 
 from __future__ import annotations
 
@@ -21,7 +22,9 @@ class _Batches(Dataset):
         epoch, index = key
         try:
             return dict(self.data.batch(index, epoch))
-        except SteeringError as error:  # handed over: torch would bury its message in the worker's traceback
+        except (
+            SteeringError
+        ) as error:  # handed over: torch would bury its message in the worker's traceback
             return error
 
 
@@ -43,7 +46,8 @@ def load(
         sampler=_Fixed(keys),
         num_workers=workers,
         pin_memory=pin,
-        generator=torch.Generator(),  # otherwise starting the loader would draw from, and shift, the global generator
+        # otherwise starting the loader would draw from, and shift, the global generator
+        generator=torch.Generator(),
     )
     for batch in loader:
         if isinstance(batch, SteeringError):

@@ -1,4 +1,5 @@
-"""What a run tells: TensorBoard, a `metrics.jsonl` beside it for scripts, and a progress line with an ETA."""
+"""What a run tells: TensorBoard, a `metrics.jsonl` beside it for scripts, and a progress line with
+an ETA."""
 
 from __future__ import annotations
 
@@ -11,7 +12,14 @@ from pathlib import Path
 
 from matplotlib import pyplot
 from matplotlib.figure import Figure
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from torch.utils.tensorboard import SummaryWriter
 
 from steering.console import CONSOLE
@@ -25,9 +33,11 @@ class RunLog:
     """Scalars and figures of one run; a resumed run cuts off what it will write again.
 
     Args:
-        folder: of the run; event files go to it directly, so `tensorboard --logdir` on any parent shows the run.
+        folder: of the run; event files go to it directly, so `tensorboard --logdir` on any parent
+            shows the run.
         step: the step that the run starts or resumes from.
-        last: the run's last step. A run that resumes there evaluates once more, so the evaluation is cut off too.
+        last: the run's last step. A run that resumes there evaluates once more, so the evaluation
+            is cut off too.
     """
 
     def __init__(self, folder: Path, step: int, last: int) -> None:
@@ -35,11 +45,17 @@ class RunLog:
         self._path = folder / "metrics.jsonl"
         kept = [row for row in read_curves(self._path) if row["step"] <= step]
         if step == last:
-            kept = [row for row in kept if row["step"] < step or not any(key.startswith("eval/") for key in row)]
+            kept = [
+                row
+                for row in kept
+                if row["step"] < step or not any(key.startswith("eval/") for key in row)
+            ]
         self._warned = {key for row in kept for key in row if key.startswith("warning/")}
         text = "".join(json.dumps(row) + "\n" for row in kept)
         write_text(self._path, text)
-        self._writer = SummaryWriter(str(folder), purge_step=step + 1)  # also what died before its first checkpoint
+        self._writer = SummaryWriter(
+            str(folder), purge_step=step + 1
+        )  # also what died before its first checkpoint
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
@@ -47,8 +63,13 @@ class RunLog:
         self._add(step, values)
 
     def warn(self, step: int, texts: Mapping[str, str]) -> None:
-        """Tell each name once a run: in the log, under TEXT, and in a row "warning/NAME" of `metrics.jsonl`."""
-        new = {f"warning/{name}": text for name, text in texts.items() if f"warning/{name}" not in self._warned}
+        """Tell each name once a run: in the log, under TEXT, and in a row "warning/NAME" of
+        `metrics.jsonl`."""
+        new = {
+            f"warning/{name}": text
+            for name, text in texts.items()
+            if f"warning/{name}" not in self._warned
+        }
         for name, text in new.items():
             self._warned.add(name)
             _LOG.warning("%s, step %d: %s", self._path.parent, step, text)
@@ -77,9 +98,18 @@ class ProgressLine:
         self._begin, self._first, self._tenth = time.monotonic(), done, 0
         self._bar: Progress | None = None
         if shown and CONSOLE.is_terminal:
-            columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
+            columns = [
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+            ]
             self._bar = Progress(
-                *columns, TextColumn("ETA"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=CONSOLE
+                *columns,
+                TextColumn("ETA"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+                console=CONSOLE,
             )
             self._task = self._bar.add_task(title, total=total, completed=done, note="")
             self._bar.start()

@@ -1,4 +1,5 @@
-"""The training loop: load, forward, steered loss, step, log. It knows no task, no divergence and no reference by name."""
+"""The training loop: load, forward, steered loss, step, log. It knows no task, no divergence and no
+reference by name."""
 
 from __future__ import annotations
 
@@ -36,24 +37,33 @@ from steering.training.loader import load
 from steering.training.log import ProgressLine, RunLog
 from steering.training.optim import build_optimizer, learning_rate_factor, set_learning_rate
 from steering.training.plan import Plan, candidates, require_even_parts
-from steering.training.step import Gradient, all_random_states, autocast_to, data_parallel, set_random_state
+from steering.training.step import (
+    Gradient,
+    all_random_states,
+    autocast_to,
+    data_parallel,
+    set_random_state,
+)
 from steering.training.tryout import first_part, freeze_unused, in_plain_words
 
 _LOG = logging.getLogger("steering")
-SMALLEST_SCALE = 2.0**-10  # fp16 halves its scale, 2^16, at every overflow: here no scale would have helped
+SMALLEST_SCALE = (
+    2.0**-10
+)  # fp16 halves its scale, 2^16, at every overflow: here no scale would have helped
 
 
 def run(job: Job) -> dict[str, Any]:
     """Train to the end, from the newest checkpoint in the folder if there is one.
 
     Returns:
-        The content of result.json: metrics and what they mean; samples that were trained on, drawn, scored (by a forward pass of
-        the target that is there for selection alone) and run through a live reference; seconds of training and of evaluations,
-        steps, skipped; and the method's own summary. The scores of the last evaluation are in scores.npz.
+        The content of result.json: metrics and what they mean; samples that were trained on, drawn,
+        scored (by a forward pass of the target that is there for selection alone) and run through a
+        live reference; seconds of training and of evaluations, steps, skipped; and the method's own
+        summary. The scores of the last evaluation are in scores.npz.
 
     Raises:
-        SteeringError: the loss or its gradient is not finite, the batch does not split evenly, or the folder holds a
-            checkpoint of another run.
+        SteeringError: the loss or its gradient is not finite, the batch does not split evenly, or
+            the folder holds a checkpoint of another run.
     """
     state = _State(job)
     start = state.restore()
@@ -78,7 +88,9 @@ class _State:
         self.job = job
         require_even_parts(job.train)
         self.batch_size = job.train.batch_size
-        self.pool = candidates(job.train, job.method.keep, len(job.data))  # examples that a step draws
+        self.pool = candidates(
+            job.train, job.method.keep, len(job.data)
+        )  # examples that a step draws
         steps = job.train.samples // self.batch_size
         self.plan = Plan(len(job.data), self.pool, steps * self.pool, job.seed)
         self.module = job.target.module.to(job.device).train()
@@ -93,7 +105,9 @@ class _State:
             temperature_lr=job.optimizer.temperature_lr,
         )
         self.scaler = torch.amp.GradScaler(job.device.type, enabled=job.train.precision == "fp16")
-        autocast = partial(autocast_to, job.train.precision, job.device.type)  # a bound method would keep the run alive
+        autocast = partial(
+            autocast_to, job.train.precision, job.device.type
+        )  # a bound method would keep the run alive
         if distributed.active():
             batch = first_part(job.data, self.plan, job.train, job.device)
             with in_plain_words(job.train):
@@ -109,7 +123,9 @@ class _State:
             self.batch_size // distributed.world_size() if self.pool > self.batch_size else None,
         )
         self.seconds, self.evaluation_seconds, self.skipped = 0.0, 0.0, 0
-        self.broken = torch.zeros((), device=job.device)  # counts steps whose loss or gradient was not finite
+        self.broken = torch.zeros(
+            (), device=job.device
+        )  # counts steps whose loss or gradient was not finite
 
     def train(self, start: int, log: RunLog | None, progress: ProgressLine) -> None:
         job, plan, epoch = self.job, self.plan, -1
@@ -124,7 +140,11 @@ class _State:
                 every and done % every == 0
                 for every in (job.train.log_every, job.train.eval_every, job.train.save_every)
             ]
-            if any(due) or done == plan.steps or (job.device.type == "cpu" and not distributed.active()):
+            if (
+                any(due)
+                or done == plan.steps
+                or (job.device.type == "cpu" and not distributed.active())
+            ):
                 self._require_finite(done)
             if any(due) or done == plan.steps:
                 passed = time.monotonic() - clock
@@ -152,7 +172,9 @@ class _State:
 
     def _step(self, step: int, batch: dict[str, Tensor]) -> Step:
         config = self.job.optimizer
-        factor = learning_rate_factor(step, self.plan.steps, config.warmup, config.schedule, config.final_lr)
+        factor = learning_rate_factor(
+            step, self.plan.steps, config.warmup, config.schedule, config.final_lr
+        )
         set_learning_rate(self.optimizer, factor)
         self.optimizer.zero_grad(set_to_none=True)
         with in_plain_words(self.job.train):
@@ -161,8 +183,12 @@ class _State:
         self.broken += ~torch.isfinite(result.loss.detach())
         self.scaler.unscale_(self.optimizer)
         limit = self.job.train.clip_norm
-        norm = nn.utils.clip_grad_norm_(self.module.parameters(), math.inf if limit is None else limit)
-        if not self.scaler.is_enabled():  # with fp16 an overflow is skipped, and expected now and then
+        norm = nn.utils.clip_grad_norm_(
+            self.module.parameters(), math.inf if limit is None else limit
+        )
+        if (
+            not self.scaler.is_enabled()
+        ):  # with fp16 an overflow is skipped, and expected now and then
             self.broken += ~torch.isfinite(norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -177,9 +203,12 @@ class _State:
             )
 
     def _scalars(self, result: Step, rate: float, epoch: int) -> dict[str, float]:
-        """What is logged of a step: the method's numbers, averaged over the ranks, and the loop's own."""
+        """What is logged of a step: the method's numbers, averaged over the ranks, and the loop's
+        own."""
         values = {"loss": result.loss, **result.metrics}
-        means = distributed.mean(torch.stack([value.detach().double() for value in values.values()])).tolist()
+        means = distributed.mean(
+            torch.stack([value.detach().double() for value in values.values()])
+        ).tolist()
         return {f"train/{name}": mean for name, mean in zip(values, means, strict=True)} | {
             "train/learning_rate": self.optimizer.param_groups[0]["lr"],
             "train/samples_per_second": rate,
@@ -194,14 +223,17 @@ class _State:
         return round(distributed.mean(mine).item() * distributed.world_size())
 
     def evaluate(self, done: int, log: RunLog | None) -> Evaluation:
-        """On every rank, each with its share of the examples; the random state is left as it was."""
+        """On every rank, each with its share of the examples; the random state is left as it
+        was."""
         job, start = self.job, time.monotonic()
         self.module.eval()
         with torch.random.fork_rng(devices=[job.device] if job.device.type == "cuda" else []):
             found = job.task.evaluate(job.target, job.device)
         self.module.train()
         if not isinstance(found, Evaluation):
-            raise SteeringError(f"task: {type(job.task).__name__}.evaluate must return a steering.task.Evaluation")
+            raise SteeringError(
+                f"task: {type(job.task).__name__}.evaluate must return a steering.task.Evaluation"
+            )
         if log is not None:
             log.scalars(done, {f"eval/{name}": value for name, value in found.values().items()})
             log.figures(done, found.figures)
@@ -244,12 +276,17 @@ class _State:
         self.method.load_state_dict(state["method"] | (merged(parts, self.method) if parts else {}))
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
-        self.seconds, self.evaluation_seconds = state["seconds"], state.get("evaluation_seconds", 0.0)
+        self.seconds, self.evaluation_seconds = (
+            state["seconds"],
+            state.get("evaluation_seconds", 0.0),
+        )
         self.skipped = state["skipped"] if distributed.rank() == 0 else 0
         if len(state["random"]) == distributed.world_size():
             set_random_state(self.job.device, state["random"][distributed.rank()])
         else:
-            _LOG.warning("resuming on another number of processes: random numbers (dropout) will differ")
+            _LOG.warning(
+                "resuming on another number of processes: random numbers (dropout) will differ"
+            )
         _LOG.info("resuming %s at step %d", self.job.folder, step)
         return step
 
@@ -259,7 +296,8 @@ class _State:
         result: dict[str, Any] = {
             "metrics": found.values(),
             "meaning": {
-                name: asdict(one) | {"of": [*one.of]} for name, one in found.meanings(self.job.task.metrics).items()
+                name: asdict(one) | {"of": [*one.of]}
+                for name, one in found.meanings(self.job.task.metrics).items()
             },
             "samples": self.plan.steps * self.batch_size,
             "drawn": drawn,
@@ -272,7 +310,8 @@ class _State:
             "summary": self.method.summary(),
             "identity": self.job.identity,
         }
-        # Trained pairs are read with the method's temperature, which so far the model knows nothing of.
+        # Trained pairs are read with the method's temperature, which so far the model knows nothing
+        # of.
         scale = self.method.logit_scale() if self.job.task.risk.unit == "pair" else None
         learned = {} if scale is None else {"logit_scale": math.log(scale)}
         if distributed.rank() == 0:
@@ -280,6 +319,8 @@ class _State:
             save_weights(self.job.folder / WEIGHTS, self.module, self.job.identity, learned)
             write_json(self.job.folder / "result.json", result)
             if skipped:
-                _LOG.warning("%s: %d unreadable examples were replaced by others", self.job.folder, skipped)
+                _LOG.warning(
+                    "%s: %d unreadable examples were replaced by others", self.job.folder, skipped
+                )
         distributed.barrier()
         return result

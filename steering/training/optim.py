@@ -8,8 +8,11 @@ import torch
 from torch import nn
 
 
-def learning_rate_factor(step: int, steps: int, warmup: float, schedule: str, final: float) -> float:
-    """Share of the peak learning rate at a step: a linear warm-up, then a cosine to `final` or a constant.
+def learning_rate_factor(
+    step: int, steps: int, warmup: float, schedule: str, final: float
+) -> float:
+    """Share of the peak learning rate at a step: a linear warm-up, then a cosine to `final` or a
+    constant.
 
     Args:
         step: 0-based, of `steps` in total.
@@ -36,13 +39,18 @@ def build_optimizer(
     eps: float,
     temperature_lr: float | None,
 ) -> torch.optim.AdamW:
-    """AdamW: decay on matrices only (no gains, no biases), and the method's temperature in a group of its own.
+    """AdamW: decay on matrices only (no gains, no biases), and the method's temperature in a group
+    of its own.
 
     Every group carries its peak rate as "peak_lr", which `set_learning_rate` scales.
     """
     trained = [p for p in target.parameters() if p.requires_grad]
     groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay, "peak_lr": lr},
+        {
+            "params": [p for p in trained if p.ndim >= 2],
+            "weight_decay": weight_decay,
+            "peak_lr": lr,
+        },
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0, "peak_lr": lr},
         {
             "params": [p for p in method.parameters() if p.requires_grad],
@@ -50,7 +58,9 @@ def build_optimizer(
             "peak_lr": lr if temperature_lr is None else temperature_lr,
         },
     ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=lr, betas=betas, eps=eps)
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]], lr=lr, betas=betas, eps=eps
+    )
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:

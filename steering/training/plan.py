@@ -1,4 +1,5 @@
-"""Which examples a step draws: a pure function of (seed, step), so resuming needs only the step number."""
+"""Which examples a step draws: a pure function of (seed, step), so resuming needs only the step
+number."""
 
 from __future__ import annotations
 
@@ -16,8 +17,8 @@ from steering.schema import TrainConfig
 def shuffled(position: np.ndarray, n: int, *keys: int) -> np.ndarray:
     """Element `position` of a pseudo-random permutation of 0 .. n−1, chosen by integer keys.
 
-    A four-round Feistel network on the smallest even number of bits that covers n, walked until it falls inside. Nothing of
-    size n is ever made: 2·10⁹ examples cost the same memory as ten.
+    A four-round Feistel network on the smallest even number of bits that covers n, walked until it
+    falls inside. Nothing of size n is ever made: 2·10⁹ examples cost the same memory as ten.
 
     Args:
         position: int64, (b,), in [0, n).
@@ -37,7 +38,8 @@ def shuffled(position: np.ndarray, n: int, *keys: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Plan:
-    """The order of a run: epochs of full global batches without replacement, the remainder of an epoch left out.
+    """The order of a run: epochs of full global batches without replacement, the remainder of an
+    epoch left out.
 
     Attributes:
         n: examples in the data set.
@@ -53,7 +55,9 @@ class Plan:
 
     def __post_init__(self) -> None:
         if self.n < self.batch_size:
-            raise SteeringError(f"train.batch_size: {self.batch_size} is more than the {self.n} training examples")
+            raise SteeringError(
+                f"train.batch_size: {self.batch_size} is more than the {self.n} training examples"
+            )
 
     @property
     def steps(self) -> int:
@@ -67,12 +71,15 @@ class Plan:
         return step // self.steps_per_epoch
 
     def indices(self, step: int, rank: int = 0, world_size: int = 1) -> np.ndarray:
-        """Example numbers of one step for one rank, int64; the ranks' parts joined are the global batch."""
+        """Example numbers of one step for one rank, int64; the ranks' parts joined are the global
+        batch."""
         share = self.batch_size // world_size
         first = (step % self.steps_per_epoch) * self.batch_size + rank * share
         return shuffled(np.arange(first, first + share), self.n, self.seed, self.epoch(step))
 
-    def batches(self, start: int, rank: int = 0, world_size: int = 1) -> Iterator[tuple[int, np.ndarray]]:
+    def batches(
+        self, start: int, rank: int = 0, world_size: int = 1
+    ) -> Iterator[tuple[int, np.ndarray]]:
         """(epoch, indices) of every step from `start` on."""
         for step in range(start, self.steps):
             yield self.epoch(step), self.indices(step, rank, world_size)
@@ -89,7 +96,8 @@ def require_even_parts(train: TrainConfig) -> None:
 
 
 def candidates(train: TrainConfig, keep: float, n: int) -> int:
-    """Examples that a step draws over all ranks: the batch size, or more if the method keeps a share of them.
+    """Examples that a step draws over all ranks: the batch size, or more if the method keeps a
+    share of them.
 
     Raises:
         SteeringError: more than the n examples that there are.

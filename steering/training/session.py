@@ -16,7 +16,8 @@ from steering.errors import SteeringError
 
 @contextmanager
 def session(device: str, threads: int | None) -> Iterator[torch.device]:
-    """Set up this process and yield its device; under torchrun also join the process group, and leave it at the end.
+    """Set up this process and yield its device; under torchrun also join the process group, and
+    leave it at the end.
 
     Args:
         device: "auto", "cpu", "cuda" or "cuda:N"; under torchrun a GPU's number is the local rank.
@@ -48,7 +49,8 @@ def _joined(device: str, threads: int | None) -> Iterator[torch.device]:
 
 @contextmanager
 def _log_to_stderr() -> Iterator[None]:
-    """Show the log's lines, unless the surrounding program handles them; ranks but the first show warnings only."""
+    """Show the log's lines, unless the surrounding program handles them; ranks but the first show
+    warnings only."""
     logger = logging.getLogger("steering")
     logger.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING)
     if logger.hasHandlers():

@@ -1,4 +1,5 @@
-"""One forward and backward pass over a batch, in one piece or in micro-batches, with the same gradient."""
+"""One forward and backward pass over a batch, in one piece or in micro-batches, with the same
+gradient."""
 
 from __future__ import annotations
 
@@ -23,11 +24,12 @@ _DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 class Gradient:
     """Computes loss and gradients of one batch.
 
-    With more than one micro-batch the loss still sees the whole batch (a contrastive loss does not split): features of all
-    micro-batches are computed without a graph, the method gives the gradient with respect to the features, and each
-    micro-batch is run again, from the same random state, to carry its part into the parameters. Exact for models whose
-    examples do not interact (no batch norm in train mode); costs one more forward pass.
-    Source: arXiv 2101.06983 (GradCache); here with a reference.
+    With more than one micro-batch the loss still sees the whole batch (a contrastive loss does not
+    split): features of all micro-batches are computed without a graph, the method gives the
+    gradient with respect to the features, and each micro-batch is run again, from the same random
+    state, to carry its part into the parameters. Exact for models whose examples do not interact
+    (no batch norm in train mode); costs one more forward pass. Source: arXiv 2101.06983
+    (GradCache); here with a reference.
 
     Args:
         target: the model that is trained, wrapped in DDP when there are several ranks.
@@ -35,7 +37,8 @@ class Gradient:
         micro_batches: parts of this rank's batch; must divide it.
         autocast: makes the context of the model's forward pass.
         scale: multiplies a loss before its backward pass (fp16), the identity otherwise.
-        chosen: examples that train of each rank's batch, for a method that selects; None: all of them.
+        chosen: examples that train of each rank's batch, for a method that selects; None: all of
+            them.
     """
 
     def __init__(
@@ -50,10 +53,16 @@ class Gradient:
         chosen: int | None = None,
     ) -> None:
         self.target, self.method, self.risk, self.reference = target, method, risk, reference
-        self.micro_batches, self.autocast, self.scale, self.chosen = micro_batches, autocast, scale, chosen
+        self.micro_batches, self.autocast, self.scale, self.chosen = (
+            micro_batches,
+            autocast,
+            scale,
+            chosen,
+        )
 
     def __call__(self, batch: Batch) -> Step:
-        """Add this batch's gradients to the parameters' `.grad` and return the (unscaled) loss and the log's scalars."""
+        """Add this batch's gradients to the parameters' `.grad` and return the (unscaled) loss and
+        the log's scalars."""
         if self.chosen is not None:
             batch = self._selected(batch, self.chosen)
         if self.micro_batches == 1:
@@ -77,17 +86,27 @@ class Gradient:
 
     @torch.no_grad()
     def _selected(self, batch: Batch, count: int) -> Batch:
-        """The examples that the method chooses of these candidates, scored in eval mode and in parts of `count`."""
-        module = self.target.module if isinstance(self.target, DistributedDataParallel) else self.target
+        """The examples that the method chooses of these candidates, scored in eval mode and in
+        parts of `count`."""
+        module = (
+            self.target.module if isinstance(self.target, DistributedDataParallel) else self.target
+        )
         pool, training = len(batch["index"]), module.training
         parts = _split(batch, -(-pool * self.micro_batches // count))
         module.eval()
         with self.autocast():
             outputs = _join([self.risk.outputs(module, part) for part in parts])
         module.train(training)
-        guides = None if self.reference is None else _join([self._reference_outputs(part) or {} for part in parts])
+        guides = (
+            None
+            if self.reference is None
+            else _join([self._reference_outputs(part) or {} for part in parts])
+        )
         rows = self.method.select(self.risk.losses(outputs, guides, batch), count)
-        return {key: value[rows] if value.ndim and len(value) == pool else value for key, value in batch.items()}
+        return {
+            key: value[rows] if value.ndim and len(value) == pool else value
+            for key, value in batch.items()
+        }
 
     def _in_parts(self, batch: Batch) -> Step:
         parts = _split(batch, self.micro_batches)
@@ -99,10 +118,17 @@ class Gradient:
                     pieces.append(self.risk.outputs(self.target, part))
             guided = self.reference is not None and self.chosen is None
             guides = _join([self._guide(part) or {} for part in parts]) if guided else None
-        leaves = {key: value.detach().requires_grad_(value.is_floating_point()) for key, value in _join(pieces).items()}
+        leaves = {
+            key: value.detach().requires_grad_(value.is_floating_point())
+            for key, value in _join(pieces).items()
+        }
         step = self.method(self.risk.losses(leaves, guides, batch))
         self.scale(step.loss).backward()
-        gradients = {key: leaf.grad.tensor_split(len(parts)) for key, leaf in leaves.items() if leaf.grad is not None}
+        gradients = {
+            key: leaf.grad.tensor_split(len(parts))
+            for key, leaf in leaves.items()
+            if leaf.grad is not None
+        }
         after = random_state(batch["index"].device)
         for number, (part, state) in enumerate(zip(parts, states, strict=True)):
             set_random_state(batch["index"].device, state)
@@ -110,7 +136,9 @@ class Gradient:
                 with self.autocast():
                     outputs = self.risk.outputs(self.target, part)
                 kept = [key for key in gradients if outputs[key].requires_grad]
-                torch.autograd.backward([outputs[key] for key in kept], [gradients[key][number] for key in kept])
+                torch.autograd.backward(
+                    [outputs[key] for key in kept], [gradients[key][number] for key in kept]
+                )
         set_random_state(batch["index"].device, after)
         return step
 
@@ -149,7 +177,11 @@ def set_random_state(device: torch.device, state: list[Tensor]) -> None:
 
 def _sync_only(module: nn.Module, last: bool) -> AbstractContextManager:
     """DDP reduces gradients in the last micro-batch alone."""
-    return module.no_sync() if isinstance(module, DistributedDataParallel) and not last else nullcontext()
+    return (
+        module.no_sync()
+        if isinstance(module, DistributedDataParallel) and not last
+        else nullcontext()
+    )
 
 
 def data_parallel(module: nn.Module, device: torch.device) -> nn.Module:

@@ -1,4 +1,5 @@
-"""Models that do not suit the loop: found with one batch before the first step where possible, else said in plain words."""
+"""Models that do not suit the loop: found with one batch before the first step where possible, else
+said in plain words."""
 
 from __future__ import annotations
 
@@ -22,21 +23,30 @@ from steering.training.step import random_state, set_random_state
 SHOWN = 3  # names in the message
 
 
-def first_part(data: IndexedData, plan: Plan, train: TrainConfig, device: torch.device) -> dict[str, Tensor]:
+def first_part(
+    data: IndexedData, plan: Plan, train: TrainConfig, device: torch.device
+) -> dict[str, Tensor]:
     """The first micro-batch that this rank trains on, on the device."""
     ranks = distributed.world_size()
-    index = plan.indices(0, distributed.rank(), ranks)[: train.batch_size // (ranks * train.accumulation)]
+    index = plan.indices(0, distributed.rank(), ranks)[
+        : train.batch_size // (ranks * train.accumulation)
+    ]
     return {key: value.to(device) for key, value in data.batch(index, 0).items()}
 
 
 def freeze_unused(
-    module: nn.Module, risk: ReferenceRisk, batch: Batch, autocast: Callable[[], AbstractContextManager]
+    module: nn.Module,
+    risk: ReferenceRisk,
+    batch: Batch,
+    autocast: Callable[[], AbstractContextManager],
 ) -> list[str]:
-    """Freeze the parameters that the risk's outputs do not depend on, such as CoCa's text decoder, and say which.
+    """Freeze the parameters that the risk's outputs do not depend on, such as CoCa's text decoder,
+    and say which.
 
-    DDP waits for the gradient of every parameter that is not frozen, and fails in the second step if one has none. One batch is
-    tried out, on every rank at once; what any rank uses stays as it is. Gradients, buffers and random numbers are left as they
-    were. In one process there is nothing to do: the optimizer passes over a parameter without gradient.
+    DDP waits for the gradient of every parameter that is not frozen, and fails in the second step
+    if one has none. One batch is tried out, on every rank at once; what any rank uses stays as it
+    is. Gradients, buffers and random numbers are left as they were. In one process there is nothing
+    to do: the optimizer passes over a parameter without gradient.
 
     Args:
         batch: of this rank, on the module's device.
@@ -47,7 +57,11 @@ def freeze_unused(
     """
     if not distributed.active():
         return []
-    named = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
+    named = [
+        (name, parameter)
+        for name, parameter in module.named_parameters()
+        if parameter.requires_grad
+    ]
     device = batch["index"].device
     state, buffers = random_state(device), [(buffer, buffer.clone()) for buffer in module.buffers()]
     with autocast():
@@ -70,17 +84,21 @@ def freeze_unused(
             frozen.append(name)
     if frozen:
         names = ", ".join(frozen[:SHOWN]) + (", ..." if len(frozen) > SHOWN else "")
-        report_once(f"target: {len(frozen)} parameters get no gradient and are frozen: {names}", logging.WARNING)
+        report_once(
+            f"target: {len(frozen)} parameters get no gradient and are frozen: {names}",
+            logging.WARNING,
+        )
     return frozen
 
 
 @contextmanager
 def in_plain_words(train: TrainConfig) -> Iterator[None]:
-    """Around a pass through the target: what torch says of a model that does not suit the loop, as one line.
+    """Around a pass through the target: what torch says of a model that does not suit the loop, as
+    one line.
 
     Raises:
-        SteeringError: batch normalisation of one example; or, under DDP, a parameter without gradient that `freeze_unused` did
-            not see, as its first batch used it.
+        SteeringError: batch normalisation of one example; or, under DDP, a parameter without
+            gradient that `freeze_unused` did not see, as its first batch used it.
     """
     try:
         yield

@@ -1,4 +1,5 @@
-"""Image classification: torchvision and timm models, any folder or torchvision data set, noisy labels, groups."""
+"""Image classification: torchvision and timm models, any folder or torchvision data set, noisy
+labels, groups."""
 
 from tasks.classification.task import ClassificationOptions, ClassificationTask
 

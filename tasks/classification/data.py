@@ -1,4 +1,5 @@
-"""Training examples of an image classifier: a part of a source, with its labels made noisy, as a model wants to see them."""
+"""Training examples of an image classifier: a part of a source, with its labels made noisy, as a
+model wants to see them."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ class ImageInputs:
     """What a model wants to see.
 
     Attributes:
-        size: side in pixels; images are resized (shorter side) and cropped to it; None leaves them as they are.
+        size: side in pixels; images are resized (shorter side) and cropped to it; None leaves them
+            as they are.
         channels: 1 or 3; grey images are repeated, colour images averaged.
         mean, std: of each channel, in units of the full range.
     """
@@ -45,9 +47,16 @@ class ImageInputs:
         if len(shapes) == 1:
             batch = self._sized(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2))
         elif self.size is None:
-            raise SteeringError(f"images have different sizes, {sorted(shapes)[:2]}; set target.options.size")
+            raise SteeringError(
+                f"images have different sizes, {sorted(shapes)[:2]}; set target.options.size"
+            )
         else:
-            batch = torch.cat([self._sized(torch.from_numpy(image.copy()).permute(2, 0, 1)[None]) for image in images])
+            batch = torch.cat(
+                [
+                    self._sized(torch.from_numpy(image.copy()).permute(2, 0, 1)[None])
+                    for image in images
+                ]
+            )
         mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
         return (batch.float() / 255 - mean) / std
 
@@ -61,7 +70,9 @@ class ImageInputs:
         elif images.shape[1] == 3 and self.channels == 1:
             images = F.rgb_to_grayscale(images)
         if self.size is not None and images.shape[-2:] != (self.size, self.size):
-            images = F.center_crop(F.resize(images, [self.size], antialias=True), [self.size, self.size])
+            images = F.center_crop(
+                F.resize(images, [self.size], antialias=True), [self.size, self.size]
+            )
         return images
 
 
@@ -83,7 +94,8 @@ class Labelled:
 
 
 def part_of(n: int, low: float, high: float, seed: int) -> np.ndarray:
-    """Numbers of 0 .. n−1 whose seeded hash lies in [low, high): the parts [0, x) and [x, 1) are disjoint."""
+    """Numbers of 0 .. n−1 whose seeded hash lies in [low, high): the parts [0, x) and [x, 1) are
+    disjoint."""
     place = uniform(seed, _PART, np.arange(n))
     return np.flatnonzero((place >= low) & (place < high))
 
@@ -114,22 +126,39 @@ class ImageData(IndexedData):
         part: what to show.
         views: prefix -> inputs; "" gives "image", "reference" gives "reference_image".
         seed: of the augmentation.
-        augment: "none", "crop" (shifted by up to an eighth of the side), or "flip-crop" (also mirrored).
-        replace: for training: another example, drawn by a hash, takes the place of one that cannot be read. Else, as an
-            evaluation needs it, a batch has fewer rows, and "skipped" counts those that are not there.
+        augment: "none", "crop" (shifted by up to an eighth of the side), or "flip-crop" (also
+            mirrored).
+        replace: for training: another example, drawn by a hash, takes the place of one that cannot
+            be read. Else, as an evaluation needs it, a batch has fewer rows, and "skipped" counts
+            those that are not there.
     """
 
     def __init__(
-        self, part: Labelled, views: Mapping[str, ImageInputs], seed: int, augment: str, *, replace: bool = False
+        self,
+        part: Labelled,
+        views: Mapping[str, ImageInputs],
+        seed: int,
+        augment: str,
+        *,
+        replace: bool = False,
     ) -> None:
-        self.part, self.views, self.seed, self.augment, self.replace = part, dict(views), seed, augment, replace
+        self.part, self.views, self.seed, self.augment, self.replace = (
+            part,
+            dict(views),
+            seed,
+            augment,
+            replace,
+        )
 
     def __len__(self) -> int:
         return len(self.part.numbers)
 
     def batch(self, index: np.ndarray, epoch: int) -> Batch:
         read = [found for wanted in index.tolist() if (found := self._readable(wanted)) is not None]
-        delivered, images = np.array([number for number, _ in read], dtype=np.int64), [image for _, image in read]
+        delivered, images = (
+            np.array([number for number, _ in read], dtype=np.int64),
+            [image for _, image in read],
+        )
         unread = int((delivered != index).sum()) if self.replace else len(index) - len(delivered)
         batch = {
             "label": torch.from_numpy(self.part.labels[delivered]),
@@ -139,16 +168,24 @@ class ImageData(IndexedData):
         if self.part.groups is not None:
             batch["group"] = torch.from_numpy(self.part.groups[delivered])
         for prefix, inputs in self.views.items() if images else ():
-            batch[f"{prefix}_image" if prefix else "image"] = self._augmented(inputs(images), delivered, epoch)
+            batch[f"{prefix}_image" if prefix else "image"] = self._augmented(
+                inputs(images), delivered, epoch
+            )
         return batch
 
     def group_counts(self, num_groups: int) -> np.ndarray | None:
-        return None if self.part.groups is None else np.bincount(self.part.groups, minlength=num_groups)
+        return (
+            None
+            if self.part.groups is None
+            else np.bincount(self.part.groups, minlength=num_groups)
+        )
 
     def fingerprint(self) -> str:
         part = self.part
         groups = b"" if part.groups is None else part.groups.tobytes()
-        return sha256([part.source.fingerprint(), part.numbers.tobytes(), part.labels.tobytes(), groups])
+        return sha256(
+            [part.source.fingerprint(), part.numbers.tobytes(), part.labels.tobytes(), groups]
+        )
 
     def _augmented(self, images: Tensor, index: np.ndarray, epoch: int) -> Tensor:
         if self.augment == "none":
@@ -159,13 +196,15 @@ class ImageData(IndexedData):
             images = torch.where(flipped[:, None, None, None], images.flip(-1), images)
         height, width = images.shape[-2:]
         rows, columns = (
-            _shifted(side, uniform(*keys, _SHIFT, axis, index)) for axis, side in enumerate((height, width))
+            _shifted(side, uniform(*keys, _SHIFT, axis, index))
+            for axis, side in enumerate((height, width))
         )
         moved = images.gather(2, rows[:, None, :, None].expand_as(images))
         return moved.gather(3, columns[:, None, None, :].expand_as(images))
 
     def _readable(self, wanted: int) -> tuple[int, np.ndarray] | None:
-        """The number and the image that are delivered for a wanted number; None if there is none and none replaces it."""
+        """The number and the image that are delivered for a wanted number; None if there is none
+        and none replaces it."""
         number = wanted
         for attempt in range(REPLACEMENTS + 1):
             if attempt:
@@ -174,17 +213,22 @@ class ImageData(IndexedData):
             try:
                 image = self.part.source.image(place)
                 for change in self.part.source.changes(place) if self.replace else ():
-                    report_once(f"task.data: some training images are {change}")  # an evaluation counts its own
+                    report_once(
+                        f"task.data: some training images are {change}"
+                    )  # an evaluation counts its own
                 return number, image
             except UnreadableError as error:
                 if not self.replace:
                     return None
                 report_once(f"{error}; another takes its place")
-        raise SteeringError(f"task.data: example {wanted} and {REPLACEMENTS} others in its place cannot be read")
+        raise SteeringError(
+            f"task.data: example {wanted} and {REPLACEMENTS} others in its place cannot be read"
+        )
 
 
 def _shifted(side: int, draw: np.ndarray) -> Tensor:
-    """Pixel numbers of a row or column moved by up to an eighth of the side, the edge repeated: int64, (b, side)."""
+    """Pixel numbers of a row or column moved by up to an eighth of the side, the edge repeated:
+    int64, (b, side)."""
     reach = max(1, side // 8)
     offset = torch.from_numpy(np.floor(draw * (2 * reach + 1)).astype(np.int64) - reach)
     return (torch.arange(side) + offset[:, None]).clamp(0, side - 1)

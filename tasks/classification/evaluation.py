@@ -20,11 +20,14 @@ CHUNK = 512
 
 
 @torch.no_grad()
-def predict(module: nn.Module, data: IndexedData, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Probabilities, (n, C), labels, (n,), and groups, (n,) or None, on the CPU; the module's mode is left as it is.
+def predict(
+    module: nn.Module, data: IndexedData, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Probabilities, (n, C), labels, (n,), and groups, (n,) or None, on the CPU; the module's mode
+    is left as it is.
 
-    n counts the examples that the data deliver: those that cannot be read are left out. Every rank runs the model on its share of
-    the examples and gets all results.
+    n counts the examples that the data deliver: those that cannot be read are left out. Every rank
+    runs the model on its share of the examples and gets all results.
 
     Raises:
         SteeringError: not one can be read.
@@ -42,14 +45,22 @@ def predict(module: nn.Module, data: IndexedData, device: torch.device) -> tuple
     return _of_all(found, len(data), device)
 
 
-def _of_all(found: dict[str, list[Tensor]], wanted: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:
+def _of_all(
+    found: dict[str, list[Tensor]], wanted: int, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """What all ranks have found; a rank whose share cannot be read brings nothing."""
     classes = found["probability"][0].shape[1] if found["probability"] else 0
-    widths = distributed.gather_uneven(torch.tensor([classes, len(found["group"])], device=device).reshape(1, 2))
+    widths = distributed.gather_uneven(
+        torch.tensor([classes, len(found["group"])], device=device).reshape(1, 2)
+    )
     width, grouped = int(widths[:, 0].max()), bool(widths[:, 1].max())
     if not width:
         raise SteeringError(f"task.data: none of the {wanted} images to evaluate can be read")
-    empty = {"probability": torch.zeros(0, width), "label": torch.zeros(0).long(), "group": torch.zeros(0).long()}
+    empty = {
+        "probability": torch.zeros(0, width),
+        "label": torch.zeros(0).long(),
+        "group": torch.zeros(0).long(),
+    }
     whole = {
         name: distributed.gather_uneven(torch.cat(parts) if parts else empty[name].to(device)).cpu()
         for name, parts in found.items()
@@ -63,7 +74,8 @@ def accuracy(probability: Tensor, label: Tensor) -> float:
 
 
 def calibration_error(probability: Tensor, label: Tensor, bins: int = 15) -> float:
-    """Expected calibration error: Σ_b (n_b/n)·|accuracy_b − confidence_b| over equal bins of confidence, in [0, 1].
+    """Expected calibration error: Σ_b (n_b/n)·|accuracy_b − confidence_b| over equal bins of
+    confidence, in [0, 1].
 
     Source: arXiv 1706.04599, equation (3).
     """
@@ -71,8 +83,11 @@ def calibration_error(probability: Tensor, label: Tensor, bins: int = 15) -> flo
     return float((shares * (accuracies - confidences).abs()).sum())
 
 
-def reliability(probability: Tensor, label: Tensor, bins: int = 15) -> tuple[Tensor, Tensor, Tensor]:
-    """Share of the examples, mean confidence and accuracy in each bin ((k−1)/bins, k/bins], float64, (bins,); empty: zeros."""
+def reliability(
+    probability: Tensor, label: Tensor, bins: int = 15
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Share of the examples, mean confidence and accuracy in each bin ((k−1)/bins, k/bins],
+    float64, (bins,); empty: zeros."""
     confidence, predicted = probability.double().max(-1)
     place = ((confidence * bins).ceil().long() - 1).clamp(0, bins - 1)
     count, sure, right = torch.zeros(3, bins, dtype=torch.float64)
@@ -90,7 +105,8 @@ def group_accuracies(probability: Tensor, label: Tensor, group: Tensor) -> dict[
 
 
 def reliability_figure(probability: Tensor, label: Tensor) -> Figure:
-    """Accuracy against confidence; the diagonal is perfect calibration, the area of a point its share of the examples."""
+    """Accuracy against confidence; the diagonal is perfect calibration, the area of a point its
+    share of the examples."""
     shares, confidences, accuracies = reliability(probability, label)
     used = shares > 0
     from matplotlib.figure import Figure
@@ -109,7 +125,11 @@ def reliability_figure(probability: Tensor, label: Tensor) -> Figure:
 def confusion_figure(probability: Tensor, label: Tensor, classes: Sequence[str]) -> Figure:
     """Share of each true class (rows) that is taken for each class."""
     n = len(classes)
-    counts = torch.zeros(n * n).index_add(0, label * n + probability.argmax(-1), torch.ones(len(label))).view(n, n)
+    counts = (
+        torch.zeros(n * n)
+        .index_add(0, label * n + probability.argmax(-1), torch.ones(len(label)))
+        .view(n, n)
+    )
     shares = counts / counts.sum(1, keepdim=True).clamp_min(1)
     side = min(9.0, 2.4 + 0.3 * n)
     from matplotlib.figure import Figure

@@ -15,7 +15,16 @@ from tasks.pictures import SUFFIXES as NAMES
 SUFFIXES = tuple(f".{name}" for name in NAMES)
 CHANGES = "steering changes"  # key of an image's `info`
 UPRIGHT, WHITE = TURNED, "put on white"
-__all__ = ["CHANGES", "FORMATS", "SCALED", "SUFFIXES", "UPRIGHT", "WHITE", "Source", "UnreadableError"]
+__all__ = [
+    "CHANGES",
+    "FORMATS",
+    "SCALED",
+    "SUFFIXES",
+    "UPRIGHT",
+    "WHITE",
+    "Source",
+    "UnreadableError",
+]
 
 
 class UnreadableError(Exception):
@@ -37,7 +46,8 @@ class Source(ABC):
         return len(self.labels)
 
     def changes(self, number: int) -> list[str]:  # noqa: ARG002
-        """What reading that image changes: short phrases, such as "turned upright"; known once it has been read."""
+        """What reading that image changes: short phrases, such as "turned upright"; known once it
+        has been read."""
         return []
 
     @abstractmethod
@@ -50,7 +60,8 @@ class Source(ABC):
 
 
 def read_colours(path: str | Path) -> Image.Image:
-    """The picture in a file, upright, RGB, 8 bits: torchvision's `loader`. Raises what Pillow raises for a damaged file."""
+    """The picture in a file, upright, RGB, 8 bits: torchvision's `loader`. Raises what Pillow
+    raises for a damaged file."""
     image, changes = read_picture(path)
     image.info[CHANGES] = changes
     return image
@@ -67,7 +78,8 @@ def read_picture(path: str | Path) -> tuple[Image.Image, list[str]]:
 
 
 def eight_bits(image: Image.Image) -> tuple[Image.Image, list[str]]:
-    """A picture as L or RGB, as a person would see it, and what was changed for that; see `tasks.pictures`.
+    """A picture as L or RGB, as a person would see it, and what was changed for that; see
+    `tasks.pictures`.
 
     Raises:
         UnreadableError: no pixel is a finite number.
@@ -81,7 +93,10 @@ def eight_bits(image: Image.Image) -> tuple[Image.Image, list[str]]:
         return upright.convert("L"), changes
     if upright.has_transparency_data:
         white = Image.new("RGBA", upright.size, "white")
-        return Image.alpha_composite(white, upright.convert("RGBA")).convert("RGB"), [*changes, WHITE]
+        return Image.alpha_composite(white, upright.convert("RGBA")).convert("RGB"), [
+            *changes,
+            WHITE,
+        ]
     return upright.convert("RGB"), changes
 
 

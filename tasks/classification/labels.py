@@ -18,21 +18,35 @@ _ARRAYS = (".npz", ".npy", *_TORCH)
 
 
 def read_numbers(file: str, key: str) -> np.ndarray:
-    """Integers ≥ 0, int64, (n,), of "FILE.npy", "FILE.npz:KEY", "FILE.pt:KEY" (as CIFAR-10N is published), or text of one a line.
+    """Integers ≥ 0, int64, (n,), of "FILE.npy", "FILE.npz:KEY", "FILE.pt:KEY" (as CIFAR-10N is
+    published), or text of one a line.
 
-    A KEY is needed where there are several entries. Only a colon behind .npz, .pt, .pth or .npy starts one: folders with a time
-    of day and drive letters stay whole.
+    A KEY is needed where there are several entries. Only a colon behind .npz, .pt, .pth or .npy
+    starts one: folders with a time of day and drive letters stay whole.
 
     Raises:
-        SteeringError: cannot be read, or something in it is no number ≥ 0; the message starts with `key`.
+        SteeringError: cannot be read, or something in it is no number ≥ 0; the message starts with
+            `key`.
     """
     path, entry = _split(file)
     try:
         if not path.name.lower().endswith(_ARRAYS):
             return _lines(path)
         found = _entry(_opened(path), entry, path)
-    except (OSError, ValueError, KeyError, EOFError, RuntimeError, TypeError, zipfile.BadZipFile) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).partition("\n")[0]
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        EOFError,
+        RuntimeError,
+        TypeError,
+        zipfile.BadZipFile,
+    ) as error:
+        reason = (
+            error.strerror
+            if isinstance(error, OSError) and error.strerror
+            else str(error).partition("\n")[0]
+        )
         raise SteeringError(f"{key}: cannot read numbers from {file}: {reason}") from error
     if found.ndim == 2 and found.shape[1] == 1:
         found = found[:, 0]
@@ -43,23 +57,32 @@ def read_numbers(file: str, key: str) -> np.ndarray:
         )
     if (found < 0).any():
         place = int((found < 0).argmax())
-        raise SteeringError(f"{key}: expected numbers >= 0 in {file}, got {found[place]} for example {place}")
+        raise SteeringError(
+            f"{key}: expected numbers >= 0 in {file}, got {found[place]} for example {place}"
+        )
     return found.astype(np.int64)
 
 
 def _split(file: str) -> tuple[Path, str | None]:
-    """Path and KEY of "PATH:KEY"; a file of the whole name comes first, then the longest path that is there."""
+    """Path and KEY of "PATH:KEY"; a file of the whole name comes first, then the longest path that
+    is there."""
     whole = user_path(file)
     if whole.is_file():
         return whole, None
     colons = [place for place in range(len(file) - 1, 0, -1) if file[place] == ":"]
     choices = [(user_path(file[:place]), file[place + 1 :]) for place in colons]
-    choices = [(path, entry) for path, entry in choices if entry and path.name.lower().endswith(_ARRAYS)]
-    return next(((path, entry) for path, entry in choices if path.is_file()), choices[0] if choices else (whole, None))
+    choices = [
+        (path, entry) for path, entry in choices if entry and path.name.lower().endswith(_ARRAYS)
+    ]
+    return next(
+        ((path, entry) for path, entry in choices if path.is_file()),
+        choices[0] if choices else (whole, None),
+    )
 
 
 def _lines(path: Path) -> np.ndarray:
-    """One number a line; blank lines may stand at the end alone, as anything else would shift the numbers behind it."""
+    """One number a line; blank lines may stand at the end alone, as anything else would shift the
+    numbers behind it."""
     lines = path.read_bytes().decode("utf-8-sig").rstrip().split("\n")
     if lines == [""]:
         raise ValueError("it is empty")
@@ -76,10 +99,16 @@ def _opened(path: Path) -> Any:
     try:
         with path.open("rb") as file:  # NumPy leaves a damaged one open
             loaded = np.load(file, allow_pickle=False)
-            return loaded if isinstance(loaded, np.ndarray) else {name: loaded[name] for name in loaded.files}
+            return (
+                loaded
+                if isinstance(loaded, np.ndarray)
+                else {name: loaded[name] for name in loaded.files}
+            )
     except ValueError as error:
         if "allow_pickle" in str(error):
-            raise ValueError("it is a pickle, which could run code; save the array alone, or as .npz or .pt") from error
+            raise ValueError(
+                "it is a pickle, which could run code; save the array alone, or as .npz or .pt"
+            ) from error
         raise
 
 
@@ -100,7 +129,10 @@ def _torch_load(path: Path) -> Any:
     """What torch saved: an array or a dict of NumPy arrays, read without running code from it."""
     import torch
 
-    dtypes = [type(np.dtype(kind)) for kind in ("int64", "int32", "int16", "int8", "uint8", "float64", "float32")]
+    dtypes = [
+        type(np.dtype(kind))
+        for kind in ("int64", "int32", "int16", "int8", "uint8", "float64", "float32")
+    ]
     rebuild = np._core.multiarray._reconstruct  # type: ignore[attr-defined]
     old_name = "numpy.core.multiarray._reconstruct"
     allowed: list[Any] = [np.ndarray, np.dtype, *dtypes, rebuild, (rebuild, old_name)]

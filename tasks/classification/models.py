@@ -1,4 +1,5 @@
-"""Image classifiers by name: small ones of our own for small pictures, torchvision's and timm's for all others."""
+"""Image classifiers by name: small ones of our own for small pictures, torchvision's and timm's for
+all others."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Cnn(nn.Module):
-    """Three stages of two 3×3 convolutions, halved in between; no batch norm, so examples do not interact.
+    """Three stages of two 3×3 convolutions, halved in between; no batch norm, so examples do not
+    interact.
 
     Args:
         channels: of the image.
@@ -32,10 +34,16 @@ class Cnn(nn.Module):
         for stage, after in enumerate((width, 2 * width, 4 * width)):
             for step in range(2):
                 stride = 2 if stage and not step else 1
-                layers += [nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.GroupNorm(4, after), nn.ReLU()]
+                layers += [
+                    nn.Conv2d(before, after, 3, stride, 1, bias=False),
+                    nn.GroupNorm(4, after),
+                    nn.ReLU(),
+                ]
                 before = after
         self.features = nn.Sequential(*layers)
-        self.head = nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(16 * before, classes))
+        self.head = nn.Sequential(
+            nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(16 * before, classes)
+        )
 
     def forward(self, image: Tensor) -> Tensor:
         return self.head(self.features(image))
@@ -46,7 +54,11 @@ class Mlp(nn.Module):
 
     def __init__(self, classes: int, pixels: int, width: int) -> None:
         super().__init__()
-        layers = [nn.Linear(pixels, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU()] if width else []
+        layers = (
+            [nn.Linear(pixels, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU()]
+            if width
+            else []
+        )
         self.layers = nn.Sequential(nn.Flatten(), *layers, nn.Linear(width or pixels, classes))
 
     def forward(self, image: Tensor) -> Tensor:
@@ -56,10 +68,10 @@ class Mlp(nn.Module):
 def build_classifier(spec: ModelSpec, shape: tuple[int, int, int], classes: int) -> Model:
     """The network of a spec for images of a shape (h, w, c).
 
-    Names: "cnn" (option `width`, 32), "mlp" (option `width`, 64), "linear"; "torchvision:resnet18"; "timm:resnet18". Further
-    options: `size`, to which images are resized (needed where they differ; torchvision's and timm's have a default); all
-    others go to the library. `pretrained` is "DEFAULT" or another weight tag of torchvision, "true" for timm, or a file with a
-    state dict.
+    Names: "cnn" (option `width`, 32), "mlp" (option `width`, 64), "linear"; "torchvision:resnet18";
+    "timm:resnet18". Further options: `size`, to which images are resized (needed where they differ;
+    torchvision's and timm's have a default); all others go to the library. `pretrained` is
+    "DEFAULT" or another weight tag of torchvision, "true" for timm, or a file with a state dict.
 
     Raises:
         SteeringError: no such model or weights.
@@ -76,7 +88,9 @@ def build_classifier(spec: ModelSpec, shape: tuple[int, int, int], classes: int)
     elif library == "timm":
         module, inputs = _timm(name, spec.pretrained, options, size, classes)
     else:
-        raise ConfigError(f"target.name: no library {library!r}; expected torchvision:NAME or timm:NAME")
+        raise ConfigError(
+            f"target.name: no library {library!r}; expected torchvision:NAME or timm:NAME"
+        )
     if spec.checkpoint is not None:
         load_weights(user_path(spec.checkpoint), module)
     return Model(module.train(), inputs, inputs.fingerprint())
@@ -89,10 +103,14 @@ def _own(
     inputs = ImageInputs(size, channels, (0.5,) * channels, (0.5,) * channels)
     known = {"cnn": ("width", 32), "mlp": ("width", 64), "linear": (None, 0)}
     if name not in known:
-        raise ConfigError(f"target.name: no model {name!r}; known: {', '.join(known)}, torchvision:NAME, timm:NAME")
+        raise ConfigError(
+            f"target.name: no model {name!r}; known: {', '.join(known)}, torchvision:NAME, timm:NAME"
+        )
     option, default = known[name]
     if unknown := {*options} - {option}:
-        raise ConfigError(f"target.options: {name} takes {option or 'none'}, got {', '.join(sorted(unknown))}")
+        raise ConfigError(
+            f"target.options: {name} takes {option or 'none'}, got {', '.join(sorted(unknown))}"
+        )
     value = int(options.get("width", default))
     if name == "cnn" and (value < 4 or value % 4):
         raise ConfigError(f"target.options.width: expected a multiple of 4, got {value}")
@@ -114,7 +132,9 @@ def _torchvision(
         if pretrained is not None and file is None:
             state = get_model_weights(name)[pretrained].get_state_dict(check_hash=True)
     except (ValueError, KeyError, TypeError, OSError) as error:
-        raise SteeringError(f"target: torchvision cannot make {name!r} ({pretrained}): {error}") from error
+        raise SteeringError(
+            f"target: torchvision cannot make {name!r} ({pretrained}): {error}"
+        ) from error
     if pretrained is not None:
         if file is not None:
             state = torch.load(file, weights_only=True, map_location="cpu")
@@ -138,10 +158,14 @@ def _timm(
     except (RuntimeError, TypeError, OSError, ValueError) as error:
         raise SteeringError(f"target: timm cannot make {name!r}: {error}") from error
     if file is not None:
-        _load_matching(module, torch.load(file, weights_only=True, map_location="cpu"), f"timm:{name}")
+        _load_matching(
+            module, torch.load(file, weights_only=True, map_location="cpu"), f"timm:{name}"
+        )
     config = timm.data.resolve_model_data_config(module)
     channels = config["input_size"][0]
-    return module, ImageInputs(size or config["input_size"][1], channels, tuple(config["mean"]), tuple(config["std"]))
+    return module, ImageInputs(
+        size or config["input_size"][1], channels, tuple(config["mean"]), tuple(config["std"])
+    )
 
 
 def _weights_file(pretrained: str | None) -> Path | None:
@@ -151,10 +175,15 @@ def _weights_file(pretrained: str | None) -> Path | None:
 
 
 def _load_matching(module: nn.Module, state: dict[str, Tensor], what: str) -> None:
-    """Load a state dict; a head for another number of classes stays as initialised, anything else is an error."""
+    """Load a state dict; a head for another number of classes stays as initialised, anything else
+    is an error."""
     own = module.state_dict()
     other = {key for key, value in state.items() if key in own and own[key].shape != value.shape}
-    missing, unexpected = module.load_state_dict({k: v for k, v in state.items() if k not in other}, strict=False)
+    missing, unexpected = module.load_state_dict(
+        {k: v for k, v in state.items() if k not in other}, strict=False
+    )
     heads = {key.rpartition(".")[0] for key in other}
     if unexpected or len(heads) > 1 or {*missing} - other:
-        raise SteeringError(f"target.pretrained: not the weights of {what}: {[*unexpected, *missing][:3]}")
+        raise SteeringError(
+            f"target.pretrained: not the weights of {what}: {[*unexpected, *missing][:3]}"
+        )

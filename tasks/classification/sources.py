@@ -1,4 +1,5 @@
-"""Where labelled images come from: embedded digits, arrays in a file, a folder, torchvision's data sets.
+"""Where labelled images come from: embedded digits, arrays in a file, a folder, torchvision's data
+sets.
 
 Every source has a training and a test part with the same classes.
 """
@@ -41,7 +42,9 @@ _JUNK_FILES = ("Thumbs.db", "desktop.ini")  # what file managers leave, beside d
 class ArraySource(Source):
     """Images in memory, uint8, (n, h, w) or (n, h, w, c), and labels, integers (n,) or (n, 1)."""
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray, classes: Sequence[str] | None = None) -> None:
+    def __init__(
+        self, images: np.ndarray, labels: np.ndarray, classes: Sequence[str] | None = None
+    ) -> None:
         if (
             images.dtype != np.uint8
             or images.ndim not in (3, 4)
@@ -52,20 +55,33 @@ class ArraySource(Source):
             )
         if labels.ndim == 2 and labels.shape[1] == 1:
             labels = labels[:, 0]
-        if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu" or not len(labels) or labels.min() < 0:
+        if (
+            labels.shape != images.shape[:1]
+            or labels.dtype.kind not in "iu"
+            or not len(labels)
+            or labels.min() < 0
+        ):
             hint = "; they look one-hot: save their argmax(1)" if labels.ndim == 2 else ""
             raise SteeringError(
                 f"labels must be {len(images)} class numbers ≥ 0 and at least one, got {labels.dtype}, {labels.shape}{hint}"
             )
         self.images = images if images.ndim == 4 else images[..., None]
         self.labels = labels.astype(np.int64)
-        self.classes = [str(n) for n in range(int(labels.max()) + 1)] if classes is None else [*classes]
+        self.classes = (
+            [str(n) for n in range(int(labels.max()) + 1)] if classes is None else [*classes]
+        )
 
     def image(self, number: int) -> np.ndarray:
         return self.images[number]
 
     def fingerprint(self) -> str:
-        return sha256([str(self.images.shape), np.ascontiguousarray(self.images).tobytes(), self.labels.tobytes()])
+        return sha256(
+            [
+                str(self.images.shape),
+                np.ascontiguousarray(self.images).tobytes(),
+                self.labels.tobytes(),
+            ]
+        )
 
 
 def _advice(images: np.ndarray) -> str:
@@ -77,16 +93,26 @@ def _advice(images: np.ndarray) -> str:
             return "; some values are negative: undo the normalisation"
         if images.max() <= 1:
             return "; the values lie in [0, 1]: save (255 * image).round().astype('uint8')"
-        return "; save image.round().astype('uint8')" if images.max() <= 255 else "; save (image >> 8).astype('uint8')"
+        return (
+            "; save image.round().astype('uint8')"
+            if images.max() <= 255
+            else "; save (image >> 8).astype('uint8')"
+        )
     if images.ndim == 4 and images.shape[1] in (1, 3):
         return "; move the channels to the end: image.transpose(0, 2, 3, 1)"
-    return "; drop the transparency: image[..., :3]" if images.ndim == 4 and images.shape[3] == 4 else ""
+    return (
+        "; drop the transparency: image[..., :3]"
+        if images.ndim == 4 and images.shape[3] == 4
+        else ""
+    )
 
 
 class FolderSource(Source):
-    """A folder with a sub-folder of images for each class, in alphabetical order; every image is RGB.
+    """A folder with a sub-folder of images for each class, in alphabetical order; every image is
+    RGB.
 
-    Hidden files and folders and what unpackers leave behind are no data. They and files with another suffix are counted.
+    Hidden files and folders and what unpackers leave behind are no data. They and files with
+    another suffix are counted.
 
     Args:
         folder: where the classes' folders lie.
@@ -105,9 +131,13 @@ class FolderSource(Source):
             self.classes = [name for name in names if not _hidden(name)]
             found = [self._images(self.root / name) for name in self.classes]
         except OSError as error:
-            raise SteeringError(f"{key}: {folder} has no folders of images, one per class: {error}") from error
+            raise SteeringError(
+                f"{key}: {folder} has no folders of images, one per class: {error}"
+            ) from error
         if not self.classes:
-            beside = [entry.name for entry in entries if Path(entry.name).suffix.lower() in SUFFIXES]
+            beside = [
+                entry.name for entry in entries if Path(entry.name).suffix.lower() in SUFFIXES
+            ]
             hint = f"; {len(beside)} images lie in it directly" if beside else ""
             raise SteeringError(f"{key}: {folder} has no folders of images, one per class{hint}")
         if empty := [name for name, files in zip(self.classes, found, strict=True) if not files]:
@@ -137,22 +167,25 @@ class FolderSource(Source):
         path = self.files[number]
         try:
             picture, self._changed[number] = read_picture(path)
-        except (
-            Exception
-        ) as error:  # decoders meet broken bytes with many types: OSError, SyntaxError, struct.error, ...
+        # decoders meet broken bytes with many types: OSError, SyntaxError, struct.error, ...
+        except Exception as error:
             why = (
                 str(error)
                 if isinstance(error, UnreadableError)
                 else f"cannot be read ({type(error).__name__}: {error})"
             )
-            raise UnreadableError(f"folder {self.root}, example {number}, {path.name}: {why}") from error
+            raise UnreadableError(
+                f"folder {self.root}, example {number}, {path.name}: {why}"
+            ) from error
         return pixels(picture)
 
     def changes(self, number: int) -> list[str]:
         return self._changed.get(number, [])
 
     def fingerprint(self) -> str:
-        parts = [f"{path.relative_to(self.root).as_posix()} {path.stat().st_size}" for path in self.files]
+        parts = [
+            f"{path.relative_to(self.root).as_posix()} {path.stat().st_size}" for path in self.files
+        ]
         return sha256(["folder", self.labels.tobytes(), *parts])
 
 
@@ -161,11 +194,14 @@ def _hidden(name: str) -> bool:
 
 
 def _walked(folder: Path) -> list[tuple[str, list[str], list[str]]]:
-    """Folder, names of its folders, names of its files, for it and all below that are not hidden; links are followed."""
+    """Folder, names of its folders, names of its files, for it and all below that are not hidden;
+    links are followed."""
     found = []
     for where, folders, files in os.walk(folder, followlinks=True):
         found.append((where, [*folders], files))
-        folders[:] = [name for name in folders if not _hidden(name)]  # os.walk looks into those that are left
+        folders[:] = [
+            name for name in folders if not _hidden(name)
+        ]  # os.walk looks into those that are left
     return found
 
 
@@ -197,7 +233,9 @@ def _array_source(key: str, file: str) -> ArraySource:
             if isinstance(found, np.ndarray):
                 raise ValueError("it holds a single array")
             if missing := [name for name in ("image", "label") if name not in found.files]:
-                raise KeyError(f"no {' and '.join(map(repr, missing))}; it has {', '.join(found.files) or 'nothing'}")
+                raise KeyError(
+                    f"no {' and '.join(map(repr, missing))}; it has {', '.join(found.files) or 'nothing'}"
+                )
             images, labels = found["image"], found["label"]
     except Exception as error:  # a damaged zip file fails in as many ways as a damaged picture
         why = error.args[0] if isinstance(error, KeyError) else error
@@ -221,7 +259,8 @@ def folders(path: str, test_path: str) -> tuple[Source, Source]:
 
 
 def report_changes(source: Source, numbers: np.ndarray, left_out: int, place: str) -> None:
-    """One line behind a pass over a part: how many images it read, left out and changed; silent if all were as they stand."""
+    """One line behind a pass over a part: how many images it read, left out and changed; silent if
+    all were as they stand."""
     tally = Tally(len(numbers) - left_out, Counter({"unreadable": left_out} if left_out else {}))
     for number in numbers.tolist():
         tally.changed.update(source.changes(number))

@@ -13,7 +13,14 @@ from steering.data import IndexedData
 from steering.errors import ConfigError, SteeringError
 from steering.reading import report_once
 from steering.task import Evaluation, Metric, Model, ModelSpec, Task, scores_of
-from tasks.classification.data import ImageData, ImageInputs, Labelled, kept_of_classes, noisy_labels, part_of
+from tasks.classification.data import (
+    ImageData,
+    ImageInputs,
+    Labelled,
+    kept_of_classes,
+    noisy_labels,
+    part_of,
+)
 from tasks.classification.evaluation import (
     calibration_error,
     confusion_figure,
@@ -24,7 +31,14 @@ from tasks.classification.evaluation import (
 from tasks.classification.images import Source, UnreadableError
 from tasks.classification.models import build_classifier
 from tasks.classification.risk import ClassificationRisk
-from tasks.classification.sources import arrays, digits, folders, read_numbers, report_changes, torchvision_sets
+from tasks.classification.sources import (
+    arrays,
+    digits,
+    folders,
+    read_numbers,
+    report_changes,
+    torchvision_sets,
+)
 
 SOURCES = ("digits", "arrays", "folder", "torchvision")
 AUGMENTATIONS = ("none", "crop", "flip-crop")
@@ -35,9 +49,11 @@ class ClassificationData:
     """Labelled images."""
 
     source: str = "digits"
-    """"digits" (embedded), "arrays" (.npz files), "folder" (a sub-folder per class) or "torchvision"."""
+    """"digits" (embedded), "arrays" (.npz files), "folder" (a sub-folder per class) or
+    "torchvision"."""
     path: str | None = None
-    """arrays: the training .npz with "image" and "label"; folder: the training folder; torchvision: where the data lie."""
+    """arrays: the training .npz with "image" and "label"; folder: the training folder; torchvision:
+    where the data lie."""
     test_path: str | None = None
     """arrays and folder: the same for the test part."""
     dataset: str | None = None
@@ -45,21 +61,27 @@ class ClassificationData:
     download: bool = False
     """torchvision: fetch the data if they are not there."""
     options: dict[str, Any] = field(default_factory=dict)
-    """torchvision: further arguments of the class for both parts, such as {split: letters} of EMNIST."""
+    """torchvision: further arguments of the class for both parts, such as {split: letters} of
+    EMNIST."""
     train_options: dict[str, Any] = field(default_factory=dict)
-    """torchvision: arguments for the training part, such as {split: trainval}; absent: by the usual names."""
+    """torchvision: arguments for the training part, such as {split: trainval}; absent: by the usual
+    names."""
     test_options: dict[str, Any] = field(default_factory=dict)
-    """torchvision: arguments for the test part, such as {split: val}; absent: by the usual names."""
+    """torchvision: arguments for the test part, such as {split: val}; absent: by the usual
+    names."""
     part: tuple[float, float] = (0.0, 1.0)
-    """The training examples whose seeded hash lies in [low, high): [0, 0.2] for a reference, [0.2, 1] for its target."""
+    """The training examples whose seeded hash lies in [low, high): [0, 0.2] for a reference, [0.2,
+    1] for its target."""
     class_shares: dict[int, float] = field(default_factory=dict)
     """Class number -> share of its training examples to keep: makes a class rare."""
     label_noise: float = 0.0
     """Probability that a training label is replaced by another class, each as likely."""
     labels: str | None = None
-    """A file of training labels that replace the source's: FILE.npy, FILE.npz:KEY, FILE.pt:KEY, or text with one a line."""
+    """A file of training labels that replace the source's: FILE.npy, FILE.npz:KEY, FILE.pt:KEY, or
+    text with one a line."""
     groups: str | None = None
-    """"class": a group for each class as labelled in training; or a file of group numbers, as `labels`; null: no groups."""
+    """"class": a group for each class as labelled in training; or a file of group numbers, as
+    `labels`; null: no groups."""
     test_groups: str | None = None
     """The same for the test part, when `groups` is a file."""
     augment: str = "none"
@@ -70,23 +92,33 @@ class ClassificationData:
     def __post_init__(self) -> None:
         needs = {"digits": (), "arrays": ("path", "test_path"), "folder": ("path", "test_path")}
         if self.source not in SOURCES:
-            raise SteeringError(f"source: expected one of {', '.join(SOURCES)}, got {self.source!r}")
+            raise SteeringError(
+                f"source: expected one of {', '.join(SOURCES)}, got {self.source!r}"
+            )
         for key in needs.get(self.source, ("path", "dataset")):
             if not getattr(self, key):
                 raise SteeringError(f"{key}: needed for source {self.source!r}")
         for key in ("options", "train_options", "test_options"):
             if getattr(self, key) and self.source != "torchvision":
-                raise SteeringError(f"{key}: for source 'torchvision' alone, got source {self.source!r}")
+                raise SteeringError(
+                    f"{key}: for source 'torchvision' alone, got source {self.source!r}"
+                )
         if self.augment not in AUGMENTATIONS:
-            raise SteeringError(f"augment: expected one of {', '.join(AUGMENTATIONS)}, got {self.augment!r}")
+            raise SteeringError(
+                f"augment: expected one of {', '.join(AUGMENTATIONS)}, got {self.augment!r}"
+            )
         low, high = self.part
         if not 0 <= low < high <= 1:
-            raise SteeringError(f"part: expected [low, high] with 0 <= low < high <= 1, got {[low, high]}")
+            raise SteeringError(
+                f"part: expected [low, high] with 0 <= low < high <= 1, got {[low, high]}"
+            )
         if not 0 <= self.label_noise <= 1:
             raise SteeringError(f"label_noise: expected a number in [0, 1], got {self.label_noise}")
         for label, share in self.class_shares.items():
             if label < 0 or not 0 < share <= 1:
-                raise SteeringError(f"class_shares: expected class number -> share in (0, 1], got {label}: {share}")
+                raise SteeringError(
+                    f"class_shares: expected class number -> share in (0, 1], got {label}: {share}"
+                )
         if self.groups not in (None, "class") and not self.test_groups:
             raise SteeringError("test_groups: needed when groups is a file")
 
@@ -128,15 +160,19 @@ class ClassificationTask(Task):
         return ImageData(self.part, views, seed, self.options.data.augment, replace=True)
 
     def plain_data(self, model: Model) -> IndexedData:
-        return ImageData(self.part, {"": model.inputs}, self.options.data.seed, "none", replace=True)
+        return ImageData(
+            self.part, {"": model.inputs}, self.options.data.seed, "none", replace=True
+        )
 
     def held_out_data(self, model: Model) -> Mapping[str, IndexedData]:
         return {"test": ImageData(self.test_part, {"": model.inputs}, 0, "none", replace=True)}
 
     def evaluate(self, model: Model, device: torch.device) -> Evaluation:
-        """ "test/accuracy", "test/ECE" (15 bins); with groups "test/worst_group_accuracy", over the groups of the test part.
+        """ "test/accuracy", "test/ECE" (15 bins); with groups "test/worst_group_accuracy", over the
+        groups of the test part.
 
-        An image that cannot be read is left out of them all; "test/unreadable" says how many were, if any.
+        An image that cannot be read is left out of them all; "test/unreadable" says how many were,
+        if any.
         """
         data = ImageData(self.test_part, {"": model.inputs}, 0, "none")
         probability, label, group = predict(model.module, data, device)
@@ -144,7 +180,9 @@ class ClassificationTask(Task):
         report_changes(self.test, numbers, len(numbers) - len(label), "the test part of task.data")
         further = {"test/ECE": calibration_error(probability, label)}
         if group is not None:
-            further["test/worst_group_accuracy"] = min(group_accuracies(probability, label, group).values())
+            further["test/worst_group_accuracy"] = min(
+                group_accuracies(probability, label, group).values()
+            )
         if left_out := len(numbers) - len(label):
             further["test/unreadable"] = float(left_out)
         return Evaluation(
@@ -169,13 +207,22 @@ def _open(data: ClassificationData) -> tuple[Source, Source]:
     return torchvision_sets(str(data.dataset), path, data.download, *more)
 
 
-def _parts(data: ClassificationData, train: Source, test: Source) -> tuple[Labelled, Labelled, tuple[str, ...]]:
+def _parts(
+    data: ClassificationData, train: Source, test: Source
+) -> tuple[Labelled, Labelled, tuple[str, ...]]:
     """Training and test examples, and the names of the groups."""
     classes, labels = len(train.classes), train.labels
     if data.labels is not None:
-        labels = _aligned(read_numbers(data.labels, "task.data.labels"), len(train), "task.data.labels", data.labels)
+        labels = _aligned(
+            read_numbers(data.labels, "task.data.labels"),
+            len(train),
+            "task.data.labels",
+            data.labels,
+        )
         if labels.min() < 0 or labels.max() >= classes:
-            raise SteeringError(f"task.data.labels: expected numbers in [0, {classes}) in {data.labels}")
+            raise SteeringError(
+                f"task.data.labels: expected numbers in [0, {classes}) in {data.labels}"
+            )
     labels = noisy_labels(labels, classes, data.label_noise, data.seed)
     if unknown := [label for label in data.class_shares if label >= classes]:
         raise ConfigError(f"task.data.class_shares: no class {unknown[0]}; there are {classes}")
@@ -193,15 +240,23 @@ def _parts(data: ClassificationData, train: Source, test: Source) -> tuple[Label
     elif data.groups is not None:
         key, test_key = "task.data.groups", "task.data.test_groups"
         groups = _aligned(read_numbers(data.groups, key), len(train), key, data.groups)
-        test_groups = _aligned(read_numbers(str(data.test_groups), test_key), len(test), test_key, data.test_groups)
+        test_groups = _aligned(
+            read_numbers(str(data.test_groups), test_key), len(test), test_key, data.test_groups
+        )
         names = tuple(str(n) for n in range(int(max(groups.max(), test_groups.max())) + 1))
     kept = None if groups is None else groups[numbers]
     if kept is not None and test_groups is not None:
         if data.groups != "class":
             _report_empty("group", names, kept, "training example")
-        _report_empty("group", names, test_groups, "test example, so worst_group_accuracy says nothing of it")
+        _report_empty(
+            "group", names, test_groups, "test example, so worst_group_accuracy says nothing of it"
+        )
     whole = np.arange(len(test))
-    return Labelled(train, numbers, labels[numbers], kept), Labelled(test, whole, test.labels, test_groups), names
+    return (
+        Labelled(train, numbers, labels[numbers], kept),
+        Labelled(test, whole, test.labels, test_groups),
+        names,
+    )
 
 
 def _report_empty(kind: str, names: Sequence[str], numbers: np.ndarray, what: str) -> None:

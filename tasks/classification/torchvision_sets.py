@@ -1,4 +1,5 @@
-"""torchvision's data sets: which arguments give the training and the test part, and where each keeps its labels."""
+"""torchvision's data sets: which arguments give the training and the test part, and where each
+keeps its labels."""
 
 from __future__ import annotations
 
@@ -14,7 +15,14 @@ from PIL import Image
 from steering.errors import SteeringError
 from steering.reading import user_path
 from steering.storage import sha256
-from tasks.classification.images import CHANGES, Source, UnreadableError, eight_bits, pixels, read_colours
+from tasks.classification.images import (
+    CHANGES,
+    Source,
+    UnreadableError,
+    eight_bits,
+    pixels,
+    read_colours,
+)
 
 _TRAIN, _TEST = ("train", "trainval", "train-standard"), ("test", "val", "valid", "validation")
 _SPLITS = {
@@ -28,7 +36,9 @@ _NOT_A_SPLIT = "?"  # asking for it makes the class list those that it has
 class DatasetSource(Source):
     """A torchvision data set of (PIL image, class number)."""
 
-    def __init__(self, dataset: Any, labels: Sequence[int], classes: Sequence[str], name: str) -> None:
+    def __init__(
+        self, dataset: Any, labels: Sequence[int], classes: Sequence[str], name: str
+    ) -> None:
         self.dataset, self.classes, self.name = dataset, [*classes], name
         self.labels = np.asarray(labels, dtype=np.int64)
         self._changed: dict[int, list[str]] = {}
@@ -41,9 +51,8 @@ class DatasetSource(Source):
                 found, changes = eight_bits(image)
                 self._changed[number] = [*before, *changes]
                 return pixels(found)
-        except (
-            Exception
-        ) as error:  # decoders meet broken bytes with many types: OSError, SyntaxError, struct.error, ...
+        # decoders meet broken bytes with many types: OSError, SyntaxError, struct.error, ...
+        except Exception as error:
             raise UnreadableError(f"{self.name}, example {number}: {error}") from error
         raise SteeringError(f"dataset: expected PIL images, got {type(image).__name__}")
 
@@ -72,11 +81,14 @@ def torchvision_sets(
     Args:
         name: the class in torchvision.datasets.
         path: its `root`.
-        options: further arguments of the class for both parts, such as {"split": "letters"} of EMNIST.
-        train_options, test_options: for one part; they win over `options`, and over the part's own `train` or `split`.
+        options: further arguments of the class for both parts, such as {"split": "letters"} of
+            EMNIST.
+        train_options, test_options: for one part; they win over `options`, and over the part's own
+            `train` or `split`.
 
     Raises:
-        SteeringError: no such class, no way to choose the parts, an argument that it does not take, or no data in `path`.
+        SteeringError: no such class, no way to choose the parts, an argument that it does not take,
+            or no data in `path`.
     """
     import torchvision  # here, as it takes seconds, and most data come from elsewhere
     from torchvision.datasets import DatasetFolder
@@ -91,10 +103,14 @@ def torchvision_sets(
         for key in values:
             if key in _OURS or (key not in arguments and "**" not in arguments):
                 known = ", ".join(key for key in arguments if key not in (*_OURS, "**")) or "none"
-                raise SteeringError(f"{where}.{key}: no option of torchvision's {name}; it has {known}")
+                raise SteeringError(
+                    f"{where}.{key}: no option of torchvision's {name}; it has {known}"
+                )
     own = [{**given["options"], **given[where]} for where in ("train_options", "test_options")]
     found = []
-    for part, chosen in zip(("train", "test"), _choices(cls, name, arguments, root, own), strict=True):
+    for part, chosen in zip(
+        ("train", "test"), _choices(cls, name, arguments, root, own), strict=True
+    ):
         more: dict[str, Any] = {"download": download} if "download" in arguments else {}
         if "loader" in arguments:
             more["loader"] = read_colours
@@ -109,7 +125,8 @@ def torchvision_sets(
 
 
 def _arguments(cls: Any) -> dict[str, inspect.Parameter]:
-    """What the class takes: its own parameters and, while it passes **kwargs on, those of its bases; "**" for any."""
+    """What the class takes: its own parameters and, while it passes **kwargs on, those of its
+    bases; "**" for any."""
     found: dict[str, inspect.Parameter] = {}
     for base in cls.__mro__:
         if "__init__" not in vars(base) or base is object:
@@ -124,13 +141,19 @@ def _arguments(cls: Any) -> dict[str, inspect.Parameter]:
 
 
 def _choices(
-    cls: Any, name: str, arguments: Mapping[str, inspect.Parameter], root: str, own: Sequence[Mapping[str, Any]]
+    cls: Any,
+    name: str,
+    arguments: Mapping[str, inspect.Parameter],
+    root: str,
+    own: Sequence[Mapping[str, Any]],
 ) -> list[dict[str, Any]]:
-    """The arguments of the training and of the test part: train=True and False, else two splits, else what the user gave."""
+    """The arguments of the training and of the test part: train=True and False, else two splits,
+    else what the user gave."""
     required = [
         key
         for key, parameter in arguments.items()
-        if parameter.default is parameter.empty and key not in ("root", "train", "**", *own[0], *own[1])
+        if parameter.default is parameter.empty
+        and key not in ("root", "train", "**", *own[0], *own[1])
     ]
     if "train" in arguments:
         if required:
@@ -140,7 +163,9 @@ def _choices(
         return [{"train": True, **own[0]}, {"train": False, **own[1]}]
     if "split" in arguments:
         valid = _valid_splits(lambda: cls(root, **{**own[0], "split": _NOT_A_SPLIT}))
-        parts = [next((split for split in best if split in valid), None) for best in (_TRAIN, _TEST)]
+        parts = [
+            next((split for split in best if split in valid), None) for best in (_TRAIN, _TEST)
+        ]
         parts = [*_SPLITS.get(name, parts if valid else ("train", "test"))]
         chosen = [{"split": split, **values} for split, values in zip(parts, own, strict=True)]
         if any(values["split"] is None for values in chosen) or chosen[0] == chosen[1]:
@@ -157,12 +182,15 @@ def _choices(
 
 
 def _valid_splits(probe: Callable[[], object]) -> list[str]:
-    """The splits that a class lists when it is asked for one that is none; empty if it does not say."""
+    """The splits that a class lists when it is asked for one that is none; empty if it does not
+    say."""
     try:
         probe()
     except ValueError as error:
         return [word for word in re.findall(r"'([^']+)'", str(error)) if word != _NOT_A_SPLIT]
-    except Exception:  # it does not look at the split first; the real attempt will say what is wrong
+    except (
+        Exception
+    ):  # it does not look at the split first; the real attempt will say what is wrong
         return []
     return []
 
@@ -198,17 +226,25 @@ def _targets(dataset: Any, name: str) -> list[int]:
         found = getattr(dataset, attribute, None)
         if found is None:
             continue
-        labels = np.asarray([label for _, label in found] if attribute.endswith("samples") else found)
+        labels = np.asarray(
+            [label for _, label in found] if attribute.endswith("samples") else found
+        )
         if labels.ndim == 1 and labels.dtype.kind in "iu" and len(labels) and labels.min() >= 0:
             return labels.tolist()
         raise SteeringError(
             f"dataset: torchvision.datasets.{name} has no class number for each image: its {attribute} are {labels.dtype}, "
             f"{labels.shape}{', some negative' if labels.dtype.kind in 'iu' and labels.size else ''}"
         )
-    raise SteeringError(f"dataset: torchvision.datasets.{name} does not list its labels; save it as arrays or a folder")
+    raise SteeringError(
+        f"dataset: torchvision.datasets.{name} does not list its labels; save it as arrays or a folder"
+    )
 
 
 def _class_names(dataset: Any) -> list[str]:
     """Names of the classes; several names of one are joined. Empty if the data set has none."""
     found = getattr(dataset, "classes", None)
-    return [", ".join(c) if isinstance(c, tuple) else str(c) for c in found] if found is not None else []
+    return (
+        [", ".join(c) if isinstance(c, tuple) else str(c) for c in found]
+        if found is not None
+        else []
+    )

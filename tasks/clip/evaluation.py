@@ -23,10 +23,11 @@ class RetrievalSet:
 
     Attributes:
         captions: the gallery, m different strings.
-        images: the model's inputs -> this rank's share of the images, in batches of (images (b, 3, h, w), label of each (b,)).
-            A label is the number of the image's caption in the gallery, or a row of `answers` if there are any.
-        answers: for images with several right captions: the numbers of those of each label, int64 (labels, c), -1 where a
-            label has fewer; None: every image has one.
+        images: the model's inputs -> this rank's share of the images, in batches of (images (b, 3,
+            h, w), label of each (b,)). A label is the number of the image's caption in the gallery,
+            or a row of `answers` if there are any.
+        answers: for images with several right captions: the numbers of those of each label, int64
+            (labels, c), -1 where a label has fewer; None: every image has one.
         count: images in all, also those that cannot be read; None where nobody counted.
     """
 
@@ -49,10 +50,11 @@ def retrieve(
     ks: Sequence[int],
     text: Tensor | None = None,
 ) -> dict[str, float]:
-    """Recall@k of image → caption over the whole gallery, and of caption → image over all images of the set.
+    """Recall@k of image → caption over the whole gallery, and of caption → image over all images of
+    the set.
 
-    An image's right captions are no rivals of each other: any of them among the best k is a hit. Nor are the images of one
-    caption. Ties of a right one with a wrong one count against the model.
+    An image's right captions are no rivals of each other: any of them among the best k is a hit.
+    Nor are the images of one caption. Ties of a right one with a wrong one count against the model.
 
     Args:
         text: features of the gallery, (m, d), where they are at hand.
@@ -76,7 +78,8 @@ def retrieval_scores(
     ks: Sequence[int],
     text: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """The hits that `retrieve` averages: bool, (images,) and (captions that have an image,), the same on every rank.
+    """The hits that `retrieve` averages: bool, (images,) and (captions that have an image,), the
+    same on every rank.
 
     Every rank embeds its share of the images and ranks its share of the queries.
     """
@@ -90,13 +93,18 @@ def retrieval_scores(
     columns = 1 if data.answers is None else data.answers.shape[1]
     captions_of_own = torch.cat(rights) if rights else torch.zeros(0, columns, dtype=torch.int64)
     captions_of_own = captions_of_own.to(device)
-    image, captions_of = distributed.gather_uneven(own), distributed.gather_uneven(captions_of_own)  # (n, d), (n, c)
+    image, captions_of = (
+        distributed.gather_uneven(own),
+        distributed.gather_uneven(captions_of_own),
+    )  # (n, d), (n, c)
     if not len(image):
         raise SteeringError("evaluation: the set has no readable image")
     _require_finite(text, image)
     ranks = {
         "image_to_text": distributed.gather_uneven(image_ranks(own, text, captions_of_own)),
-        "text_to_image": distributed.gather_uneven(text_ranks(image, text, captions_of, shared=True)),
+        "text_to_image": distributed.gather_uneven(
+            text_ranks(image, text, captions_of, shared=True)
+        ),
     }
     return {f"{name}_R@{k}": rank < k for name, rank in ranks.items() for k in ks}
 
@@ -104,7 +112,8 @@ def retrieval_scores(
 def embed_galleries(
     module: nn.Module, inputs: ClipInputs, sets: Mapping[str, RetrievalSet], device: torch.device
 ) -> dict[str, Tensor]:
-    """Features of every set's captions by label, (m, d) each; sets that share one gallery share the work."""
+    """Features of every set's captions by label, (m, d) each; sets that share one gallery share the
+    work."""
     found: dict[int, Tensor] = {}
     for data in sets.values():
         if id(data.captions) not in found:
@@ -113,8 +122,11 @@ def embed_galleries(
 
 
 @torch.no_grad()
-def embed_texts(module: nn.Module, inputs: ClipInputs, texts: Sequence[str], device: torch.device) -> Tensor:
-    """Unit-norm features of m texts, (m, d); every rank embeds its share of them, in pieces, and gets all."""
+def embed_texts(
+    module: nn.Module, inputs: ClipInputs, texts: Sequence[str], device: torch.device
+) -> Tensor:
+    """Unit-norm features of m texts, (m, d); every rank embeds its share of them, in pieces, and
+    gets all."""
     pieces = [list(texts[start : start + CHUNK]) for start in range(0, len(texts), CHUNK)]
     mine = distributed.share(len(pieces))
     found = [text_features(module, inputs.tokenizer(pieces[number]).to(device)) for number in mine]
@@ -127,7 +139,8 @@ def image_ranks(image: Tensor, text: Tensor, captions_of: Tensor) -> Tensor:
     """How many wrong captions each image likes at least as much as its best right one, int64 (n,).
 
     Args:
-        image: (n, d).  text: (m, d).  captions_of: right captions of each image, int64 (n, c), -1 for none, or (n,).
+        image: (n, d).  text: (m, d).  captions_of: right captions of each image, int64 (n, c), -1
+            for none, or (n,).
     """
     ranks = []
     for rows, right in zip(image.split(CHUNK), _columns(captions_of).split(CHUNK), strict=True):
@@ -141,7 +154,8 @@ def image_ranks(image: Tensor, text: Tensor, captions_of: Tensor) -> Tensor:
 
 
 def text_ranks(image: Tensor, text: Tensor, captions_of: Tensor, shared: bool = False) -> Tensor:
-    """For each caption that has an image: how many wrong images score at least as high as its best right one, int64.
+    """For each caption that has an image: how many wrong images score at least as high as its best
+    right one, int64.
 
     Args:
         image: (n, d).  text: (m, d).  captions_of: as in `image_ranks`.
@@ -176,14 +190,16 @@ def zero_shot_accuracy(
     templates: Sequence[str],
     device: torch.device,
 ) -> dict[str, float]:
-    """Accuracy of the nearest class prompt, averaged over templates as in arXiv 2103.00020, section 3.1.4.
+    """Accuracy of the nearest class prompt, averaged over templates as in arXiv 2103.00020, section
+    3.1.4.
 
     Args:
         batches: this rank's share of the images: (images (b, 3, h, w), class numbers (b,)).
         templates: prompts with a "{}" each.
 
     Returns:
-        "zero_shot_top1" and, with more than 5 classes, "zero_shot_top5"; ties count against the model.
+        "zero_shot_top1" and, with more than 5 classes, "zero_shot_top5"; ties count against the
+        model.
 
     Raises:
         SteeringError: the set has no readable image, or features are not finite.
@@ -206,7 +222,9 @@ def zero_shot_scores(
 
     # replace, as a class name or a template may hold other braces.
     prompts = [partial(template.replace, "{}") for template in templates]
-    head = open_clip.build_zero_shot_classifier(module, inputs.tokenizer, class_names, prompts, device=device).float()
+    head = open_clip.build_zero_shot_classifier(
+        module, inputs.tokenizer, class_names, prompts, device=device
+    ).float()
     ranks = [torch.zeros(0, dtype=torch.int64, device=device)]
     for images, labels in batches:
         features = image_features(module, images.to(device))  # (b, d)
@@ -231,6 +249,7 @@ def _require_finite(*features: Tensor) -> None:
 
 
 def gallery(captions: Sequence[str]) -> tuple[list[str], np.ndarray]:
-    """The different captions in order of first appearance, and each caption's number among them, int64 (n,)."""
+    """The different captions in order of first appearance, and each caption's number among them,
+    int64 (n,)."""
     numbers = {caption: number for number, caption in enumerate(dict.fromkeys(captions))}
     return list(numbers), np.array([numbers[caption] for caption in captions], dtype=np.int64)

@@ -1,4 +1,5 @@
-"""The picture that a reader of a CLIP run looks at first: a few images and the captions the model finds for them."""
+"""The picture that a reader of a CLIP run looks at first: a few images and the captions the model
+finds for them."""
 
 from __future__ import annotations
 
@@ -25,9 +26,14 @@ RIGHT, WRONG = "#1a7f37", "#555555"
 
 @torch.no_grad()
 def retrieved_captions(
-    module: nn.Module, inputs: ClipInputs, data: RetrievalSet, device: torch.device, text: Tensor | None = None
+    module: nn.Module,
+    inputs: ClipInputs,
+    data: RetrievalSet,
+    device: torch.device,
+    text: Tensor | None = None,
 ) -> Figure:
-    """Twelve images of a set, spread evenly over its first batch, each with its best three captions; the right ones green.
+    """Twelve images of a set, spread evenly over its first batch, each with its best three
+    captions; the right ones green.
 
     `text` are the features of its captions, (m, d), where they are at hand.
     """
@@ -48,18 +54,28 @@ def retrieved_captions(
         axes.axis("off")
     mean, std = torch.tensor(inputs.mean)[:, None, None], torch.tensor(inputs.std)[:, None, None]
     for number, row in enumerate(chosen):
-        picture, words = grid[number // 2, 2 * (number % 2)], grid[number // 2, 2 * (number % 2) + 1]
+        picture, words = (
+            grid[number // 2, 2 * (number % 2)],
+            grid[number // 2, 2 * (number % 2) + 1],
+        )
         picture.imshow((images[row] * std + mean).clamp(0, 1).permute(1, 2, 0).numpy())
         answers = right[row].tolist()  # of several right captions the first one is shown
         _line(words, 0, "true", data.captions[answers[0]], "black")
         found = zip(best.values[number].tolist(), best.indices[number].tolist(), strict=True)
         for line, (score, caption) in enumerate(found, 1):
-            _line(words, line, f"{score:+.2f}", data.captions[caption], RIGHT if caption in answers else WRONG)
+            _line(
+                words,
+                line,
+                f"{score:+.2f}",
+                data.captions[caption],
+                RIGHT if caption in answers else WRONG,
+            )
     return figure
 
 
 def _line(axes: Axes, line: int, label: str, caption: str, colour: str) -> None:
-    """Label and caption in texts of their own, as one that runs from right to left would pull the label along."""
+    """Label and caption in texts of their own, as one that runs from right to left would pull the
+    label along."""
     for x, text in ((0.0, label), (0.11, _shorten(caption))):
         axes.text(
             x,
@@ -76,8 +92,11 @@ def _line(axes: Axes, line: int, label: str, caption: str, colour: str) -> None:
 
 
 def _shorten(text: str, width: int = 60) -> str:
-    """One line of characters that the font can draw; Matplotlib warns of each of the others, and captions may hold any."""
-    visible = [character for character in " ".join(text.split()) if unicodedata.category(character) != "Cf"]
+    """One line of characters that the font can draw; Matplotlib warns of each of the others, and
+    captions may hold any."""
+    visible = [
+        character for character in " ".join(text.split()) if unicodedata.category(character) != "Cf"
+    ]
     text = "".join(character if ord(character) in _charmap() else "\ufffd" for character in visible)
     return text if len(text) <= width else text[: width - 1] + "…"
 

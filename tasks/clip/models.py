@@ -27,7 +27,11 @@ from steering.training.checkpoint import load_weights
 
 _SCHEMAS = ("hf-hub:", "local-dir:")
 _PROBE = "a photo of a LATIN SMALL LETTER E WITH ACUTE, 1234"
-_DISTRIBUTIONS = {"google": "protobuf", "PIL": "pillow", "sklearn": "scikit-learn"}  # where module and package differ
+_DISTRIBUTIONS = {
+    "google": "protobuf",
+    "PIL": "pillow",
+    "sklearn": "scikit-learn",
+}  # where module and package differ
 _LOG = logging.getLogger("steering")
 
 
@@ -52,7 +56,8 @@ class ClipInputs:
 
 
 def _library() -> Any:
-    """open_clip, with our own towers registered; imported when a model is built, as it takes seconds and a report needs none."""
+    """open_clip, with our own towers registered; imported when a model is built, as it takes
+    seconds and a report needs none."""
     import open_clip
 
     from tasks.clip import towers  # noqa: F401 (registers them with timm)
@@ -64,16 +69,21 @@ def build_clip(spec: ModelSpec) -> Model:
     """Make the model of a spec and load its weights.
 
     Args:
-        spec: `name` is an open_clip architecture ("ViT-B-32"), "hf-hub:..." or "local-dir:...", or a JSON file in open_clip's
-            format; `pretrained` an open_clip tag ("openai") or a file of weights; `options` go to open_clip's factory.
+        spec: `name` is an open_clip architecture ("ViT-B-32"), "hf-hub:..." or "local-dir:...", or
+            a JSON file in open_clip's format; `pretrained` an open_clip tag ("openai") or a file of
+            weights; `options` go to open_clip's factory.
 
     Raises:
-        SteeringError: unknown name, unreadable JSON, weights that cannot be had, or a model that does not take its inputs.
+        SteeringError: unknown name, unreadable JSON, weights that cannot be had, or a model that
+            does not take its inputs.
     """
     spec = _at_home(spec)
     name = _register(spec)
     # A model from the hub that comes without its weights would train from noise without a word.
-    options = {"require_pretrained": name.startswith("hf-hub:") and spec.checkpoint is None, **spec.options}
+    options = {
+        "require_pretrained": name.startswith("hf-hub:") and spec.checkpoint is None,
+        **spec.options,
+    }
     try:
         with _overheard() as heard:
             module, train, plain = _library().create_model_and_transforms(
@@ -84,7 +94,9 @@ def build_clip(spec: ModelSpec) -> Model:
             preprocessing = _library().get_model_preprocess_cfg(module)
             size = _pair(preprocessing["size"])
             _try_out(module, torch.zeros(1, 3, *size), tokens)
-    except Exception as error:  # open_clip raises anything from AssertionError to the hub's own types
+    except (
+        Exception
+    ) as error:  # open_clip raises anything from AssertionError to the hub's own types
         raise SteeringError(_failure(spec, name, f"{type(error).__name__}: {error}")) from error
     if failed := [record.getMessage() for record in heard if record.levelno >= logging.ERROR]:
         raise SteeringError(_failure(spec, name, failed[0]))
@@ -97,7 +109,12 @@ def build_clip(spec: ModelSpec) -> Model:
     if getattr(module, "logit_bias", None) is not None:
         module.logit_bias.requires_grad_(False)
     inputs = ClipInputs(train, plain, tokenizer, size, preprocessing["mean"], preprocessing["std"])
-    digest = sha256([json.dumps(preprocessing, sort_keys=True, default=str), *_tokenizer_parts(tokenizer, tokens)])
+    digest = sha256(
+        [
+            json.dumps(preprocessing, sort_keys=True, default=str),
+            *_tokenizer_parts(tokenizer, tokens),
+        ]
+    )
     return Model(module, inputs, digest)
 
 
@@ -111,7 +128,11 @@ def _at_home(spec: ModelSpec) -> ModelSpec:
 
     options = {key: path(value) for key, value in spec.options.items()}
     return replace(
-        spec, name=path(spec.name), pretrained=path(spec.pretrained), checkpoint=path(spec.checkpoint), options=options
+        spec,
+        name=path(spec.name),
+        pretrained=path(spec.pretrained),
+        checkpoint=path(spec.checkpoint),
+        options=options,
     )
 
 
@@ -121,14 +142,16 @@ def _pair(size: Any) -> tuple[int, int]:
 
 @torch.no_grad()
 def _try_out(module: nn.Module, image: Tensor, tokens: Tensor) -> None:
-    """One pair through the model: a vocabulary or an image size that does not fit shows now, not in the first step."""
+    """One pair through the model: a vocabulary or an image size that does not fit shows now, not in
+    the first step."""
     training = module.training
     module.eval()(image, tokens)
     module.train(training)
 
 
 def _tokenizer_parts(tokenizer: Any, tokens: Tensor) -> list[bytes | str]:
-    """What tells two tokenizers apart: how they spell a text, and open_clip's own by its merges too."""
+    """What tells two tokenizers apart: how they spell a text, and open_clip's own by its merges
+    too."""
     parts: list[bytes | str] = [str(tuple(tokens.shape)), tokens.numpy().tobytes()]
     if isinstance(tokenizer, _library().SimpleTokenizer):
         parts += [" ".join(pair) for pair in tokenizer.bpe_ranks]
@@ -144,8 +167,12 @@ def _failure(spec: ModelSpec, name: str, why: str) -> str:
         hint = f"; it needs {missing[1]}: pip install {_DISTRIBUTIONS.get(missing[1], missing[1])}"
     elif "not a known tag" in why:
         hint = f"; tags of this model: {', '.join(_library().list_pretrained_tags_by_model(name)) or 'none'}"
-    why = textwrap.shorten(why, 400, placeholder=" ...")  # of a wrong checkpoint torch lists every tensor
-    return f"cannot build the CLIP model {spec.name!r} (pretrained={spec.pretrained!r}): {why}{hint}"
+    why = textwrap.shorten(
+        why, 400, placeholder=" ..."
+    )  # of a wrong checkpoint torch lists every tensor
+    return (
+        f"cannot build the CLIP model {spec.name!r} (pretrained={spec.pretrained!r}): {why}{hint}"
+    )
 
 
 def _register(spec: ModelSpec) -> str:
@@ -169,7 +196,8 @@ def _register(spec: ModelSpec) -> str:
         return spec.name
     path = Path(spec.name)
     text = _json_config(path)
-    # open_clip knows a config by its file's stem; one with the content's digest cannot stand for another file or model.
+    # open_clip knows a config by its file's stem; one with the content's digest cannot stand for
+    # another file or model.
     name = f"{path.stem}-{sha256([text])[:12]}"
     if name not in _library().list_models():
         with tempfile.TemporaryDirectory() as folder:
@@ -180,7 +208,8 @@ def _register(spec: ModelSpec) -> str:
 
 
 def _json_config(path: Path) -> str:
-    """A model config in open_clip's format; the tokenizer's `bpe_path` in it is made absolute, from beside the file."""
+    """A model config in open_clip's format; the tokenizer's `bpe_path` in it is made absolute, from
+    beside the file."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         missing = {"embed_dim", "vision_cfg", "text_cfg"} - config.keys()
@@ -190,15 +219,20 @@ def _json_config(path: Path) -> str:
     except OSError as error:
         raise SteeringError(f"cannot read the model config {path}: {error.strerror}") from error
     except (ValueError, TypeError, AttributeError) as error:
-        raise SteeringError(f"{path} is not an open_clip model config: {type(error).__name__}: {error}") from error
+        raise SteeringError(
+            f"{path} is not an open_clip model config: {type(error).__name__}: {error}"
+        ) from error
     if missing:
-        raise SteeringError(f"{path} is not an open_clip model config: it has no {', '.join(sorted(missing))}")
+        raise SteeringError(
+            f"{path} is not an open_clip model config: it has no {', '.join(sorted(missing))}"
+        )
     return json.dumps(config)
 
 
 @contextmanager
 def _overheard() -> Iterator[list[logging.LogRecord]]:
-    """Keep what open_clip tells the root logger during a build off the console; yields its warnings and errors.
+    """Keep what open_clip tells the root logger during a build off the console; yields its warnings
+    and errors.
 
     That fresh weights are random, it need not tell.
     """

@@ -10,18 +10,29 @@ from tasks.clip.models import unit_norm
 
 
 class ClipRisk(ReferenceRisk):
-    """Works for every open_clip model; the reference may have another feature width than the target."""
+    """Works for every open_clip model; the reference may have another feature width than the
+    target."""
 
     unit = "pair"
 
     def outputs(self, model: nn.Module, batch: Batch) -> Outputs:
-        """Unit-norm features "image" and "text", (b, d), float32; the model's logit scale in each row, "scale", (b,)."""
+        """Unit-norm features "image" and "text", (b, d), float32; the model's logit scale in each
+        row, "scale", (b,)."""
         found = model(batch["image"], batch["text"])  # through forward, so that DDP sees it
-        outputs = {"image": unit_norm(found["image_features"]), "text": unit_norm(found["text_features"])}
+        outputs = {
+            "image": unit_norm(found["image_features"]),
+            "text": unit_norm(found["text_features"]),
+        }
         if "logit_scale" in found:
-            outputs["scale"] = found["logit_scale"].detach().float().reshape(()).repeat(len(outputs["image"]))
+            outputs["scale"] = (
+                found["logit_scale"].detach().float().reshape(()).repeat(len(outputs["image"]))
+            )
         return outputs
 
     def losses(self, target: Outputs, reference: Outputs | None, batch: Batch) -> Pairs:
-        guide = {} if reference is None else {f"reference_{key}": value for key, value in reference.items()}
+        guide = (
+            {}
+            if reference is None
+            else {f"reference_{key}": value for key, value in reference.items()}
+        )
         return Pairs(target["image"], target["text"], batch["index"], **guide)

@@ -35,7 +35,8 @@ class ClipData:
     """Training pairs."""
 
     source: str = "glyphs"
-    """"glyphs" (embedded), "shards" (webdataset tars) or "table" (a CSV/TSV of image files and captions)."""
+    """"glyphs" (embedded), "shards" (webdataset tars) or "table" (a CSV/TSV of image files and
+    captions)."""
     path: str | None = None
     """Shards: file, glob or {000..010}, several joined by "::". Table: the CSV or TSV file."""
     root: str | None = None
@@ -53,7 +54,9 @@ class ClipData:
 
     def __post_init__(self) -> None:
         if self.source not in SOURCES:
-            raise SteeringError(f"source: expected one of {', '.join(SOURCES)}, got {self.source!r}")
+            raise SteeringError(
+                f"source: expected one of {', '.join(SOURCES)}, got {self.source!r}"
+            )
         if self.source == "glyphs" and self.path is not None:
             raise SteeringError(
                 f"path: the embedded glyphs have none, got {self.path!r}; set source to shards or table"
@@ -61,7 +64,9 @@ class ClipData:
         if self.source != "glyphs" and not self.path:
             raise SteeringError(f"path: needed for source {self.source!r}")
         if not 0 <= self.caption_noise <= 1:
-            raise SteeringError(f"caption_noise: expected a number in [0, 1], got {self.caption_noise}")
+            raise SteeringError(
+                f"caption_noise: expected a number in [0, 1], got {self.caption_noise}"
+            )
         if not 0 < self.fraction <= 1:
             raise SteeringError(f"fraction: expected a number in (0, 1], got {self.fraction}")
 
@@ -73,7 +78,8 @@ class ZeroShot:
     path: str | None = None
     """The folder; null: not evaluated."""
     classes: list[str] | None = None
-    """Name of each class, in the alphabetical order of the sub-folders; null: the sub-folders' names."""
+    """Name of each class, in the alphabetical order of the sub-folders; null: the sub-folders'
+    names."""
     templates: list[str] = field(default_factory=lambda: ["a photo of a {}."])
     """Prompts whose features are averaged; the class name takes the place of {}."""
 
@@ -94,7 +100,8 @@ class ClipOptions:
     data: ClipData = field(default_factory=ClipData)
     """Training pairs."""
     retrieval: dict[str, str] = field(default_factory=dict)
-    """Label -> held-out shards, or a table (by its suffix .csv or .tsv), for retrieval. Glyphs bring their own three splits."""
+    """Label -> held-out shards, or a table (by its suffix .csv or .tsv), for retrieval. Glyphs
+    bring their own three splits."""
     recall_at: list[int] = field(default_factory=lambda: [1, 5, 10])
     """The k of recall@k."""
     zero_shot: ZeroShot = field(default_factory=ZeroShot)
@@ -102,7 +109,9 @@ class ClipOptions:
 
     def __post_init__(self) -> None:
         if not self.recall_at or min(self.recall_at) < 1:
-            raise SteeringError(f"recall_at: expected one or more numbers >= 1, got {self.recall_at}")
+            raise SteeringError(
+                f"recall_at: expected one or more numbers >= 1, got {self.recall_at}"
+            )
 
 
 class ClipTask(Task):
@@ -136,9 +145,12 @@ class ClipTask(Task):
             return GlyphData(views, seed, data.caption_noise, data.fraction, data.seed)
         source = open_source(data)
         report_once(f"task.data: {source.describe()}", _level(source))
-        # The target is augmented; a live reference with other preprocessing sees the plain image, as it was trained to.
+        # The target is augmented; a live reference with other preprocessing sees the plain image,
+        # as it was trained to.
         shown = {
-            prefix: View(inputs.train if seed is not None and not prefix else inputs.plain, inputs.tokenizer)
+            prefix: View(
+                inputs.train if seed is not None and not prefix else inputs.plain, inputs.tokenizer
+            )
             for prefix, inputs in views.items()
         }
         return PairData(
@@ -152,13 +164,16 @@ class ClipTask(Task):
         )
 
     def evaluate(self, model: Model, device: torch.device) -> Evaluation:
-        """Recall of every retrieval set in both directions, and zero-shot accuracy; a hit or miss for each image or caption."""
+        """Recall of every retrieval set in both directions, and zero-shot accuracy; a hit or miss
+        for each image or caption."""
         options = self.options
         retrieval, classes = self._held_out()
         texts = embed_galleries(model.module, model.inputs, retrieval, device)
         hits: dict[str, Tensor] = {}
         for label, held_out in retrieval.items():
-            found = retrieval_scores(model.module, model.inputs, held_out, device, options.recall_at, texts[label])
+            found = retrieval_scores(
+                model.module, model.inputs, held_out, device, options.recall_at, texts[label]
+            )
             hits |= {f"{label}/{name}": value for name, value in found.items()}
         if classes is not None:
             hits |= zero_shot_scores(
@@ -170,7 +185,9 @@ class ClipTask(Task):
                 device,
             )
         figures = {
-            f"retrieved/{label}": retrieved_captions(model.module, model.inputs, held_out, device, texts[label])
+            f"retrieved/{label}": retrieved_captions(
+                model.module, model.inputs, held_out, device, texts[label]
+            )
             for label, held_out in retrieval.items()
             if distributed.rank() == 0
         }
@@ -186,9 +203,15 @@ class ClipTask(Task):
                 report_once(f"task.retrieval.{label}: {source.describe()}", _level(source))
                 sets[label] = found = source_retrieval(source, f"task.retrieval.{label}")
                 if found.count != len(source):  # else the line above says it
-                    counts = f"{found.count:,} images and {len(found.captions):,} different captions"
+                    counts = (
+                        f"{found.count:,} images and {len(found.captions):,} different captions"
+                    )
                     report_once(f"task.retrieval.{label}: {counts}", logging.INFO)
-            classes = None if zero_shot.path is None else ClassFolder(user_path(zero_shot.path), zero_shot.classes)
+            classes = (
+                None
+                if zero_shot.path is None
+                else ClassFolder(user_path(zero_shot.path), zero_shot.classes)
+            )
             self._opened = sets, classes
         return self._opened
 
@@ -208,6 +231,7 @@ def open_source(data: ClipData) -> ImageTextSource:
 
 
 def open_held_out(path: str, like: ClipData) -> ImageTextSource:
-    """A held-out set: a table by its suffix, laid out like the training table if there is one; shards otherwise."""
+    """A held-out set: a table by its suffix, laid out like the training table if there is one;
+    shards otherwise."""
     kind = "table" if path.lower().endswith((".csv", ".tsv", ".tab")) else "shards"
     return open_source(replace(like, source=kind, path=path))

@@ -1,4 +1,5 @@
-"""Language modelling: causal transformers, packed documents of several domains, byte-level or with any tokenizer."""
+"""Language modelling: causal transformers, packed documents of several domains, byte-level or with
+any tokenizer."""
 
 from tasks.language.task import LanguageOptions, LanguageTask
 

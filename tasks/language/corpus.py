@@ -1,4 +1,5 @@
-"""Documents by domain: Python's own standard library, plain text, JSON, Parquet, Hugging Face data sets on disk."""
+"""Documents by domain: Python's own standard library, plain text, JSON, Parquet, Hugging Face data
+sets on disk."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ from tasks.language.decoding import decoded, universal
 from tasks.language.files import data_set, find, folder_hint, of_file, taken
 
 STDLIB = ("asyncio", "email", "importlib", "multiprocessing", "unittest", "xml")
-"""Packages of the standard library that every distribution of Python brings, of some 10 to 30 files each."""
+"""Packages of the standard library that every distribution of Python brings, of some 10 to 30 files
+each."""
 
 Domains = Mapping[str, list[str]]
 
@@ -30,10 +32,12 @@ _UNREADABLE = (
 
 
 def stdlib(modules: tuple[str, ...] = STDLIB) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-    """Source files of the standard library's packages, training and validation documents by package.
+    """Source files of the standard library's packages, training and validation documents by
+    package.
 
-    Every file is a document; about a tenth, chosen by a hash of the name, and at least one is for validation. Which Python
-    it is decides the text, so runs on other versions of Python are other runs.
+    Every file is a document; about a tenth, chosen by a hash of the name, and at least one is for
+    validation. Which Python it is decides the text, so runs on other versions of Python are other
+    runs.
 
     Raises:
         SteeringError: a package is not there, or has no text.
@@ -42,18 +46,28 @@ def stdlib(modules: tuple[str, ...] = STDLIB) -> tuple[dict[str, list[str]], dic
     validation: dict[str, list[str]] = {}
     for name in modules:
         folder = Path(sysconfig.get_paths()["stdlib"]) / name
-        files = sorted(path for path in folder.rglob("*.py") if "test" not in path.relative_to(folder).parts)
+        files = sorted(
+            path for path in folder.rglob("*.py") if "test" not in path.relative_to(folder).parts
+        )
         if len(files) < 2:
-            raise SteeringError(f"task.data.domains: the standard library has no package {name!r} with two files")
+            raise SteeringError(
+                f"task.data.domains: the standard library has no package {name!r} with two files"
+            )
         places = [int(sha256([str(path.relative_to(folder))])[:8], 16) % 10 for path in files]
-        held_out = {number for number, place in enumerate(places) if place == 0} or {len(files) // 2}
+        held_out = {number for number, place in enumerate(places) if place == 0} or {
+            len(files) // 2
+        }
         tally = Tally()
         try:
             texts = [taken(universal(decoded(path)), tally) for path in files]
         except _UNREADABLE as error:
-            raise SteeringError(f"task.data.modules: cannot read the sources of {name}: {_line(error)}") from error
+            raise SteeringError(
+                f"task.data.modules: cannot read the sources of {name}: {_line(error)}"
+            ) from error
         train[name] = [text for number, text in enumerate(texts) if number not in held_out and text]
-        validation[name] = [text for number, text in enumerate(texts) if number in held_out and text]
+        validation[name] = [
+            text for number, text in enumerate(texts) if number in held_out and text
+        ]
         if not train[name] or not validation[name]:
             raise SteeringError(
                 f"task.data.modules: {name} has no text for {'validation' if train[name] else 'training'}"
@@ -62,21 +76,27 @@ def stdlib(modules: tuple[str, ...] = STDLIB) -> tuple[dict[str, list[str]], dic
     return train, validation
 
 
-def read_domains(paths: Mapping[str, str], column: str, separator: str | None, key: str) -> dict[str, list[str]]:
-    """Documents of each domain; a line in the log for each says what was read, left out and changed.
+def read_domains(
+    paths: Mapping[str, str], column: str, separator: str | None, key: str
+) -> dict[str, list[str]]:
+    """Documents of each domain; a line in the log for each says what was read, left out and
+    changed.
 
-    A null and an empty text are left out. Half of a surrogate pair and undecodable bytes of plain text become U+FFFD.
+    A null and an empty text are left out. Half of a surrogate pair and undecodable bytes of plain
+    text become U+FFFD.
 
     Args:
-        paths: domain -> file, glob, or folder of a Hugging Face data set (`save_to_disk`). By suffix: .jsonl (.ndjson,
-            .jsonlines; one object a line), .json (a list of objects or texts), .parquet, all others plain text; all but
-            Parquet also with .gz, .bz2, .xz or .zst behind it.
+        paths: domain -> file, glob, or folder of a Hugging Face data set (`save_to_disk`). By
+            suffix: .jsonl (.ndjson, .jsonlines; one object a line), .json (a list of objects or
+            texts), .parquet, all others plain text; all but Parquet also with .gz, .bz2, .xz or
+            .zst behind it.
         column: of JSON, Parquet and data sets.
         separator: between the documents of a text file; None: a file is one.
         key: the config's, for messages.
 
     Raises:
-        SteeringError: nothing there, unreadable, no text, something else than texts in the column, or no documents.
+        SteeringError: nothing there, unreadable, no text, something else than texts in the column,
+            or no documents.
     """
     found = {}
     for domain, path in paths.items():
@@ -85,14 +105,20 @@ def read_domains(paths: Mapping[str, str], column: str, separator: str | None, k
         try:
             for file in _found(path, tally):
                 path_now, files = file, files + 1
-                read = data_set(file, column, tally) if file.is_dir() else of_file(file, column, separator, tally)
+                read = (
+                    data_set(file, column, tally)
+                    if file.is_dir()
+                    else of_file(file, column, separator, tally)
+                )
                 documents += read
         except _UNREADABLE as error:
             place = path_now if files else path
             raise SteeringError(f"{key}.{domain}: cannot read {place}: {_line(error)}") from error
         place = path if files < 2 else f"{path} ({files:,} files)"
         if not documents:
-            raise SteeringError(f"{key}.{domain}: no documents in {place}; skipped: {in_words(tally.left_out)}")
+            raise SteeringError(
+                f"{key}.{domain}: no documents in {place}; skipped: {in_words(tally.left_out)}"
+            )
         tally.report(f"{key}.{domain}", "documents", place)
         found[domain] = documents
     say_shared({f"{key}.{domain}": path for domain, path in paths.items()})
@@ -100,7 +126,8 @@ def read_domains(paths: Mapping[str, str], column: str, separator: str | None, k
 
 
 def _found(path: str, tally: Tally) -> list[Path]:
-    """Files and data sets under a path; other folders that a glob matches are counted as left out."""
+    """Files and data sets under a path; other folders that a glob matches are counted as left
+    out."""
     found = find(path, tally)
     folders = {file for file in found if file.is_dir() and not _is_data_set(file)}
     for folder in folders:
@@ -134,7 +161,8 @@ def say_shared(places: Mapping[str, str]) -> None:
 
 
 def held_out(domains: Domains, share: float) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-    """Split documents into training and validation by a fixed hash of their number; both parts get at least one.
+    """Split documents into training and validation by a fixed hash of their number; both parts get
+    at least one.
 
     Raises:
         SteeringError: a domain has a single document.
@@ -143,7 +171,9 @@ def held_out(domains: Domains, share: float) -> tuple[dict[str, list[str]], dict
     validation: dict[str, list[str]] = {}
     for name, texts in domains.items():
         if len(texts) < 2:
-            raise SteeringError(f"task.data.validation: domain {name} has one document; name its validation text")
+            raise SteeringError(
+                f"task.data.validation: domain {name} has one document; name its validation text"
+            )
         order = np.argsort(mix(30, np.arange(len(texts))), kind="stable")
         count = min(max(1, round(share * len(texts))), len(texts) - 1)
         chosen = {*order[:count].tolist()}

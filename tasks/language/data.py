@@ -21,8 +21,9 @@ _NOISE, _OTHER, _REPEAT, _PART, _FIRST = range(1, 6)  # keys of the hash: indepe
 class Blocks(IndexedData):
     """m blocks of T tokens to predict from those before.
 
-    Documents of a domain are joined, each followed by the end token, and cut into blocks; neighbours share one token, so that
-    every token but a domain's first is predicted once. The last block of a domain may be short; the rest is masked.
+    Documents of a domain are joined, each followed by the end token, and cut into blocks;
+    neighbours share one token, so that every token but a domain's first is predicted once. The last
+    block of a domain may be short; the rest is masked.
 
     Attributes:
         tokens: int64 kept small, (m, T + 1).
@@ -31,14 +32,17 @@ class Blocks(IndexedData):
         identity: fingerprint of the tokenizer.
     """
 
-    def __init__(self, tokens: np.ndarray, counts: np.ndarray, domain: np.ndarray, identity: str) -> None:
+    def __init__(
+        self, tokens: np.ndarray, counts: np.ndarray, domain: np.ndarray, identity: str
+    ) -> None:
         self.tokens, self.counts, self.domain, self.identity = tokens, counts, domain, identity
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def batch(self, index: np.ndarray, epoch: int) -> Batch:  # noqa: ARG002
-        """ "tokens" (b, T + 1), "mask" (b, T) True where a token is to be predicted, "group" (b,), the domain."""
+        """ "tokens" (b, T + 1), "mask" (b, T) True where a token is to be predicted, "group" (b,),
+        the domain."""
         block = self.tokens[index].astype(np.int64)
         return {
             "tokens": torch.from_numpy(block),
@@ -64,7 +68,8 @@ def pack(domains: Mapping[str, Sequence[str]], tokens: Tokens, length: int) -> B
     """Blocks of all domains, one domain after another.
 
     Raises:
-        SteeringError: a domain has fewer than two tokens, or the tokenizer made a number that is not below its size.
+        SteeringError: a domain has fewer than two tokens, or the tokenizer made a number that is
+            not below its size.
     """
     blocks, counts, domain = [], [], []
     kind = np.uint16 if tokens.size < 2**16 else np.int32
@@ -73,7 +78,9 @@ def pack(domains: Mapping[str, Sequence[str]], tokens: Tokens, length: int) -> B
         stream = np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
         if len(stream) < 2:
             raise SteeringError(f"task.data: domain {name} has no text")
-        if stream.min() < 0 or stream.max() >= tokens.size:  # `kind` would wrap it round to another token
+        if (
+            stream.min() < 0 or stream.max() >= tokens.size
+        ):  # `kind` would wrap it round to another token
             wrong = stream[(stream < 0) | (stream >= tokens.size)][0]
             raise SteeringError(
                 f"task.tokenizer: made the number {wrong} in {name}, its tokens end at {tokens.size - 1}"
@@ -81,16 +88,25 @@ def pack(domains: Mapping[str, Sequence[str]], tokens: Tokens, length: int) -> B
         count = -(-(len(stream) - 1) // length)
         padded = np.full(count * length + 1, tokens.end, dtype=kind)
         padded[: len(stream)] = stream
-        blocks.append(np.stack([padded[start : start + length + 1] for start in range(0, count * length, length)]))
+        blocks.append(
+            np.stack(
+                [padded[start : start + length + 1] for start in range(0, count * length, length)]
+            )
+        )
         sizes = np.full(count, length)
         sizes[-1] = len(stream) - 1 - (count - 1) * length
         counts.append(sizes)
         domain.append(np.full(count, number))
-    return Blocks(np.concatenate(blocks), np.concatenate(counts), np.concatenate(domain), tokens.fingerprint())
+    return Blocks(
+        np.concatenate(blocks), np.concatenate(counts), np.concatenate(domain), tokens.fingerprint()
+    )
 
 
-def corrupted(blocks: Blocks, share: Mapping[int, float], choices: int | np.ndarray, seed: int) -> Blocks:
-    """The same blocks with a share of the tokens of some domains replaced by tokens drawn uniformly from `choices`.
+def corrupted(
+    blocks: Blocks, share: Mapping[int, float], choices: int | np.ndarray, seed: int
+) -> Blocks:
+    """The same blocks with a share of the tokens of some domains replaced by tokens drawn uniformly
+    from `choices`.
 
     Args:
         share: domain number -> probability that a token is replaced.
@@ -102,30 +118,41 @@ def corrupted(blocks: Blocks, share: Mapping[int, float], choices: int | np.ndar
         rows = np.flatnonzero(blocks.domain == domain)
         place = rows[:, None] * tokens.shape[1] + np.arange(tokens.shape[1])
         wrong = uniform(seed, _NOISE, place) < value
-        other = drawn[(uniform(seed, _OTHER, place) * len(drawn)).astype(np.int64)].astype(tokens.dtype)
+        other = drawn[(uniform(seed, _OTHER, place) * len(drawn)).astype(np.int64)].astype(
+            tokens.dtype
+        )
         tokens[rows] = np.where(wrong, other, tokens[rows])
     return Blocks(tokens, blocks.counts, blocks.domain, blocks.identity)
 
 
-def mixed(blocks: Blocks, weights: np.ndarray, seed: int, names: Sequence[str] | None = None) -> Blocks:
-    """As many blocks in which the domains stand in the proportion of `weights`, (k,): some repeated, some left out.
+def mixed(
+    blocks: Blocks, weights: np.ndarray, seed: int, names: Sequence[str] | None = None
+) -> Blocks:
+    """As many blocks in which the domains stand in the proportion of `weights`, (k,): some
+    repeated, some left out.
 
-    A copy is an example of its own, with its own number. The counts are the nearest whole numbers with the right sum (largest
-    remainders). A line in the log says how many blocks of each domain there are now, and how often one stands at most.
+    A copy is an example of its own, with its own number. The counts are the nearest whole numbers
+    with the right sum (largest remainders). A line in the log says how many blocks of each domain
+    there are now, and how often one stands at most.
 
     Args:
         names: of the domains, for messages; None: "domain 0", ...
 
     Raises:
-        SteeringError: weights that are no finite numbers >= 0 with a positive sum, or a weight for a domain without blocks.
+        SteeringError: weights that are no finite numbers >= 0 with a positive sum, or a weight for
+            a domain without blocks.
     """
     weights = np.asarray(weights, dtype=np.float64)
     names = [f"domain {number}" for number in range(len(weights))] if names is None else names
     if not (np.isfinite(weights).all() and (weights >= 0).all() and (weights > 0).any()):
-        raise SteeringError(f"mix: expected finite weights >= 0 that are not all zero, got {weights.tolist()}")
+        raise SteeringError(
+            f"mix: expected finite weights >= 0 that are not all zero, got {weights.tolist()}"
+        )
     have = np.bincount(blocks.domain, minlength=len(weights))
     if len(have) > len(weights):
-        raise SteeringError(f"mix: expected a weight for each of {len(have)} domains, got {len(weights)}")
+        raise SteeringError(
+            f"mix: expected a weight for each of {len(have)} domains, got {len(weights)}"
+        )
     if empty := [names[int(domain)] for domain in np.flatnonzero((weights > 0) & (have == 0))]:
         raise SteeringError(
             f"mix: no block to draw from {', '.join(empty)}; expected a weight of 0, or more text or `part`"
@@ -144,18 +171,25 @@ def mixed(blocks: Blocks, weights: np.ndarray, seed: int, names: Sequence[str] |
     return blocks.take(np.concatenate(rows))
 
 
-def _report_mix(weights: np.ndarray, wanted: np.ndarray, have: np.ndarray, names: Sequence[str]) -> None:
+def _report_mix(
+    weights: np.ndarray, wanted: np.ndarray, have: np.ndarray, names: Sequence[str]
+) -> None:
     parts = []
-    for name, weight, count, own in zip(names, weights.tolist(), wanted.tolist(), have.tolist(), strict=True):
+    for name, weight, count, own in zip(
+        names, weights.tolist(), wanted.tolist(), have.tolist(), strict=True
+    ):
         few = f": its weight {weight:g} is too small for one" if weight > 0 and not count else ""
         often = f", each up to {-(-count // own):,} times" if count > own else ""
         parts.append(f"{name} {count:,} (of {own:,}{few}{often})")
     gone = ((wanted == 0) & (have > 0)).any()
-    report_once(f"task.data.mix: blocks of {', '.join(parts)}", logging.WARNING if gone else logging.INFO)
+    report_once(
+        f"task.data.mix: blocks of {', '.join(parts)}", logging.WARNING if gone else logging.INFO
+    )
 
 
 def require_each(blocks: Blocks, names: Sequence[str], key: str, total: int) -> None:
-    """Raise SteeringError when a domain has no block: it would keep its weight in every method that weighs domains."""
+    """Raise SteeringError when a domain has no block: it would keep its weight in every method that
+    weighs domains."""
     have = np.bincount(blocks.domain, minlength=len(names))
     if empty := [name for name, count in zip(names, have, strict=True) if not count]:
         raise SteeringError(
@@ -165,7 +199,8 @@ def require_each(blocks: Blocks, names: Sequence[str], key: str, total: int) -> 
 
 
 def part_of(blocks: Blocks, low: float, high: float, seed: int) -> Blocks:
-    """The blocks whose seeded hash lies in [low, high): the parts [0, x) and [x, 1) are disjoint."""
+    """The blocks whose seeded hash lies in [low, high): the parts [0, x) and [x, 1) are
+    disjoint."""
     place = uniform(seed, _PART, np.arange(len(blocks)))
     chosen = np.flatnonzero((place >= low) & (place < high))
     if not len(chosen):

@@ -21,9 +21,14 @@ if TYPE_CHECKING:
 
 @torch.no_grad()
 def block_losses(
-    module: nn.Module, risk: ReferenceRisk, blocks: Blocks, device: torch.device, batch_size: int = 32
+    module: nn.Module,
+    risk: ReferenceRisk,
+    blocks: Blocks,
+    device: torch.device,
+    batch_size: int = 32,
 ) -> np.ndarray:
-    """Summed loss of each block, nats, float64, (m,); every rank runs the model on its share of the blocks and gets all."""
+    """Summed loss of each block, nats, float64, (m,); every rank runs the model on its share of the
+    blocks and gets all."""
     mine, found = distributed.share(len(blocks)), []
     for start in range(mine.start, mine.stop, batch_size):
         index = np.arange(start, min(start + batch_size, mine.stop))
@@ -34,7 +39,8 @@ def block_losses(
 
 
 def losses_by_domain(losses: np.ndarray, blocks: Blocks, domains: int) -> np.ndarray:
-    """Mean loss per token of each domain, nats, float64, (k,), from those of the blocks; NaN for a domain without blocks."""
+    """Mean loss per token of each domain, nats, float64, (k,), from those of the blocks; NaN for a
+    domain without blocks."""
     sums, counts = np.zeros(domains), np.zeros(domains)
     np.add.at(sums, blocks.domain, losses)
     np.add.at(counts, blocks.domain, blocks.counts)
@@ -42,18 +48,25 @@ def losses_by_domain(losses: np.ndarray, blocks: Blocks, domains: int) -> np.nda
 
 
 def domain_scores(losses: np.ndarray, blocks: Blocks, names: Sequence[str]) -> dict[str, Scores]:
-    """ "loss/<domain>": the mean loss per token of each of its blocks, which counts as often as it has tokens."""
+    """ "loss/<domain>": the mean loss per token of each of its blocks, which counts as often as it
+    has tokens."""
     found = {}
     for number, name in enumerate(names):
         own = blocks.domain == number
-        found[f"loss/{name}"] = Scores(losses[own] / blocks.counts[own], blocks.counts[own].astype(np.float64))
+        found[f"loss/{name}"] = Scores(
+            losses[own] / blocks.counts[own], blocks.counts[own].astype(np.float64)
+        )
     return found
 
 
 def perplexities(losses: np.ndarray, names: Sequence[str]) -> dict[str, float]:
-    """ "perplexity/average" (of the domains' mean loss, each domain counting the same) and "perplexity/<domain>"."""
+    """ "perplexity/average" (of the domains' mean loss, each domain counting the same) and
+    "perplexity/<domain>"."""
     found = {"perplexity/average": math.exp(float(np.mean(losses)))}
-    return found | {f"perplexity/{name}": math.exp(float(loss)) for name, loss in zip(names, losses, strict=True)}
+    return found | {
+        f"perplexity/{name}": math.exp(float(loss))
+        for name, loss in zip(names, losses, strict=True)
+    }
 
 
 def perplexity_figure(metrics: Mapping[str, float]) -> Figure:

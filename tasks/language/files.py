@@ -1,4 +1,5 @@
-"""One file of documents: found by the path that people write, unpacked, decoded, and refused when it is no text."""
+"""One file of documents: found by the path that people write, unpacked, decoded, and refused when
+it is no text."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ _LINES = (".jsonl", ".ndjson", ".jsonlines")
 _OTHERS = {
     **dict.fromkeys((".csv", ".tsv"), "is a table; write it as .jsonl or .parquet"),
     **dict.fromkeys(
-        (".arrow", ".feather"), "is an Arrow file; name the folder of `save_to_disk`, or write it as .parquet"
+        (".arrow", ".feather"),
+        "is an Arrow file; name the folder of `save_to_disk`, or write it as .parquet",
     ),
 }
 _KNOWN = {*PACKED, *_LINES, *_OTHERS, ".json", ".parquet"}
@@ -29,10 +31,12 @@ _HALF = re.compile("[\ud800-\udfff]")
 
 
 def find(path: str, tally: Tally) -> list[Path]:
-    """What a path names: itself if it exists, else what its glob matches, each file once, in the order of the names.
+    """What a path names: itself if it exists, else what its glob matches, each file once, in the
+    order of the names.
 
-    The leading folders that exist are taken as they stand, so brackets in their names are no glob. `**` stands for any
-    number of folders. Hidden files that match and files that are there under two names are counted as left out.
+    The leading folders that exist are taken as they stand, so brackets in their names are no glob.
+    `**` stands for any number of folders. Hidden files that match and files that are there under
+    two names are counted as left out.
 
     Raises:
         OSError: nothing there.
@@ -50,7 +54,9 @@ def find(path: str, tally: Tally) -> list[Path]:
     found = {os.path.realpath(file): Path(file) for file in reversed(matched)}
     _count(tally, "file(s) under a second name", len(matched) - len(found))
     if not found:
-        raise FileNotFoundError("no such file" + (f"; hidden: {in_words(tally.left_out)}" if tally.left_out else ""))
+        raise FileNotFoundError(
+            "no such file" + (f"; hidden: {in_words(tally.left_out)}" if tally.left_out else "")
+        )
     return sorted(found.values(), key=str)
 
 
@@ -63,7 +69,8 @@ def of_file(file: Path, column: str, separator: str | None, tally: Tally) -> Ite
     """The documents of a file, by its suffix; what is left out and changed is counted.
 
     Raises:
-        ValueError, OSError, ...: it is not what its suffix says, or holds something else than texts.
+        ValueError, OSError, ...: it is not what its suffix says, or holds something else than
+            texts.
     """
     kind, packed = _kind(file)
     if kind == ".parquet":
@@ -110,12 +117,15 @@ def taken(value: object, tally: Tally, where: str = "") -> str | None:
         raise ValueError(f"{where} is of type {type(value).__name__}, expected a text")
     tally.read += 1
     if _HALF.search(value):
-        tally.changed["with undecodable bytes" if MARK in value and not where else "with half surrogates"] += 1
+        tally.changed[
+            "with undecodable bytes" if MARK in value and not where else "with half surrogates"
+        ] += 1
     return whole(value)
 
 
 def _lines(text: str, column: str, tally: Tally) -> Iterator[str]:
-    """JSON lines. A line ends at \\n alone: other separators of lines may stand inside a JSON string."""
+    """JSON lines. A line ends at \\n alone: other separators of lines may stand inside a JSON
+    string."""
     for number, line in enumerate(text.split("\n"), 1):
         line = line.strip(" \t\r\ufeff")  # a byte order mark where files were joined
         if not line:
@@ -125,14 +135,17 @@ def _lines(text: str, column: str, tally: Tally) -> Iterator[str]:
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise ValueError(f"line {number} is no JSON: {error.msg}, column {error.colno}") from error
+            raise ValueError(
+                f"line {number} is no JSON: {error.msg}, column {error.colno}"
+            ) from error
         except (ValueError, RecursionError) as error:
             raise ValueError(f"line {number} is no JSON: {error}") from error
         yield from _entry(row, column, f"line {number}", tally)
 
 
 def _json(text: str, column: str, tally: Tally) -> Iterator[str]:
-    """A list of objects or texts, one object, or JSON lines under another suffix (C4's .json.gz)."""
+    """A list of objects or texts, one object, or JSON lines under another suffix (C4's
+    .json.gz)."""
     if not text.strip():
         return
     if MARK in text:
@@ -158,7 +171,9 @@ def _entry(row: object, column: str, where: str, tally: Tally) -> Iterator[str]:
             raise ValueError(f"{where} has no text {column!r}; its keys: {keys}")
         row, where = row[column], f"{where}: {column!r}"
     elif not (row is None or isinstance(row, str)):
-        raise ValueError(f"{where} is of type {type(row).__name__}, expected an object with a text {column!r}")
+        raise ValueError(
+            f"{where} is of type {type(row).__name__}, expected an object with a text {column!r}"
+        )
     if (kept := taken(row, tally, where)) is not None:
         yield kept
 
@@ -177,7 +192,8 @@ def _parquet(file: Path, column: str) -> Iterator[object]:
 
 
 def data_set(folder: Path, column: str, tally: Tally) -> Iterator[str]:
-    """The documents of a folder of `Dataset.save_to_disk`; the format that was set when it was saved plays no part."""
+    """The documents of a folder of `Dataset.save_to_disk`; the format that was set when it was
+    saved plays no part."""
     dataset = needed("datasets").load_from_disk(str(folder)).with_format(None)
     _require(column, dataset.column_names)
     yield from _column(iter(dataset[column]), column, tally)
@@ -203,7 +219,11 @@ def folder_hint(folder: Path) -> str:
     if (folder / "dataset_dict.json").is_file():
         splits = json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
         return f"a data set with the splits {', '.join(splits)}; name one, such as {folder / splits[0]}"
-    files = [file for file in (*folder.glob("*"), *folder.glob("*/*")) if file.is_file() and file.name[0] != "."]
+    files = [
+        file
+        for file in (*folder.glob("*"), *folder.glob("*/*"))
+        if file.is_file() and file.name[0] != "."
+    ]
     for kind in (".parquet", *_LINES, ".json", *_PLAIN):
         for file in sorted(files, key=lambda file: (len(file.parts), str(file))):
             known = [suffix for suffix in file.suffixes if suffix.lower() in {*_KNOWN, *_PLAIN}]

@@ -1,4 +1,5 @@
-"""Causal language models of `transformers`: from scratch by a config, or with weights by path or hub name."""
+"""Causal language models of `transformers`: from scratch by a config, or with weights by path or
+hub name."""
 
 from __future__ import annotations
 
@@ -17,7 +18,16 @@ from tasks.language.tokens import Tokens, folder_or_hub, reason
 
 # What `transformers` raises for configs and weights that it cannot read or that do not fit.
 _UNBUILDABLE = (
-    *(OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError, SafetensorError),
+    *(
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        ImportError,
+        RuntimeError,
+        SafetensorError,
+    ),
 )
 
 
@@ -35,12 +45,14 @@ class Causal(nn.Module):
 def build_causal(spec: ModelSpec, tokens: Tokens, length: int) -> Model:
     """The network of a spec.
 
-    `name` is a JSON file with a `transformers` config ("model_type" and its keys; `vocab_size` and the special tokens are set
-    from the tokenizer), or a folder or hub name whose config is used. `options` change keys of the config. `pretrained` is
-    what `from_pretrained` takes, or "name" for the model's own. A path may begin with `~`.
+    `name` is a JSON file with a `transformers` config ("model_type" and its keys; `vocab_size` and
+    the special tokens are set from the tokenizer), or a folder or hub name whose config is used.
+    `options` change keys of the config. `pretrained` is what `from_pretrained` takes, or "name" for
+    the model's own. A path may begin with `~`.
 
     Raises:
-        SteeringError: no such model or weights, a vocabulary smaller than the tokenizer's, or a context shorter than a block.
+        SteeringError: no such model or weights, a vocabulary smaller than the tokenizer's, or a
+            context shorter than a block.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -55,13 +67,19 @@ def build_causal(spec: ModelSpec, tokens: Tokens, length: int) -> Model:
                 config = AutoConfig.from_pretrained(folder_or_hub(spec.name), **spec.options)
             model = AutoModelForCausalLM.from_config(config)
     except _UNBUILDABLE as error:
-        raise SteeringError(f"target: cannot build the language model {source!r}: {reason(source, error)}") from error
+        raise SteeringError(
+            f"target: cannot build the language model {source!r}: {reason(source, error)}"
+        ) from error
     size = model.config.vocab_size
     if size < tokens.size:
-        raise SteeringError(f"target: {spec.name!r} knows {size} tokens, the tokenizer makes {tokens.size}")
+        raise SteeringError(
+            f"target: {spec.name!r} knows {size} tokens, the tokenizer makes {tokens.size}"
+        )
     limit = getattr(model.config, "max_position_embeddings", None)
     if limit is not None and limit < length:
-        raise SteeringError(f"task.length: {length} tokens are more than the {limit} positions of {spec.name!r}")
+        raise SteeringError(
+            f"task.length: {length} tokens are more than the {limit} positions of {spec.name!r}"
+        )
     module = Causal(model.float())
     if spec.checkpoint is not None:
         weights = user_path(spec.checkpoint)
@@ -76,10 +94,14 @@ def build_causal(spec: ModelSpec, tokens: Tokens, length: int) -> Model:
 def _config(path: Path, tokens: Tokens, options: dict[str, Any]) -> Any:
     from transformers import AutoConfig
 
-    if path.is_dir() and (path / "config.json").is_file():  # a model's folder whose name ends like a file's
+    if (
+        path.is_dir() and (path / "config.json").is_file()
+    ):  # a model's folder whose name ends like a file's
         return None
     if not path.is_file():
-        wrong = f"a folder, expected a JSON file: {path}" if path.is_dir() else f"no such file: {path}"
+        wrong = (
+            f"a folder, expected a JSON file: {path}" if path.is_dir() else f"no such file: {path}"
+        )
         raise SteeringError(f"target.name: {wrong}")
     values = json.loads(path.read_text(encoding="utf-8-sig"))
     if not isinstance(values, dict) or "model_type" not in values:

@@ -10,18 +10,20 @@ from steering.risk import Batch, Outputs, ReferenceRisk, Units
 
 
 class LanguageRisk(ReferenceRisk):
-    """One adversary over the tokens, or over the sequences, of a batch; a reference cache holds one float per token."""
+    """One adversary over the tokens, or over the sequences, of a batch; a reference cache holds one
+    float per token."""
 
     def __init__(self, unit: str) -> None:
         self.unit = unit
 
     def outputs(self, model: nn.Module, batch: Batch) -> Outputs:
-        """Cross entropy "loss", (b, T), nats, zero where masked; with `with_logits` also "logits", (b, T, V)."""
+        """Cross entropy "loss", (b, T), nats, zero where masked; with `with_logits` also "logits",
+        (b, T, V)."""
         tokens = batch["tokens"]
         logits = model(tokens[:, :-1]).float()
-        loss = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none").view(
-            tokens[:, 1:].shape
-        )
+        loss = F.cross_entropy(
+            logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none"
+        ).view(tokens[:, 1:].shape)
         found = {"loss": loss.masked_fill(~batch["mask"], 0.0)}
         return found | ({"logits": logits} if self.with_logits else {})
 
@@ -29,7 +31,10 @@ class LanguageRisk(ReferenceRisk):
         guide, mask = reference or {}, batch["mask"]
         rows = torch.zeros((), dtype=torch.int64, device=mask.device)
         if self.unit == "sequence":
-            means = [None if "loss" not in found else _mean(found["loss"], mask) for found in (target, guide)]
+            means = [
+                None if "loss" not in found else _mean(found["loss"], mask)
+                for found in (target, guide)
+            ]
             assert means[0] is not None
             return Units(means[0], means[1], rows, groups=batch["group"])
         groups = batch["group"][:, None].expand(mask.shape)

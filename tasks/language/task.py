@@ -1,4 +1,5 @@
-"""The language modelling task: options, data, models, evaluation, tied together for the framework."""
+"""The language modelling task: options, data, models, evaluation, tied together for the
+framework."""
 
 from __future__ import annotations
 
@@ -37,7 +38,8 @@ class LanguageData:
     modules: list[str] = field(default_factory=lambda: [*STDLIB])
     """stdlib: its packages."""
     paths: dict[str, str] = field(default_factory=dict)
-    """files: domain -> file, glob, or folder of a Hugging Face data set; .jsonl, .json, .parquet, else plain text."""
+    """files: domain -> file, glob, or folder of a Hugging Face data set; .jsonl, .json, .parquet,
+    else plain text."""
     validation: dict[str, str] = field(default_factory=dict)
     """files: the same for validation; empty: `held_out` of the documents."""
     held_out: float = 0.1
@@ -51,9 +53,11 @@ class LanguageData:
     corrupt: dict[str, float] = field(default_factory=dict)
     """Domain -> share of its training tokens that are replaced by random ones."""
     mix: dict[str, float] = field(default_factory=dict)
-    """Domain -> weight in the training data, such as DoReMi's mix; without a weight: none; empty: as the documents come."""
+    """Domain -> weight in the training data, such as DoReMi's mix; without a weight: none; empty:
+    as the documents come."""
     part: tuple[float, float] = (0.0, 1.0)
-    """The training blocks whose seeded hash lies in [low, high): [0, 0.2] for a reference, [0.2, 1] for its target."""
+    """The training blocks whose seeded hash lies in [low, high): [0, 0.2] for a reference, [0.2, 1]
+    for its target."""
     seed: int = 0
     """Chooses part, mix and corruption; independent of the run's seed."""
 
@@ -62,8 +66,12 @@ class LanguageData:
             raise SteeringError(f"source: expected stdlib or files, got {self.source!r}")
         if (self.source == "files") != bool(self.paths):
             raise SteeringError("paths: domain -> file, needed for source 'files' and for no other")
-        if self.source == "stdlib" and (not self.modules or len({*self.modules}) < len(self.modules)):
-            raise SteeringError(f"modules: expected at least one, each once, got {', '.join(self.modules) or 'none'}")
+        if self.source == "stdlib" and (
+            not self.modules or len({*self.modules}) < len(self.modules)
+        ):
+            raise SteeringError(
+                f"modules: expected at least one, each once, got {', '.join(self.modules) or 'none'}"
+            )
         if self.separator == "":
             raise SteeringError("separator: expected a text that is not empty, or null")
         if self.validation and self.validation.keys() != self.paths.keys():
@@ -71,17 +79,23 @@ class LanguageData:
         if not 0 < self.held_out < 1:
             raise SteeringError(f"held_out: expected a number in (0, 1), got {self.held_out}")
         if self.validation_blocks is not None and self.validation_blocks < 1:
-            raise SteeringError(f"validation_blocks: expected at least 1 or null, got {self.validation_blocks}")
+            raise SteeringError(
+                f"validation_blocks: expected at least 1 or null, got {self.validation_blocks}"
+            )
         low, high = self.part
         if not 0 <= low < high <= 1:
-            raise SteeringError(f"part: expected [low, high] with 0 <= low < high <= 1, got {[low, high]}")
+            raise SteeringError(
+                f"part: expected [low, high] with 0 <= low < high <= 1, got {[low, high]}"
+            )
         known = [*self.paths] or self.modules
         if "average" in known:
             raise SteeringError("a domain cannot be called average: the result over all domains is")
         for key, values, top in (("corrupt", self.corrupt, 1.0), ("mix", self.mix, math.inf)):
             for domain, value in values.items():
                 if domain not in known:
-                    raise SteeringError(f"{key}: no domain {domain!r}; there are {', '.join(known)}")
+                    raise SteeringError(
+                        f"{key}: no domain {domain!r}; there are {', '.join(known)}"
+                    )
                 if not 0 <= value <= top or math.isinf(value):
                     raise SteeringError(f"{key}: expected a number >= 0 for {domain}, got {value}")
         if self.mix and not sum(self.mix.values()) > 0:
@@ -116,7 +130,9 @@ class LanguageTask(Task):
     Options: ClassVar[type] = LanguageOptions
     units: ClassVar[tuple[str, ...]] = ("token", "sequence")
     may_have_groups: ClassVar[bool] = True
-    metrics: ClassVar[Mapping[str, Metric]] = {"perplexity": Metric(percent=False, higher_is_better=False)}
+    metrics: ClassVar[Mapping[str, Metric]] = {
+        "perplexity": Metric(percent=False, higher_is_better=False)
+    }
 
     def __init__(self, options: LanguageOptions) -> None:
         self.options, self.risk = options, LanguageRisk(options.unit)
@@ -135,8 +151,16 @@ class LanguageTask(Task):
             "task.data.paths": data.paths,
             "task.data.validation": {name: data.validation[name] for name in train},
         }
-        validation = read_domains(sections["task.data.validation"], data.column, data.separator, "task.data.validation")
-        say_shared({f"{key}.{name}": path for key, paths in sections.items() for name, path in paths.items()})
+        validation = read_domains(
+            sections["task.data.validation"], data.column, data.separator, "task.data.validation"
+        )
+        say_shared(
+            {
+                f"{key}.{name}": path
+                for key, paths in sections.items()
+                for name, path in paths.items()
+            }
+        )
         return train, validation
 
     @cached_property
@@ -149,9 +173,19 @@ class LanguageTask(Task):
         whole = pack(self._texts[0], tokens, self.options.length)
         blocks = part_of(whole, *data.part, data.seed)
         numbers = {name: number for number, name in enumerate(self.groups)}
-        blocks = corrupted(blocks, {numbers[name]: v for name, v in data.corrupt.items()}, tokens.ordinary, data.seed)
+        blocks = corrupted(
+            blocks,
+            {numbers[name]: v for name, v in data.corrupt.items()},
+            tokens.ordinary,
+            data.seed,
+        )
         if data.mix:
-            return mixed(blocks, np.array([data.mix.get(name, 0.0) for name in self.groups]), data.seed, self.groups)
+            return mixed(
+                blocks,
+                np.array([data.mix.get(name, 0.0) for name in self.groups]),
+                data.seed,
+                self.groups,
+            )
         require_each(blocks, self.groups, "task.data.part", len(whole))
         return blocks
 
@@ -176,7 +210,8 @@ class LanguageTask(Task):
         return {"validation": self._validation}
 
     def evaluate(self, model: Model, device: torch.device) -> Evaluation:
-        """ "perplexity/average" over the domains, and of each; per token, on the validation documents."""
+        """ "perplexity/average" over the domains, and of each; per token, on the validation
+        documents."""
         blocks, names = self._validation, self.groups
         losses = block_losses(model.module, self.risk, blocks, device)
         metrics = perplexities(losses_by_domain(losses, blocks, len(names)), names)

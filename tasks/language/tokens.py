@@ -16,7 +16,8 @@ _LOCAL = ("~", "/", "./", "../")
 
 
 def whole(text: str) -> str:
-    """The text with U+FFFD for every half of a surrogate pair (a cut emoji of a JSON file), which no encoding can write."""
+    """The text with U+FFFD for every half of a surrogate pair (a cut emoji of a JSON file), which
+    no encoding can write."""
     return text if text.isascii() else _HALF.sub("\ufffd", text)
 
 
@@ -37,7 +38,8 @@ def folder_or_hub(name: str) -> str:
 
 
 def reason(name: str, error: Exception) -> str:
-    """The first line of what `from_pretrained` raised, which speaks of the hub alone where a folder may have been meant."""
+    """The first line of what `from_pretrained` raised, which speaks of the hub alone where a folder
+    may have been meant."""
     line = str(error).strip().partition("\n")[0] or type(error).__name__
     there = user_path(name).exists() or line.startswith("no such folder")
     return line if there else f"no such folder; as a hub name: {line}"
@@ -91,23 +93,35 @@ class Pretrained(Tokens):
 
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(folder_or_hub(name))
-        except Exception as error:  # the library raises plain Exception, and many others, for what it cannot read
-            raise SteeringError(f"task.tokenizer: cannot load {name!r}: {reason(name, error)}") from error
+        except (
+            Exception
+        ) as error:  # the library raises plain Exception, and many others, for what it cannot read
+            raise SteeringError(
+                f"task.tokenizer: cannot load {name!r}: {reason(name, error)}"
+            ) from error
         end = self._tokenizer.eos_token_id
         if end is None:
             raise SteeringError(f"task.tokenizer: {name!r} has no end-of-sequence token")
-        numbers = np.unique([*self._tokenizer.get_vocab().values(), *self._tokenizer.added_tokens_decoder, int(end)])
+        numbers = np.unique(
+            [*self._tokenizer.get_vocab().values(), *self._tokenizer.added_tokens_decoder, int(end)]
+        )
         self.size, self.end = int(numbers[-1]) + 1, int(end)
         self.ordinary = numbers[numbers != self.end].astype(np.int64)
-        if not len(self.ordinary):  # a model's folder without its tokenizer's files loads as one that knows nothing
+        if not len(
+            self.ordinary
+        ):  # a model's folder without its tokenizer's files loads as one that knows nothing
             raise SteeringError(
                 f"task.tokenizer: {name!r} has no token but the end of a document; are its files there?"
             )
 
     def encode(self, text: str) -> np.ndarray:
         try:
-            found = self._tokenizer(whole(text), add_special_tokens=False, verbose=False)["input_ids"]
-        except Exception as error:  # as above: such as a word of no token when there is none for the unknown
+            found = self._tokenizer(whole(text), add_special_tokens=False, verbose=False)[
+                "input_ids"
+            ]
+        except (
+            Exception
+        ) as error:  # as above: such as a word of no token when there is none for the unknown
             raise SteeringError(f"task.tokenizer: cannot encode {text[:40]!r}: {error}") from error
         return np.asarray(found, dtype=np.int64)
 
@@ -115,7 +129,9 @@ class Pretrained(Tokens):
         return str(self._tokenizer.decode(tokens))
 
     def fingerprint(self) -> str:
-        return sha256([f"{token} {number}" for token, number in sorted(self._tokenizer.get_vocab().items())])
+        return sha256(
+            [f"{token} {number}" for token, number in sorted(self._tokenizer.get_vocab().items())]
+        )
 
 
 def open_tokens(name: str) -> Tokens:

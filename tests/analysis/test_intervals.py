@@ -39,7 +39,8 @@ def test_an_interval_over_seeds_is_students():
 
 
 def test_pairing_by_example_takes_out_what_is_common(tmp_path):
-    """One seed, n examples: the width is that of the mean of the differences, not of the two scores."""
+    """One seed, n examples: the width is that of the mean of the differences, not of the two
+    scores."""
     generator, n = np.random.default_rng(0), 400
     common = 5 * generator.standard_normal(n)
     own = generator.standard_normal(n)
@@ -53,7 +54,8 @@ def test_pairing_by_example_takes_out_what_is_common(tmp_path):
 
 
 def test_seeds_and_examples_both_count(tmp_path):
-    """d_si = a_s + e_i: the variance of the doubly drawn mean is that of the seeds' means plus that of the examples'."""
+    """d_si = a_s + e_i: the variance of the doubly drawn mean is that of the seeds' means plus that
+    of the examples'."""
     generator, n, seeds = np.random.default_rng(1), 300, 8
     of_seed, of_example = generator.standard_normal(seeds) * 0.1, generator.standard_normal(n)
     plain = {s: run(tmp_path, f"b{s}", {"m": np.zeros(n)}) for s in range(seeds)}
@@ -73,13 +75,21 @@ def test_equal_runs_differ_by_nothing_and_only_common_seeds_count(tmp_path):
 
 
 def test_a_perplexity_is_drawn_as_one(tmp_path):
-    """exp of the mean over domains of each domain's token mean; blocks are drawn, and count by their tokens."""
-    meaning = {"ppl": Metric(percent=False, higher_is_better=False, of=("loss/a", "loss/b"), exp=True)}
-    one = {"loss/a": Scores(np.array([1.0, 2.0]), np.array([3.0, 1.0])), "loss/b": Scores(np.full(5, 2.0), np.ones(5))}
+    """exp of the mean over domains of each domain's token mean; blocks are drawn, and count by
+    their tokens."""
+    meaning = {
+        "ppl": Metric(percent=False, higher_is_better=False, of=("loss/a", "loss/b"), exp=True)
+    }
+    one = {
+        "loss/a": Scores(np.array([1.0, 2.0]), np.array([3.0, 1.0])),
+        "loss/b": Scores(np.full(5, 2.0), np.ones(5)),
+    }
     a = run(tmp_path, "a", one, meaning)
     assert a.metrics["ppl"] == pytest.approx(math.exp((5 / 4 + 2) / 2))
     drawn = Bootstrap(2000).values(a, "ppl")
-    possible = [math.exp((x + 2) / 2) for x in (1.0, 5 / 4, 2.0)]  # block 1 twice, each once, block 2 twice
+    possible = [
+        math.exp((x + 2) / 2) for x in (1.0, 5 / 4, 2.0)
+    ]  # block 1 twice, each once, block 2 twice
     assert sorted(set(np.round(drawn, 9))) == pytest.approx(possible)
     counts = [np.isclose(drawn, value).mean() for value in possible]
     assert counts == pytest.approx([0.25, 0.5, 0.25], abs=0.05)
@@ -87,13 +97,25 @@ def test_a_perplexity_is_drawn_as_one(tmp_path):
 
 def test_without_scores_the_interval_is_over_seeds_alone(tmp_path):
     def bare(key, value):
-        return RunRecord(key, "train", key, folder=tmp_path / key, metrics={"ECE": value}, meaning={"ECE": Metric()})
+        return RunRecord(
+            key,
+            "train",
+            key,
+            folder=tmp_path / key,
+            metrics={"ECE": value},
+            meaning={"ECE": Metric()},
+        )
 
-    runs, plain = {s: bare(f"a{s}", v) for s, v in enumerate((0.3, 0.5))}, {s: bare(f"b{s}", 0.2) for s in range(2)}
+    runs, plain = (
+        {s: bare(f"a{s}", v) for s, v in enumerate((0.3, 0.5))},
+        {s: bare(f"b{s}", 0.2) for s in range(2)},
+    )
     found = paired_difference(runs, plain, "ECE", Bootstrap())
     expected = seeds_interval([0.1, 0.3])
     assert found.over == "seeds"
-    assert (found.value, found.low, found.high) == pytest.approx((expected.value, expected.low, expected.high))
+    assert (found.value, found.low, found.high) == pytest.approx(
+        (expected.value, expected.low, expected.high)
+    )
     assert paired_difference({0: runs[0]}, plain, "ECE", Bootstrap()).over == ""
 
 
@@ -106,11 +128,15 @@ def curve(tmp_path, key, points, trained=100, flops=1000, better=True, **cost):
     """A run that was evaluated at steps, ten in all; (step, value, seconds)."""
     folder = tmp_path / key
     folder.mkdir()
-    rows = [{"step": s, "train/seconds": t} for s, _, t in points] + [{"step": s, "eval/m": v} for s, v, _ in points]
+    rows = [{"step": s, "train/seconds": t} for s, _, t in points] + [
+        {"step": s, "eval/m": v} for s, v, _ in points
+    ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     whole = Cost(trained=trained, flops=flops, steps=10, seconds=points[-1][2], **cost)
     meaning = {"m": Metric(higher_is_better=better)}
-    return RunRecord(key, "train", key, folder=folder, metrics={"m": points[-1][1]}, meaning=meaning, cost=whole)
+    return RunRecord(
+        key, "train", key, folder=folder, metrics={"m": points[-1][1]}, meaning=meaning, cost=whole
+    )
 
 
 def test_when_a_score_is_first_reached(tmp_path):
@@ -133,7 +159,9 @@ def test_times_fewer_by_hand(tmp_path):
     assert found.samples.value == pytest.approx(math.sqrt(2 * 5))  # 100/50 and 100/20
     assert found.seconds.value == pytest.approx(math.sqrt(4 * 8))
     assert found.flops.value == pytest.approx(math.sqrt(2 * 5))
-    assert found.with_reference.value == pytest.approx(math.sqrt(1000 / (500 + 500) * 1000 / (200 + 500)))
+    assert found.with_reference.value == pytest.approx(
+        math.sqrt(1000 / (500 + 500) * 1000 / (200 + 500))
+    )
     slow = {0: curve(tmp_path, "s0", [(10, 0.3, 4.0)]), 1: fast[1]}
     assert (speedup(slow, plain, "m", {}).reached, speedup(slow, plain, "m", {}).seeds) == (1, 2)
     assert speedup(fast, {7: plain[0]}, "m", {}) is None

@@ -13,11 +13,23 @@ from steering.runs.record import Metric
 
 def _row(method, seed, r1, r5=0.5, samples=1000, seconds=10.0):
     metrics = {"seen/image_to_text_R@1": r1, "seen/image_to_text_R@5": r5, "new/R@1": r1 / 2}
-    return {"method": method, "seed": seed, "metrics": metrics, "samples": samples, "seconds": seconds}
+    return {
+        "method": method,
+        "seed": seed,
+        "metrics": metrics,
+        "samples": samples,
+        "seconds": seconds,
+    }
 
 
 ROWS = [
-    {"method": "reference", "seed": None, "metrics": {"seen/image_to_text_R@1": 0.2}, "samples": None, "seconds": None},
+    {
+        "method": "reference",
+        "seed": None,
+        "metrics": {"seen/image_to_text_R@1": 0.2},
+        "samples": None,
+        "seconds": None,
+    },
     _row("plain", 0, 0.10, seconds=10.0),
     _row("plain", 1, 0.20, seconds=30.0),
     _row("plain", 2, 0.30, seconds=20.0),
@@ -40,7 +52,10 @@ def printed(monkeypatch):
 
 def test_mean_and_error_by_hand():
     mean, error = report.mean_and_error([1.0, 2.0, 6.0])
-    assert (mean, error) == (pytest.approx(3.0), pytest.approx(math.sqrt(7.0 / 3)))  # s² = (4 + 1 + 9)/2
+    assert (mean, error) == (
+        pytest.approx(3.0),
+        pytest.approx(math.sqrt(7.0 / 3)),
+    )  # s² = (4 + 1 + 9)/2
     mean, error = report.mean_and_error([4.0])
     assert mean == 4.0
     assert math.isnan(error)
@@ -70,16 +85,31 @@ def test_metrics_without_a_group_have_a_table_too():
 
 def test_markdown_is_a_table_whatever_the_labels_are():
     text = report.markdown_report(ROWS, "study")
-    assert text.startswith("# study\n\nPercent; ± is one standard error over the runs' seeds.\n\n## seen\n\n")
-    assert "| method | image to text R@1 | image to text R@5 |\n| --- | --- | --- |\n| reference | 20.0 | – |\n" in text
+    assert text.startswith(
+        "# study\n\nPercent; ± is one standard error over the runs' seeds.\n\n## seen\n\n"
+    )
+    assert (
+        "| method | image to text R@1 | image to text R@5 |\n| --- | --- | --- |\n| reference | 20.0 | – |\n"
+        in text
+    )
     assert "| plain | 20.0 ± 5.8 | 50.0 ± 0.0 |" in text
     assert r"| a \| b | 25.0 | 50.0 |" in text
 
 
 def _wide_rows(labels):
-    names = [f"held-out_images/{way}_R@{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)]
+    names = [
+        f"held-out_images/{way}_R@{k}"
+        for way in ("image_to_text", "text_to_image")
+        for k in (1, 5, 10)
+    ]
     return [
-        {"method": label, "seed": s, "metrics": dict.fromkeys(names, 0.3 + 0.1 * s), "samples": 9, "seconds": 9.0}
+        {
+            "method": label,
+            "seed": s,
+            "metrics": dict.fromkeys(names, 0.3 + 0.1 * s),
+            "samples": 9,
+            "seconds": 9.0,
+        }
         for label in labels
         for s in (0, 1)
     ]
@@ -93,7 +123,9 @@ def test_nothing_is_cut_at_any_width(printed, width):
     assert "…" not in "".join(lines)
     tables = sum(line.startswith("┏") for line in lines)
     for label in labels:
-        assert sum(label in line for line in lines) == tables  # each table names every method, on one line
+        assert (
+            sum(label in line for line in lines) == tables
+        )  # each table names every method, on one line
     assert sum(line.count("35.0 ± 5.0") for line in lines) == 6 * len(labels)
     assert tables == {60: 4, 80: 3, 100: 3, 200: 2}[width]
 
@@ -111,13 +143,20 @@ def test_markup_in_labels_and_titles_is_text(printed):
 
 
 def test_the_best_of_each_column_is_bold(monkeypatch):
-    console = Console(file=io.StringIO(), width=80, highlight=False, force_terminal=True, color_system="standard")
+    console = Console(
+        file=io.StringIO(), width=80, highlight=False, force_terminal=True, color_system="standard"
+    )
     monkeypatch.setattr(page, "CONSOLE", console)
     monkeypatch.delenv("NO_COLOR", raising=False)
     report.print_results([_row("one", 0, 0.098), _row("two", 0, 0.25)], "title")
     shown = console.file.getvalue()
     bold = re.findall(r"\x1b\[1m *([\d.,]+) *\x1b\[0m", shown)
-    assert bold == ["50.0", "25.0", "50.0", "12.5"]  # 9.8 would be the larger text; both have the same second recall
+    assert bold == [
+        "50.0",
+        "25.0",
+        "50.0",
+        "12.5",
+    ]  # 9.8 would be the larger text; both have the same second recall
 
 
 def test_curves_by_hand():
@@ -136,7 +175,10 @@ def test_curves_by_hand():
     assert [*dashed.get_ydata()] == [20, 20]
     (band,) = axes.collections
     heights = band.get_paths()[0].vertices[:, 1]
-    assert (heights.min(), heights.max()) == (pytest.approx(10), pytest.approx(60))  # 20 ± 10 and 40 ± 20
+    assert (heights.min(), heights.max()) == (
+        pytest.approx(10),
+        pytest.approx(60),
+    )  # 20 ± 10 and 40 ± 20
     assert axes.get_title() == "seen"
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["plain", "reference"]
 
@@ -157,20 +199,38 @@ def test_smaller_is_better_where_the_task_says_so(monkeypatch):
         }
         for m, a, e, p in (("x", 0.5, 0.02, 9.5), ("y", 0.6, 0.1, 10.25))
     ]
-    styles = {"ECE": Metric(higher_is_better=False), "perplexity": Metric(percent=False, higher_is_better=False)}
+    styles = {
+        "ECE": Metric(higher_is_better=False),
+        "perplexity": Metric(percent=False, higher_is_better=False),
+    }
     found = report.tables(rows, styles)
-    assert found["test"] == (["method", "accuracy", "ECE ↓"], [["x", "50.0", "2.0"], ["y", "60.0", "10.0"]])
+    assert found["test"] == (
+        ["method", "accuracy", "ECE ↓"],
+        [["x", "50.0", "2.0"], ["y", "60.0", "10.0"]],
+    )
     assert found["perplexity"] == (["method", "en ↓"], [["x", "9.500"], ["y", "10.250"]])
     console = Console(file=io.StringIO(), width=80, force_terminal=True, highlight=False)
     monkeypatch.setattr(page, "CONSOLE", console)
     report.print_results(rows, "title", styles)
     bold = re.findall(r"\x1b\[1m *([\d.,]+) *\x1b\[0m", console.file.getvalue())
     assert bold == ["2.0", "60.0", "9.500"]
-    assert report.markdown_report(rows, "t", styles).split("\n\n")[1].startswith("Percent, but for en;")
+    assert (
+        report.markdown_report(rows, "t", styles)
+        .split("\n\n")[1]
+        .startswith("Percent, but for en;")
+    )
 
 
 def test_what_is_drawn_and_scored_is_shown_where_something_is_chosen():
-    plain = {"method": "erm", "seed": 0, "metrics": {}, "samples": 10, "drawn": 10, "scored": 0, "seconds": 1}
+    plain = {
+        "method": "erm",
+        "seed": 0,
+        "metrics": {},
+        "samples": 10,
+        "drawn": 10,
+        "scored": 0,
+        "seconds": 1,
+    }
     choosy = {**plain, "method": "rho_loss", "drawn": 100, "scored": 100}
     assert report.tables([plain])["cost of one run"][0] == ["method", "runs", "samples", "seconds"]
     header, lines = report.tables([plain, choosy])["cost of one run"]

@@ -1,10 +1,12 @@
-"""What it saves to exchange the texts' gradient while the image tower goes backward: two processes, a network of a known rate.
+"""What it saves to exchange the texts' gradient while the image tower goes backward: two processes,
+a network of a known rate.
 
     python tests/benchmarks/exchange_overlap.py                  # over the loopback device
     python tests/benchmarks/exchange_overlap.py --rate 1gbit     # two hosts with a link of that rate; root and iproute2
 
-"at once" waits for the exchange as soon as it is sent, "overlapped" is the code as it is. Both take the same steps, in turns, in
-the same two processes of one thread; wall time, medians. Prints a table.
+"at once" waits for the exchange as soon as it is sent, "overlapped" is the code as it is. Both take
+the same steps, in turns, in the same two processes of one thread; wall time, medians. Prints a
+table.
 """
 
 import argparse
@@ -30,16 +32,21 @@ HOSTS = [("steering0", "10.77.0.1"), ("steering1", "10.77.0.2")]
 
 
 class Towers(nn.Module):
-    """Image tower first, as open_clip does; each a perceptron on `tokens` positions, whose mean is the feature."""
+    """Image tower first, as open_clip does; each a perceptron on `tokens` positions, whose mean is
+    the feature."""
 
     def __init__(self) -> None:
         super().__init__()
         self.image, self.text = (
-            nn.Sequential(nn.Linear(WIDTH, HIDDEN), nn.GELU(), nn.Linear(HIDDEN, WIDTH)) for _ in range(2)
+            nn.Sequential(nn.Linear(WIDTH, HIDDEN), nn.GELU(), nn.Linear(HIDDEN, WIDTH))
+            for _ in range(2)
         )
 
     def forward(self, image: torch.Tensor, text: torch.Tensor) -> list[torch.Tensor]:
-        return [F.normalize(tower(x).mean(1), dim=-1) for tower, x in ((self.image, image), (self.text, text))]
+        return [
+            F.normalize(tower(x).mean(1), dim=-1)
+            for tower, x in ((self.image, image), (self.text, text))
+        ]
 
 
 def worker(rank: int, store: str, size: int, tokens: int) -> None:
@@ -62,7 +69,9 @@ def worker(rank: int, store: str, size: int, tokens: int) -> None:
     found: dict[str, list[list[float]]] = {"at once": [], "overlapped": []}
     for number in range(ROUNDS + 2):
         for name, times in found.items():
-            distributed.send_to_owner = send if name == "overlapped" else lambda x: _waited_for(send(x))
+            distributed.send_to_owner = (
+                send if name == "overlapped" else lambda x: _waited_for(send(x))
+            )
             dist.barrier()
             waited[0], start = 0.0, time.perf_counter()
             criterion(*model(*inputs), index).backward()
@@ -72,7 +81,10 @@ def worker(rank: int, store: str, size: int, tokens: int) -> None:
     if rank == 0:
         print(
             json.dumps(
-                {name: [statistics.median(column) for column in zip(*t, strict=True)] for name, t in found.items()}
+                {
+                    name: [statistics.median(column) for column in zip(*t, strict=True)]
+                    for name, t in found.items()
+                }
             )
         )
     distributed.leave()
@@ -92,7 +104,20 @@ def network(rate: str | None):
         for host, _ in HOSTS:
             _run("ip", "netns", "add", host)
             stack.callback(_run, "ip", "netns", "del", host)
-        _run("ip", "link", "add", "link0", "netns", HOSTS[0][0], "type", "veth", "peer", "link0", "netns", HOSTS[1][0])
+        _run(
+            "ip",
+            "link",
+            "add",
+            "link0",
+            "netns",
+            HOSTS[0][0],
+            "type",
+            "veth",
+            "peer",
+            "link0",
+            "netns",
+            HOSTS[1][0],
+        )
         for host, address in HOSTS:
             _run("ip", "-n", host, "address", "add", f"{address}/24", "dev", "link0")
             _run("ip", "-n", host, "link", "set", "link0", "up")
@@ -109,7 +134,16 @@ def measure(rate: str | None, size: int, tokens: int) -> dict[str, list[float]]:
     with tempfile.TemporaryDirectory() as folder, network(rate) as hosts:
         processes = [
             subprocess.Popen(
-                [*words, sys.executable, __file__, "--worker", str(rank), f"{folder}/store", str(size), str(tokens)],
+                [
+                    *words,
+                    sys.executable,
+                    __file__,
+                    "--worker",
+                    str(rank),
+                    f"{folder}/store",
+                    str(size),
+                    str(tokens),
+                ],
                 env=os.environ | {"GLOO_SOCKET_IFNAME": device, "OMP_NUM_THREADS": "1"},
                 stdout=subprocess.PIPE,
                 text=True,
@@ -122,12 +156,20 @@ def measure(rate: str | None, size: int, tokens: int) -> dict[str, list[float]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rate", help="of the link between the two hosts, as tc writes it")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[512, 1024], help="pairs of a process")
-    parser.add_argument("--tokens", type=int, default=4, help="positions that a tower computes for an example")
+    parser.add_argument(
+        "--sizes", type=int, nargs="+", default=[512, 1024], help="pairs of a process"
+    )
+    parser.add_argument(
+        "--tokens", type=int, default=4, help="positions that a tower computes for an example"
+    )
     options = parser.parse_args()
-    print("| pairs a process | exchange | step, ms | of it waiting for the exchange, ms |\n| --- | --- | --- | --- |")
+    print(
+        "| pairs a process | exchange | step, ms | of it waiting for the exchange, ms |\n| --- | --- | --- | --- |"
+    )
     for size in options.sizes:
         for name, (step, waiting) in measure(options.rate, size, options.tokens).items():
             print(f"| {size} | {name} | {1e3 * step:.0f} | {1e3 * waiting:.1f} |", flush=True)

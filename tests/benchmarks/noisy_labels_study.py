@@ -1,9 +1,12 @@
-"""CIFAR-10 with CIFAR-10N's human label noise: ERM, DRO, RHO-LOSS and DRRho, five seeds. The table of docs/noisy-data.md.
+"""CIFAR-10 with CIFAR-10N's human label noise: ERM, DRO, RHO-LOSS and DRRho, five seeds. The table
+of docs/noisy-data.md.
 
-    python tests/benchmarks/noisy_labels_study.py --data ../shared/data/image_cls/cifar10 [--seeds 5] [--output runs]
+    python tests/benchmarks/noisy_labels_study.py --data ../shared/data/image_cls/cifar10 [--seeds
+    5] [--output runs]
 
-Reads the folder's JPEG archives, writes two .npz files beside the runs, and calls `steering compare` on
-configs/classification/cifar10n.yaml: its page has the differences to plain training and how much earlier each method gets there.
+Reads the folder's JPEG archives, writes two .npz files beside the runs, and calls
+`steering compare` on configs/classification/cifar10n.yaml: its page has the differences to plain
+training and how much earlier each method gets there.
 """
 
 from __future__ import annotations
@@ -27,7 +30,11 @@ def unpack(data: Path, output: Path, part: str) -> Path:
         with np.load(data / f"cifar10_{part}.npz") as found:
             raw, offset, label = found["jpeg"].tobytes(), found["offset"], found["label"]
         pictures = [Image.open(io.BytesIO(raw[a:b])).convert("RGB") for a, b in pairwise(offset)]
-        np.savez(path, image=np.stack([np.asarray(picture) for picture in pictures]), label=label.astype(np.int64))
+        np.savez(
+            path,
+            image=np.stack([np.asarray(picture) for picture in pictures]),
+            label=label.astype(np.int64),
+        )
     return path
 
 
@@ -47,7 +54,13 @@ def main() -> None:
         "task.data.labels": f"{arguments.data}/cifar10n_labels.npz:worse_label",
     }
     raise SystemExit(
-        steering(["compare", "configs/classification/cifar10n.yaml", *(f"{k}={v}" for k, v in words.items())])
+        steering(
+            [
+                "compare",
+                "configs/classification/cifar10n.yaml",
+                *(f"{k}={v}" for k, v in words.items()),
+            ]
+        )
     )
 
 

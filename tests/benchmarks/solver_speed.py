@@ -2,9 +2,9 @@
 
     python tests/benchmarks/solver_speed.py [--rounds 9] [--threads 1] [--json FILE] [--peer FOLDER]
 
-Every time is the median of interleaved rounds in one process, process CPU time, float32. `--peer` is a checkout of
-github.com/daniellevy/fast-dro, whose solver takes one vector at a time: it is given our rows one by one. What came out:
-docs/solver-study.md.
+Every time is the median of interleaved rounds in one process, process CPU time, float32. `--peer`
+is a checkout of github.com/daniellevy/fast-dro, whose solver takes one vector at a time: it is
+given our rows one by one. What came out: docs/solver-study.md.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ LEVEL = 0.1
 
 
 def median_times(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Process CPU seconds of each call. Each timed call follows an untimed one of its own kind: what the call before has
-    left in the caches and given back to the system would otherwise decide."""
+    """Process CPU seconds of each call. Each timed call follows an untimed one of its own kind:
+    what the call before has left in the caches and given back to the system would otherwise
+    decide."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
@@ -47,14 +48,28 @@ PASSES: dict[str, Callable[[Tensor], object]] = {
     "topk": lambda h: h.topk(round(LEVEL * h.shape[-1]), sorted=False),
     "sort + 2 passes": lambda h: (h.sort(-1), h.exp(), h.exp()),
 }
-FORMS: dict[str, tuple[str, float, Callable[[Tensor], object]]] = {  # name: compared with, bound, call
+FORMS: dict[
+    str, tuple[str, float, Callable[[Tensor], object]]
+] = {  # name: compared with, bound, call
     "KL, penalty 1": ("logsumexp", 1.3, lambda h: worst_case(h, KL(), penalty=1.0)),
     "KL, radius 0.1": ("logsumexp", 12, lambda h: worst_case(h, KL(), radius=0.1)),
     "KL, radius 3": ("logsumexp", 12, lambda h: worst_case(h, KL(), radius=3.0)),
     "CVaR, level 0.1": ("topk", 1.5, lambda h: worst_case(h, CVaR(LEVEL))),
-    "chi-square, penalty 0.3": ("sort + 2 passes", 1.5, lambda h: worst_case(h, ChiSquare(), penalty=0.3)),
-    "chi-square, radius 1": ("sort + 2 passes", 1.5, lambda h: worst_case(h, ChiSquare(), radius=1.0)),
-    "total variation, radius 0.1": ("sort + 2 passes", 1.5, lambda h: worst_case(h, TotalVariation(), radius=0.1)),
+    "chi-square, penalty 0.3": (
+        "sort + 2 passes",
+        1.5,
+        lambda h: worst_case(h, ChiSquare(), penalty=0.3),
+    ),
+    "chi-square, radius 1": (
+        "sort + 2 passes",
+        1.5,
+        lambda h: worst_case(h, ChiSquare(), radius=1.0),
+    ),
+    "total variation, radius 0.1": (
+        "sort + 2 passes",
+        1.5,
+        lambda h: worst_case(h, TotalVariation(), radius=0.1),
+    ),
 }
 
 
@@ -74,8 +89,9 @@ def against_pass(name: str, shape: tuple[int, int], rounds: int) -> dict[str, ob
 
 
 def against_peer(folder: Path, rounds: int) -> list[dict[str, object]]:
-    """Time of the peer over ours on one vector and on 64, as it comes (float32, tolerance 1e-4 where it bisects) and at
-    our accuracy (float64, tolerance 1e-12); and how far apart the values then are."""
+    """Time of the peer over ours on one vector and on 64, as it comes (float32, tolerance 1e-4
+    where it bisects) and at our accuracy (float64, tolerance 1e-12); and how far apart the values
+    then are."""
     peer = load_peer(folder)
     forms: dict[str, tuple[dict[str, object], Callable[[Tensor], object]]] = {
         "CVaR, level 0.1": (
@@ -138,7 +154,9 @@ def markdown(rows: list[dict[str, object]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path)
@@ -153,7 +171,8 @@ def main() -> None:
     tables: dict[str, list[dict[str, object]]] = {"passes": []}
     for rows, items in SHAPES:
         for form in FORMS:
-            # What other forms leave behind in the memory allocator moves times by a factor of two: each starts afresh.
+            # What other forms leave behind in the memory allocator moves times by a factor of two:
+            # each starts afresh.
             command = [sys.executable, __file__, "--one", f"{form}@{rows}@{items}"]
             command += ["--rounds", str(arguments.rounds), "--threads", str(arguments.threads)]
             answer = subprocess.run(command, check=True, capture_output=True, text=True).stdout

@@ -1,9 +1,11 @@
-"""What steering with a cached reference adds to a step of plain training: classification and language modelling.
+"""What steering with a cached reference adds to a step of plain training: classification and
+language modelling.
 
     OMP_NUM_THREADS=1 python tests/benchmarks/step_overhead.py [--rounds 40]
 
-A step is: load the batch, read the cache, forward, loss, backward, AdamW. The methods take turns, step by step, on the same
-batches; the table has medians of process time and of their ratio within a turn.
+A step is: load the batch, read the cache, forward, loss, backward, AdamW. The methods take turns,
+step by step, on the same batches; the table has medians of process time and of their ratio within a
+turn.
 """
 
 from __future__ import annotations
@@ -30,8 +32,14 @@ from steering.training.step import Gradient
 
 CASES = {
     "classification, cnn, 8×8": ("configs/classification/digits.yaml", []),
-    "classification, cnn, 32×32": ("configs/classification/digits.yaml", ["target.options.size=32"]),
-    "language, 2 layers, tokens": ("configs/language/stdlib.yaml", ["task.data.modules=[email, xml]"]),
+    "classification, cnn, 32×32": (
+        "configs/classification/digits.yaml",
+        ["target.options.size=32"],
+    ),
+    "language, 2 layers, tokens": (
+        "configs/language/stdlib.yaml",
+        ["task.data.modules=[email, xml]"],
+    ),
 }
 METHODS = {
     "erm": {},
@@ -47,10 +55,18 @@ def stepper(config, task, data, reference, name):  # type: ignore[no-untyped-def
     torch.manual_seed(0)
     model = task.build(config.target)
     key = name.partition(" ")[0]
-    method = build_method(key, find_method(key).options(**METHODS[name]), len(data), task.groups, task.risk.unit)
+    method = build_method(
+        key, find_method(key).options(**METHODS[name]), len(data), task.groups, task.risk.unit
+    )
     gradient = Gradient(model.module, method, task.risk, reference if key != "erm" else None)
     optimizer = build_optimizer(
-        model.module, method, lr=1e-3, weight_decay=0.1, betas=(0.9, 0.98), eps=1e-6, temperature_lr=None
+        model.module,
+        method,
+        lr=1e-3,
+        weight_decay=0.1,
+        betas=(0.9, 0.98),
+        eps=1e-6,
+        temperature_lr=None,
     )
 
     def step(number: int) -> float:
@@ -72,7 +88,11 @@ def main() -> None:
     print("| task | method | ms a step | of plain training |\n| --- | --- | --- | --- |")
     for label, (path, overrides) in CASES.items():
         with tempfile.TemporaryDirectory() as folder:
-            reference_there = ["reference.train=null", f"reference.cache={folder}/cache", f"output={folder}"]
+            reference_there = [
+                "reference.train=null",
+                f"reference.cache={folder}/cache",
+                f"output={folder}",
+            ]
             config = load_config(path, [*overrides, *reference_there])
             task = find_task(config.task.name)(config.task)
             guide = task.build(config.reference)
@@ -88,8 +108,13 @@ def main() -> None:
                 for name in order:
                     times[name].append(steps[name](number))
             for name, found in times.items():
-                ratio = statistics.median(a / b for a, b in zip(found[5:], times["erm"][5:], strict=True))
-                print(f"| {label} | {name} | {1000 * statistics.median(found[5:]):.1f} | {ratio:.3f} |", flush=True)
+                ratio = statistics.median(
+                    a / b for a, b in zip(found[5:], times["erm"][5:], strict=True)
+                )
+                print(
+                    f"| {label} | {name} | {1000 * statistics.median(found[5:]):.1f} | {ratio:.3f} |",
+                    flush=True,
+                )
             assert Path(folder).is_dir()
 
 

@@ -1,9 +1,11 @@
-"""How long a study with nothing to do takes, beside what Python needs to import torch: interleaved runs, medians.
+"""How long a study with nothing to do takes, beside what Python needs to import torch: interleaved
+runs, medians.
 
     python tests/benchmarks/study_speed.py [--methods 20] [--seeds 5] [--rounds 5]
 
-Trains many tiny runs first, once (a minute), and then times whole processes: `steering compare` that finds all of them,
-`steering report`, `steering runs`, `steering --help`, and `import torch` for comparison.
+Trains many tiny runs first, once (a minute), and then times whole processes: `steering compare`
+that finds all of them, `steering report`, `steering runs`, `steering --help`, and `import torch`
+for comparison.
 """
 
 from __future__ import annotations
@@ -40,8 +42,14 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "many.yaml"
-        methods = {f"m{i}": {"name": "drrho", "tau": 0.5 + 0.1 * i} for i in range(arguments.methods)}
-        path.write_text(CONFIG.format(folder=folder, methods=json.dumps(methods), seeds=[*range(arguments.seeds)]))
+        methods = {
+            f"m{i}": {"name": "drrho", "tau": 0.5 + 0.1 * i} for i in range(arguments.methods)
+        }
+        path.write_text(
+            CONFIG.format(
+                folder=folder, methods=json.dumps(methods), seeds=[*range(arguments.seeds)]
+            )
+        )
         steering = [sys.executable, "-m", "steering"]
         commands = {
             "import torch": [sys.executable, "-c", "import torch"],
@@ -58,9 +66,13 @@ def main() -> None:
                 subprocess.run(command, check=True, capture_output=True)
                 times[name].append(time.monotonic() - start)
         runs = arguments.methods * arguments.seeds
-        print(f"{runs} finished runs\n\n| command | seconds, median | least | most |\n| --- | --- | --- | --- |")
+        print(
+            f"{runs} finished runs\n\n| command | seconds, median | least | most |\n| --- | --- | --- | --- |"
+        )
         for name, found in times.items():
-            print(f"| `{name}` | {statistics.median(found):.2f} | {min(found):.2f} | {max(found):.2f} |")
+            print(
+                f"| `{name}` | {statistics.median(found):.2f} | {min(found):.2f} | {max(found):.2f} |"
+            )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""Four text domains, one of them corrupted in training: which method uses a reference from clean text best?
+"""Four text domains, one of them corrupted in training: which method uses a reference from clean
+text best?
 
     python tests/benchmarks/text_study.py --data ../shared/data/text [--seeds 5] [--output runs]
 
-The table of docs/noisy-data.md. A byte-level GPT-2 of two layers; 30 % of the training bytes of one domain are random. Reads
-`DOMAIN/train.txt` and `DOMAIN/val.txt`.
+The table of docs/noisy-data.md. A byte-level GPT-2 of two layers; 30 % of the training bytes of one
+domain are random. Reads `DOMAIN/train.txt` and `DOMAIN/val.txt`.
 """
 
 from __future__ import annotations
@@ -84,7 +85,9 @@ def main() -> None:
     for unit, methods in studies.items():
         if arguments.unit not in (None, unit):
             continue
-        values = config(arguments.data, unit, methods, arguments.seeds, arguments.output, arguments.samples)
+        values = config(
+            arguments.data, unit, methods, arguments.seeds, arguments.output, arguments.samples
+        )
         path = Path(arguments.output) / f"text-{unit}.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(yaml.safe_dump(values, sort_keys=False))

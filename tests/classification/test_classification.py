@@ -1,4 +1,5 @@
-"""The classification task: sources, labels, groups, models, evaluation, and runs by every method that fits."""
+"""The classification task: sources, labels, groups, models, evaluation, and runs by every method
+that fits."""
 
 import json
 import math
@@ -16,9 +17,23 @@ from steering.errors import SteeringError
 from steering.reference import LiveReference
 from steering.task import ModelSpec, find_task
 from tasks.classification import ClassificationOptions, ClassificationTask
-from tasks.classification.data import ImageData, ImageInputs, Labelled, kept_of_classes, noisy_labels, part_of
+from tasks.classification.data import (
+    ImageData,
+    ImageInputs,
+    Labelled,
+    kept_of_classes,
+    noisy_labels,
+    part_of,
+)
 from tasks.classification.evaluation import calibration_error, group_accuracies, reliability
-from tasks.classification.sources import ArraySource, arrays, digits, folders, read_numbers, torchvision_sets
+from tasks.classification.sources import (
+    ArraySource,
+    arrays,
+    digits,
+    folders,
+    read_numbers,
+    torchvision_sets,
+)
 from tasks.classification.task import ClassificationData
 
 CPU = torch.device("cpu")
@@ -38,7 +53,11 @@ def npz(tmp_path):
     """Two files of arrays, 40 training and 12 test images of three classes."""
     for name, n in (("train", 40), ("test", 12)):
         np.savez(tmp_path / f"{name}.npz", image=pictures(n, n), label=np.arange(n) % 3)
-    return {"source": "arrays", "path": str(tmp_path / "train.npz"), "test_path": str(tmp_path / "test.npz")}
+    return {
+        "source": "arrays",
+        "path": str(tmp_path / "train.npz"),
+        "test_path": str(tmp_path / "test.npz"),
+    }
 
 
 @pytest.fixture
@@ -49,12 +68,19 @@ def folder(tmp_path):
             where = tmp_path / part / name
             where.mkdir(parents=True)
             for i in range(n):
-                Image.fromarray(pictures(1, 10 * label + i, side=8 + 2 * (i % 2))[0]).save(where / f"{i}.png")
+                Image.fromarray(pictures(1, 10 * label + i, side=8 + 2 * (i % 2))[0]).save(
+                    where / f"{i}.png"
+                )
     (tmp_path / "train/cat/3.png").write_bytes(b"no picture")
-    return {"source": "folder", "path": str(tmp_path / "train"), "test_path": str(tmp_path / "test")}
+    return {
+        "source": "folder",
+        "path": str(tmp_path / "train"),
+        "test_path": str(tmp_path / "test"),
+    }
 
 
-# ---- sources ----------------------------------------------------------------------------------------------------------
+# ---- sources
+# ----------------------------------------------------------------------------------------------------------
 
 
 def test_it_is_found_by_name():
@@ -82,10 +108,22 @@ def test_arrays(npz):
     ("content", "words"),
     [
         ({"image": np.zeros((3, 4, 4)), "label": np.arange(3)}, "images must be uint8"),
-        ({"image": np.zeros((3, 4, 4, 2), np.uint8), "label": np.arange(3)}, "images must be uint8"),
-        ({"image": np.zeros((3, 4, 4), np.uint8), "label": np.arange(2)}, "labels must be 3 class numbers"),
-        ({"image": np.zeros((3, 4, 4), np.uint8), "label": np.arange(3) - 1}, "labels must be 3 class numbers"),
-        ({"image": np.zeros((3, 4, 4), np.uint8), "label": np.arange(3.0)}, "labels must be 3 class numbers"),
+        (
+            {"image": np.zeros((3, 4, 4, 2), np.uint8), "label": np.arange(3)},
+            "images must be uint8",
+        ),
+        (
+            {"image": np.zeros((3, 4, 4), np.uint8), "label": np.arange(2)},
+            "labels must be 3 class numbers",
+        ),
+        (
+            {"image": np.zeros((3, 4, 4), np.uint8), "label": np.arange(3) - 1},
+            "labels must be 3 class numbers",
+        ),
+        (
+            {"image": np.zeros((3, 4, 4), np.uint8), "label": np.arange(3.0)},
+            "labels must be 3 class numbers",
+        ),
         ({"picture": np.zeros(3)}, "is no .npz with 'image' and 'label'"),
     ],
 )
@@ -132,10 +170,14 @@ def test_a_torchvision_data_set(tmp_path):
         sizes = np.array([n, 28, 28], dtype=">i4").tobytes()
         (raw / f"{part}-images-idx3-ubyte").write_bytes(b"\0\0\x08\x03" + sizes + images.tobytes())
         labels = (np.arange(n) % 10).astype(np.uint8).tobytes()
-        (raw / f"{part}-labels-idx1-ubyte").write_bytes(b"\0\0\x08\x01" + np.array([n], dtype=">i4").tobytes() + labels)
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(
+            b"\0\0\x08\x01" + np.array([n], dtype=">i4").tobytes() + labels
+        )
     train, test = torchvision_sets("MNIST", str(tmp_path), download=False)
     assert (len(train), len(test)) == (9, 5)
-    np.testing.assert_array_equal(train.image(2)[..., 0], pictures(9, 9, side=28, channels=1)[2, ..., 0])
+    np.testing.assert_array_equal(
+        train.image(2)[..., 0], pictures(9, 9, side=28, channels=1)[2, ..., 0]
+    )
     assert train.classes[3] == "3 - three"
     found = task(source="torchvision", dataset="MNIST", path=str(tmp_path))
     model = found.build(ModelSpec("mlp"))
@@ -146,7 +188,8 @@ def test_a_torchvision_data_set(tmp_path):
         torchvision_sets("Mnist", str(tmp_path), download=False)
 
 
-# ---- labels and parts -------------------------------------------------------------------------------------------------
+# ---- labels and parts
+# -------------------------------------------------------------------------------------------------
 
 
 def test_symmetric_noise_has_its_rate_and_no_favourite():
@@ -182,7 +225,9 @@ def test_labels_from_files(tmp_path, npz):
     np.save(tmp_path / "a.npy", numbers)
     np.savez(tmp_path / "b.npz", noisy=numbers)
     np.savetxt(tmp_path / "c.txt", numbers, fmt="%d")
-    torch.save({"noisy": numbers, "other": numbers + 1}, tmp_path / "d.pt")  # as CIFAR-10N is published
+    torch.save(
+        {"noisy": numbers, "other": numbers + 1}, tmp_path / "d.pt"
+    )  # as CIFAR-10N is published
     for file in ("a.npy", "b.npz:noisy", "c.txt", "d.pt:noisy"):
         np.testing.assert_array_equal(read_numbers(str(tmp_path / file), "labels"), numbers)
     found = task(**npz, labels=str(tmp_path / "d.pt:noisy"))
@@ -197,7 +242,9 @@ class Evil:
 
 def test_a_label_file_is_never_run(tmp_path, capsys):
     torch.save({"noisy": Evil()}, tmp_path / "evil.pt")
-    with pytest.raises(SteeringError, match=r"labels: cannot read numbers .* holds more than arrays"):
+    with pytest.raises(
+        SteeringError, match=r"labels: cannot read numbers .* holds more than arrays"
+    ):
         read_numbers(str(tmp_path / "evil.pt:noisy"), "labels")
     assert "must not run" not in capsys.readouterr().out
 
@@ -243,11 +290,14 @@ def test_groups_by_class_and_by_file(tmp_path, npz):
     ],
 )
 def test_bad_options(override, words):
-    with pytest.raises(ConfigError, match=words.replace("[", r"\[") if "expected\\" in words else words):
+    with pytest.raises(
+        ConfigError, match=words.replace("[", r"\[") if "expected\\" in words else words
+    ):
         load_config(ROOT / "configs/classification/digits.yaml", [override])
 
 
-# ---- data as models see them ------------------------------------------------------------------------------------------
+# ---- data as models see them
+# ------------------------------------------------------------------------------------------
 
 
 def view(augment: str, side: int = 8, seed: int = 1) -> ImageData:
@@ -258,7 +308,9 @@ def view(augment: str, side: int = 8, seed: int = 1) -> ImageData:
 
 def test_pixels_are_normalised_and_never_changed_without_augmentation():
     batch = view("none").batch(np.array([3, 5]), epoch=7)
-    expected = (torch.from_numpy(pictures(20, side=8)[[3, 5]]).permute(0, 3, 1, 2) / 255 - 0.5) / 0.25
+    expected = (
+        torch.from_numpy(pictures(20, side=8)[[3, 5]]).permute(0, 3, 1, 2) / 255 - 0.5
+    ) / 0.25
     torch.testing.assert_close(batch["image"], expected.float())
 
 
@@ -282,7 +334,9 @@ def test_a_crop_moves_by_at_most_an_eighth_and_a_flip_mirrors():
                     for flip in flips
                     for dy in (-1, 0, 1)
                     for dx in (-1, 0, 1)
-                    if torch.equal(_moved(plain[i].flip(-1) if flip else plain[i], dy, dx), moved[i])
+                    if torch.equal(
+                        _moved(plain[i].flip(-1) if flip else plain[i], dy, dx), moved[i]
+                    )
                 }
                 assert len(matches) == 1
                 seen |= {(mode, *match) for match in matches}
@@ -314,15 +368,26 @@ def test_a_live_reference_with_other_preprocessing_has_its_own_view(npz):
 
 
 def test_the_fingerprint_sees_labels_parts_and_groups(npz):
-    changes = ({}, {"label_noise": 0.5}, {"part": (0.0, 0.5)}, {"groups": "class"}, {"class_shares": {0: 0.5}})
+    changes = (
+        {},
+        {"label_noise": 0.5},
+        {"part": (0.0, 0.5)},
+        {"groups": "class"},
+        {"class_shares": {0: 0.5}},
+    )
     digests = [
-        task(**npz, **change).plain_data(task(**npz).build(ModelSpec("linear"))).fingerprint() for change in changes
+        task(**npz, **change).plain_data(task(**npz).build(ModelSpec("linear"))).fingerprint()
+        for change in changes
     ]
     assert len({*digests}) == len(changes)
-    assert task(**npz, seed=4).plain_data(task(**npz).build(ModelSpec("linear"))).fingerprint() == digests[0]
+    assert (
+        task(**npz, seed=4).plain_data(task(**npz).build(ModelSpec("linear"))).fingerprint()
+        == digests[0]
+    )
 
 
-# ---- models -----------------------------------------------------------------------------------------------------------
+# ---- models
+# -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -352,11 +417,17 @@ def test_weights_from_files(npz, tmp_path):
     for name in ("torchvision:squeezenet1_1", "timm:resnet10t"):
         model = found.build(ModelSpec(name, options={"size": 32}))
         torch.save(model.module.state_dict(), tmp_path / "w.pt")
-        again = found.build(ModelSpec(name, pretrained=str(tmp_path / "w.pt"), options={"size": 32}))
-        for x, y in zip(model.module.state_dict().values(), again.module.state_dict().values(), strict=True):
+        again = found.build(
+            ModelSpec(name, pretrained=str(tmp_path / "w.pt"), options={"size": 32})
+        )
+        for x, y in zip(
+            model.module.state_dict().values(), again.module.state_dict().values(), strict=True
+        ):
             assert torch.equal(x, y)
     torch.save({"x": torch.zeros(2)}, tmp_path / "w.pt")
-    with pytest.raises(SteeringError, match=r"target.pretrained: not the weights of timm:resnet10t"):
+    with pytest.raises(
+        SteeringError, match=r"target.pretrained: not the weights of timm:resnet10t"
+    ):
         found.build(ModelSpec("timm:resnet10t", pretrained=str(tmp_path / "w.pt")))
 
 
@@ -376,7 +447,10 @@ def test_a_head_for_other_classes_is_left_as_initialised(npz, tmp_path):
         (ModelSpec("jax:vit"), "no library 'jax'"),
         (ModelSpec("timm:nothing"), "timm cannot make 'nothing'"),
         (ModelSpec("torchvision:nothing"), "torchvision cannot make 'nothing'"),
-        (ModelSpec("torchvision:resnet18", pretrained="NO_SUCH_TAG"), "torchvision cannot make 'resnet18'"),
+        (
+            ModelSpec("torchvision:resnet18", pretrained="NO_SUCH_TAG"),
+            "torchvision cannot make 'resnet18'",
+        ),
         (ModelSpec("cnn", options={"depth": 3}), "cnn takes width, got depth"),
         (ModelSpec("cnn", options={"width": 6}), "expected a multiple of 4, got 6"),
         (ModelSpec("linear", options={"width": 6}), "linear takes none, got width"),
@@ -387,14 +461,17 @@ def test_models_that_cannot_be_had(npz, spec, words):
         task(**npz).build(spec)
 
 
-# ---- evaluation -------------------------------------------------------------------------------------------------------
+# ---- evaluation
+# -------------------------------------------------------------------------------------------------------
 
 
 def test_calibration_error_by_hand():
     # Bins (0.5, 0.6] and (0.8, 0.9] of ten: |0.5 − 0.55|·2/3 + |1 − 0.85|·1/3.
     probability = torch.tensor([[0.55, 0.45], [0.55, 0.45], [0.15, 0.85]])
     label = torch.tensor([0, 1, 1])
-    assert calibration_error(probability, label, bins=10) == pytest.approx(0.05 * 2 / 3 + 0.15 / 3, abs=1e-6)
+    assert calibration_error(probability, label, bins=10) == pytest.approx(
+        0.05 * 2 / 3 + 0.15 / 3, abs=1e-6
+    )
     shares, confidences, accuracies = reliability(probability, label, bins=10)
     assert shares.tolist() == pytest.approx([0, 0, 0, 0, 0, 2 / 3, 0, 0, 1 / 3, 0])
     assert (confidences[5].item(), accuracies[5].item()) == pytest.approx((0.55, 0.5))
@@ -433,19 +510,45 @@ def test_evaluation_sees_changed_weights(npz):
     assert len(scores.values) == len(found.test_part.numbers)
 
 
-# ---- runs -------------------------------------------------------------------------------------------------------------
+# ---- runs
+# -------------------------------------------------------------------------------------------------------------
 
 
 def test_the_example_config_compares_every_valid_method(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     path = "configs/classification/digits.yaml"
-    assert main(["compare", path, "smoke=true", f"output={tmp_path}", "train.samples=96", "train.eval_every=0"]) == 0
+    assert (
+        main(
+            [
+                "compare",
+                path,
+                "smoke=true",
+                f"output={tmp_path}",
+                "train.samples=96",
+                "train.eval_every=0",
+            ]
+        )
+        == 0
+    )
     rows = json.loads((tmp_path / "digits-smoke/compare.json").read_text())
     assert [row["method"] for row in rows] == ["reference", *load_config(path).compare.methods]
     chosen = {section["name"] for section in load_config(path).compare.methods.values()}
-    assert chosen == {"erm", "dro", "drrho", "rho_loss", "soft_rho", "group_dro", "doremi", "distillation"}
+    assert chosen == {
+        "erm",
+        "dro",
+        "drrho",
+        "rho_loss",
+        "soft_rho",
+        "group_dro",
+        "doremi",
+        "distillation",
+    }
     by_name = {row["method"]: row for row in rows}
-    assert (by_name["rho_loss"]["samples"], by_name["rho_loss"]["drawn"], by_name["rho_loss"]["scored"]) == (
+    assert (
+        by_name["rho_loss"]["samples"],
+        by_name["rho_loss"]["drawn"],
+        by_name["rho_loss"]["scored"],
+    ) == (
         96,
         480,
         480,
@@ -455,13 +558,21 @@ def test_the_example_config_compares_every_valid_method(tmp_path, monkeypatch):
     assert "| method | accuracy | ECE ↓ | worst group accuracy |" in text
     assert "| trained on | drawn | scored | seconds |" in text
     (stored,) = (tmp_path / "digits-smoke/outputs").glob("*/outputs.json")
-    assert json.loads(stored.read_text())["kinds"].keys() == {"losses", "logits"}  # distillation needs more than losses
+    assert json.loads(stored.read_text())["kinds"].keys() == {
+        "losses",
+        "logits",
+    }  # distillation needs more than losses
     assert np.load(stored.parent / "loss.npy").ndim == 1  # one float per example
 
 
 def test_one_folder_serves_losses_and_logits(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    words = ["configs/classification/digits.yaml", "smoke=true", f"output={tmp_path}", "task.data.label_noise=0"]
+    words = [
+        "configs/classification/digits.yaml",
+        "smoke=true",
+        f"output={tmp_path}",
+        "task.data.label_noise=0",
+    ]
     words += ["train.samples=64", "train.eval_every=0", f"reference.cache={tmp_path}/kept"]
     assert main(["train", *words]) == 0
     assert main(["train", *words, "method=distillation"]) == 0
@@ -471,6 +582,13 @@ def test_one_folder_serves_losses_and_logits(tmp_path, monkeypatch):
 
 def test_the_noisy_cifar_config_is_valid_but_for_its_data():
     config = load_config(ROOT / "configs/classification/cifar10n.yaml")
-    assert {*config.compare.methods} == {"erm", "dro", "rho_loss", "drrho-kl", "drrho-chi2", "drrho-cvar"}
+    assert {*config.compare.methods} == {
+        "erm",
+        "dro",
+        "rho_loss",
+        "drrho-kl",
+        "drrho-chi2",
+        "drrho-cvar",
+    }
     with pytest.raises(SteeringError, match="cannot read torchvision's CIFAR10"):
         find_task(config.task.name)(config.task)

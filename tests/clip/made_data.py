@@ -27,7 +27,9 @@ def drawing(i: int, size: int = 32) -> Image.Image:
     elif shape == "bar":
         pen.rectangle((x, 12, x + 24, 17), fill=colour)
     else:
-        pen.rectangle((x, 4, x + 20, 24), fill=colour if shape == "square" else None, outline=colour, width=3)
+        pen.rectangle(
+            (x, 4, x + 20, 24), fill=colour if shape == "square" else None, outline=colour, width=3
+        )
     return paper
 
 
@@ -42,7 +44,10 @@ def members(*numbers: int) -> dict[str, bytes]:
     return {
         name: data
         for i in numbers
-        for name, data in ((f"{i:05}.png", png(drawing(i))), (f"{i:05}.txt", CAPTIONS[i % 32].encode()))
+        for name, data in (
+            (f"{i:05}.png", png(drawing(i))),
+            (f"{i:05}.txt", CAPTIONS[i % 32].encode()),
+        )
     }
 
 
@@ -56,7 +61,8 @@ def write_shard(path: Path, files: dict[str, bytes]) -> Path:
 
 
 def model_json(path: Path, **changes: Any) -> Path:
-    """A tiny model config for 32×32 images with the glyphs' tokenizer; changes are of its sections' entries."""
+    """A tiny model config for 32×32 images with the glyphs' tokenizer; changes are of its sections'
+    entries."""
     vision = {"image_size": 32, "timm_model_name": "steering_convnet_small", "timm_proj": ""}
     text = {"context_length": 8, "vocab_size": 2014, "width": 32, "heads": 2, "layers": 1}
     text["tokenizer_kwargs"] = {"bpe_path": str(MODELS / "glyphs.bpe.gz")}

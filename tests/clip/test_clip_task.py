@@ -1,4 +1,5 @@
-"""The CLIP task as the framework sees it: options, views of the data, the risk, what is said and checked before a run."""
+"""The CLIP task as the framework sees it: options, views of the data, the risk, what is said and
+checked before a run."""
 
 from __future__ import annotations
 
@@ -46,7 +47,9 @@ def model(tmp_path: Path) -> Model:
 
 
 def build(folder: Path, name: str = "m", **changes: object) -> Model:
-    return ClipTask(ClipOptions()).build(ModelSpec(str(model_json(folder / f"{name}.json", **changes))))
+    return ClipTask(ClipOptions()).build(
+        ModelSpec(str(model_json(folder / f"{name}.json", **changes)))
+    )
 
 
 def task(path: str, source: str = "shards", **options: object) -> ClipTask:
@@ -61,17 +64,26 @@ def test_it_is_found_by_name() -> None:
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("task.data.source=shard", "task.data: source: expected one of glyphs, shards, table, got 'shard'"),
+        (
+            "task.data.source=shard",
+            "task.data: source: expected one of glyphs, shards, table, got 'shard'",
+        ),
         ("task.data.source=shards", "task.data: path: needed for source 'shards'"),
         ("task.data.path=a.tar", "task.data: path: the embedded glyphs have none, got 'a.tar'"),
-        ("task.data.caption_noise=1.5", "task.data: caption_noise: expected a number in [0, 1], got 1.5"),
+        (
+            "task.data.caption_noise=1.5",
+            "task.data: caption_noise: expected a number in [0, 1], got 1.5",
+        ),
         ("task.data.caption_noise=.nan", "task.data: caption_noise: expected"),
         ("task.data.fraction=0", "task.data: fraction: expected a number in (0, 1], got 0"),
         ("task.recall_at=[]", "task: recall_at: expected one or more numbers >= 1, got []"),
         ("task.recall_at=[1, 0]", "task: recall_at: expected one or more numbers >= 1, got [1, 0]"),
         ("task.recall_at=[a]", "task.recall_at: expected list[int]"),
         ("task.zero_shot.templates=[]", "task.zero_shot: templates: expected at least one"),
-        ("task.zero_shot.templates=[a photo]", "task.zero_shot: templates: 'a photo' has no {} for the class name"),
+        (
+            "task.zero_shot.templates=[a photo]",
+            "task.zero_shot: templates: 'a photo' has no {} for the class name",
+        ),
         ("task.data.captoin_noise=0.1", "did you mean 'task.data.caption_noise'?"),
     ],
 )
@@ -84,13 +96,17 @@ def test_options_out_of_range_are_config_errors(at_home: Path, override: str, wo
 
 @pytest.mark.parametrize("name", ["glyphs", "shards", "table"])
 @pytest.mark.parametrize("smoke", [False, True])
-def test_our_configs_are_valid_and_name_models_that_are_there(at_home: Path, name: str, smoke: bool) -> None:
+def test_our_configs_are_valid_and_name_models_that_are_there(
+    at_home: Path, name: str, smoke: bool
+) -> None:
     config = load_config(f"configs/clip/{name}.yaml", [f"smoke={str(smoke).lower()}"])
     assert config.reference is not None
     assert (at_home / config.target.name).is_file()
     assert (at_home / config.reference.name).is_file()
     assert config.task.data.source == name
-    nested = ["nested"] if name == "glyphs" else []  # its prior is tuned to the glyphs' caption noise
+    nested = (
+        ["nested"] if name == "glyphs" else []
+    )  # its prior is tuned to the glyphs' caption noise
     assert [*config.compare.methods] == ["clip", "fastclip", "drrho-clip", *nested]
     assert load_config(f"configs/clip/{name}.yaml").smoke_overrides
     assert config.train.samples <= 1024 or not smoke
@@ -110,13 +126,19 @@ def test_held_out_sets_by_suffix(shard: str, tmp_path: Path) -> None:
     like = ClipData()
     assert isinstance(open_held_out(shard, like), ShardSource)
     for name in ("a/t.tsv", "b/t.csv", "c/t.TSV"):
-        assert isinstance(open_held_out(str(write_table(tmp_path / name, range(2))), like), TableSource)
-    like = ClipData("table", "unused.tsv", root=str(tmp_path / "a"), image_column="file", caption_column="words")
+        assert isinstance(
+            open_held_out(str(write_table(tmp_path / name, range(2))), like), TableSource
+        )
+    like = ClipData(
+        "table", "unused.tsv", root=str(tmp_path / "a"), image_column="file", caption_column="words"
+    )
     (tmp_path / "other.csv").write_text("words,file\na red bar,1.png\n")
     assert open_held_out(str(tmp_path / "other.csv"), like).caption(0) == "a red bar"
 
 
-def test_a_batch_serves_two_models_with_other_inputs(shard: str, model: Model, tmp_path: Path) -> None:
+def test_a_batch_serves_two_models_with_other_inputs(
+    shard: str, model: Model, tmp_path: Path
+) -> None:
     data = task(shard).train_data(model, build(tmp_path, "big", image_size=64, context_length=6), 0)
     batch = data.batch(np.arange(4), 0)
     assert {key: tuple(value.shape) for key, value in batch.items()} == {
@@ -132,31 +154,43 @@ def test_a_batch_serves_two_models_with_other_inputs(shard: str, model: Model, t
     assert torch.equal(again["reference_image"], batch["reference_image"])  # the reference is not
 
 
-def test_a_reference_with_the_same_inputs_shares_the_batch(shard: str, model: Model, tmp_path: Path) -> None:
+def test_a_reference_with_the_same_inputs_shares_the_batch(
+    shard: str, model: Model, tmp_path: Path
+) -> None:
     data = task(shard).train_data(model, build(tmp_path, "narrow", embed_dim=16), 0)
     assert "reference_image" not in data.batch(np.arange(4), 0)
 
 
-def test_plain_data_has_the_numbers_and_the_content_of_the_training_data(shard: str, model: Model) -> None:
+def test_plain_data_has_the_numbers_and_the_content_of_the_training_data(
+    shard: str, model: Model
+) -> None:
     train, plain = task(shard).train_data(model, None, 7), task(shard).plain_data(model)
     assert len(train) == len(plain) == 64
     assert train.fingerprint() == plain.fingerprint()
     batch = plain.batch(np.arange(4), 0)
-    torch.testing.assert_close(batch["image"], torch.stack([model.inputs.plain(drawing(i)) for i in range(4)]))
+    torch.testing.assert_close(
+        batch["image"], torch.stack([model.inputs.plain(drawing(i)) for i in range(4)])
+    )
     assert torch.equal(batch["text"], model.inputs.tokenizer(CAPTIONS[:4]))
     assert torch.equal(plain.batch(np.arange(4), 3)["image"], batch["image"])
 
 
 def test_the_runs_seed_does_not_move_the_data(shard: str, model: Model) -> None:
     # One reference cache serves the runs of all seeds.
-    noisy = ClipTask(ClipOptions(data=ClipData("shards", shard, caption_noise=0.5, fraction=0.5, seed=3)))
+    noisy = ClipTask(
+        ClipOptions(data=ClipData("shards", shard, caption_noise=0.5, fraction=0.5, seed=3))
+    )
     digests = {noisy.train_data(model, None, seed).fingerprint() for seed in (0, 7)}
     assert digests == {noisy.plain_data(model).fingerprint()}
-    other = ClipTask(ClipOptions(data=ClipData("shards", shard, caption_noise=0.5, fraction=0.5, seed=4)))
+    other = ClipTask(
+        ClipOptions(data=ClipData("shards", shard, caption_noise=0.5, fraction=0.5, seed=4))
+    )
     assert other.plain_data(model).fingerprint() not in digests
 
 
-def test_the_risk_pairs_target_and_reference_features(shard: str, model: Model, tmp_path: Path) -> None:
+def test_the_risk_pairs_target_and_reference_features(
+    shard: str, model: Model, tmp_path: Path
+) -> None:
     batch = task(shard).plain_data(model).batch(np.array([3, 1, 2]), 0)
     risk, other = ClipRisk(), build(tmp_path, "narrow", embed_dim=16)
     target, reference = risk.outputs(model.module, batch), risk.outputs(other.module, batch)
@@ -167,7 +201,9 @@ def test_the_risk_pairs_target_and_reference_features(shard: str, model: Model, 
     assert risk.losses(target, None, batch).reference_image is None
 
 
-def test_what_is_left_out_is_said_once(tmp_path: Path, model: Model, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_is_left_out_is_said_once(
+    tmp_path: Path, model: Model, caplog: pytest.LogCaptureFixture
+) -> None:
     files = members(*range(8))
     del files["00003.txt"], files["00004.png"]
     train = str(write_shard(tmp_path / "train.tar", files))
@@ -179,7 +215,10 @@ def test_what_is_left_out_is_said_once(tmp_path: Path, model: Model, caplog: pyt
             mine.plain_data(model)
     assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
         ("INFO", "task.retrieval.mine: 4 pairs in 1 tar shards (test.tar); skipped: nothing"),
-        ("WARNING", "task.data: 6 pairs in 1 tar shards (train.tar); skipped: 1 no caption, 1 no image"),
+        (
+            "WARNING",
+            "task.data: 6 pairs in 1 tar shards (train.tar); skipped: 1 no caption, 1 no image",
+        ),
     ]
 
 
@@ -214,14 +253,24 @@ def test_evaluation_and_figures(shard: str, tmp_path: Path) -> None:
     for i in range(8):
         (tmp_path / f"classes/{i}").mkdir(parents=True)
         (tmp_path / f"classes/{i}/x.png").write_bytes(png(drawing(i)))
-    zero_shot = ZeroShot(path=str(tmp_path / "classes"), classes=CAPTIONS[:8], templates=["{}", "this is {}."])
-    mine = task(shard, retrieval={"a": shard, "b": str(table)}, recall_at=[1, 32], zero_shot=zero_shot)
+    zero_shot = ZeroShot(
+        path=str(tmp_path / "classes"), classes=CAPTIONS[:8], templates=["{}", "this is {}."]
+    )
+    mine = task(
+        shard, retrieval={"a": shard, "b": str(table)}, recall_at=[1, 32], zero_shot=zero_shot
+    )
     state = torch.random.get_rng_state()
     evaluation = mine.evaluate(model, CPU)
     found = evaluation.values()
     assert torch.equal(torch.random.get_rng_state(), state)
-    names = [f"{a}_to_{b}_R@{k}" for a, b in (("image", "text"), ("text", "image")) for k in (1, 32)]
-    assert [*found] == [*(f"{label}/{name}" for label in "ab" for name in names), "zero_shot_top1", "zero_shot_top5"]
+    names = [
+        f"{a}_to_{b}_R@{k}" for a, b in (("image", "text"), ("text", "image")) for k in (1, 32)
+    ]
+    assert [*found] == [
+        *(f"{label}/{name}" for label in "ab" for name in names),
+        "zero_shot_top1",
+        "zero_shot_top5",
+    ]
     assert all(0 <= value <= 1 for value in found.values())
     assert found["b/text_to_image_R@32"] == 1
     assert [*evaluation.figures] == ["retrieved/a", "retrieved/b"]
@@ -235,11 +284,17 @@ def test_glyphs_bring_their_own_sets(monkeypatch: pytest.MonkeyPatch) -> None:
     model = glyphs.build(ModelSpec(str(MODELS / "glyph-reference.json")))
     model.module.eval()
     found = glyphs.evaluate(model, CPU).values()
-    assert {name.split("/")[0] for name in found} == {"heldout_images", "heldout_characters", "heldout_fonts"}
+    assert {name.split("/")[0] for name in found} == {
+        "heldout_images",
+        "heldout_characters",
+        "heldout_fonts",
+    }
     assert max(found.values()) < 0.05  # it knows nothing yet
     calls = []
     monkeypatch.setattr(
-        evaluation, "embed_texts", lambda *_: calls.append(0) or torch.randn(len(load_glyphs().names), 64)
+        evaluation,
+        "embed_texts",
+        lambda *_: calls.append(0) or torch.randn(len(load_glyphs().names), 64),
     )
     assert len(glyphs.evaluate(model, CPU).figures) == 3
     assert len(calls) == 1  # the three sets have one gallery

@@ -1,4 +1,5 @@
-"""Recall and zero-shot accuracy against plain loops; ties, duplicates, what is broken or collapsed; the figures."""
+"""Recall and zero-shot accuracy against plain loops; ties, duplicates, what is broken or collapsed;
+the figures."""
 
 from __future__ import annotations
 
@@ -19,7 +20,14 @@ from steering.errors import SteeringError
 from tasks.clip import evaluation, figures
 from tasks.clip.data.held_out import ClassFolder, source_retrieval
 from tasks.clip.data.shards import ShardSource
-from tasks.clip.evaluation import RetrievalSet, gallery, image_ranks, retrieve, text_ranks, zero_shot_accuracy
+from tasks.clip.evaluation import (
+    RetrievalSet,
+    gallery,
+    image_ranks,
+    retrieve,
+    text_ranks,
+    zero_shot_accuracy,
+)
 from tasks.clip.figures import retrieved_captions
 from tasks.clip.models import ClipInputs, unit_norm
 
@@ -74,14 +82,20 @@ def test_recall_is_the_naive_one(seed: int, chunk: int, monkeypatch: pytest.Monk
     assert len(np.unique(scores)) < scores.size
     shown = sorted(set(caption_of.tolist()))
     images_of = [{i for i, c in enumerate(caption_of.tolist()) if c == query} for query in shown]
-    expected = {f"image_to_text_R@{k}": naive_recall(scores, [{c} for c in caption_of.tolist()], k) for k in (1, 3, 5)}
-    expected |= {f"text_to_image_R@{k}": naive_recall(scores.T[shown], images_of, k) for k in (1, 3, 5)}
+    expected = {
+        f"image_to_text_R@{k}": naive_recall(scores, [{c} for c in caption_of.tolist()], k)
+        for k in (1, 3, 5)
+    }
+    expected |= {
+        f"text_to_image_R@{k}": naive_recall(scores.T[shown], images_of, k) for k in (1, 3, 5)
+    }
     assert found == pytest.approx(expected, abs=1e-6)
     assert list(found) == [*expected]
 
 
 def test_a_hand_made_case() -> None:
-    # Captions 0 and 1 along the axes, two images of caption 0: one right on it, one nearer to caption 1.
+    # Captions 0 and 1 along the axes, two images of caption 0: one right on it, one nearer to
+    # caption 1.
     images, texts = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.1, 1.0]]), torch.eye(2)
     data = RetrievalSet(["0", "1"], lambda _: in_batches(torch.tensor([0, 0, 1]), 2))
     found = retrieve(Lookup(images, texts), inputs(), data, CPU, (1, 2))
@@ -101,7 +115,9 @@ def test_perfect_and_shuffled_models() -> None:
 @pytest.mark.parametrize("width", [2, 64])
 def test_a_collapsed_model_finds_nothing(width: int) -> None:
     same = torch.randn(1, width, generator=torch.Generator().manual_seed(0)).expand(1500, -1)
-    data = RetrievalSet([str(i) for i in range(1500)], lambda _: in_batches(torch.arange(1500), 400))
+    data = RetrievalSet(
+        [str(i) for i in range(1500)], lambda _: in_batches(torch.arange(1500), 400)
+    )
     found = retrieve(Lookup(same, same), inputs(), data, CPU, (1, 5, 10))
     assert set(found.values()) == {0.0}
     classes = [str(i) for i in range(12)]
@@ -119,7 +135,13 @@ def test_features_that_are_not_finite(where: str, value: float) -> None:
     model = Lookup(features["image"], features["text"])
     names = [str(i) for i in range(6)]
     with pytest.raises(SteeringError, match="not finite"):
-        retrieve(model, inputs(), RetrievalSet(names, lambda _: in_batches(torch.arange(6), 6)), CPU, (1,))
+        retrieve(
+            model,
+            inputs(),
+            RetrievalSet(names, lambda _: in_batches(torch.arange(6), 6)),
+            CPU,
+            (1,),
+        )
     with pytest.raises(SteeringError, match="not finite"):
         zero_shot_accuracy(model, inputs(), in_batches(torch.arange(6), 6), names, ["{}"], CPU)
 
@@ -152,26 +174,44 @@ def test_gallery_numbers_captions_in_order() -> None:
 def test_zero_shot_against_a_hand_made_classifier() -> None:
     # Two templates; a class's direction is the normalised mean of its two normalised prompts.
     names = [f"class {i}" for i in range(7)]
-    templates = ["a photo of a {}.", "{0} {{}} or {}"]  # only "{}" is the place of the name; the rest is text
+    templates = [
+        "a photo of a {}.",
+        "{0} {{}} or {}",
+    ]  # only "{}" is the place of the name; the rest is text
     vocabulary = [template.replace("{}", name) for name in names for template in templates]
     generator = torch.Generator().manual_seed(1)
-    texts, images = torch.randn(14, 5, generator=generator) * 3, torch.randn(60, 5, generator=generator)
+    texts, images = (
+        torch.randn(14, 5, generator=generator) * 3,
+        torch.randn(60, 5, generator=generator),
+    )
     labels = torch.randint(0, 7, (60,), generator=generator)
-    found = zero_shot_accuracy(Lookup(images, texts), inputs(vocabulary), in_batches(labels, 25), names, templates, CPU)
+    found = zero_shot_accuracy(
+        Lookup(images, texts), inputs(vocabulary), in_batches(labels, 25), names, templates, CPU
+    )
     unit = texts / texts.norm(dim=1, keepdim=True)
     head = (unit[0::2] + unit[1::2]) / 2
     order = (images @ (head / head.norm(dim=1, keepdim=True)).T).argsort(1, descending=True)
     assert found == pytest.approx(
-        {f"zero_shot_top{k}": (order[:, :k] == labels[:, None]).any(1).float().mean().item() for k in (1, 5)}
+        {
+            f"zero_shot_top{k}": (order[:, :k] == labels[:, None]).any(1).float().mean().item()
+            for k in (1, 5)
+        }
     )
     assert found["zero_shot_top1"] < found["zero_shot_top5"] < 1
     few = zero_shot_accuracy(
-        Lookup(images, texts), inputs(vocabulary), in_batches(labels % 5, 25), names[:5], templates, CPU
+        Lookup(images, texts),
+        inputs(vocabulary),
+        in_batches(labels % 5, 25),
+        names[:5],
+        templates,
+        CPU,
     )
     assert [*few] == ["zero_shot_top1"]
 
 
-def test_unreadable_images_are_left_out_and_reported_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_unreadable_images_are_left_out_and_reported_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     files = members(*range(300)) | {"00002.png": b"no image", "00299.png": b""}
     source = ShardSource(str(write_shard(tmp_path / "a.tar", files)), tmp_path / "cache")
     held_out = source_retrieval(source, "task.retrieval.mine")
@@ -183,7 +223,10 @@ def test_unreadable_images_are_left_out_and_reported_once(tmp_path: Path, caplog
     assert captions.tolist() == [i % 32 for i in range(300) if i not in (2, 299)]
     [record] = caplog.records
     assert record.levelno == logging.WARNING
-    assert "task.retrieval.mine: 2 of 300 images cannot be read and are left out; the first one" in record.getMessage()
+    assert (
+        "task.retrieval.mine: 2 of 300 images cannot be read and are left out; the first one"
+        in record.getMessage()
+    )
     assert "00002" in record.getMessage()
 
 
@@ -249,9 +292,13 @@ def test_a_figure_takes_any_caption_without_a_warning(tmp_path: Path, count: int
 
 
 def test_a_figure_shows_images_as_they_are(tmp_path: Path) -> None:
-    source = ShardSource(str(write_shard(tmp_path / "a.tar", members(*range(40)))), tmp_path / "cache")
+    source = ShardSource(
+        str(write_shard(tmp_path / "a.tar", members(*range(40)))), tmp_path / "cache"
+    )
     model = Lookup(torch.eye(40), torch.eye(40))
-    figure = retrieved_captions(model, inputs(source.captions()[:32]), source_retrieval(source, "x"), CPU)
+    figure = retrieved_captions(
+        model, inputs(source.captions()[:32]), source_retrieval(source, "x"), CPU
+    )
     pictures = [axes.images[0].get_array() for axes in figure.axes if axes.images]
     assert len(pictures) == figures.SHOWN
     np.testing.assert_allclose(pictures[0], np.asarray(drawing(0)) / 255, atol=1e-6)

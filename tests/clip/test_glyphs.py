@@ -1,4 +1,5 @@
-"""The embedded data: what is drawn, how it is divided, kept on disk, noised, shifted and prepared."""
+"""The embedded data: what is drawn, how it is divided, kept on disk, noised, shifted and
+prepared."""
 
 from __future__ import annotations
 
@@ -77,11 +78,15 @@ def test_drawings_are_of_their_character(glyphs: Glyphs) -> None:
         rows, columns = np.nonzero(image < 128)
         return rows.min(), rows.max(), columns.min(), columns.max()
 
-    assert ink(drawn("'", 0))[1] < ink(drawn(",", 0))[0]  # the baseline tells a comma from an apostrophe
+    assert (
+        ink(drawn("'", 0))[1] < ink(drawn(",", 0))[0]
+    )  # the baseline tells a comma from an apostrophe
     assert ink(drawn("_", 0))[0] > ink(drawn("H", 0))[1] - 1
     assert (drawn("H", 1) < 128).sum() > 1.2 * (drawn("H", 0) < 128).sum()  # bold
     assert abs(sum(ink(drawn("H", 0))[2:]) - 31) <= 2  # centred
-    assert np.abs(drawn("É", 0)[10:] - drawn("E", 0)[10:]).mean() < 2  # the accent stands above the same letter
+    assert (
+        np.abs(drawn("É", 0)[10:] - drawn("E", 0)[10:]).mean() < 2
+    )  # the accent stands above the same letter
     top, bottom, left, right = ink(drawn("\N{EM DASH}", 0))
     assert (bottom - top, right - left > 15) == (1, True)
 
@@ -92,7 +97,10 @@ def test_splits_are_disjoint_and_held_out(glyphs: Glyphs) -> None:
     assert len(np.unique(rows)) == len(rows)
     family = np.array([name for name, _ in FONTS])[glyphs.font]
     seen = set(glyphs.character[parts.train].tolist())
-    images, characters = glyphs.character[parts.images], set(glyphs.character[parts.characters].tolist())
+    images, characters = (
+        glyphs.character[parts.images],
+        set(glyphs.character[parts.characters].tolist()),
+    )
     assert set(images.tolist()) <= seen
     assert len(np.unique(images)) == len(images)  # one image of each
     assert not characters & seen
@@ -120,7 +128,9 @@ def test_splits_do_not_depend_on_what_else_is_drawn(glyphs: Glyphs) -> None:
         codes,
     )
     numbers = np.flatnonzero(kept)
-    for part, all_of_it in zip(vars(split(fewer)).values(), vars(split(glyphs)).values(), strict=True):
+    for part, all_of_it in zip(
+        vars(split(fewer)).values(), vars(split(glyphs)).values(), strict=True
+    ):
         np.testing.assert_array_equal(numbers[part], all_of_it[kept[all_of_it]])
 
 
@@ -132,13 +142,17 @@ def test_drawing_is_deterministic_and_takes_seconds(
     again = load_glyphs()
     assert time.process_time() - start < 20
     assert again.fingerprint() == glyphs.fingerprint()
-    first, second = [next(Path(os.environ["STEERING_CACHE"]).rglob("*.npz")).read_bytes() for _ in range(2)]
+    first, second = [
+        next(Path(os.environ["STEERING_CACHE"]).rglob("*.npz")).read_bytes() for _ in range(2)
+    ]
     assert first == second
     monkeypatch.setattr(module, "_draw_all", lambda: pytest.fail("drawn again"))
     assert load_glyphs().names == again.names
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped", "gone", "record gone", "record cut", "record other"])
+@pytest.mark.parametrize(
+    "damage", ["cut", "flipped", "gone", "record gone", "record cut", "record other"]
+)
 def test_a_damaged_cache_is_drawn_again(few_drawings: Path, damage: str) -> None:
     whole = load_glyphs().fingerprint()
     [arrays], [record] = few_drawings.rglob("glyphs.npz"), few_drawings.rglob("glyphs.json")
@@ -160,7 +174,9 @@ def test_a_damaged_cache_is_drawn_again(few_drawings: Path, damage: str) -> None
 
 def test_a_cache_that_cannot_be_written(few_drawings: Path) -> None:
     (few_drawings / "glyphs").write_text("in the way")
-    with pytest.raises(SteeringError, match=r"glyphs: cannot be kept in .*; set STEERING_CACHE to a folder"):
+    with pytest.raises(
+        SteeringError, match=r"glyphs: cannot be kept in .*; set STEERING_CACHE to a folder"
+    ):
         load_glyphs()
 
 
@@ -206,14 +222,20 @@ def test_shift_moves_on_white_paper() -> None:
 
 def test_prepare_is_the_models_own_transform(glyphs: Glyphs, model_inputs: ClipInputs) -> None:
     rows = np.arange(0, len(glyphs.images), 4001)
-    own = torch.stack([model_inputs.plain(Image.fromarray(glyphs.images[row]).convert("RGB")) for row in rows])
-    torch.testing.assert_close(prepare(torch.from_numpy(glyphs.images[rows]), model_inputs), own, rtol=0, atol=1e-6)
+    own = torch.stack(
+        [model_inputs.plain(Image.fromarray(glyphs.images[row]).convert("RGB")) for row in rows]
+    )
+    torch.testing.assert_close(
+        prepare(torch.from_numpy(glyphs.images[rows]), model_inputs), own, rtol=0, atol=1e-6
+    )
 
 
 def test_prepare_scales_to_other_sizes(glyphs: Glyphs, tmp_path: Path) -> None:
     inputs = build_clip(ModelSpec(str(model_json(tmp_path / "m.json", image_size=64)))).inputs
     rows = np.arange(0, len(glyphs.images), 4001)
-    own = torch.stack([inputs.plain(Image.fromarray(glyphs.images[row]).convert("RGB")) for row in rows])
+    own = torch.stack(
+        [inputs.plain(Image.fromarray(glyphs.images[row]).convert("RGB")) for row in rows]
+    )
     found = prepare(torch.from_numpy(glyphs.images[rows]), inputs)
     assert found.shape == own.shape == (len(rows), 3, 64, 64)
     assert (found - own).abs().mean() < 0.05  # bilinear here, bicubic there
@@ -225,21 +247,35 @@ def test_batches(glyphs: Glyphs, model_inputs: ClipInputs, tmp_path: Path) -> No
     train = split(glyphs).train
     assert len(data) == len(train)
     index = np.array([5, 0, 77, len(data) - 1])
-    batch, again, later = data.batch(index, 0), data.batch(index[::-1].copy(), 0), data.batch(index, 1)
+    batch, again, later = (
+        data.batch(index, 0),
+        data.batch(index[::-1].copy(), 0),
+        data.batch(index, 1),
+    )
     assert batch["index"].tolist() == index.tolist()
     assert batch["skipped"] == 0
     assert batch["image"].shape == (4, 3, 32, 32)
     assert batch["reference_image"].shape == (4, 3, 64, 64)
-    assert torch.equal(batch["text"], model_inputs.tokenizer([glyphs.names[c] for c in glyphs.character[train[index]]]))
+    assert torch.equal(
+        batch["text"],
+        model_inputs.tokenizer([glyphs.names[c] for c in glyphs.character[train[index]]]),
+    )
     assert batch["reference_text"].shape == (4, 8)
-    assert torch.equal(batch["image"], again["image"].flip(0))  # by example, not by place in the batch
+    assert torch.equal(
+        batch["image"], again["image"].flip(0)
+    )  # by example, not by place in the batch
     assert not torch.equal(batch["image"], later["image"])
-    assert not torch.equal(batch["image"], GlyphData({"": model_inputs}, seed=4).batch(index, 0)["image"])
+    assert not torch.equal(
+        batch["image"], GlyphData({"": model_inputs}, seed=4).batch(index, 0)["image"]
+    )
     plain = GlyphData({"": model_inputs}, seed=None)
     assert torch.equal(
-        plain.batch(index, 7)["image"], prepare(torch.from_numpy(glyphs.images[train[index]]), model_inputs)
+        plain.batch(index, 7)["image"],
+        prepare(torch.from_numpy(glyphs.images[train[index]]), model_inputs),
     )
-    assert data.fingerprint() == plain.fingerprint()  # that of the content: the cache of one serves the other
+    assert (
+        data.fingerprint() == plain.fingerprint()
+    )  # that of the content: the cache of one serves the other
 
 
 def test_noise_and_fraction(glyphs: Glyphs, model_inputs: ClipInputs) -> None:
@@ -250,17 +286,31 @@ def test_noise_and_fraction(glyphs: Glyphs, model_inputs: ClipInputs) -> None:
     index = np.arange(200)
     batch = data.batch(index, 0)
     right = glyphs.character[train[kept]]
-    assert torch.equal(batch["text"], model_inputs.tokenizer([glyphs.names[right[shown[i]]] for i in index]))
-    assert torch.equal(batch["image"], prepare(torch.from_numpy(glyphs.images[train[kept[index]]]), model_inputs))
+    assert torch.equal(
+        batch["text"], model_inputs.tokenizer([glyphs.names[right[shown[i]]] for i in index])
+    )
+    assert torch.equal(
+        batch["image"], prepare(torch.from_numpy(glyphs.images[train[kept[index]]]), model_inputs)
+    )
     assert 0.3 < np.mean(right[shown] != right) <= 0.4
     cheap = replace(model_inputs, tokenizer=lambda texts: torch.zeros(len(texts), 1))
     digests = [
-        GlyphData({"": cheap}, 0, caption_noise=noise, fraction=fraction, data_seed=seed).fingerprint()
-        for noise, fraction, seed in ((0.4, 0.3, 5), (0.4, 0.3, 6), (0.2, 0.3, 5), (0.4, 0.2, 5), (0, 1, 0))
+        GlyphData(
+            {"": cheap}, 0, caption_noise=noise, fraction=fraction, data_seed=seed
+        ).fingerprint()
+        for noise, fraction, seed in (
+            (0.4, 0.3, 5),
+            (0.4, 0.3, 6),
+            (0.2, 0.3, 5),
+            (0.4, 0.2, 5),
+            (0, 1, 0),
+        )
     ]
     assert digests[0] == data.fingerprint()
     assert len(set(digests)) == 5
-    assert digests[4] == GlyphData({"": cheap}, 1, data_seed=9).fingerprint()  # nothing for the seed to choose
+    assert (
+        digests[4] == GlyphData({"": cheap}, 1, data_seed=9).fingerprint()
+    )  # nothing for the seed to choose
     for wrong in ({"caption_noise": 1.5}, {"fraction": 0.0}):
         with pytest.raises(SteeringError, match=next(iter(wrong))):
             GlyphData({"": cheap}, 0, **wrong)
@@ -270,7 +320,9 @@ def test_retrieval_sets(glyphs: Glyphs, model_inputs: ClipInputs) -> None:
     parts = split(glyphs)
     sets = glyph_retrieval()
     assert [*sets] == ["heldout_images", "heldout_characters", "heldout_fonts"]
-    for (name, found), rows in zip(sets.items(), (parts.images, parts.characters, parts.fonts), strict=True):
+    for (name, found), rows in zip(
+        sets.items(), (parts.images, parts.characters, parts.fonts), strict=True
+    ):
         assert found.captions == glyphs.names
         batches = list(found.images(model_inputs))
         captions = torch.cat([captions for _, captions in batches])
@@ -278,6 +330,11 @@ def test_retrieval_sets(glyphs: Glyphs, model_inputs: ClipInputs) -> None:
         assert set(captions.tolist()) <= set(glyphs.character[rows].tolist()), name
         first = batches[0][0][0]
         candidates = glyphs.images[rows[glyphs.character[rows] == captions[0].item()]]
-        assert any(torch.equal(prepare(torch.from_numpy(image[None]), model_inputs)[0], first) for image in candidates)
-        again = torch.cat([captions for _, captions in glyph_retrieval()[name].images(model_inputs)])
+        assert any(
+            torch.equal(prepare(torch.from_numpy(image[None]), model_inputs)[0], first)
+            for image in candidates
+        )
+        again = torch.cat(
+            [captions for _, captions in glyph_retrieval()[name].images(model_inputs)]
+        )
         assert torch.equal(captions, again)

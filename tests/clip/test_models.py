@@ -1,4 +1,5 @@
-"""Models through open_clip: what builds, what is refused and how, and what their features promise."""
+"""Models through open_clip: what builds, what is refused and how, and what their features
+promise."""
 
 from __future__ import annotations
 
@@ -70,7 +71,9 @@ def test_an_open_clip_name_builds_without_weights() -> None:
 
 
 def test_a_timm_tower_with_a_siglip_bias_builds(tmp_path: Path) -> None:
-    path = model_json(tmp_path / "m.json", timm_model_name="test_vit", image_size=160, custom_text=True)
+    path = model_json(
+        tmp_path / "m.json", timm_model_name="test_vit", image_size=160, custom_text=True
+    )
     model = build_clip(ModelSpec(str(path), options={"init_logit_bias": -10}))
     assert not model.module.logit_bias.requires_grad
     assert image_features(model.module, inputs_of(model)[0]).shape == (4, 32)
@@ -92,11 +95,18 @@ def test_features_have_unit_norm_in_float32_under_autocast(tiny: Path) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert model.module.encode_image(images).dtype == torch.bfloat16  # it is on
         risk = ClipRisk().outputs(model.module, batch)
-        found = [risk["image"], risk["text"], image_features(model.module, images), text_features(model.module, tokens)]
+        found = [
+            risk["image"],
+            risk["text"],
+            image_features(model.module, images),
+            text_features(model.module, tokens),
+        ]
     for features in found:
         assert features.dtype == torch.float32
         torch.testing.assert_close(features.norm(dim=-1), torch.ones(4), rtol=0, atol=1e-6)
-    torch.testing.assert_close(risk["image"], image_features(model.module, images), rtol=0, atol=0.02)
+    torch.testing.assert_close(
+        risk["image"], image_features(model.module, images), rtol=0, atol=0.02
+    )
 
 
 @pytest.mark.parametrize("tower", ["steering_convnet", "steering_convnet_small"])
@@ -148,7 +158,10 @@ def test_malformed_json(tmp_path: Path, text: str | bytes, words: str) -> None:
     ("changes", "words"),
     [
         ({"vocab_size": 500}, "index out of range"),  # fewer words than the tokenizer has
-        ({"image_size": 40}, "Shape mismatch|divide"),  # the tower halves it down to a multiple of 4
+        (
+            {"image_size": 40},
+            "Shape mismatch|divide",
+        ),  # the tower halves it down to a multiple of 4
         ({"timm_model_name": "no_such_tower"}, "no_such_tower"),
         ({"tokenizer_kwargs": {"bpe_path": "absent.bpe.gz"}}, "absent.bpe.gz"),
         ({"width": "wide"}, "TypeError"),
@@ -162,7 +175,9 @@ def test_a_config_that_makes_no_working_model(tmp_path: Path, changes: dict, wor
 
 
 def test_an_unknown_tag_lists_the_known_ones(tiny: Path) -> None:
-    assert "tags of this model: openai, laion400m_e31" in error_of(ModelSpec("ViT-B-32", pretrained="openapi"))
+    assert "tags of this model: openai, laion400m_e31" in error_of(
+        ModelSpec("ViT-B-32", pretrained="openapi")
+    )
     assert "'openai' is not a known tag or valid file path; tags of this model: none" in error_of(
         ModelSpec(str(tiny), pretrained="openai")
     )
@@ -170,41 +185,62 @@ def test_an_unknown_tag_lists_the_known_ones(tiny: Path) -> None:
 
 @pytest.mark.parametrize(
     "spec",
-    [ModelSpec("ViT-B-32", pretrained="laion2b_s34b_b79k"), ModelSpec("hf-hub:laion/CLIP-ViT-B-32-laion2B-s34B-b79K")],
+    [
+        ModelSpec("ViT-B-32", pretrained="laion2b_s34b_b79k"),
+        ModelSpec("hf-hub:laion/CLIP-ViT-B-32-laion2B-s34B-b79K"),
+    ],
 )
-def test_an_unreachable_hub(spec: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_hub(
+    spec: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     spec.options["cache_dir"] = str(tmp_path)
     message = error_of(spec)
     assert message.startswith(f"cannot build the CLIP model {spec.name!r}")
-    assert "offline" in message.lower() or "connection" in message.lower() or "cannot find" in message.lower()
+    assert (
+        "offline" in message.lower()
+        or "connection" in message.lower()
+        or "cannot find" in message.lower()
+    )
     assert len(message) < 700
 
 
-def test_a_hub_model_without_its_weights_is_refused(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_model_without_its_weights_is_refused(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # The config arrives, the weights do not: open_clip only warns, and would hand out random ones.
     def download(_: str, filename: str | None = None, **__: object) -> str:
         if filename is None:
             raise OSError("connection lost")
         return str(tiny.parent / filename)
 
-    (tiny.parent / "open_clip_config.json").write_text(json.dumps({"model_cfg": json.loads(tiny.read_text())}))
+    (tiny.parent / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": json.loads(tiny.read_text())})
+    )
     monkeypatch.setattr("open_clip.factory.download_pretrained_from_hf", download)
     assert "weights" in error_of(ModelSpec("hf-hub:somebody/clip"))
     save_weights(tiny.parent / "m.safetensors", build_clip(ModelSpec(str(tiny))).module, {})
-    build_clip(ModelSpec("hf-hub:somebody/clip", checkpoint=str(tiny.parent / "m.safetensors")))  # it brings others
+    build_clip(
+        ModelSpec("hf-hub:somebody/clip", checkpoint=str(tiny.parent / "m.safetensors"))
+    )  # it brings others
 
 
 def test_a_folder_in_the_hubs_layout(tiny: Path) -> None:
     original = build_clip(ModelSpec(str(tiny)))
     folder = tiny.parent / "folder"
     folder.mkdir()
-    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": json.loads(tiny.read_text())}))
+    (folder / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": json.loads(tiny.read_text())})
+    )
     save_weights(folder / "open_clip_model.safetensors", original.module, {})
-    assert all(map(torch.equal, weights(build_clip(ModelSpec(f"local-dir:{folder}"))), weights(original)))
-    assert "brings its own weights" in error_of(ModelSpec(f"local-dir:{folder}", pretrained="openai"))
+    assert all(
+        map(torch.equal, weights(build_clip(ModelSpec(f"local-dir:{folder}"))), weights(original))
+    )
+    assert "brings its own weights" in error_of(
+        ModelSpec(f"local-dir:{folder}", pretrained="openai")
+    )
 
 
 @pytest.mark.parametrize("suffix", ["pt", "safetensors"])
@@ -212,7 +248,10 @@ def test_weights_from_a_file(tiny: Path, suffix: str) -> None:
     original = build_clip(ModelSpec(str(tiny)))
     file = tiny.parent / f"w.{suffix}"
     if suffix == "pt":
-        torch.save({"state_dict": {f"module.{k}": v for k, v in original.module.state_dict().items()}}, file)
+        torch.save(
+            {"state_dict": {f"module.{k}": v for k, v in original.module.state_dict().items()}},
+            file,
+        )
     else:
         save_weights(file, original.module, {})
     found = build_clip(ModelSpec(str(tiny), pretrained=str(file)))
@@ -266,7 +305,10 @@ def test_unknown_options_are_refused(tiny: Path) -> None:
 def test_files_of_one_name_stay_apart(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
-    small, large = model_json(tmp_path / "a/m.json"), model_json(tmp_path / "b/m.json", embed_dim=48)
+    small, large = (
+        model_json(tmp_path / "a/m.json"),
+        model_json(tmp_path / "b/m.json", embed_dim=48),
+    )
     widths = [
         build_clip(ModelSpec(str(path))).module.encode_image(torch.zeros(1, 3, 32, 32)).shape[1]
         for path in (small, large, small)
@@ -282,26 +324,40 @@ def test_a_file_named_like_an_architecture_leaves_that_alone(tmp_path: Path) -> 
     assert build_clip(ModelSpec("ViT-S-32-alt")).inputs.size == (224, 224)
 
 
-def test_the_tokenizers_file_lies_beside_the_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_tokenizers_file_lies_beside_the_json(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     home = tmp_path / "models"
     home.mkdir()
     (home / "few.bpe.gz").write_bytes((MODELS / "glyphs.bpe.gz").read_bytes())
     model_json(home / "m.json", tokenizer_kwargs={"bpe_path": "few.bpe.gz"})
-    expected = build_clip(ModelSpec(str(MODELS / "glyph-target.json"))).inputs.tokenizer(["a red bar"])[:, :5]
-    for folder, name in ((tmp_path, "models/m.json"), (home, "m.json"), (HOME, str(home / "m.json"))):
+    expected = build_clip(ModelSpec(str(MODELS / "glyph-target.json"))).inputs.tokenizer(
+        ["a red bar"]
+    )[:, :5]
+    for folder, name in (
+        (tmp_path, "models/m.json"),
+        (home, "m.json"),
+        (HOME, str(home / "m.json")),
+    ):
         monkeypatch.chdir(folder)
-        assert torch.equal(build_clip(ModelSpec(name)).inputs.tokenizer(["a red bar"])[:, :5], expected)
+        assert torch.equal(
+            build_clip(ModelSpec(name)).inputs.tokenizer(["a red bar"])[:, :5], expected
+        )
 
 
 def test_the_inputs_fingerprint_is_that_of_images_and_tokens(tmp_path: Path) -> None:
     def digest(**changes: object) -> str:
-        return build_clip(ModelSpec(str(model_json(tmp_path / "m.json", **changes)))).inputs_fingerprint
+        return build_clip(
+            ModelSpec(str(model_json(tmp_path / "m.json", **changes)))
+        ).inputs_fingerprint
 
     plain = digest()
     assert digest(embed_dim=48, width=64) == plain  # two models may share a batch
     # The probe text does not have the last pair of the merges; the digest knows it all the same.
     merges = gzip.decompress((MODELS / "glyphs.bpe.gz").read_bytes()).decode().splitlines()
-    (tmp_path / "other.bpe.gz").write_bytes(gzip.compress("\n".join([*merges[:-1], "q x"]).encode()))
+    (tmp_path / "other.bpe.gz").write_bytes(
+        gzip.compress("\n".join([*merges[:-1], "q x"]).encode())
+    )
     others = [
         digest(image_size=64),
         digest(context_length=9),
@@ -314,21 +370,27 @@ def test_the_inputs_fingerprint_is_that_of_images_and_tokens(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("key", ["hf_model_name", "hf_tokenizer_name"])
-def test_hugging_face_parts_ask_for_transformers(tmp_path: Path, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hugging_face_parts_ask_for_transformers(
+    tmp_path: Path, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
     monkeypatch.setattr("open_clip.hf_model.transformers", None)
     path = model_json(tmp_path / "m.json")
     config = json.loads(path.read_text())
     config["text_cfg"][key] = "roberta-base"
     path.write_text(json.dumps(config))
-    assert error_of(ModelSpec(str(path))).endswith("need transformers: pip install transformers")  # [hf] is accelerate
+    assert error_of(ModelSpec(str(path))).endswith(
+        "need transformers: pip install transformers"
+    )  # [hf] is accelerate
 
 
 def test_a_build_is_silent_and_leaves_logging_alone(
     tiny: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     root = logging.getLogger()
-    monkeypatch.setattr(root, "handlers", [])  # as in a process of its own, where open_clip's first line would add one
+    monkeypatch.setattr(
+        root, "handlers", []
+    )  # as in a process of its own, where open_clip's first line would add one
     before = [*root.filters], root.level
     build_clip(ModelSpec(str(tiny)))
     error_of(ModelSpec(str(tiny), pretrained="absent"))

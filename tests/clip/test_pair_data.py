@@ -82,7 +82,9 @@ def shown(data: PairData) -> list[tuple[int, int]]:
 
 
 def test_a_batch_holds_what_was_asked_for() -> None:
-    batch = PairData(Numbers(50), {"": PLAIN}, seed=0, augment=True).batch(np.array([7, 3, 3, 49]), epoch=2)
+    batch = PairData(Numbers(50), {"": PLAIN}, seed=0, augment=True).batch(
+        np.array([7, 3, 3, 49]), epoch=2
+    )
     assert set(batch) == {"image", "text", "index", "skipped"}
     assert batch["index"].dtype == batch["skipped"].dtype == torch.int64
     assert batch["skipped"].shape == ()
@@ -94,17 +96,23 @@ def test_a_batch_holds_what_was_asked_for() -> None:
 
 def test_views_have_their_prefixes_and_draw_alike() -> None:
     double = View(lambda image: 2 * red(image), lambda captions: -number_tokens(captions))
-    batch = PairData(Numbers(9), {"": PLAIN, "reference": double}, 0, True).batch(np.array([4, 8]), 0)
+    batch = PairData(Numbers(9), {"": PLAIN, "reference": double}, 0, True).batch(
+        np.array([4, 8]), 0
+    )
     assert set(batch) == {"image", "text", "reference_image", "reference_text", "index", "skipped"}
     torch.testing.assert_close(batch["reference_image"], 2 * batch["image"])
     torch.testing.assert_close(batch["reference_text"], -batch["text"])
-    batch = PairData(Numbers(9), {"": JITTER, "reference": JITTER}, 0, True).batch(np.array([4, 8]), 0)
+    batch = PairData(Numbers(9), {"": JITTER, "reference": JITTER}, 0, True).batch(
+        np.array([4, 8]), 0
+    )
     torch.testing.assert_close(batch["reference_image"], batch["image"], rtol=0, atol=0)
 
 
 def test_augmentation_depends_on_seed_epoch_and_number_alone() -> None:
     def images(seed: int, epoch: int, index: list[int]) -> Tensor:
-        return PairData(Numbers(50), {"": JITTER}, seed, augment=True).batch(np.array(index), epoch)["image"]
+        return PairData(Numbers(50), {"": JITTER}, seed, augment=True).batch(
+            np.array(index), epoch
+        )["image"]
 
     torch.manual_seed(0)
     base = images(0, 3, [5, 9])
@@ -128,7 +136,9 @@ def test_global_generators_are_left_alone() -> None:
     assert random.getstate() == before[1]
 
 
-def test_the_unreadable_are_replaced_counted_and_reported_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_unreadable_are_replaced_counted_and_reported_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     broken = frozenset({1, 4, 5, 6})
     data = PairData(Numbers(10, broken), {"": JITTER}, 0, True)
     with caplog.at_level(logging.WARNING, "steering"):
@@ -143,7 +153,8 @@ def test_the_unreadable_are_replaced_counted_and_reported_once(caplog: pytest.Lo
     assert again["skipped"] == 2
     assert not broken & set(delivered)
     assert [d for i, d in enumerate(delivered) if i not in broken] == [0, 2, 3, 7, 8, 9]
-    # The image, the words and the augmentation are those of the number delivered, and the same in any batch.
+    # The image, the words and the augmentation are those of the number delivered, and the same in
+    # any batch.
     assert batch["image"][:, 0].int().tolist() == batch["text"][:, 0].tolist() == delivered
     assert torch.equal(again["image"], batch["image"][[6, 1]])
     assert torch.equal(batch["image"][4], batch["image"][delivered[4]])
@@ -156,7 +167,9 @@ def test_replacements_spread_over_the_data() -> None:
 
 def test_nothing_readable_is_an_error() -> None:
     data = PairData(Numbers(3, frozenset({0, 1, 2})), {"": PLAIN}, 0, True)
-    with pytest.raises(SteeringError, match=rf"example 2 and {REPLACEMENTS} others .* unreadable; .* is broken"):
+    with pytest.raises(
+        SteeringError, match=rf"example 2 and {REPLACEMENTS} others .* unreadable; .* is broken"
+    ):
         data.batch(np.array([2]), 0)
 
 
@@ -172,7 +185,9 @@ def test_views_are_needed() -> None:
         PairData(Numbers(3), {}, 0, True)
 
 
-@pytest.mark.parametrize(("n", "p"), [(1000, 0.0), (1000, 0.3), (1000, 1.0), (7, 0.5), (2, 1.0), (3, 0.34), (1, 1.0)])
+@pytest.mark.parametrize(
+    ("n", "p"), [(1000, 0.0), (1000, 0.3), (1000, 1.0), (7, 0.5), (2, 1.0), (3, 0.34), (1, 1.0)]
+)
 def test_noise_hits_the_fraction_and_none_keeps_its_own(n: int, p: float) -> None:
     captions = noisy_captions(n, p, seed=3)
     assert captions.dtype == np.int64
@@ -184,7 +199,9 @@ def test_noise_hits_the_fraction_and_none_keeps_its_own(n: int, p: float) -> Non
 def test_noise_is_reproducible_and_nested() -> None:
     index = np.arange(500)
     np.testing.assert_array_equal(noisy_captions(500, 0.4, 1), noisy_captions(500, 0.4, 1))
-    few, many, other = (noisy_captions(500, p, seed) != index for p, seed in [(0.1, 1), (0.4, 1), (0.4, 2)])
+    few, many, other = (
+        noisy_captions(500, p, seed) != index for p, seed in [(0.1, 1), (0.4, 1), (0.4, 2)]
+    )
     assert (few <= many).all()
     assert 0.1 * 500 < (many & other).sum() < 0.22 * 500  # independent: 0.16 expected
     # A pinned draw: data sets must stay what they are from version to version.
@@ -232,7 +249,9 @@ def test_the_data_seed_holds_the_data_still() -> None:
 
 
 def test_fingerprint_is_of_what_is_shown() -> None:
-    def fingerprint(n: int = 60, seed: int = 0, augment: bool = True, noise: float = 0.0, fraction: float = 1.0) -> str:
+    def fingerprint(
+        n: int = 60, seed: int = 0, augment: bool = True, noise: float = 0.0, fraction: float = 1.0
+    ) -> str:
         return PairData(Numbers(n), {"": PLAIN}, seed, augment, noise, fraction).fingerprint()
 
     clean = fingerprint()
@@ -270,11 +289,21 @@ def test_in_a_loader_worker(tmp_path: Path) -> None:
                 info = tarfile.TarInfo(name)
                 info.size = len(content)
                 tar.addfile(info, io.BytesIO(content))
-    data = PairData(ShardSource(str(tmp_path / "a.tar"), tmp_path / "cache"), {"": JITTER}, 0, True, caption_noise=0.5)
-    here = [Batches(data)[k] for k in range(3)]  # with the shard open, which a forked worker inherits
+    data = PairData(
+        ShardSource(str(tmp_path / "a.tar"), tmp_path / "cache"),
+        {"": JITTER},
+        0,
+        True,
+        caption_noise=0.5,
+    )
+    here = [
+        Batches(data)[k] for k in range(3)
+    ]  # with the shard open, which a forked worker inherits
     copy = pickle.loads(pickle.dumps(Batches(data)))  # as a spawned worker gets it
     for sent in (Batches(data), copy):
-        there = list(DataLoader(sent, batch_size=None, num_workers=1, multiprocessing_context="fork"))
+        there = list(
+            DataLoader(sent, batch_size=None, num_workers=1, multiprocessing_context="fork")
+        )
         assert len(there) == 3
         for a, b in zip(here, there, strict=True):
             assert a.keys() == b.keys()

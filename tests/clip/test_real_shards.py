@@ -1,4 +1,5 @@
-"""The real emoji shards beside the checkout, through the command line; skipped where they are not."""
+"""The real emoji shards beside the checkout, through the command line; skipped where they are
+not."""
 
 from __future__ import annotations
 
@@ -40,7 +41,10 @@ def concepts(tmp_path: Path, part: str, limit: int) -> tuple[Path, Path]:
             key = index[i]["key"]
             assert caption == index[i]["caption"]
             image.save(table.parent / f"{key}.png")
-            files |= {f"{key}.png": (table.parent / f"{key}.png").read_bytes(), f"{key}.txt": caption.encode()}
+            files |= {
+                f"{key}.png": (table.parent / f"{key}.png").read_bytes(),
+                f"{key}.txt": caption.encode(),
+            }
             writer.writerow([f"{key}.png", caption])
     return write_shard(tmp_path / f"{part}.tar", files), table
 
@@ -50,7 +54,9 @@ def record(output: Path, name: str) -> dict:
 
 
 @pytest.mark.usefixtures("at_home")
-def test_the_example_config_on_another_vendor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_example_config_on_another_vendor(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = [
         "configs/clip/shards.yaml",
         "smoke=true",
@@ -66,12 +72,18 @@ def test_the_example_config_on_another_vendor(tmp_path: Path, capsys: pytest.Cap
 
 @pytest.mark.usefixtures("at_home")
 def test_held_out_concepts(tmp_path: Path) -> None:
-    # The same pictures as a shard and as unpacked files; the concepts held out are those the data set's own table names.
+    # The same pictures as a shard and as unpacked files; the concepts held out are those the data
+    # set's own table names.
     shard, table = concepts(tmp_path, "train", 200)
     held_shard, held_table = concepts(tmp_path, "test", 60)
     model = str(model_json(tmp_path / "m.json"))
     for config, train, held in (("shards", shard, held_shard), ("table", table, held_table)):
-        words = [f"task.data.path={train}", f"task.retrieval.heldout={held}", f"output={tmp_path}", "smoke=true"]
+        words = [
+            f"task.data.path={train}",
+            f"task.retrieval.heldout={held}",
+            f"output={tmp_path}",
+            "smoke=true",
+        ]
         words += [f"target.name={model}", f"reference.name={model}"]
         assert main(["train", f"configs/clip/{config}.yaml", *words]) == 0
     # The same pairs in another layout are the same data, and give the same run.
@@ -80,7 +92,9 @@ def test_held_out_concepts(tmp_path: Path) -> None:
 
 
 def test_captions_fit_the_models_of_the_example() -> None:
-    tokenizer = build_clip(ModelSpec(str(HOME / "configs/clip/models/pictures-target.json"))).inputs.tokenizer
+    tokenizer = build_clip(
+        ModelSpec(str(HOME / "configs/clip/models/pictures-target.json"))
+    ).inputs.tokenizer
     with (EMOJI / "index.tsv").open(encoding="utf-8", newline="") as stream:
         captions = sorted({row["caption"] for row in csv.DictReader(stream, delimiter="\t")})
     tokens = tokenizer(captions)

@@ -1,4 +1,5 @@
-"""Tar shards: what is found, in which order, what is skipped, and that a broken tar never passes for a shorter one."""
+"""Tar shards: what is found, in which order, what is skipped, and that a broken tar never passes
+for a shorter one."""
 
 from __future__ import annotations
 
@@ -47,7 +48,11 @@ def write_tar(path: Path, members: Members) -> Path:
 
 
 def samples(*numbers: int) -> Members:
-    return [m for n in numbers for m in ((f"{n:05}.png", png(n)), (f"{n:05}.txt", f"caption {n}\n".encode()))]
+    return [
+        m
+        for n in numbers
+        for m in ((f"{n:05}.png", png(n)), (f"{n:05}.txt", f"caption {n}\n".encode()))
+    ]
 
 
 def open_source(path: Path | str, tmp_path: Path) -> ShardSource:
@@ -64,26 +69,40 @@ def test_reads_what_webdataset_writes_and_as_webdataset_reads_it(tmp_path: Path)
     path = str(tmp_path / "a.tar")
     with webdataset.TarWriter(path) as writer:
         for n in range(7):
-            caption = {"txt": f"caption {n}"} if n % 2 else {"json": {"caption": f"caption {n}", "url": "x"}}
+            caption = (
+                {"txt": f"caption {n}"}
+                if n % 2
+                else {"json": {"caption": f"caption {n}", "url": "x"}}
+            )
             writer.write({"__key__": f"{n:05}", "png": picture(n), **caption})
     pairs = open_source(path, tmp_path)
     with open(path, "rb") as stream:
         files = webdataset.tariterators.tar_file_iterator(stream)
-        sequential = [s["png"] for s in webdataset.tariterators.group_by_keys({**f, "__url__": path} for f in files)]
+        sequential = [
+            s["png"]
+            for s in webdataset.tariterators.group_by_keys({**f, "__url__": path} for f in files)
+        ]
     assert len(pairs) == len(sequential) == 7
     for n in [6, 0, 3, 3, 1, 5, 2, 4]:
         assert_pair(pairs.pair(n), n)
         np.testing.assert_array_equal(
-            np.asarray(pairs.pair(n)[0]), np.asarray(Image.open(io.BytesIO(sequential[n])).convert("RGB"))
+            np.asarray(pairs.pair(n)[0]),
+            np.asarray(Image.open(io.BytesIO(sequential[n])).convert("RGB")),
         )
-    assert pairs.captions() == [pairs.caption(n) for n in range(7)] == [f"caption {n}" for n in range(7)]
+    assert (
+        pairs.captions()
+        == [pairs.caption(n) for n in range(7)]
+        == [f"caption {n}" for n in range(7)]
+    )
     assert pairs.skipped == {}
     assert pairs.describe() == "7 pairs in 1 tar shards (a.tar); skipped: nothing"
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "jpeg", "png", "webp", "JPG"])
 def test_image_suffixes(tmp_path: Path, suffix: str) -> None:
-    pairs = open_source(write_tar(tmp_path / "a.tar", [(f"0.{suffix}", png(0)), ("0.txt", b"caption 0")]), tmp_path)
+    pairs = open_source(
+        write_tar(tmp_path / "a.tar", [(f"0.{suffix}", png(0)), ("0.txt", b"caption 0")]), tmp_path
+    )
     assert_pair(pairs.pair(0), 0)
 
 
@@ -119,7 +138,10 @@ def test_order_is_that_of_the_pattern_then_of_the_file(tmp_path: Path) -> None:
 
 def test_members_of_a_sample_need_not_be_neighbours(tmp_path: Path) -> None:
     members = samples(3, 1, 2)
-    scattered = [("./", b""), *[(f"./x/{name}", data) for name, data in members[::2] + members[::-2]]]
+    scattered = [
+        ("./", b""),
+        *[(f"./x/{name}", data) for name, data in members[::2] + members[::-2]],
+    ]
     pairs = open_source(write_tar(tmp_path / "a.tar", scattered), tmp_path)
     for i, number in enumerate([3, 1, 2]):
         assert_pair(pairs.pair(i), number)
@@ -132,7 +154,10 @@ def test_a_file_that_exists_is_meant_literally(tmp_path: Path) -> None:
 
 def test_long_names_and_a_pax_header(tmp_path: Path) -> None:
     key = "ü" * 150
-    pairs = open_source(write_tar(tmp_path / "a.tar", [(f"{key}.png", png(1)), (f"{key}.txt", b"caption 1")]), tmp_path)
+    pairs = open_source(
+        write_tar(tmp_path / "a.tar", [(f"{key}.png", png(1)), (f"{key}.txt", b"caption 1")]),
+        tmp_path,
+    )
     assert_pair(pairs.pair(0), 1)
 
 
@@ -153,7 +178,10 @@ def test_long_names_and_a_pax_header(tmp_path: Path) -> None:
     ],
 )
 def test_skips_are_counted(tmp_path: Path, members: Members, reason: str) -> None:
-    path = write_tar(tmp_path / "a.tar", [*samples(1), *members, *samples(2), ("._x.png", b""), ("notes.md", b"")])
+    path = write_tar(
+        tmp_path / "a.tar",
+        [*samples(1), *members, *samples(2), ("._x.png", b""), ("notes.md", b"")],
+    )
     for _ in range(2):  # scanned, then from the cache
         pairs = open_source(path, tmp_path)
         assert pairs.skipped == {reason: 1}
@@ -200,13 +228,20 @@ def test_no_samples(tmp_path: Path, members: Members) -> None:
 
 
 def test_no_usable_sample(tmp_path: Path) -> None:
-    path = write_tar(tmp_path / "a.tar", [("x.png", png(0)), ("y.png", png(1)), ("z.txt", b"words")])
-    with pytest.raises(SteeringError, match=r"a\.tar: no sample has both .* 2 no caption, 1 no image"):
+    path = write_tar(
+        tmp_path / "a.tar", [("x.png", png(0)), ("y.png", png(1)), ("z.txt", b"words")]
+    )
+    with pytest.raises(
+        SteeringError, match=r"a\.tar: no sample has both .* 2 no caption, 1 no image"
+    ):
         open_source(path, tmp_path)
 
 
-# The last member's header is at `start`, its 700 bytes from start + 512, padding from start + 1212 to start + 1536.
-@pytest.mark.parametrize("cut", [-512, -511, -212, 0, 1, 100, 511, 512, 513, 1000, 1211, 1212, 1300, 1535, 1536, 1700])
+# The last member's header is at `start`, its 700 bytes from start + 512, padding from start + 1212
+# to start + 1536.
+@pytest.mark.parametrize(
+    "cut", [-512, -511, -212, 0, 1, 100, 511, 512, 513, 1000, 1211, 1212, 1300, 1535, 1536, 1700]
+)
 def test_a_tar_cut_short_is_noticed(tmp_path: Path, cut: int) -> None:
     path = write_tar(tmp_path / "a.tar", [*samples(1, 2), ("3.png", png(3)), ("3.txt", b"x" * 700)])
     with tarfile.open(path) as tar:
@@ -237,7 +272,9 @@ def test_a_damaged_header_and_joined_tars_are_noticed(tmp_path: Path) -> None:
         open_source(path, tmp_path)
 
 
-def test_cache_saves_the_scan_until_the_shard_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_saves_the_scan_until_the_shard_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     scanned: list[Path] = []
     scan = shards._scan
 
@@ -259,7 +296,9 @@ def test_cache_saves_the_scan_until_the_shard_changes(tmp_path: Path, monkeypatc
 
 
 @pytest.mark.parametrize("damage", ["empty", "garbage", "half", "flipped", "other", "pickle"])
-def test_a_broken_cache_entry_is_rebuilt(tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_broken_cache_entry_is_rebuilt(
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
     path = write_tar(tmp_path / "a.tar", samples(1, 2))
     fingerprint = open_source(path, tmp_path).fingerprint()
     (entry,) = (tmp_path / "cache").iterdir()
@@ -302,7 +341,8 @@ def test_a_shard_that_changes_or_goes_after_indexing_is_an_error(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"not an image", png(1)[:-40], b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"]
+    "data",
+    [b"", b"not an image", png(1)[:-40], b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"],
 )
 def test_an_undecodable_image_says_where_and_why(tmp_path: Path, data: bytes) -> None:
     path = write_tar(tmp_path / "a.tar", [*samples(1), ("bad.png", data), ("bad.txt", b"words")])
@@ -320,7 +360,9 @@ def test_every_mode_becomes_rgb_and_transparent_becomes_white(tmp_path: Path, mo
     image = Image.new("RGBA", (2, 1), (0, 0, 0, 255))
     image.putpixel((1, 0), (0, 0, 0, 0))
     image.convert(mode).save(stream, "TIFF" if mode == "CMYK" else "PNG")
-    pairs = open_source(write_tar(tmp_path / "a.tar", [("0.png", stream.getvalue()), ("0.txt", b"x")]), tmp_path)
+    pairs = open_source(
+        write_tar(tmp_path / "a.tar", [("0.png", stream.getvalue()), ("0.txt", b"x")]), tmp_path
+    )
     found = pairs.pair(0)[0]
     assert found.mode == "RGB"
     assert found.getpixel((0, 0)) == (0, 0, 0)

@@ -26,7 +26,9 @@ def root(tmp_path: Path) -> Path:
 
 def write(path: Path, *rows: list[str], header: tuple[str, ...] = ("image", "caption")) -> Path:
     with path.open("w", newline="", encoding="utf-8") as stream:
-        csv.writer(stream, delimiter="," if path.suffix == ".csv" else "\t").writerows([list(header), *rows])
+        csv.writer(stream, delimiter="," if path.suffix == ".csv" else "\t").writerows(
+            [list(header), *rows]
+        )
     return path
 
 
@@ -53,10 +55,14 @@ def test_rows_in_order_whatever_the_captions_hold(tmp_path: Path, root: Path, na
 
 
 def test_columns_are_named(tmp_path: Path, root: Path) -> None:
-    table = write(tmp_path / "t.csv", ["x", "words", "sub/1.png"], header=("id", "title", "filepath"))
+    table = write(
+        tmp_path / "t.csv", ["x", "words", "sub/1.png"], header=("id", "title", "filepath")
+    )
     pairs = TableSource(table, root, image_column="filepath", caption_column="title")
     assert (number(pairs.pair(0)[0]), pairs.caption(0)) == (1, "words")
-    with pytest.raises(SteeringError, match=r"t\.csv: no column 'image'; its columns: id, title, filepath"):
+    with pytest.raises(
+        SteeringError, match=r"t\.csv: no column 'image'; its columns: id, title, filepath"
+    ):
         TableSource(table, root)
     with pytest.raises(SteeringError, match=r"t\.csv: no column 'text'"):
         TableSource(table, root, image_column="filepath", caption_column="text")
@@ -82,7 +88,9 @@ def test_a_byte_order_mark_and_blank_lines_do_no_harm(tmp_path: Path, root: Path
     ],
 )
 def test_skips_are_counted(tmp_path: Path, root: Path, row: list[str], reason: str) -> None:
-    pairs = TableSource(write(tmp_path / "t.tsv", ["sub/0.png", "zero"], row, ["sub/1.png", "one"]), root)
+    pairs = TableSource(
+        write(tmp_path / "t.tsv", ["sub/0.png", "zero"], row, ["sub/1.png", "one"]), root
+    )
     assert pairs.skipped == {reason: 1}
     assert f"skipped: 1 {reason}" in pairs.describe()
     assert pairs.captions() == ["zero", "one"]
@@ -90,10 +98,19 @@ def test_skips_are_counted(tmp_path: Path, root: Path, row: list[str], reason: s
 
 
 def test_no_usable_row(tmp_path: Path, root: Path) -> None:
-    table = write(tmp_path / "t.tsv", ["nothere.png", "words"], ["sub/1.png", ""], ["nothere/either.png", "words"])
-    with pytest.raises(SteeringError, match=r"t\.tsv: none of its rows .* 2 no image, 1 no caption; .*images"):
+    table = write(
+        tmp_path / "t.tsv",
+        ["nothere.png", "words"],
+        ["sub/1.png", ""],
+        ["nothere/either.png", "words"],
+    )
+    with pytest.raises(
+        SteeringError, match=r"t\.tsv: none of its rows .* 2 no image, 1 no caption; .*images"
+    ):
         TableSource(table, root)
-    with pytest.raises(SteeringError, match=r"t\.tsv: none of its rows can be used; skipped: nothing"):
+    with pytest.raises(
+        SteeringError, match=r"t\.tsv: none of its rows can be used; skipped: nothing"
+    ):
         TableSource(write(tmp_path / "t.tsv"), root)
 
 
@@ -108,7 +125,9 @@ def test_bad_files(tmp_path: Path, root: Path) -> None:
     (tmp_path / "t.tsv").write_bytes(b"image\tcaption\nsub/1.png\t\xff\n")
     with pytest.raises(SteeringError, match=r"t\.tsv: not UTF-8"):
         TableSource(tmp_path / "t.tsv", root)
-    with pytest.raises(SteeringError, match=r"t\.json: unknown kind of table; expected one of \.csv, \.tsv"):
+    with pytest.raises(
+        SteeringError, match=r"t\.json: unknown kind of table; expected one of \.csv, \.tsv"
+    ):
         TableSource(write(tmp_path / "t.json"), root)
 
 
@@ -120,7 +139,9 @@ def test_a_stray_quote_swallows_no_rows(tmp_path: Path, root: Path, text: str) -
 
 
 def test_an_unreadable_image_says_where_and_why(tmp_path: Path, root: Path) -> None:
-    pairs = TableSource(write(tmp_path / "t.tsv", ["sub/0.png", "zero"], ["sub/1.png", "one"]), root)
+    pairs = TableSource(
+        write(tmp_path / "t.tsv", ["sub/0.png", "zero"], ["sub/1.png", "one"]), root
+    )
     (root / "sub/0.png").write_bytes((root / "sub/0.png").read_bytes()[:40])
     (root / "sub/1.png").unlink()
     with pytest.raises(Unreadable, match=r"sub/0\.png: cannot decode the image"):
@@ -134,7 +155,8 @@ def test_fingerprint_is_of_the_content(tmp_path: Path, root: Path) -> None:
     table = write(tmp_path / "t.tsv", *rows)
     base = TableSource(table, root).fingerprint()
     assert len(base) == 64
-    # Another place, another kind of file, other spellings of the paths, a skipped row: the same pairs.
+    # Another place, another kind of file, other spellings of the paths, a skipped row: the same
+    # pairs.
     moved = root.rename(tmp_path / "elsewhere")
     same = [
         write(tmp_path / "u.csv", *rows),
@@ -154,5 +176,7 @@ def test_fingerprint_is_of_the_content(tmp_path: Path, root: Path) -> None:
 
 
 def test_pickles(tmp_path: Path, root: Path) -> None:
-    pairs = pickle.loads(pickle.dumps(TableSource(write(tmp_path / "t.tsv", ["sub/3.png", "trois"]), root)))
+    pairs = pickle.loads(
+        pickle.dumps(TableSource(write(tmp_path / "t.tsv", ["sub/3.png", "trois"]), root))
+    )
     assert (number(pairs.pair(0)[0]), pairs.captions()) == (3, ["trois"])

@@ -1,4 +1,5 @@
-"""`steering benchmark contrastive`: every variant runs, and the numbers are what their names say."""
+"""`steering benchmark contrastive`: every variant runs, and the numbers are what their names
+say."""
 
 import json
 

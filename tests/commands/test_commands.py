@@ -1,4 +1,5 @@
-"""Whole studies and single runs on the toy task: what they write, that they do nothing twice, and their errors."""
+"""Whole studies and single runs on the toy task: what they write, that they do nothing twice, and
+their errors."""
 
 import json
 import logging
@@ -30,7 +31,11 @@ def study(tmp_path_factory):
 
 
 def _files(folder):
-    return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in folder.rglob("*") if path.is_file()}
+    return {
+        path: (path.stat().st_mtime_ns, path.stat().st_size)
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def _record(folder, label):
@@ -40,14 +45,25 @@ def _record(folder, label):
 def test_compare_writes_a_row_for_every_run_and_the_reference(study):
     _, folder = study
     rows = json.loads((folder / "compare.json").read_text())
-    expected = [("reference", None), *((label, seed) for label in ("plain", "global", "drrho") for seed in (0, 1))]
+    expected = [
+        ("reference", None),
+        *((label, seed) for label in ("plain", "global", "drrho") for seed in (0, 1)),
+    ]
     assert [(row["method"], row["seed"]) for row in rows] == expected
     for row in rows[1:]:
         record = _record(folder, f"{row['method']}-seed{row['seed']}")
         assert row["metrics"] == record["metrics"]
         assert row["summary"] == record["summary"]
-        assert (row["seconds"], row["flops"]) == (record["cost"]["seconds"], record["cost"]["flops"])
-        assert (row["samples"], row["drawn"], row["scored"], row["reference_samples"]) == (320, 320, 0, 0)
+        assert (row["seconds"], row["flops"]) == (
+            record["cost"]["seconds"],
+            record["cost"]["flops"],
+        )
+        assert (row["samples"], row["drawn"], row["scored"], row["reference_samples"]) == (
+            320,
+            320,
+            0,
+            0,
+        )
     trained = _record(folder, "reference")
     assert rows[0]["metrics"] == trained["metrics"]
     assert (rows[0]["samples"], rows[0]["seconds"]) == (64, trained["cost"]["seconds"])
@@ -56,7 +72,8 @@ def test_compare_writes_a_row_for_every_run_and_the_reference(study):
 
 
 def test_a_record_says_what_the_run_was_and_cost(study):
-    """Numbers by hand: two linear maps of 6 x 5 and a bias of 5 each, and a logit scale; 2 FLOPs a weight, 3 passes."""
+    """Numbers by hand: two linear maps of 6 x 5 and a bias of 5 each, and a logit scale; 2 FLOPs a
+    weight, 3 passes."""
     _, folder = study
     record = _record(folder, "drrho-seed1")
     cost = record["cost"]
@@ -71,7 +88,9 @@ def test_a_record_says_what_the_run_was_and_cost(study):
     assert {"torch", "python", "device", "threads"} <= record["environment"].keys()
     assert record["meaning"]["seen/image_to_text_R@1"]["of"] == ["seen/image_to_text_R@1"]
     with np.load(toys.folder_of(folder, "drrho-seed1") / "scores.npz") as scores:
-        assert scores["seen/image_to_text_R@1"].mean() == record["metrics"]["seen/image_to_text_R@1"]
+        assert (
+            scores["seen/image_to_text_R@1"].mean() == record["metrics"]["seen/image_to_text_R@1"]
+        )
         assert len(scores["seen/image_to_text_R@1"]) == 16
 
 
@@ -80,10 +99,18 @@ def test_the_tables_hold_mean_and_standard_error_by_hand(study):
     rows = json.loads((folder / "compare.json").read_text())
     text = (folder / "compare.md").read_text()
     assert text.startswith("# study: plain, global, drrho\n")
-    lines = {line.split(" | ")[0].removeprefix("| "): line for line in text.split("## ")[1].splitlines()[2:]}
+    lines = {
+        line.split(" | ")[0].removeprefix("| "): line
+        for line in text.split("## ")[1].splitlines()[2:]
+    }
     for label in ("plain", "global", "drrho"):
-        one, two = (row["metrics"]["seen/image_to_text_R@1"] for row in rows if row["method"] == label)
-        mean, error = 100 * (one + two) / 2, 100 * abs(one - two) / 2  # s = |a − b|/√2, and s/√2 is the error
+        one, two = (
+            row["metrics"]["seen/image_to_text_R@1"] for row in rows if row["method"] == label
+        )
+        mean, error = (
+            100 * (one + two) / 2,
+            100 * abs(one - two) / 2,
+        )  # s = |a − b|/√2, and s/√2 is the error
         assert lines[label].startswith(f"| {label} | {mean:.1f} ± {error:.1f} |")
     assert "±" not in lines["reference"]
     assert "| plain | 2 | 320 |" in text.split("## ")[3]
@@ -129,7 +156,11 @@ def test_a_second_compare_trains_nothing(study, monkeypatch):
 def test_a_study_can_grow(study):
     path, folder = study
     before = {(path, stamp) for path, stamp in _files(folder).items() if "seed" in path.parent.name}
-    compare(load_config(path, ["compare.methods={drrho: {name: drrho}, half: {name: drrho, strength: 0.5}}"]))
+    compare(
+        load_config(
+            path, ["compare.methods={drrho: {name: drrho}, half: {name: drrho, strength: 0.5}}"]
+        )
+    )
     assert before <= set(_files(folder).items())
     rows = json.loads((folder / "compare.json").read_text())
     assert [row["method"] for row in rows] == ["reference", "drrho", "drrho", "half", "half"]
@@ -137,7 +168,9 @@ def test_a_study_can_grow(study):
 
 def test_a_label_may_not_be_the_references(tmp_path):
     config = load_config(toys.write_config(tmp_path), ["compare.methods={reference: {name: erm}}"])
-    with pytest.raises(SteeringError, match=r"compare.methods.reference: this label is the reference's own"):
+    with pytest.raises(
+        SteeringError, match=r"compare.methods.reference: this label is the reference's own"
+    ):
         compare(config)
 
 
@@ -148,23 +181,43 @@ def test_compare_needs_methods(tmp_path):
 
 def test_compare_without_a_reference(tmp_path):
     methods = "compare.methods={plain: {name: erm}, global: {name: dro}}"
-    compare(load_config(toys.write_config(tmp_path), ["reference=null", methods, "compare.seeds=[4]"]))
+    compare(
+        load_config(toys.write_config(tmp_path), ["reference=null", methods, "compare.seeds=[4]"])
+    )
     rows = json.loads((tmp_path / "runs/study/compare.json").read_text())
     assert [(row["method"], row["seed"]) for row in rows] == [("plain", 4), ("global", 4)]
-    with pytest.raises(SteeringError, match=r"method.name: drrho needs a reference; add a reference: section"):
+    with pytest.raises(
+        SteeringError, match=r"method.name: drrho needs a reference; add a reference: section"
+    ):
         compare(load_config(toys.write_config(tmp_path), ["reference=null"]))
 
 
 def test_given_weights_are_not_trained_again(study, tmp_path):
-    """And a reference that no method asks for is still shown, without a cost that was paid elsewhere."""
+    """And a reference that no method asks for is still shown, without a cost that was paid
+    elsewhere."""
     path, folder = study
     checkpoint = f"reference.checkpoint={toys.folder_of(folder, 'reference')}/model.safetensors"
     methods = "compare.methods={plain: {name: erm}}"
-    compare(load_config(path, [f"output={tmp_path}", checkpoint, methods, "compare.seeds=[0]", "reference.cache=null"]))
+    compare(
+        load_config(
+            path,
+            [
+                f"output={tmp_path}",
+                checkpoint,
+                methods,
+                "compare.seeds=[0]",
+                "reference.cache=null",
+            ],
+        )
+    )
     assert (tmp_path / "study/reference/record.json").is_file()  # evaluated, not trained
     assert not (tmp_path / "study/reference/model.safetensors").exists()
     reference, _ = json.loads((tmp_path / "study/compare.json").read_text())
-    assert (reference["method"], reference["samples"], reference["seconds"]) == ("reference", None, None)
+    assert (reference["method"], reference["samples"], reference["seconds"]) == (
+        "reference",
+        None,
+        None,
+    )
     assert "cache_seconds" not in reference
 
 
@@ -176,7 +229,12 @@ def test_train_stores_the_references_outputs_and_keeps_its_config(tmp_path, caps
     run = toys.folder_of(folder, "drrho-seed0")
     assert load_config(run / "config.yaml") == config
     found = json.loads((run / "record.json").read_text())["found"]
-    assert found.keys() == {"target: inputs", "task: data", "reference: weights", "reference: inputs"}
+    assert found.keys() == {
+        "target: inputs",
+        "task: data",
+        "reference: weights",
+        "reference: inputs",
+    }
     assert "drrho" in capsys.readouterr().out
 
 
@@ -197,25 +255,32 @@ def test_a_sweep_never_collides(tmp_path):
     for rate in (0.02, 0.03, 0.02):
         train(load_config(path, ["method=erm", "reference=null", f"optimizer.lr={rate}"]))
     made = sorted(path.parent.name for path in (tmp_path / "runs/study").glob("*/record.json"))
-    assert [name[:10] for name in made] == ["erm-seed0", "erm-seed0-"]  # the second found the label taken
+    assert [name[:10] for name in made] == [
+        "erm-seed0",
+        "erm-seed0-",
+    ]  # the second found the label taken
 
 
 def test_stored_outputs_of_other_data_lie_beside(tmp_path):
     path = toys.write_config(tmp_path)
     cache(load_config(path, [f"reference.cache={tmp_path}/cache"]))
     checkpoint = toys.folder_of(tmp_path / "runs/study", "reference") / "model.safetensors"
-    other = ["task.n=80", f"reference.cache={tmp_path}/cache", f"reference.checkpoint={checkpoint}", "name=other"]
+    other = [
+        "task.n=80",
+        f"reference.cache={tmp_path}/cache",
+        f"reference.checkpoint={checkpoint}",
+        "name=other",
+    ]
     train(load_config(path, other))
     assert len(list((tmp_path / "cache").glob("*/outputs.json"))) == 2
 
 
 def test_one_explicit_cache_serves_methods_that_need_different_outputs(tmp_path):
     """Distillation needs more than drrho does; once such a comparison was refused midway."""
-    methods = (
-        "compare.methods={plain: {name: erm}, drrho: {name: drrho}, kd: {name: distillation, reference_scale: 20}}"
-    )
+    methods = "compare.methods={plain: {name: erm}, drrho: {name: drrho}, kd: {name: distillation, reference_scale: 20}}"
     config = load_config(
-        toys.write_config(tmp_path), [f"reference.cache={tmp_path}/cache", methods, "compare.seeds=[0]"]
+        toys.write_config(tmp_path),
+        [f"reference.cache={tmp_path}/cache", methods, "compare.seeds=[0]"],
     )
     compare(config)
     (about,) = (tmp_path / "cache").glob("*/outputs.json")
@@ -233,7 +298,9 @@ def test_cache_builds_once_and_says_where(tmp_path, capsys):
 
 
 def test_cache_needs_a_reference(tmp_path):
-    with pytest.raises(SteeringError, match="reference: the config names none, so there is nothing to cache"):
+    with pytest.raises(
+        SteeringError, match="reference: the config names none, so there is nothing to cache"
+    ):
         cache(load_config(toys.write_config(tmp_path), ["reference=null", "method=erm"]))
 
 
@@ -262,20 +329,32 @@ def test_evaluate_of_given_weights(study, capsys):
 
 def test_evaluate_needs_a_finished_run(tmp_path):
     with pytest.raises(
-        SteeringError, match=r"evaluate: no finished run of this config in .*study; train it, or set target"
+        SteeringError,
+        match=r"evaluate: no finished run of this config in .*study; train it, or set target",
     ):
         evaluate(load_config(toys.write_config(tmp_path)))
 
 
 def test_the_command_line_shows_one_line_for_an_error(tmp_path, capsys):
     path = toys.write_config(tmp_path)
-    assert main(["train", str(path), "train.accumulation=8", "train.batch_size=32", "task.nan_at=1"]) == 1
-    error = [line for line in capsys.readouterr().err.splitlines() if not line.startswith(("reference:", "drrho:"))]
+    assert (
+        main(["train", str(path), "train.accumulation=8", "train.batch_size=32", "task.nan_at=1"])
+        == 1
+    )
+    error = [
+        line
+        for line in capsys.readouterr().err.splitlines()
+        if not line.startswith(("reference:", "drrho:"))
+    ]
     assert len(error) == 1
-    assert error[0].startswith("steering: error: training: the loss or its gradient was not finite by step ")
+    assert error[0].startswith(
+        "steering: error: training: the loss or its gradient was not finite by step "
+    )
 
 
-@pytest.mark.parametrize(("device", "local_rank"), [("auto", None), ("cpu", None), ("cpu", 1), ("auto", 1)])
+@pytest.mark.parametrize(
+    ("device", "local_rank"), [("auto", None), ("cpu", None), ("cpu", 1), ("auto", 1)]
+)
 def test_without_a_gpu_the_device_is_the_cpu(monkeypatch, device, local_rank):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert choose_device(device, local_rank) == torch.device("cpu")
@@ -283,17 +362,29 @@ def test_without_a_gpu_the_device_is_the_cpu(monkeypatch, device, local_rank):
 
 def test_the_device_of_a_process(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    cases = {("auto", None): 0, ("cuda", None): 0, ("cuda:2", None): 2, ("cuda:2", 1): 1, ("auto", 3): 3}
+    cases = {
+        ("auto", None): 0,
+        ("cuda", None): 0,
+        ("cuda:2", None): 2,
+        ("cuda:2", 1): 1,
+        ("auto", 3): 3,
+    }
     for (device, local_rank), number in cases.items():
         assert choose_device(device, local_rank) == torch.device("cuda", number)
     for device, local_rank in [("cuda:4", None), ("cuda", 4)]:
-        with pytest.raises(SteeringError, match="device: cuda:4 was asked for, but 4 GPUs are visible"):
+        with pytest.raises(
+            SteeringError, match="device: cuda:4 was asked for, but 4 GPUs are visible"
+        ):
             choose_device(device, local_rank)
 
 
 def test_progress_goes_to_stderr_and_the_log_is_quiet(tmp_path, capsys, caplog):
     with caplog.at_level(logging.WARNING, "steering"):
-        train(load_config(toys.write_config(tmp_path), ["task.unreadable=3", "reference=null", "method=dro"]))
+        train(
+            load_config(
+                toys.write_config(tmp_path), ["task.unreadable=3", "reference=null", "method=dro"]
+            )
+        )
     assert "20/20 steps" in capsys.readouterr().err
     folder = toys.folder_of(tmp_path / "runs/study", "dro-seed0")
     assert [record.getMessage() for record in caplog.records] == [

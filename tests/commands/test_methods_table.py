@@ -118,7 +118,11 @@ def test_a_method_from_a_file_trains(tmp_path, median):
         ("units", "rho1", "method.name: rho1 works on losses of a token, not of an example"),
         ("units", "jest", "jest works on losses of a pair"),
         ("units", "doremi", "doremi weights groups, and there are none"),
-        ("pairs", "rho_loss", "rho_loss works on losses of an example or a sequence, not of a pair"),
+        (
+            "pairs",
+            "rho_loss",
+            "rho_loss works on losses of an example or a sequence, not of a pair",
+        ),
     ],
 )
 def test_a_method_that_makes_no_sense_is_refused_by_name(tmp_path, capsys, kind, method, words):

@@ -18,10 +18,13 @@ Outcome = tuple[Tensor, ...]
 
 
 def features(dtype: torch.dtype, common: float = 1.0) -> list[Tensor]:
-    """Image, text, and the reference's; `common` is how much all of them share, which raises all cosines alike."""
+    """Image, text, and the reference's; `common` is how much all of them share, which raises all
+    cosines alike."""
     generator = torch.Generator().manual_seed(0)
     shared = common * torch.randn(4, 1, D, generator=generator, dtype=torch.float64)
-    made = F.normalize(torch.randn(4, B, D, generator=generator, dtype=torch.float64) + shared, dim=-1)
+    made = F.normalize(
+        torch.randn(4, B, D, generator=generator, dtype=torch.float64) + shared, dim=-1
+    )
     return [*made.to(dtype)]
 
 
@@ -34,8 +37,11 @@ def planted(dtype: torch.dtype, **options) -> StochasticRisk:
     return risk
 
 
-def outcome(risk: StochasticRisk, sides: list[Tensor], weights: Tensor, dense: bool, budget: int = 0) -> Outcome:
-    """Risks, gradients of their weighted sum by features and temperature, and the running estimates."""
+def outcome(
+    risk: StochasticRisk, sides: list[Tensor], weights: Tensor, dense: bool, budget: int = 0
+) -> Outcome:
+    """Risks, gradients of their weighted sum by features and temperature, and the running
+    estimates."""
     risk = copy.deepcopy(risk)
     image, text = (side.clone().requires_grad_() for side in sides[:2])
     pairs = Pairs(image, text, torch.arange(B), *sides[2:])
@@ -45,7 +51,13 @@ def outcome(risk: StochasticRisk, sides: list[Tensor], weights: Tensor, dense: b
         learned: Tensor | None = risk.temperature.duals.table
     else:
         learned = risk.temperature.log_tau.grad
-    return risks.detach(), image.grad, text.grad, risk.estimator.log_u, torch.zeros(()) if learned is None else learned
+    return (
+        risks.detach(),
+        image.grad,
+        text.grad,
+        risk.estimator.log_u,
+        torch.zeros(()) if learned is None else learned,
+    )
 
 
 def same(found: Outcome, expected: Outcome, tolerance: float) -> None:
@@ -64,7 +76,9 @@ def small_blocks(monkeypatch):
 @pytest.mark.parametrize("gamma", [0.3, 0.8, 1.0])
 @pytest.mark.parametrize("guided", [True, False])
 def test_the_dense_path(dtype, tolerance, scale, epsilon, gamma, guided):
-    risk = planted(dtype, tau=1 / scale, epsilon=epsilon, gamma=gamma, strength=0.8 if guided else 0.0)
+    risk = planted(
+        dtype, tau=1 / scale, epsilon=epsilon, gamma=gamma, strength=0.8 if guided else 0.0
+    )
     sides, weights = features(dtype), torch.full((2, B), 1 / (2 * B), dtype=dtype)
     expected = outcome(risk, sides, weights, dense=True)
     for budget in (0, 64 * B * 8, 1 << 30):  # none, the first block, or all are kept
@@ -80,7 +94,11 @@ def test_both_exponential_paths_are_taken(tau, monkeypatch):
     for dtype, tolerance in ((torch.float32, 2e-5), (torch.float64, 1e-8)):
         risk = planted(dtype, tau=tau, epsilon=1e-4, gamma=0.8, tau_min=1e-4)
         sides, weights = features(dtype, common=0.0), torch.full((2, B), 1 / (2 * B), dtype=dtype)
-        same(outcome(risk, sides, weights, dense=False), outcome(risk, sides, weights, dense=True), tolerance)
+        same(
+            outcome(risk, sides, weights, dense=False),
+            outcome(risk, sides, weights, dense=True),
+            tolerance,
+        )
     assert len(taken) == (0 if tau == 0.5 else 2)
 
 
@@ -88,16 +106,22 @@ def test_both_exponential_paths_are_taken(tau, monkeypatch):
 @pytest.mark.parametrize("estimator", ["moving_average", "mirror_descent", "batch"])
 def test_a_learned_temperature_and_every_estimator(tau, estimator):
     sides = features(torch.float64, common=0.3)
-    weights = torch.rand(2, B, generator=torch.Generator().manual_seed(3), dtype=torch.float64)  # of an outer adversary
+    weights = torch.rand(
+        2, B, generator=torch.Generator().manual_seed(3), dtype=torch.float64
+    )  # of an outer adversary
     results = []
     for dense in (True, False):
-        risk = StochasticRisk(2 * B, tau=tau, radius=0.3, estimator=estimator, gamma=0.5, tau_min=1e-3).double()
+        risk = StochasticRisk(
+            2 * B, tau=tau, radius=0.3, estimator=estimator, gamma=0.5, tau_min=1e-3
+        ).double()
         pairs = [side.clone().requires_grad_() for side in sides[:2]]
         for _ in range(2):  # the second visit reads history
             batch = Pairs(*pairs, torch.arange(B), *sides[2:])
             risks = risk.per_row(negatives(batch))[0] if dense else anchor_risks(risk, batch, 0)[0]
         (risks * weights).sum().backward()
-        results.append((risks.detach(), pairs[0].grad, pairs[1].grad, risk.temperature.log_tau.grad))
+        results.append(
+            (risks.detach(), pairs[0].grad, pairs[1].grad, risk.temperature.log_tau.grad)
+        )
     same(results[1], results[0], 1e-6)  # the estimates pass through float32
 
 
@@ -109,27 +133,41 @@ def test_a_learned_temperature_and_every_estimator(tau, estimator):
 def test_a_temperature_for_every_anchor(dtype, tolerance, scale, epsilon, gamma, guided):
     strength = 0.8 if guided else 0.0
     risk = planted(
-        dtype, tau=1 / scale, radius=2.0, epsilon=epsilon, gamma=gamma, strength=strength, individual_tau=True
+        dtype,
+        tau=1 / scale,
+        radius=2.0,
+        epsilon=epsilon,
+        gamma=gamma,
+        strength=strength,
+        individual_tau=True,
     )
     generator = torch.Generator().manual_seed(4)
     some = torch.randperm(2 * B, generator=generator)[: 3 * B // 2]  # a quarter has never been seen
     state = torch.rand(len(some), 4, generator=generator).to(dtype)
-    risk.temperature.duals.write(some, torch.cat([(1 + state[:, :1]) / scale, state[:, 1:]], 1), False)
+    risk.temperature.duals.write(
+        some, torch.cat([(1 + state[:, :1]) / scale, state[:, 1:]], 1), False
+    )
     sides = features(dtype)
-    weights = torch.rand(2, B, generator=generator, dtype=torch.float64).to(dtype) / B  # of an outer adversary
+    weights = (
+        torch.rand(2, B, generator=generator, dtype=torch.float64).to(dtype) / B
+    )  # of an outer adversary
     expected = outcome(risk, sides, weights, dense=True)
     assert not torch.equal(expected[-1], risk.temperature.duals.table)
     for budget in (0, 64 * B * 8, 1 << 30):
         found = outcome(risk, sides, weights, dense=False, budget=budget)
         same(found[:-1], expected[:-1], tolerance)
-        # Adam divides by the root of a mean square: where that is small, rounding of a slope counts more.
-        torch.testing.assert_close(found[-1], expected[-1], rtol=1e3 * tolerance, atol=10 * tolerance)
+        # Adam divides by the root of a mean square: where that is small, rounding of a slope counts
+        # more.
+        torch.testing.assert_close(
+            found[-1], expected[-1], rtol=1e3 * tolerance, atol=10 * tolerance
+        )
 
 
 def test_metrics_with_a_temperature_for_every_anchor():
     sides = features(torch.float64)
     risk, twin = (
-        StochasticRisk(2 * B, tau=0.2, radius=1.0, strength=0.5, individual_tau=True).double() for _ in range(2)
+        StochasticRisk(2 * B, tau=0.2, radius=1.0, strength=0.5, individual_tau=True).double()
+        for _ in range(2)
     )
     for some in (risk, twin):
         some.temperature.duals.values[: 2 * B, 0] = torch.linspace(0.1, 0.9, 2 * B)
@@ -147,11 +185,16 @@ def test_metrics_with_a_temperature_for_every_anchor():
 
 
 @pytest.mark.parametrize(
-    "options", [{"tau": 0.1}, {"tau": 0.002}, {"tau": 0.05, "radius": 2.0, "individual_tau": True}], ids=str
+    "options",
+    [{"tau": 0.1}, {"tau": 0.002}, {"tau": 0.05, "radius": 2.0, "individual_tau": True}],
+    ids=str,
 )
 def test_weights_of_either_sign_and_of_zero(options):
     risk = planted(torch.float64, epsilon=1e-4, gamma=0.8, tau_min=1e-3, **options)
-    sides, weights = features(torch.float64), torch.randn(2, B, generator=torch.Generator().manual_seed(3)).double()
+    sides, weights = (
+        features(torch.float64),
+        torch.randn(2, B, generator=torch.Generator().manual_seed(3)).double(),
+    )
     weights[:, ::3] = 0
     found, expected = (outcome(risk, sides, weights, dense=dense) for dense in (False, True))
     same(found[:4], expected[:4], 1e-8)
@@ -168,20 +211,33 @@ def test_a_last_block_of_a_single_row(individual, radius, dtype, monkeypatch):
         self.slices = [slice(0, n - 1), slice(n - 1, n)]
 
     monkeypatch.setattr(blocked.Blocks, "__post_init__", begun)
-    monkeypatch.setattr(blocked.Blocks, "_sums", lambda _: None)  # two exponentials, whatever the numbers
+    monkeypatch.setattr(
+        blocked.Blocks, "_sums", lambda _: None
+    )  # two exponentials, whatever the numbers
     for seed in range(4):
-        sides = [*F.normalize(torch.randn(4, n, D, generator=torch.Generator().manual_seed(seed)).to(dtype), dim=-1)]
+        sides = [
+            *F.normalize(
+                torch.randn(4, n, D, generator=torch.Generator().manual_seed(seed)).to(dtype),
+                dim=-1,
+            )
+        ]
         results = []
         for dense in (True, False):
-            risk = StochasticRisk(2 * n, tau=0.07, radius=radius, individual_tau=individual).to(dtype)
+            risk = StochasticRisk(2 * n, tau=0.07, radius=radius, individual_tau=individual).to(
+                dtype
+            )
             if individual:
-                state = torch.rand(2 * n, 4, generator=torch.Generator().manual_seed(seed)).to(dtype)
+                state = torch.rand(2 * n, 4, generator=torch.Generator().manual_seed(seed)).to(
+                    dtype
+                )
                 risk.temperature.duals.write(torch.arange(2 * n), state.clamp_min(0.05), False)
             image, text = (side.clone().requires_grad_() for side in sides[:2])
             pairs = Pairs(image, text, torch.arange(n), *sides[2:])
             risks = risk.per_row(negatives(pairs))[0] if dense else anchor_risks(risk, pairs, 0)[0]
             risks.mean().backward()
-            learned = risk.temperature.duals.table if individual else risk.temperature.log_tau.detach()
+            learned = (
+                risk.temperature.duals.table if individual else risk.temperature.log_tau.detach()
+            )
             results.append((risks.detach(), image.grad, text.grad, learned))
         same(results[1], results[0], 1e-4 if dtype == torch.float32 else 1e-8)
 
@@ -191,8 +247,12 @@ def test_gradient_by_finite_differences():
     image, text = (side[:6].clone().requires_grad_() for side in sides[:2])
 
     def total(image: Tensor, text: Tensor) -> Tensor:
-        risk = StochasticRisk(12, tau=0.3, epsilon=1e-2).double()  # γ = 1: the weights are the exact gradient
-        return anchor_risks(risk, Pairs(image, text, torch.arange(6), *(side[:6] for side in sides[2:])))[0].sum()
+        risk = StochasticRisk(
+            12, tau=0.3, epsilon=1e-2
+        ).double()  # γ = 1: the weights are the exact gradient
+        return anchor_risks(
+            risk, Pairs(image, text, torch.arange(6), *(side[:6] for side in sides[2:]))
+        )[0].sum()
 
     assert torch.autograd.gradcheck(total, (image, text), atol=1e-6)
 
@@ -201,12 +261,19 @@ def test_gradient_by_finite_differences():
 def test_half_precision_features_are_widened(dtype):
     import steering
 
-    sides = [side.to(dtype).requires_grad_(number < 2) for number, side in enumerate(features(torch.float32))]
-    loss = steering.GlobalContrastiveLoss(B, tau=0.07)(sides[0], sides[1], torch.arange(B), *sides[2:])
+    sides = [
+        side.to(dtype).requires_grad_(number < 2)
+        for number, side in enumerate(features(torch.float32))
+    ]
+    loss = steering.GlobalContrastiveLoss(B, tau=0.07)(
+        sides[0], sides[1], torch.arange(B), *sides[2:]
+    )
     loss.backward()
     assert loss.dtype == torch.float32
     wide = [side.detach().float().requires_grad_(number < 2) for number, side in enumerate(sides)]
-    expected = steering.GlobalContrastiveLoss(B, tau=0.07)(wide[0], wide[1], torch.arange(B), *wide[2:])
+    expected = steering.GlobalContrastiveLoss(B, tau=0.07)(
+        wide[0], wide[1], torch.arange(B), *wide[2:]
+    )
     torch.testing.assert_close(loss, expected)
 
 
@@ -224,14 +291,21 @@ def test_reference_risks_against_the_definition():
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-8)])
 @pytest.mark.parametrize("tau", [0.5, 0.07, 0.002])  # the last takes two exponentials
 def test_info_nce(dtype, tolerance, tau):
-    sides, weights = features(dtype, common=0.3)[:2], torch.rand(2, B, generator=torch.Generator().manual_seed(3))
+    sides, weights = (
+        features(dtype, common=0.3)[:2],
+        torch.rand(2, B, generator=torch.Generator().manual_seed(3)),
+    )
     found = []
     for dense in (True, False):
-        image, text, temperature = (x.clone().requires_grad_() for x in (*sides, torch.tensor(tau, dtype=dtype)))
+        image, text, temperature = (
+            x.clone().requires_grad_() for x in (*sides, torch.tensor(tau, dtype=dtype))
+        )
         losses = (
             info_nce(image, text, temperature)
             if dense
-            else info_nce_losses(Pairs(image, text, torch.arange(B)), temperature, budget=64 * B * 4)
+            else info_nce_losses(
+                Pairs(image, text, torch.arange(B)), temperature, budget=64 * B * 4
+            )
         )
         (losses * weights.to(dtype)).sum().backward()
         found.append((losses.detach(), image.grad, text.grad, temperature.grad))
@@ -247,12 +321,20 @@ def test_info_nce_of_one_pair_is_zero_and_a_fixed_temperature_needs_no_slope():
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-4), (torch.float64, 1e-8)])
-@pytest.mark.parametrize("common", [0.0, 1.0, 5.0])  # how large the mean of the cosines is beside their spread
+@pytest.mark.parametrize(
+    "common", [0.0, 1.0, 5.0]
+)  # how large the mean of the cosines is beside their spread
 def test_strength_auto(dtype, tolerance, common):
-    risks = [StochasticRisk(2 * B, tau=0.1, epsilon=1e-4, strength="auto").to(dtype) for _ in range(2)]
+    risks = [
+        StochasticRisk(2 * B, tau=0.1, epsilon=1e-4, strength="auto").to(dtype) for _ in range(2)
+    ]
     weights = torch.full((2, B), 1 / (2 * B), dtype=dtype)
     sides = features(dtype, common)
-    guides = sides[2:], [F.normalize(sides[0] + 0.3 * sides[2], dim=-1), sides[3]], [x.flip(0) for x in sides[2:]]
+    guides = (
+        sides[2:],
+        [F.normalize(sides[0] + 0.3 * sides[2], dim=-1), sides[3]],
+        [x.flip(0) for x in sides[2:]],
+    )
     for guide in guides:  # moments of the batches before count too
         for dense, risk in enumerate(risks):
             risk(negatives(Pairs(*sides[:2], torch.arange(B), *guide))) if dense else anchor_risks(
@@ -261,7 +343,10 @@ def test_strength_auto(dtype, tolerance, common):
         for name in ("covariance", "variance"):
             found, expected = (getattr(risk.strength, name) for risk in risks)
             assert (found - expected).abs() <= tolerance * risks[1].strength.variance
-    found, expected = (outcome(risk, sides, weights, dense=bool(dense), budget=0) for dense, risk in enumerate(risks))
+    found, expected = (
+        outcome(risk, sides, weights, dense=bool(dense), budget=0)
+        for dense, risk in enumerate(risks)
+    )
     same(found, expected, tolerance)
 
 
@@ -325,14 +410,19 @@ class Largest(TorchDispatchMode):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"tau": 0.002, "tau_min": 1e-4}, {"radius": 0.3, "individual_tau": True}], ids=str
+    "options",
+    [{}, {"tau": 0.002, "tau_min": 1e-4}, {"radius": 0.3, "individual_tau": True}],
+    ids=str,
 )
 def test_memory_is_linear_in_the_batch(options, monkeypatch):
-    # With nothing kept, the largest tensors made are one block of logits and features: counted, not believed.
+    # With nothing kept, the largest tensors made are one block of logits and features: counted, not
+    # believed.
     monkeypatch.setattr(blocked, "BLOCK_BYTES", 1 << 16)
     largest = {}
     for n in (256, 1024):
-        image, text = F.normalize(torch.randn(2, n, 8, generator=torch.Generator().manual_seed(0)), dim=-1)
+        image, text = F.normalize(
+            torch.randn(2, n, 8, generator=torch.Generator().manual_seed(0)), dim=-1
+        )
         risk = StochasticRisk(2 * n, **{"tau": 0.1, **options})
         with Largest() as made:
             risks, _ = anchor_risks(risk, Pairs(image.requires_grad_(), text, torch.arange(n)), 0)
@@ -360,14 +450,17 @@ def test_nothing_is_kept_for_a_backward_pass_that_cannot_come(monkeypatch):
 
 
 def test_a_loss_that_is_over_holds_neither_features_nor_blocks(monkeypatch):
-    # Loops keep their last loss for a while; what belongs to its backward pass must not stay with it.
+    # Loops keep their last loss for a while; what belongs to its backward pass must not stay with
+    # it.
     made, of = [], blocked.Blocks.log_means
     monkeypatch.setattr(blocked.Blocks, "log_means", lambda self: made.append(self) or of(self))
     image, text, *guide = features(torch.float32)
     pairs = Pairs(image.requires_grad_(), text, torch.arange(B), *guide)
     loss = anchor_risks(StochasticRisk(2 * B, tau=0.1), pairs)[0].mean()
     (blocks,) = made
-    assert not {*blocked.FEATURES} & {*vars(blocks)}  # autograd holds them, and knows when to let go
+    assert not {*blocked.FEATURES} & {
+        *vars(blocks)
+    }  # autograd holds them, and knows when to let go
     loss.backward()
     assert loss.grad_fn is not None
     assert not {*blocked.FEATURES} & {*vars(blocks)}

@@ -1,4 +1,5 @@
-"""A budget in bytes decides how many blocks are kept, and a kept block is not multiplied out again."""
+"""A budget in bytes decides how many blocks are kept, and a kept block is not multiplied out
+again."""
 
 import pytest
 import torch
@@ -15,7 +16,8 @@ BLOCK = ROWS * B * 4  # bytes
 
 @pytest.fixture
 def seen(monkeypatch):
-    """The first row of every block whose logits are multiplied out, and the bytes kept when pass 1 is over."""
+    """The first row of every block whose logits are multiplied out, and the bytes kept when pass 1
+    is over."""
     monkeypatch.setattr(blocked, "BLOCK_BYTES", 1)
     log = {"starts": [], "bytes": 0, "blocks": None}
     logits, log_means = blocked.Blocks.logits, blocked.Blocks.log_means
@@ -37,17 +39,24 @@ def seen(monkeypatch):
 
 @pytest.mark.parametrize("path", ["one exponential", "two exponentials", "individual"])
 @pytest.mark.parametrize(
-    ("budget", "kept"), [(0, 0), (BLOCK - 1, 0), (BLOCK, 1), (3 * BLOCK - 1, 2), (3 * BLOCK, 3), (9 * BLOCK, 4)]
+    ("budget", "kept"),
+    [(0, 0), (BLOCK - 1, 0), (BLOCK, 1), (3 * BLOCK - 1, 2), (3 * BLOCK, 3), (9 * BLOCK, 4)],
 )
 def test_blocks_within_the_budget_are_kept_and_the_others_made_again(seen, path, budget, kept):
     generator = torch.Generator().manual_seed(0)
     image, text, *guide = F.normalize(torch.randn(4, B, D, generator=generator), dim=-1)
     # At τ = 0.002 logits span a thousand nats: one exponential is tried, and given up.
-    options = {"tau": 0.002 if path == "two exponentials" else 0.2, "tau_min": 1e-4, "strength": 0.5}
+    options = {
+        "tau": 0.002 if path == "two exponentials" else 0.2,
+        "tau_min": 1e-4,
+        "strength": 0.5,
+    }
     if path == "individual":
         options |= {"radius": 0.3, "individual_tau": True}
     risk = StochasticRisk(2 * B, **options)
-    risks, _ = anchor_risks(risk, Pairs(image.requires_grad_(), text, torch.arange(B), *guide), budget)
+    risks, _ = anchor_risks(
+        risk, Pairs(image.requires_grad_(), text, torch.arange(B), *guide), budget
+    )
     starts = list(range(0, B, ROWS))
     assert seen["starts"] == starts * (2 if path == "two exponentials" else 1)
     assert seen["bytes"] == kept * BLOCK <= max(budget, 0)

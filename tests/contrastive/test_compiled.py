@@ -1,6 +1,8 @@
-"""A loop of one's own under torch.compile: the loss breaks the graph, and the gradient is the one without.
+"""A loop of one's own under torch.compile: the loss breaks the graph, and the gradient is the one
+without.
 
-The backend is AOT autograd without code generation: it needs no compiler, and a wrong gradient would be made there.
+The backend is AOT autograd without code generation: it needs no compiler, and a wrong gradient
+would be made there.
 """
 
 import pytest
@@ -21,7 +23,9 @@ def gradients(compiled: bool, options: dict) -> list[Tensor]:
     criterion = steering.GlobalContrastiveLoss(B, tau=0.2, gamma=0.5, **options).double()
 
     def loss(image: Tensor, text: Tensor) -> Tensor:
-        sides = (F.normalize(tower(x), dim=-1) for tower, x in zip(towers, (image, text), strict=True))
+        sides = (
+            F.normalize(tower(x), dim=-1) for tower, x in zip(towers, (image, text), strict=True)
+        )
         return criterion(*sides, torch.arange(B), *guide)
 
     step = torch.compile(loss, backend="aot_eager") if compiled else loss
@@ -33,7 +37,9 @@ def gradients(compiled: bool, options: dict) -> list[Tensor]:
 
 
 @pytest.mark.filterwarnings("ignore")  # of torch's compiler, about itself
-@pytest.mark.parametrize("options", [{}, {"radius": 0.3}, {"radius": 0.3, "individual_tau": True}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"radius": 0.3}, {"radius": 0.3, "individual_tau": True}], ids=str
+)
 def test_a_compiled_loop_has_the_same_gradient(options):
     torch.compiler.reset()
     found, expected = gradients(True, options), gradients(False, options)

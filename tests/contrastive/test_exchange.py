@@ -1,4 +1,5 @@
-"""The texts' gradient is waited for when there is nothing else to do, and not computed for a frozen tower."""
+"""The texts' gradient is waited for when there is nothing else to do, and not computed for a frozen
+tower."""
 
 import pytest
 import torch
@@ -30,7 +31,9 @@ class Tower(nn.Module):
 
 
 def drrho(image: Tensor, text: Tensor) -> Tensor:
-    return anchor_risks(StochasticRisk(2 * B, tau=0.3), Pairs(image, text, torch.arange(B), image, text))[0].mean()
+    return anchor_risks(
+        StochasticRisk(2 * B, tau=0.3), Pairs(image, text, torch.arange(B), image, text)
+    )[0].mean()
 
 
 def info_nce(image: Tensor, text: Tensor) -> Tensor:
@@ -44,7 +47,9 @@ def test_the_image_tower_goes_backward_while_the_exchange_is_under_way(loss, fir
     parcels: list[exchange.Parcel] = []
     fetch, send = exchange.Parcel.fetch, distributed.send_to_owner
     monkeypatch.setattr(
-        exchange.Parcel, "fetch", lambda self: log.append("wait") or parcels.append(self) or fetch(self)
+        exchange.Parcel,
+        "fetch",
+        lambda self: log.append("wait") or parcels.append(self) or fetch(self),
     )
     monkeypatch.setattr(distributed, "send_to_owner", lambda x: log.append("send") or send(x))
     torch.manual_seed(0)
@@ -52,20 +57,30 @@ def test_the_image_tower_goes_backward_while_the_exchange_is_under_way(loss, fir
     order = [first, "text" if first == "image" else "image"]
     made = {name: towers[name](torch.randn(B, D)) for name in order}
     loss(made["image"], made["text"]).backward()
-    image, text = ([f"{name} {number}" for number in reversed(range(LAYERS))] for name in ("image", "text"))
+    image, text = (
+        [f"{name} {number}" for number in reversed(range(LAYERS))] for name in ("image", "text")
+    )
     assert log == ["send", *image, "wait", *text]
-    assert [parcel.content for parcel in parcels] == [None]  # the memory of what was sent is given back
+    assert [parcel.content for parcel in parcels] == [
+        None
+    ]  # the memory of what was sent is given back
 
 
 def sides() -> list[Tensor]:
-    return [*F.normalize(torch.randn(4, B, D, generator=torch.Generator().manual_seed(0)).double(), dim=-1)]
+    return [
+        *F.normalize(
+            torch.randn(4, B, D, generator=torch.Generator().manual_seed(0)).double(), dim=-1
+        )
+    ]
 
 
 def gradients(wanted: tuple[bool, bool]) -> list[Tensor | None]:
     image, text, *guide = sides()
     image.requires_grad_(wanted[0])
     text.requires_grad_(wanted[1])
-    risks, _ = anchor_risks(StochasticRisk(2 * B, tau=0.3).double(), Pairs(image, text, torch.arange(B), *guide))
+    risks, _ = anchor_risks(
+        StochasticRisk(2 * B, tau=0.3).double(), Pairs(image, text, torch.arange(B), *guide)
+    )
     risks.mean().backward()
     return [image.grad, text.grad]
 
@@ -91,9 +106,13 @@ def test_a_frozen_tower_costs_neither_a_product_nor_an_exchange(wanted, monkeypa
 
 def test_the_graph_can_be_used_twice():
     image, text, *guide = (side.requires_grad_(number < 2) for number, side in enumerate(sides()))
-    risks, _ = anchor_risks(StochasticRisk(2 * B, tau=0.3).double(), Pairs(image, text, torch.arange(B), *guide))
+    risks, _ = anchor_risks(
+        StochasticRisk(2 * B, tau=0.3).double(), Pairs(image, text, torch.arange(B), *guide)
+    )
     first = torch.autograd.grad(risks.mean(), (image, text), retain_graph=True)
-    (alone,) = torch.autograd.grad(risks.mean(), image, retain_graph=True)  # nobody fetches the texts' part
+    (alone,) = torch.autograd.grad(
+        risks.mean(), image, retain_graph=True
+    )  # nobody fetches the texts' part
     second = torch.autograd.grad(risks.mean(), (image, text))
     torch.testing.assert_close(alone, first[0], rtol=1e-14, atol=0)
     for x, y in zip(second, first, strict=True):
@@ -102,6 +121,8 @@ def test_the_graph_can_be_used_twice():
 
 def test_a_second_derivative_is_refused_and_not_wrong():
     image, text, *guide = (side.requires_grad_(number < 2) for number, side in enumerate(sides()))
-    risks, _ = anchor_risks(StochasticRisk(2 * B, tau=0.3).double(), Pairs(image, text, torch.arange(B), *guide))
+    risks, _ = anchor_risks(
+        StochasticRisk(2 * B, tau=0.3).double(), Pairs(image, text, torch.arange(B), *guide)
+    )
     with pytest.raises(RuntimeError, match="has no second derivative"):
         torch.autograd.grad(risks.mean(), (image, text), create_graph=True)

@@ -1,4 +1,5 @@
-"""InfoNCE and the global contrastive risk: docs/theory.md, section 6, in loops, facts 5, 8, 9 and 14, invariances, bad input."""
+"""InfoNCE and the global contrastive risk: docs/theory.md, section 6, in loops, facts 5, 8, 9 and
+14, invariances, bad input."""
 
 import itertools
 import math
@@ -22,7 +23,9 @@ few = settings(deadline=None, derandomize=True, max_examples=25)
 
 
 def features(seed: int, width: int = WIDTH, count: int = BATCH, gradient: bool = False) -> Tensor:
-    x = torch.randn(count, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    x = torch.randn(
+        count, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
     return F.normalize(x, dim=-1).requires_grad_(gradient)
 
 
@@ -35,7 +38,8 @@ def tau_of(risk: StochasticRisk) -> float:
     return risk.temperature().item()
 
 
-# ---- the oracle ---------------------------------------------------------------------------------------------------
+# ---- the oracle
+# ---------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -60,7 +64,8 @@ def by_hand(
     gamma: float = 1.0,
     history: np.ndarray | None = None,
 ) -> Truth:
-    """docs/theory.md, (25) and (26), one pair at a time, exponentials and all; the gradient is Σ_ij p_ij ∇h_ij, p_ij constant.
+    """docs/theory.md, (25) and (26), one pair at a time, exponentials and all; the gradient is Σ_ij
+    p_ij ∇h_ij, p_ij constant.
 
     `history` holds u of earlier visits, (2, B), NaN where there was none.
     """
@@ -96,11 +101,16 @@ def by_hand(
 
 def close(found: Tensor, truth: np.ndarray | float, **tolerance: float) -> None:
     torch.testing.assert_close(
-        found.detach(), torch.as_tensor(truth, dtype=torch.float64), **(tolerance or EXACT), check_dtype=False
+        found.detach(),
+        torch.as_tensor(truth, dtype=torch.float64),
+        **(tolerance or EXACT),
+        check_dtype=False,
     )
 
 
-def run(risk: StochasticRisk, image: Tensor, text: Tensor, *guide: Tensor, index: Tensor = INDEX) -> Estimate:
+def run(
+    risk: StochasticRisk, image: Tensor, text: Tensor, *guide: Tensor, index: Tensor = INDEX
+) -> Estimate:
     """One step with fresh gradients, through the code under test."""
     image.grad = text.grad = risk.temperature.log_tau.grad = None
     estimate = risk(negatives(Pairs(image, text, index, *guide)))
@@ -109,7 +119,8 @@ def run(risk: StochasticRisk, image: Tensor, text: Tensor, *guide: Tensor, index
 
 
 def plant_history(risk: StochasticRisk, seed: int = 5) -> np.ndarray:
-    """Estimates of earlier visits for about 3 rows in 4, a zero logarithm among them; returns u, (2, B), NaN if none."""
+    """Estimates of earlier visits for about 3 rows in 4, a zero logarithm among them; returns u,
+    (2, B), NaN if none."""
     generator = torch.Generator().manual_seed(seed)
     table = risk.estimator
     table.log_u.copy_(torch.randn(len(table.log_u), generator=generator, dtype=torch.float64))
@@ -122,7 +133,8 @@ def plant_history(risk: StochasticRisk, seed: int = 5) -> np.ndarray:
     return u
 
 
-# ---- loss items ---------------------------------------------------------------------------------------------------
+# ---- loss items
+# ---------------------------------------------------------------------------------------------------
 
 # S = [[0.6, 0], [0.8, 1]] by hand.
 TWO = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[0.6, 0.8], [0.0, 1.0]])
@@ -143,12 +155,14 @@ def test_units_of_two_pairs_by_hand():
 
 
 def test_info_nce_of_two_pairs_by_hand():
-    # Image anchors see 0.6 against 0 and 1 against 0.8; text anchors 0.6 against 0.8 and 1 against 0.
+    # Image anchors see 0.6 against 0 and 1 against 0.8; text anchors 0.6 against 0.8 and 1 against
+    # 0.
     gaps = torch.tensor([[0.6, 0.2], [-0.2, 1.0]]) / 0.5
     torch.testing.assert_close(info_nce(*TWO, 0.5), (1 + (-gaps).exp()).log())
 
 
-# ---- value and gradient against the oracle --------------------------------------------------------------------------
+# ---- value and gradient against the oracle
+# --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("tau", [0.1, 0.7])
@@ -178,7 +192,11 @@ def test_info_nce_against_loops(tau):
 def test_global_risk_against_loops(strength, epsilon, gamma, radius):
     # strength None: no reference at all. The reference's width differs from the target's.
     guide = () if strength is None else (features(3, width=7), features(4, width=7))
-    options = {"strength": 1.0 if strength is None else strength, "epsilon": epsilon, "gamma": gamma}
+    options = {
+        "strength": 1.0 if strength is None else strength,
+        "epsilon": epsilon,
+        "gamma": gamma,
+    }
     risk = exact_risk(tau=0.4, radius=radius, **options)
     history = plant_history(risk)
     before = risk.estimator.log_u.clone()
@@ -236,8 +254,16 @@ def test_history_over_three_steps_against_loops():
     close(risk.estimator.log_u.view(ALL, 2).T[:, [0, 2, 3, 7, 8]].exp(), u[:, [0, 2, 3, 7, 8]])
 
 
-def closed_form(image: Tensor, text: Tensor, tau: Tensor, guide: tuple[Tensor, Tensor], radius: float, eps: float):
-    """F of docs/theory.md, (25), mean of both sides, for autograd: differentiable in features and τ."""
+def closed_form(
+    image: Tensor,
+    text: Tensor,
+    tau: Tensor,
+    guide: tuple[Tensor, Tensor],
+    radius: float,
+    eps: float,
+):
+    """F of docs/theory.md, (25), mean of both sides, for autograd: differentiable in features and
+    τ."""
     B = len(image)
     sides = []
     for s, r in ((image @ text.T, guide[0] @ guide[1].T), (text @ image.T, guide[1] @ guide[0].T)):
@@ -250,7 +276,8 @@ def closed_form(image: Tensor, text: Tensor, tau: Tensor, guide: tuple[Tensor, T
 
 @pytest.mark.parametrize("epsilon", [0.0, 0.2])
 def test_without_history_the_surrogate_is_the_gradient_of_the_risk(epsilon):
-    # Fact 9: γ = 1 and the batch is the data set. Also 1.5.4: then the temperature's gradient is exact.
+    # Fact 9: γ = 1 and the batch is the data set. Also 1.5.4: then the temperature's gradient is
+    # exact.
     guide = features(3, count=ALL, width=7), features(4, count=ALL, width=7)
     image, text = features(1, count=ALL, gradient=True), features(2, count=ALL, gradient=True)
     risk = exact_risk(tau=0.3, radius=0.2, epsilon=epsilon)
@@ -277,7 +304,12 @@ def test_the_temperature_gradient_by_finite_differences():
     risk, step = exact_risk(tau=1.0, radius=0.2), 1e-5
     risk.temperature.log_tau.data.fill_(-0.8)
     run(risk, image, text, *guide)
-    close(risk.temperature.log_tau.grad, (value(-0.8 + step) - value(-0.8 - step)) / (2 * step), rtol=1e-7, atol=1e-9)
+    close(
+        risk.temperature.log_tau.grad,
+        (value(-0.8 + step) - value(-0.8 - step)) / (2 * step),
+        rtol=1e-7,
+        atol=1e-9,
+    )
 
 
 def test_the_temperature_gradient_is_radius_minus_divergence():
@@ -288,7 +320,8 @@ def test_the_temperature_gradient_is_radius_minus_divergence():
     close(risk.temperature.log_tau.grad, (tau_of(risk) * (0.2 - kl.mean())).item())
 
 
-# ---- the reference --------------------------------------------------------------------------------------------------
+# ---- the reference
+# --------------------------------------------------------------------------------------------------
 
 
 def test_a_copy_of_the_target_as_reference_gives_uniform_weights():
@@ -300,7 +333,8 @@ def test_a_copy_of_the_target_as_reference_gives_uniform_weights():
 
 @pytest.mark.parametrize("strength", [0.5, 1.0])
 def test_a_constant_reference_loss_is_no_reference(strength):
-    # Fact 8: orthonormal reference features give ℓ_ref = −1 on every negative: value higher by α, gradient the same.
+    # Fact 8: orthonormal reference features give ℓ_ref = −1 on every negative: value higher by α,
+    # gradient the same.
     image, text = features(1, gradient=True), features(2, gradient=True)
     plain = run(exact_risk(tau=0.2), image, text)
     expected = image.grad, text.grad
@@ -316,7 +350,9 @@ def test_strength_zero_is_no_reference_to_the_bit():
     image, text = features(1, gradient=True), features(2, gradient=True)
     plain = run(exact_risk(tau=0.2, epsilon=0.1), image, text)
     expected = image.grad
-    switched = run(exact_risk(tau=0.2, epsilon=0.1, strength=0.0), image, text, features(3), features(4))
+    switched = run(
+        exact_risk(tau=0.2, epsilon=0.1, strength=0.0), image, text, features(3), features(4)
+    )
     assert torch.equal(switched.loss, plain.loss)
     assert torch.equal(image.grad, expected)
 
@@ -331,7 +367,8 @@ def test_the_reference_never_gets_a_gradient():
     assert image.grad.abs().sum() > 0
 
 
-# ---- invariances ----------------------------------------------------------------------------------------------------
+# ---- invariances
+# ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -363,19 +400,26 @@ def test_swapping_the_modalities_swaps_the_gradients():
 
 
 def test_only_cosines_count():
-    # Rotating the target rotates its gradient; rotating the reference, both towers alike, changes nothing.
+    # Rotating the target rotates its gradient; rotating the reference, both towers alike, changes
+    # nothing.
     turn = torch.linalg.qr(features(8, count=WIDTH))[0]
     image, text = features(1, gradient=True), features(2, gradient=True)
     loss = run(exact_risk(tau=0.2), image, text, features(3), features(4)).loss
     turned = (image.detach() @ turn).requires_grad_(), (text.detach() @ turn).requires_grad_()
-    close(run(exact_risk(tau=0.2), *turned, features(3) @ turn, features(4) @ turn).loss, loss.item())
+    close(
+        run(exact_risk(tau=0.2), *turned, features(3) @ turn, features(4) @ turn).loss, loss.item()
+    )
     close(turned[0].grad, (image.grad @ turn).numpy())
 
 
 @few
-@given(st.integers(0, 10**6), st.floats(0.01, 10), st.floats(0, 2), st.sampled_from([0.0, 0.01, 3.0]))
+@given(
+    st.integers(0, 10**6), st.floats(0.01, 10), st.floats(0, 2), st.sampled_from([0.0, 0.01, 3.0])
+)
 def test_value_and_weights_stay_in_their_bounds(seed, tau, strength, epsilon):
-    pairs = Pairs(features(seed), features(seed + 1), INDEX, features(seed + 2, 3), features(seed + 3, 3))
+    pairs = Pairs(
+        features(seed), features(seed + 1), INDEX, features(seed + 2, 3), features(seed + 3, 3)
+    )
     estimate = exact_risk(tau=tau, strength=strength, epsilon=epsilon)(negatives(pairs))
     assert (estimate.weights >= 0).all()
     assert (estimate.weights.diagonal(dim1=1, dim2=2) == 0).all()
@@ -384,7 +428,9 @@ def test_value_and_weights_stay_in_their_bounds(seed, tau, strength, epsilon):
     assert units.mask is not None
     h = units.excess(strength)
     low = h.where(units.mask, 0.0).sum(-1).mean() / (BATCH - 1)
-    high = torch.maximum(h.where(units.mask, -torch.inf).amax(-1), h.new_tensor(tau * math.log(epsilon or 1e-300)))
+    high = torch.maximum(
+        h.where(units.mask, -torch.inf).amax(-1), h.new_tensor(tau * math.log(epsilon or 1e-300))
+    )
     assert low - 1e-9 <= estimate.loss <= high.mean() + tau * math.log(2) + 1e-9
     if epsilon == 0:
         close(estimate.weights.sum(-1), np.ones((2, BATCH)))
@@ -393,9 +439,13 @@ def test_value_and_weights_stay_in_their_bounds(seed, tau, strength, epsilon):
 
 def test_float32_features_agree_with_float64():
     pairs = [features(k) for k in (1, 2, 3, 4)]
-    exact = StochasticRisk(2 * ALL, tau=0.05)(negatives(Pairs(pairs[0], pairs[1], INDEX, pairs[2], pairs[3])))
+    exact = StochasticRisk(2 * ALL, tau=0.05)(
+        negatives(Pairs(pairs[0], pairs[1], INDEX, pairs[2], pairs[3]))
+    )
     single = [x.float() for x in pairs]
-    found = StochasticRisk(2 * ALL, tau=0.05)(negatives(Pairs(single[0], single[1], INDEX, single[2], single[3])))
+    found = StochasticRisk(2 * ALL, tau=0.05)(
+        negatives(Pairs(single[0], single[1], INDEX, single[2], single[3]))
+    )
     assert found.loss.dtype == torch.float32
     assert exact.loss.dtype == torch.float64
     torch.testing.assert_close(found.loss.double(), exact.loss, rtol=1e-5, atol=1e-6)
@@ -409,7 +459,8 @@ def test_autocast_leaves_the_cosines_alone():
     assert torch.equal(inside[1], info_nce(image, text, 0.05))
 
 
-# ---- bad input ------------------------------------------------------------------------------------------------------
+# ---- bad input
+# ------------------------------------------------------------------------------------------------------
 
 
 def test_an_anchor_without_negatives_is_an_error():
@@ -420,14 +471,26 @@ def test_an_anchor_without_negatives_is_an_error():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"text": features(2, width=5)}, r"image and text must both be \(b, d\), got \(6, 4\), \(6, 5\)"),
+        (
+            {"text": features(2, width=5)},
+            r"image and text must both be \(b, d\), got \(6, 4\), \(6, 5\)",
+        ),
         ({"image": features(1)[0], "text": features(2)[0]}, r"must both be \(b, d\), got \(4,\)"),
         ({"index": INDEX[:3]}, r"index must be \(b,\) = \(6,\), got \(3,\)"),
         ({"reference_image": features(3)}, "both reference_image and reference_text, or neither"),
         ({"reference_text": features(3)}, "both reference_image and reference_text, or neither"),
-        ({"reference_image": features(3, count=5), "reference_text": features(4, count=5)}, r"both be \(6, d'\)"),
-        ({"reference_image": features(3, width=3), "reference_text": features(4)}, r"got \(6, 3\), \(6, 4\)"),
-        ({"reference_image": features(3)[:, 0], "reference_text": features(4)[:, 0]}, r"got \(6,\), \(6,\)"),
+        (
+            {"reference_image": features(3, count=5), "reference_text": features(4, count=5)},
+            r"both be \(6, d'\)",
+        ),
+        (
+            {"reference_image": features(3, width=3), "reference_text": features(4)},
+            r"got \(6, 3\), \(6, 4\)",
+        ),
+        (
+            {"reference_image": features(3)[:, 0], "reference_text": features(4)[:, 0]},
+            r"got \(6,\), \(6,\)",
+        ),
     ],
 )
 def test_pairs_that_do_not_fit_are_an_error(change, message):

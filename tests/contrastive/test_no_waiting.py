@@ -1,7 +1,8 @@
-"""No step of the contrastive risk asks a GPU for a number: checked without one, on tensors that have a device but no values.
+"""No step of the contrastive risk asks a GPU for a number: checked without one, on tensors that
+have a device but no values.
 
-Any operation whose outcome depends on values (a branch, `.item()`, a boolean index) raises there, and so does a tensor that
-was left on the CPU. tests/gpu/test_gpu.py asks a real GPU the same.
+Any operation whose outcome depends on values (a branch, `.item()`, a boolean index) raises there,
+and so does a tensor that was left on the CPU. tests/gpu/test_gpu.py asks a real GPU the same.
 """
 
 from types import SimpleNamespace
@@ -22,7 +23,8 @@ B, D = 200, 16
 
 
 class NoCopies(TorchDispatchMode):
-    """A number or a tensor that goes from the CPU to a GPU is waited for; the fake one would let it pass."""
+    """A number or a tensor that goes from the CPU to a GPU is waited for; the fake one would let it
+    pass."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
@@ -66,7 +68,9 @@ def test_backward(individual, budget, monkeypatch):
     made = []
 
     def apply(image, text, *others):
-        ctx = SimpleNamespace(mark_non_differentiable=lambda *_: None, needs_input_grad=(True, True))
+        ctx = SimpleNamespace(
+            mark_non_differentiable=lambda *_: None, needs_input_grad=(True, True)
+        )
         ctx.save_for_backward = lambda *x: setattr(ctx, "saved_tensors", x)
         made.append(ctx)
         return GlobalRisk.forward(ctx, image, text, *others)

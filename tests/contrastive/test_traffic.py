@@ -1,4 +1,5 @@
-"""Bytes that a rank receives in one step of the contrastive risk, counted in real gloo processes, against the formula."""
+"""Bytes that a rank receives in one step of the contrastive risk, counted in real gloo processes,
+against the formula."""
 
 import json
 import multiprocessing
@@ -20,7 +21,13 @@ B, D, REFERENCE = 24, 10, 6
 
 
 def process(
-    rank: int, count: int, guided: torch.dtype | None, split: bool, own: bool, frozen: str | None, folder: Path
+    rank: int,
+    count: int,
+    guided: torch.dtype | None,
+    split: bool,
+    own: bool,
+    frozen: str | None,
+    folder: Path,
 ) -> None:
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
@@ -44,18 +51,29 @@ def process(
         note(0, x.nbytes - x.nbytes // count)
         return swap(received, x)
 
-    distributed.dist.all_gather, distributed.dist.reduce_scatter_tensor = counted_gather, counted_scatter
+    distributed.dist.all_gather, distributed.dist.reduce_scatter_tensor = (
+        counted_gather,
+        counted_scatter,
+    )
     distributed.dist.all_to_all_single = counted_swap
     b = B // count
     generator = torch.Generator().manual_seed(rank)
-    image, text = (F.normalize(torch.randn(b, D, generator=generator), dim=-1).requires_grad_() for _ in range(2))
+    image, text = (
+        F.normalize(torch.randn(b, D, generator=generator), dim=-1).requires_grad_()
+        for _ in range(2)
+    )
     if frozen is not None:
         {"image": image, "text": text}[frozen].requires_grad_(False)
     guide = []
     if guided is not None:
-        guide = [F.normalize(torch.randn(b, REFERENCE, generator=generator), dim=-1).to(guided) for _ in range(2)]
+        guide = [
+            F.normalize(torch.randn(b, REFERENCE, generator=generator), dim=-1).to(guided)
+            for _ in range(2)
+        ]
     radius = 0.2 if own else None
-    risk = StochasticRisk(2 * B, tau=0.1, gamma=0.5, radius=radius, individual_tau=own, layout=Layout(split=split))
+    risk = StochasticRisk(
+        2 * B, tau=0.1, gamma=0.5, radius=radius, individual_tau=own, layout=Layout(split=split)
+    )
     pairs = Pairs(image, text, torch.arange(rank * b, (rank + 1) * b), *guide)
     anchor_risks(risk, pairs)[0].mean().backward()
     (folder / f"{rank}.json").write_text(json.dumps(received))
@@ -90,13 +108,17 @@ def test_bytes_received_by_a_rank(count, guided, split, own, frozen, tmp_path):
     b = B // count
     for rank in range(count):
         received = json.loads((tmp_path / f"{rank}.json").read_text())
-        # Texts gathered, their gradient reduce-scattered; with a reference its texts gathered too, in the format they have.
+        # Texts gathered, their gradient reduce-scattered; with a reference its texts gathered too,
+        # in the format they have.
         features = (4 if frozen == "text" else 8) * (count - 1) * b * D
         features += 0 if guided is None else guided.itemsize * (count - 1) * b * REFERENCE
         assert received["features"] == features
-        # Sums of its own columns (b from each), duals and signs (2b), rows and new estimates (2b each, 8 and 4 bytes); if each
-        # rank holds its part of the estimates alone, rows once more, and the old estimates handed to who asked.
+        # Sums of its own columns (b from each), duals and signs (2b), rows and new estimates (2b
+        # each, 8 and 4 bytes); if each rank holds its part of the estimates alone, rows once more,
+        # and the old estimates handed to who asked.
         numbers = 4 * b + 2 * 4 * b + 2 * (8 + 4) * b + (2 * (8 + 4) * b if split else 0)
-        if own:  # temperatures of texts; means of columns; four new numbers a row, and four old ones if they are split
+        # temperatures of texts; means of columns; four new numbers a row, and four old ones if they
+        # are split
+        if own:
             numbers += 4 * b + 4 * b + 2 * (8 + 16) * b + (2 * (8 + 16) * b if split else 0)
         assert received["numbers"] == (count - 1) * numbers

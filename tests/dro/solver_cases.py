@@ -1,4 +1,5 @@
-"""What the tests of the exact solver share: every form of a problem, a naive dual, and what holds of every solution."""
+"""What the tests of the exact solver share: every form of a problem, a naive dual, and what holds
+of every solution."""
 
 import math
 from collections.abc import Callable
@@ -8,7 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from steering.dro import KL, ChiSquare, CressieRead, CVaR, Divergence, TotalVariation, WorstCase, distance
+from steering.dro import (
+    KL,
+    ChiSquare,
+    CressieRead,
+    CVaR,
+    Divergence,
+    TotalVariation,
+    WorstCase,
+    distance,
+)
 
 # Every way to set the strength: (divergence, budget).
 MORE = [CressieRead(1.5), CressieRead(3.0), CressieRead(0.5), CressieRead(0.0), CressieRead(-1.0)]
@@ -16,7 +26,9 @@ SMOOTH = [KL(), ChiSquare(), *MORE]
 PENALTIES: list[tuple[Divergence, dict[str, float]]] = [
     (d, {"penalty": t}) for d in (*SMOOTH, TotalVariation()) for t in (0.2, 3)
 ]
-RADII: list[tuple[Divergence, dict[str, float]]] = [(d, {"radius": r}) for d in SMOOTH for r in (0.05, 0.7)]
+RADII: list[tuple[Divergence, dict[str, float]]] = [
+    (d, {"radius": r}) for d in SMOOTH for r in (0.05, 0.7)
+]
 RADII.append((TotalVariation(), {"radius": 0.3}))
 BUDGETED = PENALTIES + RADII
 EVERY = [*BUDGETED, (CVaR(0.4), {}), (CVaR(0.37), {})]
@@ -35,15 +47,20 @@ def spread(losses: Tensor) -> Tensor:
     return losses.amax(-1) - losses.amin(-1)
 
 
-def naive_value(losses: Tensor, phi: Divergence, radius: float | None = None, penalty: float | None = None) -> float:
-    """The dual of docs/theory.md, (7), as printed, minimised by nested golden section: slow, and shares nothing but φ*."""
+def naive_value(
+    losses: Tensor, phi: Divergence, radius: float | None = None, penalty: float | None = None
+) -> float:
+    """The dual of docs/theory.md, (7), as printed, minimised by nested golden section: slow, and
+    shares nothing but φ*."""
 
     def dual(tau: float, nu: float) -> float:
         return tau * phi.conjugate((losses - nu) / tau).mean().item() + nu
 
     # The best ν lies between the largest loss and what the largest loss alone would need.
     def over_nu(tau: float) -> float:
-        return golden(lambda nu: dual(tau, nu), losses.min().item() - 20 * tau, losses.max().item() + 2 * tau)
+        return golden(
+            lambda nu: dual(tau, nu), losses.min().item() - 20 * tau, losses.max().item() + 2 * tau
+        )
 
     if radius is None:
         return over_nu(penalty if penalty is not None else 1.0)
@@ -66,11 +83,16 @@ def golden(f: Callable[[float], float], low: float, high: float, steps: int = 42
     return min(fc, fd)
 
 
-def check(found: WorstCase, losses: Tensor, phi: Divergence, mask: Tensor | None = None, **budget: float) -> None:
-    """What holds of every solution: a distribution, feasible, its value attained, no gap. Rounding in units of n."""
+def check(
+    found: WorstCase, losses: Tensor, phi: Divergence, mask: Tensor | None = None, **budget: float
+) -> None:
+    """What holds of every solution: a distribution, feasible, its value attained, no gap. Rounding
+    in units of n."""
     mask = torch.ones_like(losses, dtype=torch.bool) if mask is None else mask
     exact, p = losses.double().masked_fill(~mask, 0), found.weights.double()
-    scale = spread(exact.masked_fill(~mask, exact[mask].mean().item())) + exact.abs().amax(-1) + 1e-300
+    scale = (
+        spread(exact.masked_fill(~mask, exact[mask].mean().item())) + exact.abs().amax(-1) + 1e-300
+    )
     eps = 200 * torch.finfo(losses.dtype).eps
     for part in (found.value, found.weights, found.dual.nu, found.gap):
         assert part.isfinite().all()
@@ -82,7 +104,15 @@ def check(found: WorstCase, losses: Tensor, phi: Divergence, mask: Tensor | None
     spent = distance(p, phi, mask)
     if "radius" in budget:
         assert (spent <= budget["radius"] + eps * (1 + budget["radius"])).all()
-    paid = budget.get("penalty", 0.0) * spent if budget.get("penalty") and phi.takes_budget else torch.zeros_like(spent)
-    if budget.get("penalty", 0.0) < 1e6:  # beyond, the rounding of float weights times τ says nothing
+    paid = (
+        budget.get("penalty", 0.0) * spent
+        if budget.get("penalty") and phi.takes_budget
+        else torch.zeros_like(spent)
+    )
+    if (
+        budget.get("penalty", 0.0) < 1e6
+    ):  # beyond, the rounding of float weights times τ says nothing
         attained = (p * exact).sum(-1) - paid
-        assert ((found.value.double() - attained).abs() <= eps * (scale + budget.get("penalty", 0.0))).all()
+        assert (
+            (found.value.double() - attained).abs() <= eps * (scale + budget.get("penalty", 0.0))
+        ).all()

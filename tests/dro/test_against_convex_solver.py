@@ -1,4 +1,5 @@
-"""The exact solver against cvxpy with Clarabel: random problems of every divergence, form, mask and prior."""
+"""The exact solver against cvxpy with Clarabel: random problems of every divergence, form, mask and
+prior."""
 
 import math
 
@@ -24,11 +25,15 @@ def total(divergence: Divergence, p: cp.Variable, q: np.ndarray) -> cp.Expressio
     k = divergence.order
     if k == 0:
         return cp.sum(cp.multiply(q, -cp.log(cp.multiply(1 / q, p))))
-    power = cp.sum(cp.multiply(q, cp.power(cp.multiply(1 / q, p), k)))  # convex for k > 1 and k < 0, else concave
+    power = cp.sum(
+        cp.multiply(q, cp.power(cp.multiply(1 / q, p), k))
+    )  # convex for k > 1 and k < 0, else concave
     return (power - 1) / (k * (k - 1))
 
 
-def solved(h: np.ndarray, divergence: Divergence, q: np.ndarray, form: str, budget: float) -> tuple[float, np.ndarray]:
+def solved(
+    h: np.ndarray, divergence: Divergence, q: np.ndarray, form: str, budget: float
+) -> tuple[float, np.ndarray]:
     p = cp.Variable(len(h), nonneg=True)
     constraints = [cp.sum(p) == 1]
     if isinstance(divergence, CVaR):
@@ -48,7 +53,8 @@ def solved(h: np.ndarray, divergence: Divergence, q: np.ndarray, form: str, budg
 
 
 def drawn(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.random.Generator]:
-    """Losses of 2 to 12 items, a mask, a prior or None (every other time), and the generator for more."""
+    """Losses of 2 to 12 items, a mask, a prior or None (every other time), and the generator for
+    more."""
     rng = np.random.default_rng(seed)
     n = int(rng.integers(2, 13))
     h = rng.normal(size=n) * rng.choice([0.1, 1.0, 5.0])
@@ -64,19 +70,29 @@ def budget_of(divergence: Divergence, form: str, q: np.ndarray, rng: np.random.G
     if form == "penalty":
         return float(10 ** rng.uniform(-1, 1))
     least = q.min()
-    most = float(least * divergence.phi(torch.tensor(1 / least)) + (1 - least) * divergence.phi(torch.tensor(0.0)))
+    most = float(
+        least * divergence.phi(torch.tensor(1 / least))
+        + (1 - least) * divergence.phi(torch.tensor(0.0))
+    )
     radius = min(most, 2.0) * float(rng.uniform(0.02, 0.9)) if len(q) > 1 else 0.0
     return radius if form == "radius" else radius * len(q)
 
 
 FAMILIES = [
     (divergence, form)
-    for divergence in [KL(), ChiSquare(), TotalVariation(), *map(CressieRead, (-1.0, 0.0, 0.5, 1.5, 3.0))]
+    for divergence in [
+        KL(),
+        ChiSquare(),
+        TotalVariation(),
+        *map(CressieRead, (-1.0, 0.0, 0.5, 1.5, 3.0)),
+    ]
     for form in ("penalty", "radius", "rho")
 ] + [(CVaR(0.35), ""), (CVaR(0.8), "")]
 
 
-@pytest.mark.filterwarnings("ignore:Solution may be inaccurate")  # it stops a digit early; the comparison decides
+@pytest.mark.filterwarnings(
+    "ignore:Solution may be inaccurate"
+)  # it stops a digit early; the comparison decides
 @pytest.mark.parametrize(("divergence", "form"), FAMILIES, ids=str)
 def test_value_and_weights(divergence: Divergence, form: str):
     for seed in range(PROBLEMS):

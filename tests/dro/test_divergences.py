@@ -1,11 +1,21 @@
-"""Divergences against hand-computed values, a dense grid for the conjugates, and the optimality of each tilt."""
+"""Divergences against hand-computed values, a dense grid for the conjugates, and the optimality of
+each tilt."""
 
 import math
 
 import pytest
 import torch
 
-from steering.dro import KL, ChiSquare, CressieRead, CVaR, Divergence, TotalVariation, distance, divergence
+from steering.dro import (
+    KL,
+    ChiSquare,
+    CressieRead,
+    CVaR,
+    Divergence,
+    TotalVariation,
+    distance,
+    divergence,
+)
 
 ORDERS = [-1.0, 0.0, 0.5, 1.5, 3.0]
 EVERY = [KL(), ChiSquare(), CVaR(0.3), TotalVariation(), *map(CressieRead, ORDERS)]
@@ -18,9 +28,13 @@ def rows(*values: float) -> torch.Tensor:
 
 def test_phi_by_hand():
     t = rows(0.0, 0.5, 1.0, 2.0)
-    torch.testing.assert_close(KL().phi(t), rows(1.0, 0.5 * math.log(0.5) + 0.5, 0.0, 2 * math.log(2) - 1))
+    torch.testing.assert_close(
+        KL().phi(t), rows(1.0, 0.5 * math.log(0.5) + 0.5, 0.0, 2 * math.log(2) - 1)
+    )
     torch.testing.assert_close(ChiSquare().phi(t), rows(0.5, 0.125, 0.0, 0.5))
-    torch.testing.assert_close(CVaR(0.5).phi(rows(0.0, 1.0, 2.0, 2.1)), rows(0.0, 0.0, 0.0, math.inf))
+    torch.testing.assert_close(
+        CVaR(0.5).phi(rows(0.0, 1.0, 2.0, 2.1)), rows(0.0, 0.0, 0.0, math.inf)
+    )
 
 
 @pytest.mark.parametrize("phi", EVERY)
@@ -45,9 +59,12 @@ def test_kl_near_zero(dtype: torch.dtype):
 
 @pytest.mark.parametrize("phi", EVERY)
 def test_conjugate_is_the_supremum_on_a_grid(phi: Divergence):
-    wall = {TotalVariation(): 0.5, CressieRead(-1.0): 0.5, CressieRead(0.0): 1.0, CressieRead(0.5): 2.0}.get(
-        phi, math.inf
-    )
+    wall = {
+        TotalVariation(): 0.5,
+        CressieRead(-1.0): 0.5,
+        CressieRead(0.0): 1.0,
+        CressieRead(0.5): 2.0,
+    }.get(phi, math.inf)
     for s in (-3.0, -1.0, -0.4, 0.0, 0.3, 0.7, 2.0):  # every maximiser lies inside the grid
         if s >= wall or (phi == CressieRead(0.5) and s > 1):
             continue
@@ -72,13 +89,26 @@ def test_the_ratio_is_the_slope_of_the_conjugate(phi: Divergence):
 
 
 def test_the_family_contains_its_members():
-    t, s = torch.linspace(0.01, 6, 100, dtype=torch.float64), torch.linspace(-3, 0.4, 100, dtype=torch.float64)
-    for k, member, close in [(2.0, ChiSquare(), 1e-12), (1 + 1e-5, KL(), 1e-3), (1 - 1e-5, KL(), 1e-3)]:
-        torch.testing.assert_close(CressieRead(k).phi(t), member.phi(t), rtol=close, atol=close * 1e-2)
-        torch.testing.assert_close(CressieRead(k).conjugate(s), member.conjugate(s), rtol=close, atol=close * 1e-2)
+    t, s = (
+        torch.linspace(0.01, 6, 100, dtype=torch.float64),
+        torch.linspace(-3, 0.4, 100, dtype=torch.float64),
+    )
+    for k, member, close in [
+        (2.0, ChiSquare(), 1e-12),
+        (1 + 1e-5, KL(), 1e-3),
+        (1 - 1e-5, KL(), 1e-3),
+    ]:
+        torch.testing.assert_close(
+            CressieRead(k).phi(t), member.phi(t), rtol=close, atol=close * 1e-2
+        )
+        torch.testing.assert_close(
+            CressieRead(k).conjugate(s), member.conjugate(s), rtol=close, atol=close * 1e-2
+        )
     reverse = -t.log() + t - 1
     torch.testing.assert_close(CressieRead(0.0).phi(t), reverse)
-    torch.testing.assert_close(CressieRead(0.5).phi(t), 2 * (t.sqrt() - 1) ** 2)  # four times squared Hellinger
+    torch.testing.assert_close(
+        CressieRead(0.5).phi(t), 2 * (t.sqrt() - 1) ** 2
+    )  # four times squared Hellinger
 
 
 @pytest.mark.parametrize("k", [*ORDERS, 8.0, -4.0])
@@ -106,7 +136,8 @@ def test_dtype_and_shape_stay(phi: Divergence, dtype: torch.dtype):
 
 @pytest.mark.parametrize("phi", EVERY)
 def test_tilt_is_stationary(phi: Divergence):
-    # t ∈ ∂φ*(s − ν) is the equality t (s − ν) = φ(t) + φ*(s − ν) of Fenchel and Young; with mean(t) = 1 it is optimal.
+    # t ∈ ∂φ*(s − ν) is the equality t (s − ν) = φ(t) + φ*(s − ν) of Fenchel and Young; with mean(t)
+    # = 1 it is optimal.
     scores = torch.randn(5, 11, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 2
     mask = torch.rand(5, 11, generator=torch.Generator().manual_seed(1)) < 0.7
     t, nu = phi.tilt(scores.masked_fill(~mask, math.nan), mask)
@@ -134,15 +165,20 @@ def test_chi_square_tilt_by_hand():
 
 
 def test_cvar_tilt_shares_the_rest_among_ties():
-    # k = 0.5 · 5 = 2.5 items: the 3 counts fully (ratio 2), the remaining 1.5 of them falls on three ones.
+    # k = 0.5 · 5 = 2.5 items: the 3 counts fully (ratio 2), the remaining 1.5 of them falls on
+    # three ones.
     t, nu = CVaR(0.5).tilt(rows(1.0, 3.0, 1.0, 1.0, 0.0), torch.ones(5, dtype=torch.bool))
     torch.testing.assert_close(t, rows(1.0, 2.0, 1.0, 1.0, 0.0))
     assert nu == 1
 
 
-@pytest.mark.parametrize(("level", "n", "k"), [(0.55, 100, 55), (0.28, 75, 21), (7 / 51, 51, 7), (1 / 49, 49, 1)])
+@pytest.mark.parametrize(
+    ("level", "n", "k"), [(0.55, 100, 55), (0.28, 75, 21), (7 / 51, 51, 7), (1 / 49, 49, 1)]
+)
 def test_cvar_takes_whole_tails_whole(level: float, n: int, k: int):
-    assert (CVaR(level).tilt(torch.arange(n).double(), torch.ones(n, dtype=torch.bool))[0] > 0).sum() == k
+    assert (
+        CVaR(level).tilt(torch.arange(n).double(), torch.ones(n, dtype=torch.bool))[0] > 0
+    ).sum() == k
 
 
 def test_distance_by_hand():
@@ -156,7 +192,9 @@ def test_distance_by_hand():
 def test_distance_honours_the_mask():
     p, mask = rows(0.75, 0.25, math.nan), torch.tensor([True, True, False])
     torch.testing.assert_close(distance(p, KL(), mask), distance(p[:2], KL()))
-    torch.testing.assert_close(distance(p.expand(2, 3), KL(), mask), distance(p[:2], KL()).expand(2))
+    torch.testing.assert_close(
+        distance(p.expand(2, 3), KL(), mask), distance(p[:2], KL()).expand(2)
+    )
     torch.testing.assert_close(distance(p[:2], KL(), mask[:1]), distance(p[:2], KL()))
 
 
@@ -171,7 +209,9 @@ def test_names_resolve():
 
 
 def test_wrong_names_and_levels():
-    with pytest.raises(ValueError, match="expected one of kl, chi2, tv, cvar, cressie-read, got 'hellinger'"):
+    with pytest.raises(
+        ValueError, match="expected one of kl, chi2, tv, cvar, cressie-read, got 'hellinger'"
+    ):
         divergence("hellinger")
     with pytest.raises(ValueError, match=r"level: 'cvar' needs .* got None"):
         divergence("cvar")

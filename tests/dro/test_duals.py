@@ -45,7 +45,12 @@ def test_what_is_written_is_read_and_the_rest_was_never_visited(layout):
     assert not table.read(rows, False)[1].any()
     table.write(rows, values, False)
     found, known = table.read(torch.arange(10).view(2, 5), False)
-    assert known.flatten().nonzero().flatten().tolist() == [0, 3, 7, 9]  # a zero that is meant is known
+    assert known.flatten().nonzero().flatten().tolist() == [
+        0,
+        3,
+        7,
+        9,
+    ]  # a zero that is meant is known
     torch.testing.assert_close(found.flatten()[rows], values.abs() * values.sign(), rtol=0, atol=0)
 
 
@@ -141,7 +146,9 @@ def test_every_row_has_one_owner(as_rank):
 
 
 def test_parts_that_leave_gaps(as_rank):
-    tables = [as_rank(rank, 3, lambda: nn.ModuleDict({"duals": Duals(9, SPLIT)})) for rank in range(3)]
+    tables = [
+        as_rank(rank, 3, lambda: nn.ModuleDict({"duals": Duals(9, SPLIT)})) for rank in range(3)
+    ]
     states = [table.state_dict() for table in tables]
     with pytest.raises(ValueError, match="of 9 rows leave gaps"):
         merged([states[0], states[2]])
@@ -155,7 +162,9 @@ def test_parts_that_leave_gaps(as_rank):
 
 
 def test_what_is_split_is_told_apart(as_rank):
-    module = as_rank(1, 2, lambda: nn.ModuleDict({"a": MovingAverage(6, layout=SPLIT), "b": nn.Linear(1, 1)}))
+    module = as_rank(
+        1, 2, lambda: nn.ModuleDict({"a": MovingAverage(6, layout=SPLIT), "b": nn.Linear(1, 1)})
+    )
     rest, own = split_state(module)
     assert {*own} == {"a.duals.part", "a.duals.extent"}
     assert {*rest} == {"b.weight", "b.bias"}

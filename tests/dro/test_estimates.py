@@ -47,7 +47,8 @@ def minimum(f: Any, low: float, high: float) -> float:
     return (low + high) / 2
 
 
-# ---- mirror descent (SCENT) ------------------------------------------------------------------------------------------
+# ---- mirror descent (SCENT)
+# ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -74,7 +75,9 @@ def test_mirror_step_lies_between_and_is_finite(nu: float, s: float, log_alpha: 
     found = float(mirror_step(number(nu), number(s), log_alpha))
     slack = 1e-12 * (1 + max(abs(nu), abs(s)))
     assert min(nu, s) - slack <= found <= max(nu, s) + slack
-    assert float(mirror_step(number(nu), number(nu), log_alpha)) == pytest.approx(nu, rel=1e-12, abs=1e-12)
+    assert float(mirror_step(number(nu), number(nu), log_alpha)) == pytest.approx(
+        nu, rel=1e-12, abs=1e-12
+    )
 
 
 def test_limits_of_the_step():
@@ -116,11 +119,15 @@ def test_the_objective_around_its_minimum():
 def test_first_visit_takes_the_batch_and_full_batch_is_the_exact_gradient():
     # Fact 8.
     h = random(12).requires_grad_()
-    risk = StochasticRisk(1, tau=1.0, estimator="mirror_descent", log_alpha=-3.0, strength=0.0).double()
+    risk = StochasticRisk(
+        1, tau=1.0, estimator="mirror_descent", log_alpha=-3.0, strength=0.0
+    ).double()
     loss = risk(Units(h, None, ROW)).loss
     loss.backward()
     torch.testing.assert_close(h.grad, h.detach().softmax(0), rtol=1e-6, atol=1e-8)
-    torch.testing.assert_close(loss.detach(), h.detach().logsumexp(0) - math.log(12), rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(
+        loss.detach(), h.detach().logsumexp(0) - math.log(12), rtol=1e-6, atol=1e-7
+    )
 
 
 def test_zero_is_a_legal_dual():
@@ -130,7 +137,8 @@ def test_zero_is_a_legal_dual():
     torch.testing.assert_close(nu.exp(), number(2.0))  # rate σ(0) = 1/2 between 1 and 3
 
 
-# ---- the proximal point ----------------------------------------------------------------------------------------------
+# ---- the proximal point
+# ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("divergence", DIVERGENCES, ids=str)
@@ -145,7 +153,8 @@ def test_proximal_step_is_the_argmin(divergence: Divergence, step: float):
         t, nu = proximal_step(divergence, s, all_of(s), number(before), number(step))
         low = float(s.max()) - 2 if divergence == CressieRead(0.5) else -10.0  # where φ* is finite
         assert float(nu) == pytest.approx(minimum(objective, low, 10.0), abs=2e-7)
-        # The weights that belong to it: a reply to the scores, of the mean that the proximal term leaves.
+        # The weights that belong to it: a reply to the scores, of the mean that the proximal term
+        # leaves.
         assert float(t.mean()) == pytest.approx(1 + (float(nu) - before) / step, abs=1e-9)
         fenchel = divergence.phi(t) + divergence.conjugate(s - nu) - t * (s - nu)
         assert float(fenchel.abs().max()) < 1e-9
@@ -155,7 +164,9 @@ def test_proximal_step_is_the_argmin(divergence: Divergence, step: float):
 def test_limits_of_the_proximal_step(divergence: Divergence):
     s, mask = random(2, 9), random(2, 9, seed=1) > -0.7
     exact, exact_nu = divergence.tilt(s, mask)
-    t, nu = proximal_step(divergence, s, mask, torch.zeros(2).double(), torch.full((2,), 1e12).double())
+    t, nu = proximal_step(
+        divergence, s, mask, torch.zeros(2).double(), torch.full((2,), 1e12).double()
+    )
     torch.testing.assert_close(t, exact, rtol=1e-6, atol=1e-9)
     if divergence != CVaR(0.3):  # whose ν is an interval if level · n is whole
         torch.testing.assert_close(nu, exact_nu, rtol=1e-6, atol=1e-9)
@@ -168,13 +179,16 @@ def test_the_step_falls_with_the_root_of_the_visits():
     s = [random(6, seed=seed) for seed in range(3)]
     _, nu = found(ROW, s[0], all_of(s[0]))
     for visits in (1, 2):
-        _, expected = proximal_step(ChiSquare(), s[visits], all_of(s[0]), nu, number(0.5 / math.sqrt(visits)))
+        _, expected = proximal_step(
+            ChiSquare(), s[visits], all_of(s[0]), nu, number(0.5 / math.sqrt(visits))
+        )
         _, nu = found(ROW, s[visits], all_of(s[0]))
         torch.testing.assert_close(nu, expected)
     assert found.visits.tolist() == [3]
 
 
-# ---- all of them -----------------------------------------------------------------------------------------------------
+# ---- all of them
+# -----------------------------------------------------------------------------------------------------
 
 PAIRS = [
     ("batch", KL(), {}),
@@ -192,11 +206,15 @@ remembering = [pair for pair in PAIRS if pair[0] != "batch"]
 
 
 @pytest.mark.parametrize(("name", "divergence", "options"), PAIRS, ids=str)
-def test_a_first_full_batch_is_the_exact_worst_case(name: str, divergence: Divergence, options: dict[str, float]):
+def test_a_first_full_batch_is_the_exact_worst_case(
+    name: str, divergence: Divergence, options: dict[str, float]
+):
     h = random(3, 11)
     mask = random(3, 11, seed=1) > -0.8
     tau = None if divergence == CVaR(0.3) else 0.7
-    risk = StochasticRisk(3, tau=tau, divergence=divergence, estimator=name, strength=0.0, **options).double()
+    risk = StochasticRisk(
+        3, tau=tau, divergence=divergence, estimator=name, strength=0.0, **options
+    ).double()
     if tau:
         risk.temperature.log_tau.data.fill_(math.log(tau))
     found = risk(Units(h, None, torch.arange(3), mask))
@@ -206,7 +224,9 @@ def test_a_first_full_batch_is_the_exact_worst_case(name: str, divergence: Diver
 
 
 @pytest.mark.parametrize(("name", "divergence", "options"), PAIRS, ids=str)
-def test_a_first_batch_of_a_single_row_too(name: str, divergence: Divergence, options: dict[str, float]):
+def test_a_first_batch_of_a_single_row_too(
+    name: str, divergence: Divergence, options: dict[str, float]
+):
     # The key of a plain batch of examples has no dimensions.
     s = random(11)
     t, nu = build_estimator(name, divergence, 1, **options).double()(ROW, s, all_of(s))
@@ -216,11 +236,17 @@ def test_a_first_batch_of_a_single_row_too(name: str, divergence: Divergence, op
 
 
 @pytest.mark.parametrize(("name", "divergence", "options"), remembering, ids=str)
-def test_small_batches_find_the_dual_of_all_examples(name: str, divergence: Divergence, options: dict[str, float]):
-    # 300 examples in batches of 8, a standing model. The plain mini-batch is off by its bias, these are not.
+def test_small_batches_find_the_dual_of_all_examples(
+    name: str, divergence: Divergence, options: dict[str, float]
+):
+    # 300 examples in batches of 8, a standing model. The plain mini-batch is off by its bias, these
+    # are not.
     s = random(300, seed=3)
     _, exact = divergence.tilt(s, all_of(s))
-    found, plain = build_estimator(name, divergence, 1, **options).double(), build_estimator("batch", divergence, 1)
+    found, plain = (
+        build_estimator(name, divergence, 1, **options).double(),
+        build_estimator("batch", divergence, 1),
+    )
     generator, duals, biased, means = torch.Generator().manual_seed(0), [], [], []
     for _ in range(1200):
         batch = s[torch.randint(300, (8,), generator=generator)]
@@ -266,7 +292,8 @@ def test_total_variation_and_kl_have_what_fits_them():
         ("proximal", TotalVariation()),
     ]:
         with pytest.raises(
-            ValueError, match=f"estimator '{name}' does not work for the divergence '{divergence.name}'"
+            ValueError,
+            match=f"estimator '{name}' does not work for the divergence '{divergence.name}'",
         ):
             build_estimator(name, divergence, 1)
     assert isinstance(build_estimator(None, KL(), 1), MovingAverage)
@@ -293,7 +320,10 @@ def test_wrong_options_are_named(message: str, options: dict[str, Any]):
     [
         ("tau must be None for 'cvar', got 1.0", {"divergence": "cvar", "level": 0.1, "tau": 1.0}),
         ("tau must be given, got None", {"divergence": "chi2", "tau": None}),
-        ("radius must be None for 'cvar'", {"divergence": "cvar", "level": 0.1, "tau": None, "radius": 0.1}),
+        (
+            "radius must be None for 'cvar'",
+            {"divergence": "cvar", "level": 0.1, "tau": None, "radius": 0.1},
+        ),
         ("epsilon must be 0 for 'chi2'", {"divergence": "chi2", "tau": 1.0, "epsilon": 0.1}),
         ("level: 'cvar' needs it", {"divergence": "cvar", "tau": None}),
     ],
@@ -306,7 +336,9 @@ def test_risks_that_make_no_sense(message: str, options: dict[str, Any]):
 def test_a_learned_temperature_spends_the_radius():
     # Half chi-square with R = 0.2 on standing losses: τ goes to the exact multiplier.
     h = random(50)
-    risk = StochasticRisk(1, tau=3.0, divergence="chi2", radius=0.2, estimator="batch", strength=0.0).double()
+    risk = StochasticRisk(
+        1, tau=3.0, divergence="chi2", radius=0.2, estimator="batch", strength=0.0
+    ).double()
     optimizer = torch.optim.Adam(risk.parameters(), lr=0.05)
     for _ in range(600):
         optimizer.zero_grad()

@@ -1,4 +1,5 @@
-"""The exact worst case: facts 1 to 8 of docs/facts.md, hand-computed cases, naive twins, invariances, gradients."""
+"""The exact worst case: facts 1 to 8 of docs/facts.md, hand-computed cases, naive twins,
+invariances, gradients."""
 
 import math
 
@@ -9,7 +10,9 @@ from torch import Tensor
 
 from steering.dro import KL, ChiSquare, CVaR, Divergence, distance, worst_case
 
-HAND: list[tuple[Divergence, dict[str, float]]] = [(d, {"penalty": t}) for d in (KL(), ChiSquare()) for t in (0.2, 3)]
+HAND: list[tuple[Divergence, dict[str, float]]] = [
+    (d, {"penalty": t}) for d in (KL(), ChiSquare()) for t in (0.2, 3)
+]
 
 # Hand-computed cases
 
@@ -25,7 +28,8 @@ def test_kl_penalty_by_hand():
 
 @pytest.mark.parametrize("q", [0.6, 0.9, 0.99])
 def test_kl_radius_of_two_losses(q: float):
-    # Weights (q, 1 − q) have KL = log 2 + q log q + (1 − q) log(1 − q), and softmax gives them at τ = gap/logit(q).
+    # Weights (q, 1 − q) have KL = log 2 + q log q + (1 − q) log(1 − q), and softmax gives them at τ
+    # = gap/logit(q).
     radius = math.log(2) + q * math.log(q) + (1 - q) * math.log(1 - q)
     found = worst_case(rows(3.0, 0.0), KL(), radius=radius)
     torch.testing.assert_close(found.weights, rows(q, 1 - q), rtol=1e-12, atol=0)
@@ -33,7 +37,8 @@ def test_kl_radius_of_two_losses(q: float):
 
 
 def test_chi_square_penalty_by_hand_where_a_weight_is_zero():
-    # τ = 1, n = 3, as in the tilt test: ratios (1.25, 0, 1.75), value Σ p h − (1/6)(0.25² + 1 + 0.75²).
+    # τ = 1, n = 3, as in the tilt test: ratios (1.25, 0, 1.75), value Σ p h − (1/6)(0.25² + 1 +
+    # 0.75²).
     found = worst_case(rows(0.5, -3.0, 1.0), ChiSquare(), penalty=1.0)
     torch.testing.assert_close(found.weights, rows(1.25, 0.0, 1.75) / 3)
     torch.testing.assert_close(found.value.item(), (0.625 + 1.75) / 3 - (0.0625 + 1 + 0.5625) / 6)
@@ -49,7 +54,12 @@ def test_chi_square_radius_by_hand_where_weights_are_zero():
 
 def test_one_item_is_its_own_worst_case():
     losses = rows([3.0], [-2.0])
-    for phi, budget in [*EVERY, (KL(), {"radius": 0.0}), (KL(), {"radius": math.inf}), (ChiSquare(), {"penalty": 0.0})]:
+    for phi, budget in [
+        *EVERY,
+        (KL(), {"radius": 0.0}),
+        (KL(), {"radius": math.inf}),
+        (ChiSquare(), {"penalty": 0.0}),
+    ]:
         found = worst_case(losses, phi, **budget)
         torch.testing.assert_close(found.value, losses[:, 0])
         torch.testing.assert_close(found.weights, torch.ones_like(losses))
@@ -60,7 +70,8 @@ def test_one_item_is_its_own_worst_case():
 
 @pytest.mark.parametrize(
     ("phi", "budget"),
-    [(d, b) for d in (KL(), ChiSquare()) for b in ({"penalty": math.inf}, {"radius": 0.0})] + [(CVaR(1.0), {})],
+    [(d, b) for d in (KL(), ChiSquare()) for b in ({"penalty": math.inf}, {"radius": 0.0})]
+    + [(CVaR(1.0), {})],
 )
 def test_no_adversary_is_the_mean(phi: Divergence, budget: dict[str, float]):
     # Fact 1.
@@ -79,14 +90,18 @@ def test_a_weak_adversary_is_nearly_the_mean(phi: Divergence):
     variance = losses.var(correction=0)
     for tau in (1e4, 1e8, 1e20, 1e300):
         expected = losses.mean() + variance / (2 * tau)
-        torch.testing.assert_close(worst_case(losses, phi, penalty=tau).value, expected, rtol=0, atol=tau**-2 + 1e-15)
+        torch.testing.assert_close(
+            worst_case(losses, phi, penalty=tau).value, expected, rtol=0, atol=tau**-2 + 1e-15
+        )
     for radius in (1e-8, 1e-12, 1e-20, 1e-30, 2e-31, 1e-40):
         found = worst_case(losses, phi, radius=radius)
         expected = losses.mean() + (2 * radius * variance).sqrt()
         torch.testing.assert_close(found.value, expected, rtol=0, atol=radius + 1e-15)
         assert distance(found.weights, phi) <= radius * 1.3
         if radius > 1e-31:
-            torch.testing.assert_close(found.dual.tau, (variance / (2 * radius)).sqrt(), rtol=0.2, atol=0)
+            torch.testing.assert_close(
+                found.dual.tau, (variance / (2 * radius)).sqrt(), rtol=0.2, atol=0
+            )
     assert found.dual.tau == math.inf
 
 
@@ -102,7 +117,9 @@ def test_a_free_adversary_takes_the_maximum(phi: Divergence, budget: dict[str, f
     losses = rows(0.5, -1.0, 2.0, 1.5, -3.0)
     found = worst_case(losses, phi, **budget)
     vertex = rows(0, 0, 1, 0, 0)
-    expected = 2.0 - (budget["penalty"] * distance(vertex, phi).item() if "penalty" in budget else 0.0)
+    expected = 2.0 - (
+        budget["penalty"] * distance(vertex, phi).item() if "penalty" in budget else 0.0
+    )
     torch.testing.assert_close(found.weights, vertex)
     torch.testing.assert_close(found.value.item(), expected)
     torch.testing.assert_close(found.gap.item(), 0.0, rtol=0, atol=1e-14)
@@ -110,7 +127,9 @@ def test_a_free_adversary_takes_the_maximum(phi: Divergence, budget: dict[str, f
         assert found.dual.tau == 0
 
 
-@pytest.mark.parametrize(("phi", "radius"), [(KL(), math.log(5 / 2)), (ChiSquare(), (5 / 2 - 1) / 2)])
+@pytest.mark.parametrize(
+    ("phi", "radius"), [(KL(), math.log(5 / 2)), (ChiSquare(), (5 / 2 - 1) / 2)]
+)
 def test_tied_maxima_share_and_need_less_radius(phi: Divergence, radius: float):
     # Fact 2 with k = 2 ties: R ≥ log(n/k), or (n/k − 1)/2.
     losses = rows(2.0, -1.0, 2.0, 1.5, -3.0)
@@ -154,9 +173,13 @@ def test_shift_and_scale(phi: Divergence, budget: dict[str, float]):
 
 @pytest.mark.parametrize("phi", [KL(), ChiSquare()])
 def test_radius_is_spent_and_is_the_slope_of_the_dual(phi: Divergence):
-    # Fact 5. First for any τ: d/dτ [penalty value + τ R] = R − D(p_τ), so D(p_τ) = −slope of the penalty value.
+    # Fact 5. First for any τ: d/dτ [penalty value + τ R] = R − D(p_τ), so D(p_τ) = −slope of the
+    # penalty value.
     losses, tau, step = random(6, 10), 0.7, 1e-5
-    rise = worst_case(losses, phi, penalty=tau + step).value - worst_case(losses, phi, penalty=tau - step).value
+    rise = (
+        worst_case(losses, phi, penalty=tau + step).value
+        - worst_case(losses, phi, penalty=tau - step).value
+    )
     spent = distance(worst_case(losses, phi, penalty=tau).weights, phi)
     torch.testing.assert_close(rise / (2 * step), -spent, rtol=1e-6, atol=1e-8)
     # Then at the optimum, where that slope is zero; its τ is the derivative of the value in R.
@@ -168,7 +191,10 @@ def test_radius_is_spent_and_is_the_slope_of_the_dual(phi: Divergence):
         twin = worst_case(losses, phi, penalty=found.dual.tau)
         torch.testing.assert_close(twin.weights, found.weights, rtol=1e-9, atol=1e-12)
         step = 1e-4 * radius
-        rise = worst_case(losses, phi, radius=radius + step).value - worst_case(losses, phi, radius=radius - step).value
+        rise = (
+            worst_case(losses, phi, radius=radius + step).value
+            - worst_case(losses, phi, radius=radius - step).value
+        )
         torch.testing.assert_close(rise / (2 * step), found.dual.tau, rtol=1e-5, atol=0)
 
 
@@ -179,7 +205,9 @@ def test_cvar_is_the_mean_of_the_top_k(k: int):
     top = losses.topk(k)
     found = worst_case(losses, CVaR(k / 10))
     torch.testing.assert_close(found.value, top.values.mean(-1))
-    torch.testing.assert_close(found.weights, torch.zeros_like(losses).scatter(-1, top.indices, 1 / k))
+    torch.testing.assert_close(
+        found.weights, torch.zeros_like(losses).scatter(-1, top.indices, 1 / k)
+    )
     torch.testing.assert_close(found.dual.nu, top.values[:, -1])
     check(found, losses, CVaR(k / 10))
 
@@ -201,7 +229,9 @@ def test_chi_square_closed_form_while_no_weight_is_zero():
         inside = lowest >= 0
         closed = mean + math.sqrt(2 * radius) * std
         torch.testing.assert_close(found.value[inside], closed[inside])
-        torch.testing.assert_close(found.dual.tau[inside], (std / math.sqrt(2 * radius))[inside], rtol=1e-6, atol=0)
+        torch.testing.assert_close(
+            found.dual.tau[inside], (std / math.sqrt(2 * radius))[inside], rtol=1e-6, atol=0
+        )
         assert (found.value[~inside] < closed[~inside]).all()
         assert inside.any() or radius > 0.5
         assert not inside.all() or radius < 0.1
@@ -209,7 +239,8 @@ def test_chi_square_closed_form_while_no_weight_is_zero():
 
 @every
 def test_reference_that_says_nothing(phi: Divergence, budget: dict[str, float]):
-    # Fact 8: a constant reference is plain DRO; a reference that copies the target leaves nothing to reweight.
+    # Fact 8: a constant reference is plain DRO; a reference that copies the target leaves nothing
+    # to reweight.
     losses = random(3, 8).requires_grad_()
     plain, shifted = worst_case(losses, phi, **budget), worst_case(losses - 5, phi, **budget)
     torch.testing.assert_close(shifted.value, plain.value - 5)
@@ -223,11 +254,19 @@ def test_reference_that_says_nothing(phi: Divergence, budget: dict[str, float]):
 # Naive twins
 
 
-@pytest.mark.parametrize("row", [(0.3, -1.2, 0.8, 2.0), (0.0, 0.0, 1.0), (5.0, 4.9, -3.0, -3.1, 0.2, 0.0)])
-@pytest.mark.parametrize(("phi", "budget"), [*HAND, (KL(), {"radius": 0.3}), (ChiSquare(), {"radius": 0.8})])
-def test_dual_minimised_numerically(row: tuple[float, ...], phi: Divergence, budget: dict[str, float]):
+@pytest.mark.parametrize(
+    "row", [(0.3, -1.2, 0.8, 2.0), (0.0, 0.0, 1.0), (5.0, 4.9, -3.0, -3.1, 0.2, 0.0)]
+)
+@pytest.mark.parametrize(
+    ("phi", "budget"), [*HAND, (KL(), {"radius": 0.3}), (ChiSquare(), {"radius": 0.8})]
+)
+def test_dual_minimised_numerically(
+    row: tuple[float, ...], phi: Divergence, budget: dict[str, float]
+):
     expected = naive_value(rows(*row), phi, **budget)
-    torch.testing.assert_close(worst_case(rows(*row), phi, **budget).value.item(), expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        worst_case(rows(*row), phi, **budget).value.item(), expected, rtol=0, atol=1e-6
+    )
 
 
 @every
@@ -267,7 +306,9 @@ class TwiceKL(Divergence):
     def ratio(self, s: Tensor) -> Tensor:
         return KL().ratio(s / 2)
 
-    def tilt(self, scores: Tensor, mask: Tensor, prior: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def tilt(
+        self, scores: Tensor, mask: Tensor, prior: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         self.tilts += 1
         ratios, nu = KL().tilt(scores / 2, mask, prior)
         return ratios, 2 * nu
@@ -276,7 +317,10 @@ class TwiceKL(Divergence):
 @pytest.mark.parametrize("radius", [1e-12, 1e-3, 0.5, 2.0, 5.9, 6.7])
 def test_a_new_divergence_needs_no_line_in_the_solver(radius: float):
     losses, phi = 3 * random(50, 30), TwiceKL()
-    found, expected = worst_case(losses, phi, radius=radius), worst_case(losses, KL(), radius=radius / 2)
+    found, expected = (
+        worst_case(losses, phi, radius=radius),
+        worst_case(losses, KL(), radius=radius / 2),
+    )
     torch.testing.assert_close(found.value, expected.value)
     torch.testing.assert_close(found.weights, expected.weights, rtol=1e-7, atol=1e-12)
     torch.testing.assert_close(found.gap, torch.zeros_like(found.gap), rtol=0, atol=1e-13)
@@ -307,8 +351,16 @@ def test_rows_are_solved_one_by_one(phi: Divergence, budget: dict[str, float]):
 def test_a_row_does_not_feel_its_neighbours(phi: Divergence):
     # Bit by bit, however long the neighbours keep the search going.
     row = random(9)
-    neighbours = (row, torch.zeros(9).double(), 1e-20 * random(9, seed=1).exp(), (20 * random(9, seed=2)).exp())
-    answers = [worst_case(torch.stack([row, other]), phi, radius=rows(0.3, 1.3)[0]).weights[0] for other in neighbours]
+    neighbours = (
+        row,
+        torch.zeros(9).double(),
+        1e-20 * random(9, seed=1).exp(),
+        (20 * random(9, seed=2)).exp(),
+    )
+    answers = [
+        worst_case(torch.stack([row, other]), phi, radius=rows(0.3, 1.3)[0]).weights[0]
+        for other in neighbours
+    ]
     for answer in answers:
         torch.testing.assert_close(answer, answers[0], rtol=0, atol=0)
 
@@ -344,7 +396,9 @@ def test_masked_items_do_not_exist_in_the_limits(kind: str, strength: float):
     losses, mask = rows(2.0, 1.0, 9.0, 2.0), torch.tensor([True, True, False, True])
     free = (kind == "radius") == (strength > 0)
     expected = rows(0.5, 0, 0, 0.5) if free else rows(1, 1, 0, 1) / 3
-    torch.testing.assert_close(worst_case(losses, KL(), mask=mask, **{kind: strength}).weights, expected)
+    torch.testing.assert_close(
+        worst_case(losses, KL(), mask=mask, **{kind: strength}).weights, expected
+    )
 
 
 def test_mask_and_budget_broadcast():
@@ -373,5 +427,7 @@ def test_gradcheck(phi: Divergence, budget: dict[str, float]):
 def test_gradient_does_not_depend_on_the_number_of_steps_of_the_search():
     # The graph holds one product, whatever the search did.
     losses = random(2, 6).requires_grad_()
-    (gradient,) = torch.autograd.grad(worst_case(losses, KL(), radius=0.3).value.sum(), losses, create_graph=True)
+    (gradient,) = torch.autograd.grad(
+        worst_case(losses, KL(), radius=0.3).value.sum(), losses, create_graph=True
+    )
     torch.testing.assert_close(gradient, worst_case(losses, KL(), radius=0.3).weights)

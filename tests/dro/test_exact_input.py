@@ -1,4 +1,5 @@
-"""The exact worst case on whatever it may be given: extreme rows, any budget, float32, bad input."""
+"""The exact worst case on whatever it may be given: extreme rows, any budget, float32, bad
+input."""
 
 import math
 from typing import Any
@@ -10,7 +11,16 @@ from hypothesis import strategies as st
 from solver_cases import check, every, random, rows
 from torch import Tensor
 
-from steering.dro import KL, ChiSquare, CressieRead, CVaR, Divergence, TotalVariation, divergence, worst_case
+from steering.dro import (
+    KL,
+    ChiSquare,
+    CressieRead,
+    CVaR,
+    Divergence,
+    TotalVariation,
+    divergence,
+    worst_case,
+)
 
 # Stability
 
@@ -53,17 +63,22 @@ def test_float32_is_near_the_float64_solution(phi: Divergence, budget: dict[str,
 
 @pytest.mark.parametrize("shape", [(1, 1_000_000), (3, 300_001), (4097, 300)])
 def test_long_rows_and_many_rows_in_float32(shape: tuple[int, int]):
-    # Longer and more than one block of the solver; sums of a million float32 numbers must not drift.
+    # Longer and more than one block of the solver; sums of a million float32 numbers must not
+    # drift.
     losses = random(*shape).float()
     softmax = (losses.double() / 0.5).softmax(-1)
     found = worst_case(losses, KL(), penalty=0.5)
     torch.testing.assert_close(found.weights.double(), softmax, rtol=2e-6, atol=0)
-    torch.testing.assert_close(found.weights.double().sum(-1), torch.ones(shape[0]).double(), rtol=0, atol=5e-7)
+    torch.testing.assert_close(
+        found.weights.double().sum(-1), torch.ones(shape[0]).double(), rtol=0, atol=5e-7
+    )
     expected = 0.5 * ((losses.double() / 0.5).logsumexp(-1) - math.log(shape[1]))
     torch.testing.assert_close(found.value, expected.float(), rtol=1e-6, atol=1e-6)
     k = shape[1] // 10
     tail = losses.double().topk(k).values.mean(-1)
-    torch.testing.assert_close(worst_case(losses, "cvar", level=k / shape[1]).value, tail.float(), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        worst_case(losses, "cvar", level=k / shape[1]).value, tail.float(), rtol=1e-6, atol=1e-6
+    )
     for form in ({"radius": 0.5}, {"penalty": 0.5}):
         found = worst_case(losses, ChiSquare(), **form)
         assert (found.gap.abs() <= 1e-5 * (losses.amax(-1) - losses.amin(-1))).all()
@@ -78,7 +93,9 @@ losses_of_any_kind = st.lists(
     min_size=1,
     max_size=12,
 )
-strengths = st.one_of(st.floats(0, 1e3), st.sampled_from([0.0, 1e-300, 1e-35, 1e-20, 1e-8, 1e6, 1e300, math.inf]))
+strengths = st.one_of(
+    st.floats(0, 1e3), st.sampled_from([0.0, 1e-300, 1e-35, 1e-20, 1e-8, 1e6, 1e300, math.inf])
+)
 
 
 def limited(phi: Divergence, radius: float, n: int) -> float:
@@ -90,7 +107,9 @@ def limited(phi: Divergence, radius: float, n: int) -> float:
 @settings(max_examples=250, derandomize=True, deadline=None)
 @given(
     losses_of_any_kind,
-    st.sampled_from([KL(), ChiSquare(), TotalVariation(), CressieRead(1.5), CressieRead(0.5), CressieRead(0.0)]),
+    st.sampled_from(
+        [KL(), ChiSquare(), TotalVariation(), CressieRead(1.5), CressieRead(0.5), CressieRead(0.0)]
+    ),
     st.sampled_from(["radius", "penalty"]),
     strengths,
 )
@@ -109,26 +128,40 @@ def test_any_budget_on_any_row(values: list[float], phi: Divergence, kind: str, 
 @settings(max_examples=250, derandomize=True, deadline=None)
 @given(
     st.lists(
-        st.one_of(st.floats(-(2.0**99), 2.0**99, width=32), st.sampled_from([0.0, 1.0, 1.0000001, -1.0])),
+        st.one_of(
+            st.floats(-(2.0**99), 2.0**99, width=32), st.sampled_from([0.0, 1.0, 1.0000001, -1.0])
+        ),
         min_size=1,
         max_size=12,
     ),
     st.lists(st.sampled_from([0.0, 1e-12, 1e-3, 0.5, 1.0]), min_size=12, max_size=12),
-    st.sampled_from([KL(), ChiSquare(), TotalVariation(), CVaR(0.3), CressieRead(1.5), CressieRead(0.5)]),
+    st.sampled_from(
+        [KL(), ChiSquare(), TotalVariation(), CVaR(0.3), CressieRead(1.5), CressieRead(0.5)]
+    ),
     st.one_of(st.floats(1e-8, 1), st.sampled_from([0.0, math.inf])),
     st.sampled_from(["radius", "penalty"]),
     st.sampled_from([torch.float32, torch.float64]),
 )
 def test_the_certificate(
-    values: list[float], prior: list[float], phi: Divergence, strength: float, kind: str, dtype: torch.dtype
+    values: list[float],
+    prior: list[float],
+    phi: Divergence,
+    strength: float,
+    kind: str,
+    dtype: torch.dtype,
 ):
-    # Gap ≤ 1e-10 of the spread in float64, 1e-5 in float32; with a mask and a prior from 1e-12 to 1.
+    # Gap ≤ 1e-10 of the spread in float64, 1e-5 in float32; with a mask and a prior from 1e-12 to
+    # 1.
     losses, q = torch.tensor(values, dtype=dtype), torch.tensor(prior[: len(values)]).double()
     q[0] = 1.0
     mask = torch.arange(len(values)) % 4 != 3
     kept = losses[mask & (q > 0)].double()
     spread = max(float(kept.max() - kept.min()), 1e-300)
-    budget = {kind: strength * spread if kind == "penalty" and strength < 2 else limited(phi, strength, len(values))}
+    budget = {
+        kind: strength * spread
+        if kind == "penalty" and strength < 2
+        else limited(phi, strength, len(values))
+    }
     found = worst_case(losses, phi, mask=mask, prior=q, **(budget if phi.takes_budget else {}))
     assert abs(float(found.gap)) <= (1e-10 if dtype == torch.float64 else 1e-5) * spread
     assert (found.weights >= 0).all()
@@ -163,27 +196,83 @@ def test_cvar_of_any_level_on_any_row(values: list[float], level: float):
     ("message", "losses", "arguments"),
     [
         (r"losses: row 1 holds nan at item 2", rows([1, 2, 3], [1, 2, math.nan]), {"radius": 0.1}),
-        (r"losses: row \(0, 1\) holds -inf at item 0", rows([[1, 2], [-math.inf, 2]]), {"penalty": 0.1}),
+        (
+            r"losses: row \(0, 1\) holds -inf at item 0",
+            rows([[1, 2], [-math.inf, 2]]),
+            {"penalty": 0.1},
+        ),
         (r"losses: the only row holds inf at item 1", rows(1, math.inf), {"penalty": 0.1}),
-        (r"losses: row 1 spans more than float64", rows([0, 1], [1.5e308, -1.5e308]), {"radius": 0.1}),
-        (r"losses: expected at least one item in each row, got shape \(3, 0\)", torch.zeros(3, 0), {"radius": 0.1}),
-        (r"losses: expected at least one item in each row, got shape \(\)", torch.zeros(()), {"radius": 0.1}),
+        (
+            r"losses: row 1 spans more than float64",
+            rows([0, 1], [1.5e308, -1.5e308]),
+            {"radius": 0.1},
+        ),
+        (
+            r"losses: expected at least one item in each row, got shape \(3, 0\)",
+            torch.zeros(3, 0),
+            {"radius": 0.1},
+        ),
+        (
+            r"losses: expected at least one item in each row, got shape \(\)",
+            torch.zeros(()),
+            {"radius": 0.1},
+        ),
         (r"losses: expected float32 or float64, got torch.int64", torch.arange(3), {"radius": 0.1}),
-        (r"losses: expected float32 or float64, got torch.bfloat16", torch.zeros(3).bfloat16(), {"radius": 0.1}),
-        (r"mask: row 1 hides every item", torch.zeros(2, 2), {"radius": 0.1, "mask": torch.tensor([[True], [False]])}),
-        (r"mask: expected dtype bool, got torch.float32", torch.zeros(2, 2), {"radius": 0.1, "mask": torch.ones(2, 2)}),
+        (
+            r"losses: expected float32 or float64, got torch.bfloat16",
+            torch.zeros(3).bfloat16(),
+            {"radius": 0.1},
+        ),
+        (
+            r"mask: row 1 hides every item",
+            torch.zeros(2, 2),
+            {"radius": 0.1, "mask": torch.tensor([[True], [False]])},
+        ),
+        (
+            r"mask: expected dtype bool, got torch.float32",
+            torch.zeros(2, 2),
+            {"radius": 0.1, "mask": torch.ones(2, 2)},
+        ),
         (
             r"mask: expected a shape that broadcasts to \(2, 2\), got \(3, 2\)",
             torch.zeros(2, 2),
             {"radius": 0.1, "mask": torch.ones(3, 2, dtype=torch.bool)},
         ),
-        (r"radius: expected a number >= 0, got -0.1 for row 0", torch.zeros(2, 2), {"radius": -0.1}),
-        (r"penalty: expected a number >= 0, got nan for row 1", torch.zeros(2, 2), {"penalty": rows(0, math.nan)}),
-        (r"penalty: expected .* broadcasts to \(2,\), got \(3,\)", torch.zeros(2, 2), {"penalty": rows(1, 2, 3)}),
-        (r"prior: row 0 holds -1.0 at item 1", torch.zeros(2, 2), {"radius": 0.1, "prior": rows(1, -1)}),
-        (r"prior: row 1 is zero on every item", torch.zeros(2, 2), {"radius": 0.1, "prior": rows([1, 1], [0, 0])}),
-        (r"prior: expected a shape that broadcasts", torch.zeros(2, 2), {"radius": 0.1, "prior": rows(1, 1, 1)}),
-        (r"prior: gets no gradient", torch.zeros(2), {"radius": 0.1, "prior": rows(1, 1).requires_grad_()}),
+        (
+            r"radius: expected a number >= 0, got -0.1 for row 0",
+            torch.zeros(2, 2),
+            {"radius": -0.1},
+        ),
+        (
+            r"penalty: expected a number >= 0, got nan for row 1",
+            torch.zeros(2, 2),
+            {"penalty": rows(0, math.nan)},
+        ),
+        (
+            r"penalty: expected .* broadcasts to \(2,\), got \(3,\)",
+            torch.zeros(2, 2),
+            {"penalty": rows(1, 2, 3)},
+        ),
+        (
+            r"prior: row 0 holds -1.0 at item 1",
+            torch.zeros(2, 2),
+            {"radius": 0.1, "prior": rows(1, -1)},
+        ),
+        (
+            r"prior: row 1 is zero on every item",
+            torch.zeros(2, 2),
+            {"radius": 0.1, "prior": rows([1, 1], [0, 0])},
+        ),
+        (
+            r"prior: expected a shape that broadcasts",
+            torch.zeros(2, 2),
+            {"radius": 0.1, "prior": rows(1, 1, 1)},
+        ),
+        (
+            r"prior: gets no gradient",
+            torch.zeros(2),
+            {"radius": 0.1, "prior": rows(1, 1).requires_grad_()},
+        ),
         (r"penalty: gets no gradient", torch.zeros(2, 2), {"penalty": rows(1, 2).requires_grad_()}),
         (r"radius, rho, penalty: expected exactly one of them, got none", torch.zeros(2), {}),
         (
@@ -198,7 +287,9 @@ def test_bad_input_is_named(message: str, losses: Tensor, arguments: dict[str, A
         worst_case(losses, KL(), **arguments)
 
 
-@pytest.mark.parametrize(("named", "arguments"), [("radius", {"radius": 0.1}), ("penalty", {"penalty": 0.0})])
+@pytest.mark.parametrize(
+    ("named", "arguments"), [("radius", {"radius": 0.1}), ("penalty", {"penalty": 0.0})]
+)
 def test_cvar_refuses_a_budget(named: str, arguments: dict[str, float]):
     with pytest.raises(ValueError, match=rf"{named}: CVaR\(level=0.5\) takes no budget"):
         worst_case(torch.zeros(2), CVaR(0.5), **arguments)
@@ -207,14 +298,20 @@ def test_cvar_refuses_a_budget(named: str, arguments: dict[str, float]):
 @pytest.mark.parametrize(
     ("message", "arguments"),
     [
-        ("divergence: expected one of kl, chi2, tv, cvar, cressie-read, got 'kls'", {"divergence": "kls"}),
+        (
+            "divergence: expected one of kl, chi2, tv, cvar, cressie-read, got 'kls'",
+            {"divergence": "kls"},
+        ),
         ("level: 'cvar' needs it, got None", {"divergence": "cvar"}),
         ("order: 'cressie-read' needs it, got None", {"divergence": "cressie-read", "radius": 0.1}),
         (
             "level: belongs to 'cvar' only, got 0.1 together with 'kl'",
             {"divergence": "kl", "level": 0.1, "radius": 0.1},
         ),
-        ("order: belongs to 'cressie-read' only", {"divergence": KL(), "order": 2.0, "radius": 0.1}),
+        (
+            "order: belongs to 'cressie-read' only",
+            {"divergence": KL(), "order": 2.0, "radius": 0.1},
+        ),
         (
             "order: expected a finite number other than 1",
             {"divergence": "cressie-read", "order": math.inf, "radius": 0.1},
@@ -236,6 +333,11 @@ def test_names_are_objects():
         ("cressie-read", {"order": 1.0}, KL()),
     ]:
         assert divergence(name, **options) == phi
-        found, expected = worst_case(losses, name, radius=0.1, **options), worst_case(losses, phi, radius=0.1)
+        found, expected = (
+            worst_case(losses, name, radius=0.1, **options),
+            worst_case(losses, phi, radius=0.1),
+        )
         assert torch.equal(found.weights, expected.weights)
-    assert torch.equal(worst_case(losses, "cvar", level=0.3).weights, worst_case(losses, CVaR(0.3)).weights)
+    assert torch.equal(
+        worst_case(losses, "cvar", level=0.3).weights, worst_case(losses, CVaR(0.3)).weights
+    )

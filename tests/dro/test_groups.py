@@ -1,4 +1,5 @@
-"""Groups: means, exponentiated gradient (group DRO, DoReMi), its resting points, and the exact solver over groups."""
+"""Groups: means, exponentiated gradient (group DRO, DoReMi), its resting points, and the exact
+solver over groups."""
 
 import math
 
@@ -28,7 +29,8 @@ def test_means_and_counts_by_hand():
 
 
 def test_exponentiated_gradient_by_hand():
-    # exp(L) = (1, 2, 5) from uniform: q = (1, 2, 5)/8; again with an absent group 2: (1, 4, 25)/30 if its loss stays.
+    # exp(L) = (1, 2, 5) from uniform: q = (1, 2, 5)/8; again with an absent group 2: (1, 4, 25)/30
+    # if its loss stays.
     weights = GroupWeights(3, step=1.0)
     scores = rows(1.0, 2.0, 5.0).log()
     torch.testing.assert_close(weights.update(scores, ONES), rows(1, 2, 5) / 8)
@@ -39,9 +41,15 @@ def test_exponentiated_gradient_by_hand():
 
 
 def test_doremi_against_loops():
-    # DoReMi: η = 1, c = 1e-3, scores clipped at zero per token, absent domains keep theirs, running mean.
+    # DoReMi: η = 1, c = 1e-3, scores clipped at zero per token, absent domains keep theirs, running
+    # mean.
     generator = np.random.default_rng(0)
-    weights, a, last, means = GroupWeights(4, step=1.0, smoothing=1e-3), np.full(4, 0.25), np.zeros(4), []
+    weights, a, last, means = (
+        GroupWeights(4, step=1.0, smoothing=1e-3),
+        np.full(4, 0.25),
+        np.zeros(4),
+        [],
+    )
     for _ in range(12):
         domains, excess = generator.integers(0, 4, 9), generator.normal(size=9)
         for d in range(4):
@@ -62,12 +70,15 @@ def test_with_a_penalty_it_rests_at_the_exact_worst_case(step: float):
     weights = GroupWeights(4, step=step, penalty=0.7, prior=prior)
     for _ in range(int(400 / min(step, 4)) + 10):
         q = weights.update(losses, torch.ones(4))
-    torch.testing.assert_close(q, worst_case(losses, "kl", penalty=0.7, prior=prior).weights, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(
+        q, worst_case(losses, "kl", penalty=0.7, prior=prior).weights, rtol=1e-6, atol=1e-9
+    )
 
 
 @pytest.mark.parametrize("step", [0.3, 5.0])
 def test_each_penalised_step_is_the_proximal_one(step: float):
-    # The maximiser of ⟨q, L⟩ − τ KL(q‖q⁰) − KL(q‖q_old)/η: on the simplex all slopes are equal there, and none is higher.
+    # The maximiser of ⟨q, L⟩ − τ KL(q‖q⁰) − KL(q‖q_old)/η: on the simplex all slopes are equal
+    # there, and none is higher.
     prior, losses = rows(4, 2, 1, 3) / 10, rows(0.3, 1.2, -0.5, 2.0)
     weights = GroupWeights(4, step=step, penalty=0.7, prior=prior)
     old = weights.update(rows(1.0, 0.0, 0.5, -1.0), torch.ones(4))
@@ -90,7 +101,8 @@ def test_equal_losses_leave_the_weights_as_they_are():
 
 
 def test_doremi_where_the_reference_is_worse_everywhere():
-    # DoReMi: scores of zero drift q to uniform by (1 − c) q + c/k; no weight below c/k; one step's mean.
+    # DoReMi: scores of zero drift q to uniform by (1 − c) q + c/k; no weight below c/k; one step's
+    # mean.
     weights, c = GroupWeights(3, smoothing=0.1), 0.1
     first = weights.update(rows(9.0, 0.0, 0.0), ONES)
     torch.testing.assert_close(weights.mean, first)
@@ -100,7 +112,9 @@ def test_doremi_where_the_reference_is_worse_everywhere():
 
 def test_the_exact_worst_group_of_those_present():
     losses = rows(1.0, 2.0, 6.0, 4.0).requires_grad_()
-    means, counts = group_means(losses, torch.tensor([2, 0, 2, 2]), 4)  # 2 and 11/3, two groups absent
+    means, counts = group_means(
+        losses, torch.tensor([2, 0, 2, 2]), 4
+    )  # 2 and 11/3, two groups absent
     found = worst_case(means, "kl", radius=math.inf, mask=counts > 0)  # the free adversary
     torch.testing.assert_close(found.value.detach(), rows(11 / 3)[0])
     found.value.backward()
@@ -115,8 +129,13 @@ def test_without_one_it_goes_for_the_worst_group():
 
 
 def test_the_mean_iterate_solves_the_game():
-    # Minimise max((w − 1)², (w + 2)² + 1): a convex game whose saddle point is known in closed form.
-    w, weights, ws = torch.zeros((), dtype=torch.float64, requires_grad=True), GroupWeights(2, step=0.02), []
+    # Minimise max((w − 1)², (w + 2)² + 1): a convex game whose saddle point is known in closed
+    # form.
+    w, weights, ws = (
+        torch.zeros((), dtype=torch.float64, requires_grad=True),
+        GroupWeights(2, step=0.02),
+        [],
+    )
     for step in range(4000):
         losses = torch.stack([(w - 1) ** 2, (w + 2) ** 2 + 1])
         loss = weights(losses, torch.ones(2))
@@ -124,7 +143,8 @@ def test_the_mean_iterate_solves_the_game():
         with torch.no_grad():
             w -= 0.05 / math.sqrt(1 + step / 50) * gradient
         ws.append(w.item())
-    # (w − 1)² = (w + 2)² + 1 at w = −2/3; there q (w − 1) + (1 − q)(w + 2) = 0 gives q = (w + 2)/3 = 4/9.
+    # (w − 1)² = (w + 2)² + 1 at w = −2/3; there q (w − 1) + (1 − q)(w + 2) = 0 gives q = (w + 2)/3
+    # = 4/9.
     assert sum(ws[1000:]) / 3000 == pytest.approx(-2 / 3, abs=0.01)
     assert weights.log_q.exp()[0].item() == pytest.approx(4 / 9, abs=0.05)
 
@@ -165,7 +185,8 @@ def test_the_state_travels():
     whole.update(rows(1, 2, 3), ONES)
     resumed.load_state_dict(whole.state_dict())
     assert torch.equal(
-        whole.update(rows(3, 2, 1), torch.tensor([1, 0, 1])), resumed.update(rows(3, 2, 1), torch.tensor([1, 0, 1]))
+        whole.update(rows(3, 2, 1), torch.tensor([1, 0, 1])),
+        resumed.update(rows(3, 2, 1), torch.tensor([1, 0, 1])),
     )
     assert torch.equal(whole.mean, resumed.mean)
 
@@ -188,7 +209,9 @@ def test_wrong_options_are_named(message: str, options: dict):
 def test_wrong_groups_are_named():
     with pytest.raises(ValueError, match=r"groups: 3 at position 1, expected numbers in \[0, 3\)"):
         group_means(rows(1, 2), torch.tensor([0, 3]), 3)
-    with pytest.raises(ValueError, match=r"losses of groups: inf at position 1, expected finite numbers"):
+    with pytest.raises(
+        ValueError, match=r"losses of groups: inf at position 1, expected finite numbers"
+    ):
         GroupWeights(2).update(rows(1, math.inf), torch.ones(2))
     with pytest.raises(ValueError, match="must both be"):
         group_means(rows(1, 2), torch.tensor([0]), 3)

@@ -1,11 +1,21 @@
-"""Priors: groups instead of examples, items that stand for many, rho, and what the penalty's derivative is."""
+"""Priors: groups instead of examples, items that stand for many, rho, and what the penalty's
+derivative is."""
 
 import pytest
 import torch
 from solver_cases import BUDGETED, EVERY, every, random, rows
 from torch import Tensor
 
-from steering.dro import KL, ChiSquare, CressieRead, CVaR, Divergence, TotalVariation, distance, worst_case
+from steering.dro import (
+    KL,
+    ChiSquare,
+    CressieRead,
+    CVaR,
+    Divergence,
+    TotalVariation,
+    distance,
+    worst_case,
+)
 
 
 @every
@@ -22,7 +32,10 @@ def test_an_item_of_double_prior_is_two_items(phi: Divergence, budget: dict[str,
 
 @every
 def test_only_ratios_of_the_prior_count_and_a_zero_hides(phi: Divergence, budget: dict[str, float]):
-    losses, prior = random(4, 6), torch.rand(4, 6, generator=torch.Generator().manual_seed(1)).double()
+    losses, prior = (
+        random(4, 6),
+        torch.rand(4, 6, generator=torch.Generator().manual_seed(1)).double(),
+    )
     prior[:, 2] = 0
     found = worst_case(losses, phi, prior=prior, **budget)
     scaled = worst_case(losses, phi, prior=1e6 * prior, **budget)
@@ -30,20 +43,24 @@ def test_only_ratios_of_the_prior_count_and_a_zero_hides(phi: Divergence, budget
     keep = [0, 1, 3, 4, 5]
     alone = worst_case(losses[:, keep], phi, prior=prior[:, keep], **budget)
     torch.testing.assert_close(found.weights[:, keep], alone.weights)
-    torch.testing.assert_close(found.gap, torch.zeros(4).double(), rtol=0, atol=1e-12)  # φ(0) = ∞ hides nothing
+    torch.testing.assert_close(
+        found.gap, torch.zeros(4).double(), rtol=0, atol=1e-12
+    )  # φ(0) = ∞ hides nothing
     assert not found.weights[:, 2].any()
     masked = worst_case(losses, phi, prior=prior + 0.3 * (prior == 0), mask=prior > 0, **budget)
     torch.testing.assert_close(masked.weights, found.weights)
 
 
 def test_groups_by_hand():
-    # Two groups with shares 3/4 and 1/4, losses 0 and ln 3: KL penalty 1 tilts the shares by (1, 3): (1/2, 1/2).
+    # Two groups with shares 3/4 and 1/4, losses 0 and ln 3: KL penalty 1 tilts the shares by (1,
+    # 3): (1/2, 1/2).
     found = worst_case(rows(1.0, 3.0).log(), "kl", penalty=1.0, prior=rows(0.75, 0.25))
     torch.testing.assert_close(found.weights, rows(0.5, 0.5))
     torch.testing.assert_close(found.value, rows(1.5).log()[0])
     # CVaR over groups: no group more than its share over the level.
     torch.testing.assert_close(
-        worst_case(rows(0.0, 1.0, 2.0), "cvar", level=0.5, prior=rows(0.5, 0.3, 0.2)).weights, rows(0.0, 0.6, 0.4)
+        worst_case(rows(0.0, 1.0, 2.0), "cvar", level=0.5, prior=rows(0.5, 0.3, 0.2)).weights,
+        rows(0.0, 0.6, 0.4),
     )
 
 
@@ -61,7 +78,9 @@ def test_rho_is_n_times_the_radius(phi: Divergence, budget: dict[str, float]):
 @every
 def test_gradient_with_a_prior(phi: Divergence, budget: dict[str, float], prior: Tensor | None):
     losses = random(2, 5, seed=4).requires_grad_()
-    assert torch.autograd.gradcheck(lambda h: worst_case(h, phi, prior=prior, **budget).value, (losses,))
+    assert torch.autograd.gradcheck(
+        lambda h: worst_case(h, phi, prior=prior, **budget).value, (losses,)
+    )
 
 
 @pytest.mark.parametrize("phi", [KL(), ChiSquare(), CressieRead(1.5), CressieRead(0.5)])

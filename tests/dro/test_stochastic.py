@@ -1,4 +1,5 @@
-"""Mini-batch KL-DRO: docs/theory.md, section 5, and facts 1 to 5, 8, 10, 12; the running estimates, the temperature, masks."""
+"""Mini-batch KL-DRO: docs/theory.md, section 5, and facts 1 to 5, 8, 10, 12; the running estimates,
+the temperature, masks."""
 
 import itertools
 import math
@@ -43,10 +44,13 @@ def exact_risk(num_rows: int = 1, *, tau: float, **options: Any) -> StochasticRi
 
 
 def close(found: Tensor, expected: Tensor | float | list) -> None:
-    torch.testing.assert_close(found.detach(), torch.as_tensor(expected, dtype=found.dtype).detach(), **EXACT)
+    torch.testing.assert_close(
+        found.detach(), torch.as_tensor(expected, dtype=found.dtype).detach(), **EXACT
+    )
 
 
-# ---- the running estimates ------------------------------------------------------------------------------------------
+# ---- the running estimates
+# ------------------------------------------------------------------------------------------
 
 
 def test_moving_average_by_hand():
@@ -116,7 +120,8 @@ def test_rate_out_of_range(gamma):
         MovingAverage(1).update(ROW, losses(0.0)[0], gamma)
 
 
-# ---- the schedule of the rate ---------------------------------------------------------------------------------------
+# ---- the schedule of the rate
+# ---------------------------------------------------------------------------------------
 
 
 def test_gamma_schedule():
@@ -148,7 +153,8 @@ def test_start_epoch_moves_the_rate():
 
 
 def test_the_rate_is_the_one_of_the_schedule():
-    # u after two batches with g = e and g = 1: in epoch 0 (γ = 1) the second alone, in epoch 2 (γ = 0.25) the mixture.
+    # u after two batches with g = e and g = 1: in epoch 0 (γ = 1) the second alone, in epoch 2 (γ =
+    # 0.25) the mixture.
     for epoch, expected in ((0, 1.0), (2, 0.75 * math.e + 0.25)):
         risk = exact_risk(tau=1.0, gamma=0.25, gamma_decay_epochs=2)
         risk.start_epoch(epoch)
@@ -156,7 +162,8 @@ def test_the_rate_is_the_one_of_the_schedule():
         close(risk(units(losses(0.0, 0.0))).loss, math.log(expected))
 
 
-# ---- the temperature ------------------------------------------------------------------------------------------------
+# ---- the temperature
+# ------------------------------------------------------------------------------------------------
 
 
 def test_temperature_keeps_what_it_is_given():
@@ -172,18 +179,23 @@ def test_temperature_is_projected_and_not_trapped(pushed, expected):
     tau = temperature()
     assert tau.item() == pytest.approx(expected, rel=1e-6)
     tau.backward()
-    assert temperature.log_tau.grad.item() == pytest.approx(expected, rel=1e-6)  # dτ/dlog τ = τ, at the border too
+    assert temperature.log_tau.grad.item() == pytest.approx(
+        expected, rel=1e-6
+    )  # dτ/dlog τ = τ, at the border too
 
 
 @pytest.mark.parametrize(
-    ("initial", "bounds"), [(0.0, {}), (-1.0, {}), (math.nan, {}), (math.inf, {}), (0.1, {"minimum": 0.2})]
+    ("initial", "bounds"),
+    [(0.0, {}), (-1.0, {}), (math.nan, {}), (math.inf, {}), (0.1, {"minimum": 0.2})],
 )
 def test_temperature_out_of_range(initial, bounds):
     with pytest.raises(ValueError, match="tau must be a number in"):
         Temperature(initial, learned=True, **bounds)
 
 
-@pytest.mark.parametrize("bounds", [{"minimum": 0.0}, {"minimum": math.nan}, {"minimum": 2.0, "maximum": 1.0}])
+@pytest.mark.parametrize(
+    "bounds", [{"minimum": 0.0}, {"minimum": math.nan}, {"minimum": 2.0, "maximum": 1.0}]
+)
 def test_bounds_of_the_temperature_out_of_range(bounds):
     with pytest.raises(ValueError, match="tau_min must lie in"):
         Temperature(1.0, learned=True, **bounds)
@@ -191,7 +203,8 @@ def test_bounds_of_the_temperature_out_of_range(bounds):
 
 @pytest.mark.parametrize(("radius", "q"), [(None, 0.9), (0.0, 0.6), (0.3, 0.8)])
 def test_two_losses_closed_form(radius, q):
-    # h = (gap, 0) at τ = gap / logit(q) has p = (q, 1 − q), KL(p ‖ ½) = log 2 + q log q + (1 − q) log(1 − q); fact 5.
+    # h = (gap, 0) at τ = gap / logit(q) has p = (q, 1 − q), KL(p ‖ ½) = log 2 + q log q + (1 − q)
+    # log(1 − q); fact 5.
     gap = 3.0
     tau = gap / math.log(q / (1 - q))
     kl = math.log(2) + q * math.log(q) + (1 - q) * math.log(1 - q)
@@ -245,10 +258,13 @@ def test_descending_the_temperature_finds_the_ball():
         risk.temperature.log_tau.data -= 0.5 * risk.temperature.log_tau.grad
     p = risk(units(h)).weights
     assert (p * (20 * p).log()).sum().item() == pytest.approx(radius, abs=1e-6)
-    assert risk(units(h)).loss.item() == pytest.approx(worst_case(h, KL(), radius=radius).value.item(), abs=1e-9)
+    assert risk(units(h)).loss.item() == pytest.approx(
+        worst_case(h, KL(), radius=radius).value.item(), abs=1e-9
+    )
 
 
-# ---- one batch without history --------------------------------------------------------------------------------------
+# ---- one batch without history
+# --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("tau", [0.05, 0.7, 20.0])
@@ -338,7 +354,8 @@ def test_a_permutation_permutes_rows_and_items():
     close(permuted.weights, base.weights[rows][:, columns])
 
 
-# ---- the reference --------------------------------------------------------------------------------------------------
+# ---- the reference
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("strength", [0.0, 0.5, 1.0, 1.7])
@@ -353,7 +370,9 @@ def test_excess_losses_by_strength(strength):
 def test_a_constant_reference_is_plain_dro():
     # Fact 8.
     target = random(6)
-    plain, steered = (exact_risk(tau=0.5)(units(target, r)) for r in (None, torch.full_like(target, 2.5)))
+    plain, steered = (
+        exact_risk(tau=0.5)(units(target, r)) for r in (None, torch.full_like(target, 2.5))
+    )
     close(steered.loss, plain.loss - 2.5)
     close(steered.weights, plain.weights)
 
@@ -366,11 +385,13 @@ def test_a_copy_of_the_target_gives_uniform_weights():
     close(estimate.loss, 0.0)
 
 
-# ---- the margin -----------------------------------------------------------------------------------------------------
+# ---- the margin
+# -----------------------------------------------------------------------------------------------------
 
 
 def test_margin_by_hand():
-    # All losses at τ·ln u: the row pulls with u / (ε + u), half at τ·ln ε; the value never falls below τ·ln ε.
+    # All losses at τ·ln u: the row pulls with u / (ε + u), half at τ·ln ε; the value never falls
+    # below τ·ln ε.
     tau, epsilon = 0.5, 0.01
     for u, share in ((1.0, 1 / 1.01), (epsilon, 0.5), (1e-6, 1e-6 / (0.01 + 1e-6))):
         estimate = exact_risk(tau=tau, epsilon=epsilon)(units(losses(*[tau * math.log(u)] * 4)))
@@ -386,7 +407,8 @@ def test_a_row_far_below_the_margin_stops_pulling():
     assert weights[1] < 1e-40
 
 
-# ---- masks ----------------------------------------------------------------------------------------------------------
+# ---- masks
+# ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("level", [0.0, -1e5])
@@ -413,7 +435,10 @@ def test_what_a_mask_hides_may_be_anything(garbage, level):
 
 def test_rows_of_different_length_average_as_rows():
     h, mask = random(2, 4), torch.tensor([[True] * 4, [True, False, False, False]])
-    close(exact_risk(2, tau=0.5)(units(h, None, mask)).loss, (0.5 * ((h[0] / 0.5).exp().mean()).log() + h[1, 0]) / 2)
+    close(
+        exact_risk(2, tau=0.5)(units(h, None, mask)).loss,
+        (0.5 * ((h[0] / 0.5).exp().mean()).log() + h[1, 0]) / 2,
+    )
 
 
 def test_a_row_without_items_is_an_error():
@@ -422,12 +447,15 @@ def test_a_row_without_items_is_an_error():
         StochasticRisk(2, tau=1.0)(units(random(2, 2), None, mask))
 
 
-# ---- the log --------------------------------------------------------------------------------------------------------
+# ---- the log
+# --------------------------------------------------------------------------------------------------------
 
 
 def test_metrics_by_hand():
     # h = (ln 3, 0) at τ = 1 has p = (¾, ¼): effective sample size 1 / (9/16 + 1/16) = 1.6 of 2.
-    metrics = exact_risk(tau=1.0)(units(losses(math.log(3) + 1, 1.0, gradient=True), losses(1.0, 1.0))).metrics
+    metrics = exact_risk(tau=1.0)(
+        units(losses(math.log(3) + 1, 1.0, gradient=True), losses(1.0, 1.0))
+    ).metrics
     expected = {
         "excess_mean": math.log(3) / 2,
         "excess_variance": math.log(3) ** 2 / 4,
@@ -445,11 +473,14 @@ def test_metrics_by_hand():
 
 def test_effective_sample_share_of_equal_losses_and_of_none():
     assert exact_risk(tau=1.0)(units(losses(2.0, 2.0, 2.0))).metrics["effective_sample_share"] == 1
-    starved = exact_risk(tau=1e-2, tau_min=1e-2, epsilon=1.0)(units(losses(-1e3, -1e3)))  # weights underflow
+    starved = exact_risk(tau=1e-2, tau_min=1e-2, epsilon=1.0)(
+        units(losses(-1e3, -1e3))
+    )  # weights underflow
     assert starved.metrics["effective_sample_share"] == 0
 
 
-# ---- state, numerics, bad input -------------------------------------------------------------------------------------
+# ---- state, numerics, bad input
+# -------------------------------------------------------------------------------------
 
 
 def test_a_saved_state_continues_to_the_bit():
@@ -475,12 +506,15 @@ def test_a_saved_state_continues_to_the_bit():
 
 @few
 @given(
-    st.lists(st.lists(st.floats(-1e4, 1e4, width=32), min_size=3, max_size=3), min_size=1, max_size=4),
+    st.lists(
+        st.lists(st.floats(-1e4, 1e4, width=32), min_size=3, max_size=3), min_size=1, max_size=4
+    ),
     st.sampled_from([0.01, 0.5, 1.0]),
     st.sampled_from([0.0, 1e-14, 1.0]),
 )
 def test_weights_stay_finite_in_float32(batches, gamma, epsilon):
-    # History pulls u away from the batch's own mean, yet no weight exceeds 1/γ and nothing overflows.
+    # History pulls u away from the batch's own mean, yet no weight exceeds 1/γ and nothing
+    # overflows.
     risk = StochasticRisk(1, tau=1.0, gamma=gamma, epsilon=epsilon)
     for batch in batches:
         estimate = risk(units(torch.tensor(batch)))
@@ -512,7 +546,9 @@ def test_an_option_out_of_range_is_named(option, value):
 def test_a_learned_temperature_starts_inside_its_bounds():
     with pytest.raises(ValueError, match=r"tau must be a number in \[0.01, 1.0\], got 0.001"):
         StochasticRisk(1, tau=0.001, radius=0.1, tau_min=0.01, tau_max=1.0)
-    assert StochasticRisk(1, tau=0.001, tau_min=0.01).temperature().item() == pytest.approx(0.001)  # fixed: any
+    assert StochasticRisk(1, tau=0.001, tau_min=0.01).temperature().item() == pytest.approx(
+        0.001
+    )  # fixed: any
 
 
 @pytest.mark.parametrize(
@@ -523,7 +559,10 @@ def test_a_learned_temperature_starts_inside_its_bounds():
         ({"reference": torch.zeros(3)}, r"reference must be \(2, 3\) like target, got \(3,\)"),
         ({"reference": torch.zeros(2, 1)}, r"reference must be \(2, 3\) like target, got \(2, 1\)"),
         ({"rows": torch.zeros(3)}, r"rows must be \(2,\), one key per row of target, got \(3,\)"),
-        ({"mask": torch.ones(3, dtype=torch.bool)}, r"mask must be bool, \(2, 3\), got torch.bool, \(3,\)"),
+        (
+            {"mask": torch.ones(3, dtype=torch.bool)},
+            r"mask must be bool, \(2, 3\), got torch.bool, \(3,\)",
+        ),
         ({"mask": torch.ones(2, 3)}, r"mask must be bool, \(2, 3\), got torch.float32"),
     ],
 )

@@ -39,7 +39,9 @@ def test_the_worked_example():
 
 
 def test_rows_have_their_own_intercepts_and_masks():
-    reference = random(5, 30) + 10 * random(5, 1, seed=1)  # a constant of each row, which would dominate
+    reference = random(5, 30) + 10 * random(
+        5, 1, seed=1
+    )  # a constant of each row, which would dominate
     target = 0.7 * reference + 0.3 * random(5, 30, seed=2) - 50 * random(5, 1, seed=1)
     mask = random(5, 30, seed=3) > -0.5
     found = Strength("auto")(units(target.masked_fill(~mask, math.nan), reference, mask))
@@ -48,7 +50,8 @@ def test_rows_have_their_own_intercepts_and_masks():
 
 
 def test_known_coefficient_over_many_batches():
-    # ℓ = 0.4 ℓ_ref + noise of Var 1 with Var ℓ_ref = 1: α* = 0.4; 400 batches of 32 at rate 0.01 average some 200 of them.
+    # ℓ = 0.4 ℓ_ref + noise of Var 1 with Var ℓ_ref = 1: α* = 0.4; 400 batches of 32 at rate 0.01
+    # average some 200 of them.
     strength = Strength("auto", rate=0.01)
     for seed in range(400):
         reference = random(32, seed=2 * seed)
@@ -79,7 +82,9 @@ def test_the_scale_of_the_reference_does_not_matter(scale: float):
     for seed in range(3):
         target = random(64, seed=seed)
         reference = 0.5 * target + random(64, seed=seed + 9)
-        found, expected = (risk(units(target, c * reference)) for risk, c in zip(risks, [scale, 1.0], strict=True))
+        found, expected = (
+            risk(units(target, c * reference)) for risk, c in zip(risks, [scale, 1.0], strict=True)
+        )
         torch.testing.assert_close(found.weights, expected.weights)
         torch.testing.assert_close(found.metrics["strength"] * scale, expected.metrics["strength"])
 
@@ -102,15 +107,20 @@ def test_least_variance_of_the_excess_loss():
         ([0.0, 1e-200], [0.0, 1e-200]),
     ],
 )
-def test_a_reference_without_information_counts_nothing(target: list[float], reference: list[float]):
+def test_a_reference_without_information_counts_nothing(
+    target: list[float], reference: list[float]
+):
     found = Strength("auto")(units(torch.tensor(target).double(), torch.tensor(reference).double()))
     assert float(found) == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("constant", [0.1, math.log(10), 1e6 / 3])
-def test_a_reference_that_is_constant_up_to_rounding_counts_nothing(dtype: torch.dtype, constant: float):
-    # Regression on noise of rounding would find slopes of 1e7 (1e16 in float64), and h would lose all its digits.
+def test_a_reference_that_is_constant_up_to_rounding_counts_nothing(
+    dtype: torch.dtype, constant: float
+):
+    # Regression on noise of rounding would find slopes of 1e7 (1e16 in float64), and h would lose
+    # all its digits.
     jitter = (random(3, 64) > 0).double() * torch.finfo(dtype).eps
     reference = (constant * (1 + jitter)).to(dtype)
     assert reference.unique().numel() > 1
@@ -127,7 +137,10 @@ def test_a_small_variation_that_the_dtype_resolves_counts():
 @pytest.mark.parametrize("before", [0, 1])
 def test_one_broken_batch_leaves_no_trace(scale: float, before: int):
     strength, untouched = Strength("auto"), Strength("auto")
-    good, later = units(2 * random(9), random(9)), units(random(9, seed=1) + random(9, seed=2), random(9, seed=2))
+    good, later = (
+        units(2 * random(9), random(9)),
+        units(random(9, seed=1) + random(9, seed=2), random(9, seed=2)),
+    )
     for _ in range(before):
         assert strength(good) == untouched(good)
     strength(units(scale * random(9), scale * random(9)))
@@ -149,7 +162,12 @@ def test_fixed_strength_and_no_reference():
     assert Strength(0.3)(units(random(3), random(3))) == 0.3
     assert not Strength(0.3).state_dict()
     assert Strength("auto")(units(random(3), None)) == 0
-    assert [Strength(value).uses_reference for value in ("auto", 0.1, 0, 0.0)] == [True, True, False, False]
+    assert [Strength(value).uses_reference for value in ("auto", 0.1, 0, 0.0)] == [
+        True,
+        True,
+        False,
+        False,
+    ]
 
 
 def test_the_state_travels():

@@ -1,4 +1,5 @@
-"""A temperature of its own for every row: Adam by row, what it converges to, its table, bad input."""
+"""A temperature of its own for every row: Adam by row, what it converges to, its table, bad
+input."""
 
 import math
 
@@ -22,11 +23,14 @@ def visit(table: IndividualTemperatures, rows: Tensor, slope: Tensor) -> Tensor:
 
 
 def slopes(count: int) -> Tensor:
-    return 4 * torch.randn(count, ROWS, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return 4 * torch.randn(
+        count, ROWS, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
 
 
 def test_every_row_has_torchs_adam_of_its_own():
-    # Rows are seen at different times; the oracle is torch's Adam on a scalar, clamped slopes, projected after each step.
+    # Rows are seen at different times; the oracle is torch's Adam on a scalar, clamped slopes,
+    # projected after each step.
     table = IndividualTemperatures(ROWS, 0.3, lr=0.02, minimum=0.05, maximum=0.4).double()
     twins = [torch.tensor(0.3, dtype=torch.float64, requires_grad=True) for _ in range(ROWS)]
     adams = [torch.optim.Adam([twin], lr=0.02) for twin in twins]
@@ -48,7 +52,10 @@ def test_the_first_visit_moves_by_the_step_whatever_the_slope():
     table = IndividualTemperatures(3, 0.3, lr=0.02).double()
     visit(table, torch.tensor([0, 2]), torch.tensor([1e-3, -100.0]).double())
     torch.testing.assert_close(
-        table.read(torch.arange(3), False), torch.tensor([0.28, 0.3, 0.32]).double(), rtol=1e-5, atol=0
+        table.read(torch.arange(3), False),
+        torch.tensor([0.28, 0.3, 0.32]).double(),
+        rtol=1e-5,
+        atol=0,
     )
 
 
@@ -62,11 +69,18 @@ def test_a_slope_that_is_not_finite_is_passed_over():
 
 @pytest.mark.parametrize("divergence", ["kl", "chi2"])
 def test_every_row_comes_to_meet_the_radius(divergence):
-    # Fixed losses, the whole row in every batch: τ of a row is then the multiplier of its own constrained problem.
+    # Fixed losses, the whole row in every batch: τ of a row is then the multiplier of its own
+    # constrained problem.
     losses = torch.randn(ROWS, 40, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     losses *= torch.linspace(0.2, 2.0, ROWS).double()[:, None]  # so one τ would not do for all
     risk = StochasticRisk(
-        ROWS, tau=1.0, radius=0.2, divergence=divergence, estimator="batch", individual_tau=True, tau_max=10.0
+        ROWS,
+        tau=1.0,
+        radius=0.2,
+        divergence=divergence,
+        estimator="batch",
+        individual_tau=True,
+        tau_max=10.0,
     ).double()
     units = Units(losses, None, torch.arange(ROWS))
     for step in range(1500):
@@ -99,7 +113,12 @@ def test_a_shared_temperature_gives_the_same_step():
 
 def test_temperatures_stay_float32_beside_half_precision_estimates(tmp_path):
     risk = StochasticRisk(
-        ROWS, tau=0.3, radius=0.1, gamma=0.5, individual_tau=True, layout=Layout("float16", str(tmp_path))
+        ROWS,
+        tau=0.3,
+        radius=0.1,
+        gamma=0.5,
+        individual_tau=True,
+        layout=Layout("float16", str(tmp_path)),
     )
     table = risk.temperature.duals.table
     assert table.dtype == torch.float32
@@ -112,7 +131,13 @@ def test_temperatures_stay_float32_beside_half_precision_estimates(tmp_path):
 def test_state_survives_and_another_number_of_ranks_reads_it(monkeypatch):
     from steering import distributed
 
-    options = {"tau": 0.3, "radius": 0.1, "gamma": 0.5, "individual_tau": True, "layout": Layout(split=True)}
+    options = {
+        "tau": 0.3,
+        "radius": 0.1,
+        "gamma": 0.5,
+        "individual_tau": True,
+        "layout": Layout(split=True),
+    }
     whole = StochasticRisk(7, **options)
     visit(whole.temperature, torch.arange(5), torch.tensor([1.0, -1, 2, -2, 3]))
     expected = whole.temperature.read(torch.arange(7), False)
@@ -129,7 +154,9 @@ def test_state_survives_and_another_number_of_ranks_reads_it(monkeypatch):
             parts.append(shared | own)
     again = StochasticRisk(7, **options)
     again.load_state_dict(merged(parts, again))
-    torch.testing.assert_close(again.temperature.read(torch.arange(7), False), expected, rtol=0, atol=0)
+    torch.testing.assert_close(
+        again.temperature.read(torch.arange(7), False), expected, rtol=0, atol=0
+    )
     visit(again.temperature, torch.arange(5), torch.ones(5))  # the moments are there too
     visit(whole.temperature, torch.arange(5), torch.ones(5))
     torch.testing.assert_close(again.state_dict(), whole.state_dict(), rtol=0, atol=0)

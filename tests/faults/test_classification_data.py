@@ -1,4 +1,5 @@
-"""Images, labels and groups as people have them: damaged, hidden, 16 bits deep, sideways, in splits, numbered with gaps."""
+"""Images, labels and groups as people have them: damaged, hidden, 16 bits deep, sideways, in
+splits, numbered with gaps."""
 
 import json
 import math
@@ -52,14 +53,19 @@ def parts(tmp_path):
             (tmp_path / part / name).mkdir(parents=True)
             for i, image in enumerate(colours(3)):
                 image.save(tmp_path / part / name / f"{i}.png")
-    return {"source": "folder", "path": str(tmp_path / "train"), "test_path": str(tmp_path / "test")}
+    return {
+        "source": "folder",
+        "path": str(tmp_path / "train"),
+        "test_path": str(tmp_path / "test"),
+    }
 
 
 def whole(source) -> Labelled:
     return Labelled(source, np.arange(len(source)), source.labels, None)
 
 
-# ---- an evaluation never replaces -------------------------------------------------------------------------------------
+# ---- an evaluation never replaces
+# -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("damage", ["not a picture", "cut short", "empty", "a folder's link"])
@@ -78,7 +84,9 @@ def test_an_unreadable_test_image_is_left_out_counted_and_told(parts, tmp_path, 
         bad.write_bytes(content[damage])
     found = task(**parts)
     model = found.build(ModelSpec("linear"))
-    with torch.no_grad():  # says class a for every image: right for the 2 that are left of a, wrong for the 3 of b
+    with (
+        torch.no_grad()
+    ):  # says class a for every image: right for the 2 that are left of a, wrong for the 3 of b
         model.module.layers[1].weight.zero_()
         model.module.layers[1].bias.copy_(torch.tensor([5.0, 0.0]))
     evaluation = found.evaluate(model, CPU)
@@ -130,7 +138,9 @@ def test_the_result_file_counts_them(parts, tmp_path, capsys):
     assert "unreadable" in capsys.readouterr().out
 
 
-def test_a_cache_marks_an_unreadable_example_and_gives_the_others_their_own_outputs(parts, tmp_path):
+def test_a_cache_marks_an_unreadable_example_and_gives_the_others_their_own_outputs(
+    parts, tmp_path
+):
     (tmp_path / "train/a/1.png").write_bytes(b"x")
     found = task(**parts)
     model = found.build(ModelSpec("linear"))
@@ -138,21 +148,34 @@ def test_a_cache_marks_an_unreadable_example_and_gives_the_others_their_own_outp
     fingerprint = Fingerprint("w", "i", data.fingerprint())
     batches = [data.batch(np.arange(6), 0)]
     cache = build(
-        tmp_path / "cache", fingerprint, "losses", found.risk, model.module, lambda at: iter(batches[at:]), 6, CPU
+        tmp_path / "cache",
+        fingerprint,
+        "losses",
+        found.risk,
+        model.module,
+        lambda at: iter(batches[at:]),
+        6,
+        CPU,
     )
     assert (~cache.valid).sum() == 1
     with pytest.raises(SteeringError, match="nothing of example 1, which could not be read"):
         cache.read(torch.tensor([1]))
     kept = np.array([0, 2, 3, 4, 5])
-    alone = [found.risk.outputs(model.module.eval(), data.batch(kept[i : i + 1], 0))["loss"] for i in range(5)]
-    torch.testing.assert_close(cache.read(torch.from_numpy(kept))["loss"], torch.cat(alone).detach())
+    alone = [
+        found.risk.outputs(model.module.eval(), data.batch(kept[i : i + 1], 0))["loss"]
+        for i in range(5)
+    ]
+    torch.testing.assert_close(
+        cache.read(torch.from_numpy(kept))["loss"], torch.cat(alone).detach()
+    )
     # Training never asks for its row: who replaces it comes under its own number.
     drawn = found.train_data(model, None, 3).batch(np.arange(6), 0)
     assert 1 not in drawn["index"].tolist()
     assert int(drawn["skipped"]) == 1
 
 
-# ---- folders ----------------------------------------------------------------------------------------------------------
+# ---- folders
+# ----------------------------------------------------------------------------------------------------------
 
 
 def test_hidden_things_are_no_data(parts, tmp_path, caplog):
@@ -170,7 +193,10 @@ def test_hidden_things_are_no_data(parts, tmp_path, caplog):
     assert train.classes == test.classes == ["a", "b"]
     assert (len(train), len(test)) == (6, 6)
     # two folders of the root, ._0.png, b/.DS_Store and b/.cache; notes.txt has another suffix
-    assert f"task.data.path: 6 images in {parts['path']}; skipped: 5 hidden, 1 with another suffix" in caplog.text
+    assert (
+        f"task.data.path: 6 images in {parts['path']}; skipped: 5 hidden, 1 with another suffix"
+        in caplog.text
+    )
 
 
 def test_classes_and_numbers_are_those_of_a_sorted_listing(parts, tmp_path):
@@ -178,7 +204,11 @@ def test_classes_and_numbers_are_those_of_a_sorted_listing(parts, tmp_path):
     colours(5)[4].save(tmp_path / "train/b/deep/er/0.png")
     train, _ = folders(parts["path"], parts["test_path"])
     assert train.labels.tolist() == [0, 0, 0, 1, 1, 1, 1]
-    assert [train.image(i)[0, 0].tolist() for i in (0, 2, 6)] == [[0, 255, 90], [40, 215, 90], [80, 175, 90]]
+    assert [train.image(i)[0, 0].tolist() for i in (0, 2, 6)] == [
+        [0, 255, 90],
+        [40, 215, 90],
+        [80, 175, 90],
+    ]
 
 
 def test_the_fingerprint_of_a_folder_does_not_know_where_it_lies(parts, tmp_path):
@@ -191,20 +221,25 @@ def test_the_fingerprint_of_a_folder_does_not_know_where_it_lies(parts, tmp_path
 
 def test_parts_of_other_classes_say_which(parts, tmp_path):
     (tmp_path / "test/b").rename(tmp_path / "test/c")
-    with pytest.raises(SteeringError, match=r"test_path: .* have other classes: b, c; only in .*train: b$"):
+    with pytest.raises(
+        SteeringError, match=r"test_path: .* have other classes: b, c; only in .*train: b$"
+    ):
         folders(parts["path"], parts["test_path"])
 
 
 def test_a_class_without_images_and_a_folder_without_classes(parts, tmp_path):
     (tmp_path / "train/empty").mkdir()
-    with pytest.raises(SteeringError, match=r"^path: .* has no image for class empty; looked for \.jpg"):
+    with pytest.raises(
+        SteeringError, match=r"^path: .* has no image for class empty; looked for \.jpg"
+    ):
         folders(parts["path"], parts["test_path"])
     with pytest.raises(SteeringError, match="one per class; 3 images lie in it directly"):
         folders(str(tmp_path / "train/a"), parts["test_path"])
 
 
 @pytest.mark.parametrize(
-    "suffix", ["ppm", "pgm", "pbm", "pnm", "tif", "TIFF", "gif", "bmp", "webp", "jpeg", "jfif", "JPG"]
+    "suffix",
+    ["ppm", "pgm", "pbm", "pnm", "tif", "TIFF", "gif", "bmp", "webp", "jpeg", "jfif", "JPG"],
 )
 def test_every_suffix_that_is_listed_can_be_decoded(parts, tmp_path, suffix):
     image = Image.new({"pgm": "L", "pbm": "1"}.get(suffix, "RGB"), (8, 8), "white")
@@ -214,14 +249,17 @@ def test_every_suffix_that_is_listed_can_be_decoded(parts, tmp_path, suffix):
     np.testing.assert_array_equal(train.image(3), np.full((8, 8, 3), 255))
 
 
-# ---- pictures ---------------------------------------------------------------------------------------------------------
+# ---- pictures
+# ---------------------------------------------------------------------------------------------------------
 
 RAMP = np.arange(65536, dtype=np.uint16).reshape(256, 256)
 
 
 @pytest.mark.parametrize("mode", ["I;16", "I;16B", "I;16L"])
 def test_of_16_bits_the_upper_8_stay(mode):
-    image = Image.frombytes(mode, (256, 256), RAMP.astype(">u2" if mode.endswith("B") else "<u2").tobytes())
+    image = Image.frombytes(
+        mode, (256, 256), RAMP.astype(">u2" if mode.endswith("B") else "<u2").tobytes()
+    )
     found, changes = eight_bits(image)
     np.testing.assert_array_equal(np.asarray(found), RAMP // 256)
     assert changes == ["scaled to 8 bits"]
@@ -246,7 +284,12 @@ def test_a_picture_without_a_finite_number_is_unreadable(parts, tmp_path):
     Image.fromarray(np.array([[math.nan, math.nan]], np.float32)).save(tmp_path / "test/a/.x.tif")
     (tmp_path / "test/a/.x.tif").rename(tmp_path / "test/a/0.png")
     source = folders(parts["path"], parts["test_path"])[1]
-    assert 0 not in ImageData(whole(source), {"": AS_IT_IS}, 0, "none").batch(np.array([0, 1]), 0)["index"].tolist()
+    assert (
+        0
+        not in ImageData(whole(source), {"": AS_IT_IS}, 0, "none")
+        .batch(np.array([0, 1]), 0)["index"]
+        .tolist()
+    )
 
 
 def test_a_16_bit_png_in_a_folder(parts, tmp_path):
@@ -265,7 +308,9 @@ def test_a_picture_is_turned_upright(tmp_path, kind, suffix, orientation):
     exif[0x0112] = orientation
     Image.fromarray(stored).save(tmp_path / f"x.{suffix}", kind, exif=exif, quality=100)
     found, changes = read_picture(tmp_path / f"x.{suffix}")
-    turns = {1: 0, 3: 2, 6: 3, 8: 1}[orientation]  # quarter turns against the clock: 6 is shown turned clockwise
+    turns = {1: 0, 3: 2, 6: 3, 8: 1}[
+        orientation
+    ]  # quarter turns against the clock: 6 is shown turned clockwise
     expected = np.rot90(stored, turns)
     assert np.asarray(found).shape == expected.shape
     assert np.abs(np.asarray(found).astype(int) - expected).max() < 60
@@ -307,13 +352,18 @@ def test_what_was_changed_is_told_behind_an_evaluation(parts, tmp_path, caplog):
     )
 
 
-# ---- arrays -----------------------------------------------------------------------------------------------------------
+# ---- arrays
+# -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("image", "label", "words"),
     [
-        (np.zeros((3, 4, 4)), np.arange(3), r"float64, \(3, 4, 4\); the values lie in \[0, 1\]: save \(255 \* image\)"),
+        (
+            np.zeros((3, 4, 4)),
+            np.arange(3),
+            r"float64, \(3, 4, 4\); the values lie in \[0, 1\]: save \(255 \* image\)",
+        ),
         (np.full((3, 4, 4), 200.0), np.arange(3), r"save image\.round\(\)\.astype\('uint8'\)"),
         (np.full((3, 4, 4), -1.0), np.arange(3), "negative: undo the normalisation"),
         (np.full((3, 4, 4), 200), np.arange(3), r"int64, .*save image\.round"),
@@ -321,9 +371,17 @@ def test_what_was_changed_is_told_behind_an_evaluation(parts, tmp_path, caplog):
         (np.zeros((3, 3, 4, 4), np.uint8), np.arange(3), "move the channels to the end"),
         (np.zeros((3, 4, 4, 4), np.uint8), np.arange(3), "drop the transparency"),
         (np.zeros((3, 4, 4), np.uint8), np.eye(3, dtype=int), "look one-hot: save their argmax"),
-        (np.zeros((3, 4, 4), np.uint8), np.array([0.0, 1.0, 2.0]), "labels must be 3 class numbers .* got float64"),
+        (
+            np.zeros((3, 4, 4), np.uint8),
+            np.array([0.0, 1.0, 2.0]),
+            "labels must be 3 class numbers .* got float64",
+        ),
         (np.zeros((3, 4, 4), np.uint8), np.array([0, 1, -1]), "labels must be 3 class numbers"),
-        (np.zeros((3, 4, 4), np.uint8), np.array(["a", "b", "c"]), "labels must be 3 class numbers"),
+        (
+            np.zeros((3, 4, 4), np.uint8),
+            np.array(["a", "b", "c"]),
+            "labels must be 3 class numbers",
+        ),
     ],
 )
 def test_arrays_of_another_kind_are_refused_with_what_to_do(tmp_path, image, label, words):
@@ -333,7 +391,11 @@ def test_arrays_of_another_kind_are_refused_with_what_to_do(tmp_path, image, lab
 
 
 def test_a_column_of_labels_is_taken(tmp_path):
-    np.savez(tmp_path / "x.npz", image=np.zeros((3, 4, 4), np.uint8), label=np.array([[0], [2], [1]], np.uint8))
+    np.savez(
+        tmp_path / "x.npz",
+        image=np.zeros((3, 4, 4), np.uint8),
+        label=np.array([[0], [2], [1]], np.uint8),
+    )
     np.savez(tmp_path / "y.npz", image=np.zeros((2, 4, 4), np.uint8), label=np.array([0, 4]))
     train, test = arrays(str(tmp_path / "x.npz"), str(tmp_path / "y.npz"))
     assert train.labels.tolist() == [0, 2, 1]
@@ -350,16 +412,27 @@ def test_a_file_that_is_no_npz_is_one_line(tmp_path, content):
             np.save(file, np.arange(3))
     else:
         np.savez(path, x=np.zeros(3), y=np.zeros(3))
-    with pytest.raises(SteeringError, match=r"^path: .*x\.npz is no \.npz with 'image' and 'label'") as caught:
+    with pytest.raises(
+        SteeringError, match=r"^path: .*x\.npz is no \.npz with 'image' and 'label'"
+    ) as caught:
         arrays(str(path), str(path))
     assert content != "names" or "no 'image' and 'label'; it has x, y" in str(caught.value)
 
 
-# ---- label files ------------------------------------------------------------------------------------------------------
+# ---- label files
+# ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    "name", ["run_12:30/l.npy", "run_12:30/l.npz:noisy", "l:1.txt", "a.npz:b/l.npy", "L.NPZ:noisy", "p.pt:n:1"]
+    "name",
+    [
+        "run_12:30/l.npy",
+        "run_12:30/l.npz:noisy",
+        "l:1.txt",
+        "a.npz:b/l.npy",
+        "L.NPZ:noisy",
+        "p.pt:n:1",
+    ],
 )
 def test_a_colon_in_a_path(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
@@ -376,7 +449,9 @@ def test_a_colon_in_a_path(tmp_path, monkeypatch, name):
 
 
 def test_a_drive_letter_stays_with_its_path():
-    with pytest.raises(SteeringError, match=r"labels: cannot read numbers from C:.x.l\.npz:noisy: No such file"):
+    with pytest.raises(
+        SteeringError, match=r"labels: cannot read numbers from C:.x.l\.npz:noisy: No such file"
+    ):
         read_numbers(r"C:\x\l.npz:noisy", "labels")
 
 
@@ -407,11 +482,15 @@ def test_a_home_folder(tmp_path, monkeypatch):
 )
 def test_a_line_that_is_no_label_is_named(tmp_path, content, words):
     (tmp_path / "l.txt").write_bytes(content)
-    with pytest.raises(SteeringError, match=rf"^labels: cannot read numbers from .*l\.txt: .*{words}"):
+    with pytest.raises(
+        SteeringError, match=rf"^labels: cannot read numbers from .*l\.txt: .*{words}"
+    ):
         read_numbers(str(tmp_path / "l.txt"), "labels")
 
 
-@pytest.mark.parametrize("content", [b"0\n12\n2", b"\xef\xbb\xbf0\n12\n2\n", b"0\r\n12\r\n2\r\n\r\n", b" 0\n+12\n2 \n"])
+@pytest.mark.parametrize(
+    "content", [b"0\n12\n2", b"\xef\xbb\xbf0\n12\n2\n", b"0\r\n12\r\n2\r\n\r\n", b" 0\n+12\n2 \n"]
+)
 def test_lines_as_editors_write_them(tmp_path, content):
     (tmp_path / "l.txt").write_bytes(content)
     assert read_numbers(str(tmp_path / "l.txt"), "labels").tolist() == [0, 12, 2]
@@ -465,7 +544,8 @@ def test_a_single_entry_needs_no_name(tmp_path):
         assert read_numbers(str(tmp_path / name), "labels").tolist() == [1, 0]
 
 
-# ---- torchvision ------------------------------------------------------------------------------------------------------
+# ---- torchvision
+# ------------------------------------------------------------------------------------------------------
 
 
 def listed(splits, labels="targets", classes=None):
@@ -476,12 +556,16 @@ def listed(splits, labels="targets", classes=None):
 
         def __init__(self, root, split=splits[0], transform=None, download=False, **rest):  # noqa: ARG002
             if split not in splits:
-                raise ValueError(f"Unknown value '{split}' for argument split. Valid values are {{{splits!r}}}.")
+                raise ValueError(
+                    f"Unknown value '{split}' for argument split. Valid values are {{{splits!r}}}."
+                )
             if not Path(root).is_dir():
                 raise RuntimeError("Dataset not found. You can use download=True to download it")
             self.asked.append({"split": split, **rest})
             numbers = [0, 1] if split == splits[0] else [1, 2]
-            setattr(self, labels, [("x", n) for n in numbers] if labels.endswith("samples") else numbers)
+            setattr(
+                self, labels, [("x", n) for n in numbers] if labels.endswith("samples") else numbers
+            )
             if classes:
                 self.classes = classes
 
@@ -519,14 +603,19 @@ def test_a_split_by_name_and_one_that_is_not_there(tmp_path, monkeypatch):
     train, _ = torchvision_sets("Made", str(tmp_path), False, {}, {"split": "extra"}, {})
     assert [asked["split"] for asked in made.asked] == ["extra", "test"]
     assert train.classes == ["a, alpha", "b", "c"]
-    with pytest.raises(SteeringError, match=r"^test_options\.split: Unknown value 'vaal' .*'extra', 'train', 'test'"):
+    with pytest.raises(
+        SteeringError,
+        match=r"^test_options\.split: Unknown value 'vaal' .*'extra', 'train', 'test'",
+    ):
         torchvision_sets("Made", str(tmp_path), False, {}, {}, {"split": "vaal"})
     with pytest.raises(
-        SteeringError, match=r"^dataset: the splits of torchvision's Made are extra, train, test; name one"
+        SteeringError,
+        match=r"^dataset: the splits of torchvision's Made are extra, train, test; name one",
     ):
         torchvision_sets("Made", str(tmp_path), False, {"split": "train"})
     with pytest.raises(
-        SteeringError, match=r"path: cannot read torchvision's Made in .*gone with split=train: Dataset not"
+        SteeringError,
+        match=r"path: cannot read torchvision's Made in .*gone with split=train: Dataset not",
     ):
         torchvision_sets("Made", str(tmp_path / "gone"), False)
 
@@ -540,9 +629,17 @@ def test_a_split_by_name_and_one_that_is_not_there(tmp_path, monkeypatch):
             r"^dataset: torchvision's EMNIST needs options\.split, one of byclass, bymerge, balanced, letters",
         ),
         ("EMNIST", {"split": "leters"}, r"^options\.split: Unknown value 'leters'"),
-        ("CIFAR10", {"splt": "x"}, r"^options\.splt: no option of torchvision's CIFAR10; it has train$"),
+        (
+            "CIFAR10",
+            {"splt": "x"},
+            r"^options\.splt: no option of torchvision's CIFAR10; it has train$",
+        ),
         ("MNIST", {"root": "x"}, r"^options\.root: no option"),
-        ("Caltech101", {}, "^dataset: torchvision.datasets.Caltech101 has no training and test parts"),
+        (
+            "Caltech101",
+            {},
+            "^dataset: torchvision.datasets.Caltech101 has no training and test parts",
+        ),
         ("EuroSAT", {}, "^dataset: .*no training and test parts"),
     ],
 )
@@ -581,7 +678,9 @@ class Loaded:
     def __init__(self, root, split="train", loader=None, **rest):
         self.root, self.targets, self.loader, self.rest = root, [0, 1], loader, rest
         if split not in ("train", "test"):
-            raise ValueError(f"Unknown value '{split}' for argument split. Valid values are {{'train', 'test'}}.")
+            raise ValueError(
+                f"Unknown value '{split}' for argument split. Valid values are {{'train', 'test'}}."
+            )
 
     def __getitem__(self, number):
         return self.loader(f"{self.root}/{number}.png"), number
@@ -605,18 +704,24 @@ def test_emnist_letters(tmp_path):
     for part, n in (("train", 5), ("test", 3)):
         images = np.arange(n * 784, dtype=np.uint8).reshape(n, 28, 28)
         sizes = np.array([n, 28, 28], dtype=">i4").tobytes()
-        (raw / f"emnist-letters-{part}-images-idx3-ubyte").write_bytes(b"\0\0\x08\x03" + sizes + images.tobytes())
+        (raw / f"emnist-letters-{part}-images-idx3-ubyte").write_bytes(
+            b"\0\0\x08\x03" + sizes + images.tobytes()
+        )
         head = b"\0\0\x08\x01" + np.array([n], dtype=">i4").tobytes()
         (raw / f"emnist-letters-{part}-labels-idx1-ubyte").write_bytes(
             head + np.arange(1, n + 1, dtype=np.uint8).tobytes()
         )
-    found = task(source="torchvision", dataset="EMNIST", path=str(tmp_path), options={"split": "letters"})
+    found = task(
+        source="torchvision", dataset="EMNIST", path=str(tmp_path), options={"split": "letters"}
+    )
     assert (found.train.labels.tolist(), found.test.labels.tolist()) == ([1, 2, 3, 4, 5], [1, 2, 3])
     assert found.classes[1:3] == ["a", "b"]
 
 
 def test_options_are_for_torchvision_alone():
-    with pytest.raises(SteeringError, match=r"^options: for source 'torchvision' alone, got source 'digits'"):
+    with pytest.raises(
+        SteeringError, match=r"^options: for source 'torchvision' alone, got source 'digits'"
+    ):
         task(options={"split": "x"})
 
 
@@ -624,12 +729,18 @@ def test_options_are_for_torchvision_alone():
 def test_labels_that_are_no_class_numbers(tmp_path, monkeypatch, labels):
     made = listed(("train", "test"))
     monkeypatch.setattr(torchvision.datasets, "Made", made, raising=False)
-    monkeypatch.setattr(made, "targets", property(lambda _: labels, lambda _, __: None), raising=False)
-    with pytest.raises(SteeringError, match=r"^dataset: torchvision.datasets.Made has no class number for each image"):
+    monkeypatch.setattr(
+        made, "targets", property(lambda _: labels, lambda _, __: None), raising=False
+    )
+    with pytest.raises(
+        SteeringError,
+        match=r"^dataset: torchvision.datasets.Made has no class number for each image",
+    ):
         torchvision_sets("Made", str(tmp_path), False)
 
 
-# ---- groups -----------------------------------------------------------------------------------------------------------
+# ---- groups
+# -----------------------------------------------------------------------------------------------------------
 
 
 def rows(*values: float) -> torch.Tensor:
@@ -653,11 +764,16 @@ def test_smoothing_and_a_penalty_leave_it_without_weight_too():
     smooth.without([1])
     q = smooth.update(rows(0, 0, math.log(3)), torch.tensor([1, 0, 1]))
     torch.testing.assert_close(q, 0.8 * rows(1, 0, 9) / 10 + 0.2 * rows(1, 0, 3) / 4)
-    pulled, losses = GroupWeights(3, step=2.0, penalty=0.7, prior=rows(1, 5, 3)), rows(0.3, 9.0, 1.2)
+    pulled, losses = (
+        GroupWeights(3, step=2.0, penalty=0.7, prior=rows(1, 5, 3)),
+        rows(0.3, 9.0, 1.2),
+    )
     pulled.without([1])
     for _ in range(200):
         q = pulled.update(losses, torch.tensor([1, 0, 1]))
-    rest = worst_case(losses, "kl", penalty=0.7, prior=rows(1, 5, 3), mask=torch.tensor([True, False, True])).weights
+    rest = worst_case(
+        losses, "kl", penalty=0.7, prior=rows(1, 5, 3), mask=torch.tensor([True, False, True])
+    ).weights
     torch.testing.assert_close(q, rest, rtol=1e-6, atol=1e-9)
 
 
@@ -682,21 +798,32 @@ def test_groups_that_cannot_be_left_out(groups):
 @pytest.mark.parametrize("empty", [[1], [0, 2]])
 def test_every_method_of_groups_gives_an_empty_group_no_weight(name, empty, caplog):
     counts = [0 if g in empty else 5 for g in range(4)]
-    method = build_method(name, find_method(name).options(), 10, ("w", "x", "y", "z"), group_counts=counts)
+    method = build_method(
+        name, find_method(name).options(), 10, ("w", "x", "y", "z"), group_counts=counts
+    )
     left = 4 - len(empty)
-    torch.testing.assert_close(method.weights.log_q.exp(), rows(*(0 if g in empty else 1 / left for g in range(4))))
+    torch.testing.assert_close(
+        method.weights.log_q.exp(), rows(*(0 if g in empty else 1 / left for g in range(4)))
+    )
     named = ", ".join("wxyz"[g] for g in empty)
-    assert f"method ({name}): no training example belongs to group {named}; it gets no weight" in caplog.text
+    assert (
+        f"method ({name}): no training example belongs to group {named}; it gets no weight"
+        in caplog.text
+    )
 
 
 def test_an_outsiders_method_that_cannot_leave_groups_out_is_refused(monkeypatch):
     from steering.methods.erm import Erm, ErmOptions
 
-    entry = registry.Entry("mine", ErmOptions, lambda options, _, __: Erm(options), "Mine.", groups=True)
+    entry = registry.Entry(
+        "mine", ErmOptions, lambda options, _, __: Erm(options), "Mine.", groups=True
+    )
     monkeypatch.setitem(registry._REGISTRY, "mine", entry)
     build_method("mine", ErmOptions(), 10, ("x", "y"), group_counts=[5, 5])
     build_method("mine", ErmOptions(), 10, ("x", "y"))
-    with pytest.raises(ConfigError, match=r"method \(mine\): no training example belongs to group y$"):
+    with pytest.raises(
+        ConfigError, match=r"method \(mine\): no training example belongs to group y$"
+    ):
         build_method("mine", ErmOptions(), 10, ("x", "y"), group_counts=[5, 0])
 
 
@@ -704,7 +831,9 @@ def test_data_count_their_groups_or_say_that_they_do_not_know(tmp_path):
     np.save(tmp_path / "g.npy", np.array([0, 0, 3, 3, 3, 0]))
     np.save(tmp_path / "t.npy", np.array([0, 1, 0]))
     for name, n in (("train", 6), ("test", 3)):
-        np.savez(tmp_path / f"{name}.npz", image=np.zeros((n, 8, 8), np.uint8), label=np.arange(n) % 3)
+        np.savez(
+            tmp_path / f"{name}.npz", image=np.zeros((n, 8, 8), np.uint8), label=np.arange(n) % 3
+        )
     found = task(
         source="arrays",
         path=str(tmp_path / "train.npz"),
@@ -724,7 +853,12 @@ def test_a_run_weights_the_groups_that_have_examples(tmp_path, method, lost, cap
     labels = np.arange(n) % 3
     for part in ("train", "test"):
         np.savez(tmp_path / f"{part}.npz", image=np.zeros((n, 8, 8), np.uint8), label=labels)
-    data = {"source": "arrays", "path": f"{tmp_path}/train.npz", "test_path": f"{tmp_path}/test.npz", "groups": "class"}
+    data = {
+        "source": "arrays",
+        "path": f"{tmp_path}/train.npz",
+        "test_path": f"{tmp_path}/test.npz",
+        "groups": "class",
+    }
     if lost == "a gap":
         np.save(tmp_path / "g.npy", np.where(labels == 1, 2, labels))
         data |= {"groups": f"{tmp_path}/g.npy", "test_groups": f"{tmp_path}/g.npy"}
@@ -741,27 +875,40 @@ def test_a_run_weights_the_groups_that_have_examples(tmp_path, method, lost, cap
     (weights,) = summary.values()
     assert weights["1"] == 0
     assert sum(weights.values()) == pytest.approx(1)
-    assert f"method ({method}): no training example belongs to group 1; it gets no weight" in caplog.text
+    assert (
+        f"method ({method}): no training example belongs to group 1; it gets no weight"
+        in caplog.text
+    )
 
 
 def test_the_worst_group_is_one_of_the_test_part(tmp_path, caplog):
     """Groups that training has not are measured; groups that the test part has not are told."""
     for part, n in (("train", 6), ("test", 4)):
-        np.savez(tmp_path / f"{part}.npz", image=np.zeros((n, 8, 8), np.uint8), label=np.arange(n) % 2)
+        np.savez(
+            tmp_path / f"{part}.npz", image=np.zeros((n, 8, 8), np.uint8), label=np.arange(n) % 2
+        )
     np.save(tmp_path / "g.npy", np.array([0, 0, 0, 1, 1, 1]))
     np.save(tmp_path / "t.npy", np.array([2, 0, 0, 0]))
     names = {"path": f"{tmp_path}/train.npz", "test_path": f"{tmp_path}/test.npz"}
-    found = task(source="arrays", groups=f"{tmp_path}/g.npy", test_groups=f"{tmp_path}/t.npy", **names)
+    found = task(
+        source="arrays", groups=f"{tmp_path}/g.npy", test_groups=f"{tmp_path}/t.npy", **names
+    )
     model = found.build(ModelSpec("linear"))
-    with torch.no_grad():  # always class 1: labels 0 1 0 1, so group 2 is 0 right of 1, group 0 is 2 of 3
+    with (
+        torch.no_grad()
+    ):  # always class 1: labels 0 1 0 1, so group 2 is 0 right of 1, group 0 is 2 of 3
         model.module.layers[1].weight.zero_()
         model.module.layers[1].bias.copy_(torch.tensor([0.0, 5.0]))
     assert found.evaluate(model, CPU).values()["test/worst_group_accuracy"] == 0
     assert "task.data: group 2 has no training example" in caplog.text
-    assert "task.data: group 1 has no test example, so worst_group_accuracy says nothing of it" in caplog.text
+    assert (
+        "task.data: group 1 has no test example, so worst_group_accuracy says nothing of it"
+        in caplog.text
+    )
 
 
-# ---- home folders -----------------------------------------------------------------------------------------------------
+# ---- home folders
+# -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("parts")
@@ -783,7 +930,9 @@ def test_every_path_of_the_task_may_start_at_home(tmp_path, monkeypatch):
     )
     np.savez(tmp_path / "x.npz", image=np.zeros((2, 4, 4), np.uint8), label=np.arange(2))
     assert len(arrays("~/x.npz", "~/x.npz")[0]) == 2
-    with pytest.raises(SteeringError, match=f"cannot read torchvision's CIFAR10 in {tmp_path}/none"):
+    with pytest.raises(
+        SteeringError, match=f"cannot read torchvision's CIFAR10 in {tmp_path}/none"
+    ):
         torchvision_sets("CIFAR10", "~/none", False)
 
 

@@ -1,4 +1,5 @@
-"""Image–text data as people have them: names with dots, deep and turned images, several captions, tables of all kinds."""
+"""Image–text data as people have them: names with dots, deep and turned images, several captions,
+tables of all kinds."""
 
 from __future__ import annotations
 
@@ -85,7 +86,11 @@ def opened(folder: Path, files: Files) -> ShardSource:
 
 def test_names_with_dots_are_pairs(tmp_path: Path) -> None:
     names = ["0", "photo.v1", "a.b.c", "2024.01.02/x", "Dr. No", "x..y"]
-    files = [f for i, name in enumerate(names) for f in ((f"{name}.png", png(i)), (f"{name}.txt", name.encode()))]
+    files = [
+        f
+        for i, name in enumerate(names)
+        for f in ((f"{name}.png", png(i)), (f"{name}.txt", name.encode()))
+    ]
     found = opened(tmp_path, files)
     assert found.captions() == names
     assert [int(pixels(found.pair(i)[0])[0, 0, 0]) for i in range(6)] == list(range(6))
@@ -97,15 +102,31 @@ def test_names_with_dots_are_pairs(tmp_path: Path) -> None:
     [
         (["a.jpg", "a.txt", "a.v2.jpg"], ["a.txt"], {"no caption": 1}),
         (["a.jpg", "a.txt", "a.v2.jpg", "a.v2.txt"], ["a.txt", "a.v2.txt"], {}),
-        (["k.jpg", "k.txt", "k.seg.png", "k.depth.png", "k.meta.json"], ["k.txt"], {"no caption": 2}),
+        (
+            ["k.jpg", "k.txt", "k.seg.png", "k.depth.png", "k.meta.json"],
+            ["k.txt"],
+            {"no caption": 2},
+        ),
         (["k.jpg", "k.txt", "k.seg.npy", "k.cls", "k.json"], ["k.txt"], {}),
-        (["000.0.jpg", "000.1.jpg", "000.txt", "z.jpg", "z.txt"], ["z.txt"], {"no image": 1, "no caption": 1}),
+        (
+            ["000.0.jpg", "000.1.jpg", "000.txt", "z.jpg", "z.txt"],
+            ["z.txt"],
+            {"no image": 1, "no caption": 1},
+        ),
         (["z.jpg", "z.txt", "a.image.jpg", "a.caption.txt"], ["z.txt"], {"no image": 1}),
         (["z.jpg", "z.txt", "a.one.jpg", "b.two.txt"], ["z.txt"], {"no image": 1, "no caption": 1}),
         (["z.jpg", "z.png", "z.webp", "z.txt"], ["z.txt"], {"further image of one name": 2}),
-        (["z.jpg", "z.txt", "a.JPG", "a.TXT", "b.heic", "b.txt"], ["z.txt", "a.TXT"], {"image in another format": 1}),
+        (
+            ["z.jpg", "z.txt", "a.JPG", "a.TXT", "b.heic", "b.txt"],
+            ["z.txt", "a.TXT"],
+            {"image in another format": 1},
+        ),
         (["z.jpg", "z.txt", "a.jpg", "a.txt.gz"], ["z.txt"], {"compressed by itself": 1}),
-        (["z.jpg", "z.txt", "._z.jpg", "._z.txt", "__MACOSX/y.jpg", "__MACOSX/y.txt"], ["z.txt"], {}),
+        (
+            ["z.jpg", "z.txt", "._z.jpg", "._z.txt", "__MACOSX/y.jpg", "__MACOSX/y.txt"],
+            ["z.txt"],
+            {},
+        ),
         ([".data/z.jpg", ".data/z.txt", ".ipynb_checkpoints/z.jpg"], [".data/z.txt"], {}),
     ],
 )
@@ -113,7 +134,13 @@ def test_what_is_no_pair_is_counted(
     tmp_path: Path, names: list[str], captions: list[str], skipped: dict[str, int]
 ) -> None:
     def data(name: str) -> bytes:
-        return b'{"url": "x"}' if name.endswith("json") else png(1) if name[-3:].lower() != "txt" else name.encode()
+        return (
+            b'{"url": "x"}'
+            if name.endswith("json")
+            else png(1)
+            if name[-3:].lower() != "txt"
+            else name.encode()
+        )
 
     path = shard(tmp_path, [(name, data(name)) for name in names])
     for _ in range(2):  # scanned, then from the cache
@@ -126,7 +153,10 @@ def test_what_is_no_pair_is_counted(
 @pytest.mark.parametrize("suffix", ["bmp", "gif", "tif", "tiff", "ppm", "PNG", "Jpeg", "jfif"])
 def test_images_of_every_suffix_that_is_decoded(tmp_path: Path, suffix: str) -> None:
     kind = {"tif": "TIFF", "jfif": "JPEG"}.get(suffix, suffix.upper())
-    found = opened(tmp_path, [(f"0.{suffix}", encoded(Image.new("RGB", (8, 8), "white"), kind)), ("0.txt", b"x")])
+    found = opened(
+        tmp_path,
+        [(f"0.{suffix}", encoded(Image.new("RGB", (8, 8), "white"), kind)), ("0.txt", b"x")],
+    )
     assert (pixels(found.pair(0)[0]) == 255).all()
 
 
@@ -144,7 +174,9 @@ def test_links_are_counted(tmp_path: Path) -> None:
     assert (found.captions(), found.skipped) == (["x"], {"link or sparse file": 2})
 
 
-def test_an_index_of_the_old_rules_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_index_of_the_old_rules_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     files = [("0.png", png(0)), ("0.txt", b"x"), ("a.b.png", png(1)), ("a.b.txt", b"y")]
     with monkeypatch.context() as patch:
         patch.setattr(shards, "CACHE_FORMAT", 1)
@@ -171,9 +203,16 @@ def test_an_index_of_the_old_rules_is_not_taken(tmp_path: Path, monkeypatch: pyt
         ('{"caption": "\\ud800"}', "unreadable caption"),
     ],
 )
-def test_a_json_caption_that_is_no_text_is_counted(tmp_path: Path, caption: str, reason: str) -> None:
+def test_a_json_caption_that_is_no_text_is_counted(
+    tmp_path: Path, caption: str, reason: str
+) -> None:
     good = "\ufeff" + json.dumps({"caption": "good"})
-    files = [("0.png", png(0)), ("0.json", good.encode()), ("1.png", png(1)), ("1.json", caption.encode())]
+    files = [
+        ("0.png", png(0)),
+        ("0.json", good.encode()),
+        ("1.png", png(1)),
+        ("1.json", caption.encode()),
+    ]
     found = opened(tmp_path, files)
     assert (found.captions(), found.skipped) == (["good"], {reason: 1})
 
@@ -191,16 +230,24 @@ def test_a_json_caption_that_is_no_text_is_counted(tmp_path: Path, caption: str,
         (RAMP.astype(np.int32), "TIFF", RAMP >> 8),
         (RAMP.astype(np.int32) // 257, "TIFF", RAMP // 257),  # 8-bit numbers in 32 bits
         (RAMP.astype(np.int32) * 4 - 70000, "TIFF", np.rint(RAMP / 65472 * 255)),
-        (RAMP.astype(np.float32), "TIFF", np.rint(RAMP / 65472 * 255)),  # floats have no range but their own
+        (
+            RAMP.astype(np.float32),
+            "TIFF",
+            np.rint(RAMP / 65472 * 255),
+        ),  # floats have no range but their own
         (RAMP.astype(np.float32) / 65472, "TIFF", np.rint(RAMP / 65472 * 255)),
         (RAMP.astype(np.float32) * 3.5 - 9.25, "TIFF", np.rint(RAMP / 65472 * 255)),
         ((RAMP % 256).astype(np.float32), "TIFF", RAMP % 256),
     ],
 )
-def test_deep_grey_is_scaled(tmp_path: Path, values: np.ndarray, kind: str, expected: np.ndarray) -> None:
+def test_deep_grey_is_scaled(
+    tmp_path: Path, values: np.ndarray, kind: str, expected: np.ndarray
+) -> None:
     data = encoded(Image.fromarray(values), kind)
     found = decode_image(data, "x")
-    assert np.abs(pixels(found).astype(int) - expected.astype(int)[..., None]).max() <= (1 if values.min() < 0 else 0)
+    assert np.abs(pixels(found).astype(int) - expected.astype(int)[..., None]).max() <= (
+        1 if values.min() < 0 else 0
+    )
     assert changes(found) == (() if values.max() < 256 and values.max() > 1 else (SCALED,))
     (tmp_path / "c").mkdir()
     (tmp_path / f"c/0.{kind.lower()}").write_bytes(data)
@@ -224,7 +271,9 @@ def test_other_modes_and_transparency(mode: str) -> None:
     else:
         image = Image.new("RGBA", (3, 1), (0, 0, 0, 255))
         image.putpixel((1, 0), (255, 255, 255, 255))
-        image.putpixel((2, 0), (0, 0, 0, 0) if mode in ("LA", "PA", "RGBA") else (255, 255, 255, 255))
+        image.putpixel(
+            (2, 0), (0, 0, 0, 0) if mode in ("LA", "PA", "RGBA") else (255, 255, 255, 255)
+        )
         if mode == "PA":
             data = encoded(image.convert("P"))
         elif mode == "P":
@@ -234,7 +283,8 @@ def test_other_modes_and_transparency(mode: str) -> None:
     assert pixels(decode_image(data, "x"))[0].tolist() == [[0] * 3, [255] * 3, [255] * 3]
 
 
-# Where pixel (row, column) of the upright 2 × 3 picture lies in the file, by the EXIF standard's table of orientations.
+# Where pixel (row, column) of the upright 2 × 3 picture lies in the file, by the EXIF standard's
+# table of orientations.
 STORED = {
     1: lambda a: a,
     2: lambda a: a[:, ::-1],
@@ -271,7 +321,12 @@ def test_an_orientation_in_a_deep_image_and_a_broken_exif_block() -> None:
     found = decode_image(encoded(Image.fromarray(RAMP[:2]), exif=exif), "x")
     np.testing.assert_array_equal(pixels(found)[..., 0], (RAMP[:2] >> 8)[::-1].T)
     assert changes(found) == (SCALED, TURNED)
-    for broken in (b"Exif\0\0", b"Exif\0\0II*\0", b"Exif\0\0MM\0*\xff\xff\xff\xff", b"Exif\0\0" + b"\xff" * 40):
+    for broken in (
+        b"Exif\0\0",
+        b"Exif\0\0II*\0",
+        b"Exif\0\0MM\0*\xff\xff\xff\xff",
+        b"Exif\0\0" + b"\xff" * 40,
+    ):
         assert decode_image(encoded(dot(9), "JPEG", exif=broken, quality=100), "x").size == (3, 2)
 
 
@@ -298,7 +353,10 @@ def test_an_evaluation_counts_what_it_changed_and_a_training_says_so(
         encoded(dot(2), exif=exif),
         encoded(Image.fromarray(RAMP), "TIFF"),
     ]
-    source = opened(tmp_path, [f for i, d in enumerate(images) for f in ((f"{i}.png", d), (f"{i}.txt", b"%d" % i))])
+    source = opened(
+        tmp_path,
+        [f for i, d in enumerate(images) for f in ((f"{i}.png", d), (f"{i}.txt", b"%d" % i))],
+    )
     list(source_retrieval(source, "task.retrieval.mine").images(inputs()))
     assert f"task.retrieval.mine: of 4 images, changed: 2 {SCALED}, 1 {TURNED}" in caplog.text
     caplog.clear()
@@ -314,7 +372,8 @@ def test_an_evaluation_counts_what_it_changed_and_a_training_says_so(
 
 
 def naive(scores: np.ndarray, right: list[set[int]], k: int) -> float:
-    """Share of rows with a right column among the best k; of columns that tie, the wrong ones come first."""
+    """Share of rows with a right column among the best k; of columns that tie, the wrong ones come
+    first."""
     hits = 0
     for row, good in zip(scores.tolist(), right, strict=True):
         order = sorted(range(len(row)), key=lambda j: (-row[j], j in good))
@@ -329,13 +388,21 @@ def naive(scores: np.ndarray, right: list[set[int]], k: int) -> float:
 
 @pytest.mark.parametrize("kind", ["path", "bytes", "shard"])
 @pytest.mark.parametrize("seed", range(3))
-def test_recall_with_several_captions_is_the_naive_one(tmp_path: Path, kind: str, seed: int) -> None:
+def test_recall_with_several_captions_is_the_naive_one(
+    tmp_path: Path, kind: str, seed: int
+) -> None:
     random = np.random.default_rng(seed)
-    rows = [(image, caption) for image in range(12) for caption in range(30) if random.random() < 0.15]
+    rows = [
+        (image, caption) for image in range(12) for caption in range(30) if random.random() < 0.15
+    ]
     rows += [(image, 30 + image) for image in range(12)]  # each has one of its own, as well
     random.shuffle(rows)
     if kind == "shard":
-        files = [f for i, (x, y) in enumerate(rows) for f in ((f"{i}.png", png(x)), (f"{i}.txt", f"{y}".encode()))]
+        files = [
+            f
+            for i, (x, y) in enumerate(rows)
+            for f in ((f"{i}.png", png(x)), (f"{i}.txt", f"{y}".encode()))
+        ]
         source = opened(tmp_path, files)
     else:
         for i, (image, _) in enumerate(rows):
@@ -349,7 +416,9 @@ def test_recall_with_several_captions_is_the_naive_one(tmp_path: Path, kind: str
     assert held_out.count == 12
     assert len(source) == len(rows)  # a training set keeps its pairs
     # Coarse features make many ties.
-    images, texts = (torch.from_numpy(random.integers(-1, 2, (n, 4)).astype(np.float32)) for n in (12, 42))
+    images, texts = (
+        torch.from_numpy(random.integers(-1, 2, (n, 4)).astype(np.float32)) for n in (12, 42)
+    )
     images[:, 3], texts[:, 3] = 3, 3
     found = retrieve(Lookup(images, texts), inputs(), held_out, torch.device("cpu"), (1, 3, 5))
     unit = [nn.functional.normalize(side, dim=-1) for side in (images, texts)]
@@ -369,29 +438,40 @@ def test_ranks_of_one_caption_an_image_are_those_of_the_column() -> None:
     image, text = (torch.randint(-1, 2, (n, 3), generator=generator).float() for n in (40, 17))
     own = torch.randint(0, 17, (40,), generator=generator)
     scores = image @ text.T
-    assert image_ranks(image, text, own).equal((scores >= scores.gather(1, own[:, None])).sum(1) - 1)
+    assert image_ranks(image, text, own).equal(
+        (scores >= scores.gather(1, own[:, None])).sum(1) - 1
+    )
     padded = torch.stack([own, torch.full_like(own, -1)], dim=1)
     assert image_ranks(image, text, padded).equal(image_ranks(image, text, own))
     assert text_ranks(image, text, padded).equal(text_ranks(image, text, own))
 
 
 def test_copies_of_a_whole_pair_stay(tmp_path: Path) -> None:
-    # Equal bytes and equal captions in two files: two images of one caption, no rivals of each other.
-    files = [f for i in range(4) for f in ((f"{i}.png", png(i // 2)), (f"{i}.txt", f"{i // 2}".encode()))]
+    # Equal bytes and equal captions in two files: two images of one caption, no rivals of each
+    # other.
+    files = [
+        f for i in range(4) for f in ((f"{i}.png", png(i // 2)), (f"{i}.txt", f"{i // 2}".encode()))
+    ]
     found = source_retrieval(opened(tmp_path, files), "x")
     assert (found.count, found.answers) == (4, None)
-    assert retrieve(Lookup(torch.eye(2), torch.eye(2)), inputs(), found, torch.device("cpu"), (1,)) == {
+    assert retrieve(
+        Lookup(torch.eye(2), torch.eye(2)), inputs(), found, torch.device("cpu"), (1,)
+    ) == {
         "image_to_text_R@1": 1.0,
         "text_to_image_R@1": 1.0,
     }
 
 
-def test_images_and_captions_are_told_and_shown(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_images_and_captions_are_told_and_shown(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     for i in range(3):
         dot(i).save(tmp_path / f"{i}.png")
     rows = [f"{i}.png,caption {k} of {3 * k + i}\n" for k in range(2) for i in range(3)]
     (tmp_path / "t.csv").write_text("image,caption\n" + "".join(rows))
-    task = ClipTask(ClipOptions(retrieval={"coco": str(tmp_path / "t.csv")}, data=ClipData("table", "x")))
+    task = ClipTask(
+        ClipOptions(retrieval={"coco": str(tmp_path / "t.csv")}, data=ClipData("table", "x"))
+    )
     with caplog.at_level(logging.INFO, "steering"):
         sets, _ = task._held_out()
     assert "task.retrieval.coco: 3 images and 6 different captions" in caplog.text
@@ -415,7 +495,9 @@ def test_an_unreadable_image_with_several_captions_is_left_out_once(
 
 
 def test_a_set_made_by_hand_still_takes_caption_numbers() -> None:
-    data = RetrievalSet(["0", "1"], lambda _: iter([(torch.zeros(2, 3, 1, 1), torch.tensor([1, 0]))]))
+    data = RetrievalSet(
+        ["0", "1"], lambda _: iter([(torch.zeros(2, 3, 1, 1), torch.tensor([1, 0]))])
+    )
     assert data.right(torch.tensor([1, 0])).tolist() == [[1], [0]]
 
 
@@ -429,7 +511,9 @@ def test_every_image_that_is_listed_is_read_and_the_hidden_is_none(
     for label in ("a", "b"):
         (tmp_path / label).mkdir()
         for kind in kinds:
-            dot(1).convert("L" if kind == "pgm" else "RGB").save(tmp_path / label / f"{kind.lower()}{kind}.{kind}")
+            dot(1).convert("L" if kind == "pgm" else "RGB").save(
+                tmp_path / label / f"{kind.lower()}{kind}.{kind}"
+            )
     for junk in (".ipynb_checkpoints", "__MACOSX", ".git"):
         (tmp_path / junk).mkdir()
         dot(1).save(tmp_path / junk / "0.png")
@@ -457,7 +541,9 @@ def test_every_image_that_is_listed_is_read_and_the_hidden_is_none(
     assert len(images) == 3 * len(kinds)
     with pytest.raises(SteeringError, match=r"2 names for 3 folders in .*: a, b, c"):
         ClassFolder(tmp_path, ["x", "y"])
-    with pytest.raises(SteeringError, match=r"task.zero_shot.path: .*loose.png is a file; expected a folder"):
+    with pytest.raises(
+        SteeringError, match=r"task.zero_shot.path: .*loose.png is a file; expected a folder"
+    ):
         ClassFolder(tmp_path / "loose.png", None)
 
 
@@ -481,7 +567,9 @@ def test_paths_from_home(home: Path) -> None:
     assert expand_pattern("~old.tar") == [Path("~old.tar")]  # nobody's home
     (home / "a::b.tar").write_bytes((home / "my data: x/000.tar").read_bytes())
     assert expand_pattern("a::b.tar") == [Path("a::b.tar")]
-    with pytest.raises(SteeringError, match=r"my data: x: is a folder; expected tar files, perhaps '.*/\*\.tar'"):
+    with pytest.raises(
+        SteeringError, match=r"my data: x: is a folder; expected tar files, perhaps '.*/\*\.tar'"
+    ):
         expand_pattern("~/my data: x")
     assert user_path("~nobody-of-this-name/x") == Path("~nobody-of-this-name/x")
 
@@ -498,12 +586,18 @@ def test_tables_from_home(home: Path) -> None:
     ):
         assert (source.captions(), source.skipped) == (["a", "b", "c"], {"no image": 1})
         assert [int(pixels(source.pair(i)[0])[0, 0, 0]) for i in range(3)] == [1, 2, 3]
-    assert len(open_held_out("~/t.csv", ClipData("shards", "x"))) == 1  # beside the table lies ~/1.png alone
+    assert (
+        len(open_held_out("~/t.csv", ClipData("shards", "x"))) == 1
+    )  # beside the table lies ~/1.png alone
     assert ClassFolder(Path("~"), None).classes == ["images"]
     (home / "d.csv").mkdir()
-    with pytest.raises(SteeringError, match=r"d\.csv: is a folder; expected a \.tsv or \.csv table"):
+    with pytest.raises(
+        SteeringError, match=r"d\.csv: is a folder; expected a \.tsv or \.csv table"
+    ):
         TableSource("~/d.csv", "~/images")
-    with pytest.raises(SteeringError, match=r"t\.csv: is a file; expected the folder with the images"):
+    with pytest.raises(
+        SteeringError, match=r"t\.csv: is a file; expected the folder with the images"
+    ):
         TableSource("~/t.csv", "~/t.csv")
 
 
@@ -511,7 +605,11 @@ def model_json(path: Path, **top: object) -> Path:
     bpe = Path(__file__).parents[2] / "configs/clip/models/glyphs.bpe.gz"
     vision = {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16}
     text = {"context_length": 8, "vocab_size": 2014, "width": 32, "heads": 2, "layers": 1}
-    config = {"embed_dim": 16, "vision_cfg": vision, "text_cfg": text | {"tokenizer_kwargs": {"bpe_path": str(bpe)}}}
+    config = {
+        "embed_dim": 16,
+        "vision_cfg": vision,
+        "text_cfg": text | {"tokenizer_kwargs": {"bpe_path": str(bpe)}},
+    }
     path.write_text(json.dumps(config | top))
     return path
 
@@ -520,7 +618,10 @@ def test_models_from_home(home: Path) -> None:
     model_json(home / "m.json")
     built = build_clip(ModelSpec("~/m.json"))
     torch.save(built.module.state_dict(), home / "w.pt")
-    assert build_clip(ModelSpec("~/m.json", pretrained="~/w.pt")).inputs_fingerprint == built.inputs_fingerprint
+    assert (
+        build_clip(ModelSpec("~/m.json", pretrained="~/w.pt")).inputs_fingerprint
+        == built.inputs_fingerprint
+    )
     with pytest.raises(SteeringError, match=f"checkpoint: no such file: {home}/gone"):
         build_clip(ModelSpec("~/m.json", checkpoint="~/gone.safetensors"))
     with pytest.raises(SteeringError, match=r"checkpoint: .* is a folder"):
@@ -553,7 +654,8 @@ def test_the_header_shows_the_delimiter(pictures: Path, delimiter: str, name: st
     usual = delimiter == ("," if name == "t.csv" else "\t")
     assert ("cells separated by" in found.describe()) != usual
     with pytest.raises(
-        SteeringError, match=r"no column 'image'; its columns: filepath, title.*; set task.data.image_co"
+        SteeringError,
+        match=r"no column 'image'; its columns: filepath, title.*; set task.data.image_co",
     ):
         table(pictures, text, name)
 
@@ -571,9 +673,13 @@ UNQUOTED = [
 
 
 @pytest.mark.parametrize(("rows", "captions"), UNQUOTED)
-def test_a_tsv_without_quoting_loses_and_merges_nothing(pictures: Path, rows: str, captions: list[str]) -> None:
+def test_a_tsv_without_quoting_loses_and_merges_nothing(
+    pictures: Path, rows: str, captions: list[str]
+) -> None:
     for end in ("\n", "\r\n"):
-        (pictures / "t.tsv").write_bytes(("\ufeffimage\tcaption\n" + rows).replace("\n", end).encode())
+        (pictures / "t.tsv").write_bytes(
+            ("\ufeffimage\tcaption\n" + rows).replace("\n", end).encode()
+        )
         found = TableSource(pictures / "t.tsv", pictures)
         assert (found.captions(), found.skipped) == (captions, {})
         assert "quotes taken as they stand" in found.describe()
@@ -587,11 +693,15 @@ def test_quotes_that_would_join_cells_are_none(pictures: Path) -> None:
 
 @pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL])
 @pytest.mark.parametrize("delimiter", [",", "\t"])
-def test_what_a_csv_writer_writes_is_read_as_it_was(pictures: Path, delimiter: str, quoting: int) -> None:
+def test_what_a_csv_writer_writes_is_read_as_it_was(
+    pictures: Path, delimiter: str, quoting: int
+) -> None:
     captions = ['"Hello" he said', 'two\nlines, "quoted"', "tab\there, and\r\n\ta comma", '"']
     with (pictures / "t.csv").open("w", newline="") as stream:
         writer = csv.writer(stream, delimiter=delimiter, quoting=quoting)
-        writer.writerows([["caption", "image"], *([caption, f"{i}.png"] for i, caption in enumerate(captions))])
+        writer.writerows(
+            [["caption", "image"], *([caption, f"{i}.png"] for i, caption in enumerate(captions))]
+        )
     found = TableSource(pictures / "t.csv", pictures)
     assert (found.captions(), found.skipped) == (captions, {})
 

@@ -1,4 +1,5 @@
-"""Values that YAML takes for something else, wrong configs and their exit code, paths at home, and `steering methods NAME`."""
+"""Values that YAML takes for something else, wrong configs and their exit code, paths at home, and
+`steering methods NAME`."""
 
 import itertools
 import json
@@ -84,7 +85,9 @@ def write(tmp_path, monkeypatch):
         path = tmp_path / "run.yaml"
         lines = [f"task:\n  name: {module}:Fake", textwrap.indent(task, "  "), "target: {name: m}"]
         defaults = {"method": "_plain", "train": "{samples: 8, batch_size: 4}"}
-        lines += [f"{key}: {value}" for key, value in defaults.items() if not rest.startswith(f"{key}:")]
+        lines += [
+            f"{key}: {value}" for key, value in defaults.items() if not rest.startswith(f"{key}:")
+        ]
         path.write_text("\n".join([*lines, rest, ""]))
         return path
 
@@ -131,7 +134,9 @@ def test_what_is_no_text_in_a_file(write, text, place, read, hint):
     assert "\n" not in message
 
 
-@pytest.mark.parametrize(("text", "place", "read", "hint"), [case for case in NOT_TEXT if "\n" not in case[0]])
+@pytest.mark.parametrize(
+    ("text", "place", "read", "hint"), [case for case in NOT_TEXT if "\n" not in case[0]]
+)
 def test_what_is_no_text_on_the_command_line(write, text, place, read, hint):
     key, _, value = text.partition(": ")
     with pytest.raises(ConfigError) as caught:
@@ -142,10 +147,14 @@ def test_what_is_no_text_on_the_command_line(write, text, place, read, hint):
     assert hint in message
 
 
-@pytest.mark.parametrize("key", ["name", "output", "device", "target.name", "target.pretrained", "optimizer.schedule"])
+@pytest.mark.parametrize(
+    "key", ["name", "output", "device", "target.name", "target.pretrained", "optimizer.schedule"]
+)
 @pytest.mark.parametrize("value", ["no", "12", "1.5"])
 def test_keys_of_the_run_that_are_text(write, key, value):
-    with pytest.raises(ConfigError, match=rf"^command line: {key}: expected str, got .*quote it: '{value}'"):
+    with pytest.raises(
+        ConfigError, match=rf"^command line: {key}: expected str, got .*quote it: '{value}'"
+    ):
         load_config(write(), [f"{key}={value}"])
 
 
@@ -164,14 +173,18 @@ def test_what_is_quoted_is_text(write):
 
 
 def test_text_that_only_looks_odd_stays_text(write):
-    config = load_config(write("word: 2024-01-01\nwords: [n, y, Nope, 1.2.3, v1, 08, 1-2, cuda:0, 'a: b']"))
+    config = load_config(
+        write("word: 2024-01-01\nwords: [n, y, Nope, 1.2.3, v1, 08, 1-2, cuda:0, 'a: b']")
+    )
     assert config.task.word == "2024-01-01"
     assert config.task.words == ["n", "y", "Nope", "1.2.3", "v1", "08", "1-2", "cuda:0", "a: b"]
 
 
 def test_what_was_loaded_reads_back(write, tmp_path):
     config = load_config(
-        write("word: 'no'\nwords: ['0123', '12:30', 'null', '~']\npaths: {'no': '1'}\nshares: {3: 0.5}")
+        write(
+            "word: 'no'\nwords: ['0123', '12:30', 'null', '~']\npaths: {'no': '1'}\nshares: {3: 0.5}"
+        )
     )
     (tmp_path / "again.yaml").write_text(to_yaml(config))
     assert load_config(tmp_path / "again.yaml") == config
@@ -193,7 +206,9 @@ def test_numbers_that_are_not_what_they_look_like(write, key, value, words):
         load_config(path)
     assert str(caught.value).startswith(f"{path}, line 3: {words}")
     with pytest.raises(ConfigError) as caught:
-        load_config(write(), [f"task.{key}={value}" if key != "more" else f"task.more={{a: {value}}}"])
+        load_config(
+            write(), [f"task.{key}={value}" if key != "more" else f"task.more={{a: {value}}}"]
+        )
     assert str(caught.value).startswith(f"command line: task.{key}: {words}")
 
 
@@ -244,7 +259,10 @@ def test_other_types_are_not_bent_either(write, text, words):
 
 def test_numbers_as_keys(write):
     assert load_config(write("shares: {3: 0.5, '4': 1}")).task.shares == {3: 0.5, 4: 1.0}
-    assert load_config(write("shares: {3: 0.5}"), ["task.shares.8=0.1"]).task.shares == {3: 0.5, 8: 0.1}
+    assert load_config(write("shares: {3: 0.5}"), ["task.shares.8=0.1"]).task.shares == {
+        3: 0.5,
+        8: 0.1,
+    }
 
 
 @pytest.mark.parametrize(
@@ -256,9 +274,18 @@ def test_numbers_as_keys(write):
         ("reference: no", "reference: expected a section, got False (bool)"),
         ("no: 3", "unknown key 'False' (bool); a bare no"),
         ("smoke_overrides: {1: 2}", "expected keys that are str, got 1 (int)"),
-        ("reference: {name: m, train: {no: 1}}", "reference.train: expected keys that are str, got False (bool)"),
-        ("compare: {methods: {no: {name: _plain}}}", "compare.methods: expected keys that are str, got False (bool)"),
-        ("compare: {methods: {a: {name: no}}}", "compare.methods.a.name: expected str, got False; a bare no"),
+        (
+            "reference: {name: m, train: {no: 1}}",
+            "reference.train: expected keys that are str, got False (bool)",
+        ),
+        (
+            "compare: {methods: {no: {name: _plain}}}",
+            "compare.methods: expected keys that are str, got False (bool)",
+        ),
+        (
+            "compare: {methods: {a: {name: no}}}",
+            "compare.methods.a.name: expected str, got False; a bare no",
+        ),
         ("compare: {methods: {a: no}}", "compare.methods"),
         ("seed: 1\nseed: 2", "not valid YAML: found duplicate key seed"),
         ("compare:\n  seeds: [1]\n  seeds: [2]", "not valid YAML: found duplicate key seeds"),
@@ -298,18 +325,28 @@ def test_a_file_with_a_byte_order_mark(write):
 
 
 def test_a_key_of_another_method_is_told_as_that(write):
-    with pytest.raises(ConfigError, match=r"run\.yaml: method\.tail_share is a key of _other, not of _plain$"):
+    with pytest.raises(
+        ConfigError, match=r"run\.yaml: method\.tail_share is a key of _other, not of _plain$"
+    ):
         load_config(write(rest="method: {name: _plain, tail_share: 1}"))
-    for name, key, owners in (("drrho", "keep", "jest, rho1, rho_loss, soft_rho"), ("erm", "penalty", "group_dro")):
-        with pytest.raises(ConfigError, match=rf"^command line: method\.{key} is a key of {owners}, not of {name}$"):
+    for name, key, owners in (
+        ("drrho", "keep", "jest, rho1, rho_loss, soft_rho"),
+        ("erm", "penalty", "group_dro"),
+    ):
+        with pytest.raises(
+            ConfigError, match=rf"^command line: method\.{key} is a key of {owners}, not of {name}$"
+        ):
             load_config(write(), [f"method={name}", f"method.{key}=0.5"])
     with pytest.raises(ConfigError, match=r"compare\.methods\.x\.keep is a key of .*, not of erm"):
         load_config(write(rest="compare: {methods: {x: {name: erm, keep: 0.5}}}"))
-    with pytest.raises(ConfigError, match=r"unknown key 'method\.taus'; did you mean 'method\.tau'"):
+    with pytest.raises(
+        ConfigError, match=r"unknown key 'method\.taus'; did you mean 'method\.tau'"
+    ):
         load_config(write(), ["method=erm", "method.taus=1"])
 
 
-# ---- exit codes -------------------------------------------------------------------------------------------------------
+# ---- exit codes
+# -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -320,7 +357,10 @@ def test_a_key_of_another_method_is_told_as_that(write):
         (["method.strength=yes"], "strength"),
         (["method=rho1"], "method.name: rho1 works on losses of a token, not of an example"),
         (["method=doremi"], "method.name: doremi weights groups, and there are none"),
-        (["method=rho_loss", "method.keep=2"], "method (rho_loss): keep must lie in (0, 1], got 2.0"),
+        (
+            ["method=rho_loss", "method.keep=2"],
+            "method (rho_loss): keep must lie in (0, 1], got 2.0",
+        ),
         (["reference=null"], "method.name: drrho needs a reference"),
     ],
 )
@@ -350,7 +390,10 @@ def test_a_wrong_config_is_exit_code_2(tmp_path, command, overrides, words, caps
 )
 def test_a_wrong_option_of_a_task_too(tmp_path, overrides, words, capsys):
     config = str(ROOT / "configs/classification/digits.yaml")
-    assert main(["train", config, f"output={tmp_path}", "reference=null", "method=erm", *overrides]) == 2
+    assert (
+        main(["train", config, f"output={tmp_path}", "reference=null", "method=erm", *overrides])
+        == 2
+    )
     assert words in capsys.readouterr().err
 
 
@@ -359,7 +402,8 @@ def test_what_fails_while_it_runs_stays_1(tmp_path, capsys):
     assert "not finite" in capsys.readouterr().err
 
 
-# ---- the command line -------------------------------------------------------------------------------------------------
+# ---- the command line
+# -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("command", ["train", "compare", "evaluate", "cache"])
@@ -403,7 +447,9 @@ def test_every_method_of_ours_has_a_page_with_its_formula_source_and_keys(capsys
         assert all(number in source for number in re.findall(r"\d{4}\.\d{5}", row)), name
         for option in fields(entry.options):
             (line,) = [line for line in lines if line.startswith(f"method.{option.name} ")]
-            default = re.search(rf"^\| `method\.{option.name}` \([^)]*\b{name}\b[^)]*\) \| ([^|]+) \|", table, re.M)
+            default = re.search(
+                rf"^\| `method\.{option.name}` \([^)]*\b{name}\b[^)]*\) \| ([^|]+) \|", table, re.M
+            )
             assert default is not None
             assert default[1].strip("`") in line, line
             assert len(line.split()) >= 5, line  # a docstring stands behind the type
@@ -485,7 +531,8 @@ def test_a_method_that_is_not_there(words, expected, capsys):
     assert shown.err.count("\n") == 1
 
 
-# ---- home folders -----------------------------------------------------------------------------------------------------
+# ---- home folders
+# -----------------------------------------------------------------------------------------------------
 
 
 def test_every_path_of_the_framework_may_start_at_home(tmp_path, monkeypatch, capsys):

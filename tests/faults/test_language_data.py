@@ -1,4 +1,5 @@
-"""What people bring as text: their files, tokenizers and mixes are read as what they are, counted, or refused in one line."""
+"""What people bring as text: their files, tokenizers and mixes are read as what they are, counted,
+or refused in one line."""
 
 import bz2
 import gzip
@@ -65,10 +66,13 @@ def lines(*texts: object) -> bytes:
     return "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts).encode()
 
 
-# ---- paths ------------------------------------------------------------------------------------------------------------
+# ---- paths
+# ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["data[1].jsonl", "a b/x y.jsonl", "run:2/t.jsonl", "[a]/q*.jsonl", "~odd.jsonl"])
+@pytest.mark.parametrize(
+    "name", ["data[1].jsonl", "a b/x y.jsonl", "run:2/t.jsonl", "[a]/q*.jsonl", "~odd.jsonl"]
+)
 def test_a_file_that_exists_is_taken_by_its_name(name):
     Path(name).parent.mkdir(exist_ok=True)
     Path(name).write_bytes(lines("right"))
@@ -95,13 +99,21 @@ def test_two_stars_go_down_any_number_of_folders():
 def test_the_home_folder_everywhere(folder):
     datasets.Dataset.from_dict({"text": ["disk"]}).save_to_disk(str(folder / "disk"))
     Path("t.txt").write_text("text")
-    assert [read(path) for path in ("~/t.txt", "~/*.txt", "~/disk")] == [["text"], ["text"], ["disk"]]
+    assert [read(path) for path in ("~/t.txt", "~/*.txt", "~/disk")] == [
+        ["text"],
+        ["text"],
+        ["disk"],
+    ]
     word_level({"<eos>": 0, "a": 1, "b": 2}, "tok")
     tokens = open_tokens("~/tok")
     Path("tiny.json").write_text(TINY)
     model = build_causal(ModelSpec("~/tiny.json"), tokens, 8)
     model.module.model.save_pretrained("saved")
-    for spec in (ModelSpec("~/saved"), ModelSpec("~/saved", pretrained="name"), ModelSpec("~/tiny.json", "~/saved")):
+    for spec in (
+        ModelSpec("~/saved"),
+        ModelSpec("~/saved", pretrained="name"),
+        ModelSpec("~/tiny.json", "~/saved"),
+    ):
         assert build_causal(spec, tokens, 8).module.model.config.vocab_size == 3
     with pytest.raises(SteeringError, match=f"no such file: {folder}/gone"):
         build_causal(ModelSpec("tiny.json", checkpoint="~/gone"), tokens, 8)
@@ -122,7 +134,9 @@ def test_a_folder_that_is_not_there_is_no_hub_name(what, name):
         "name": lambda: build_causal(ModelSpec(name), Bytes(), 8),
         "pretrained": lambda: build_causal(ModelSpec("tiny.json", pretrained=name), Bytes(), 8),
     }
-    with pytest.raises(SteeringError, match=r"no such folder: |is a file; expected a folder") as caught:
+    with pytest.raises(
+        SteeringError, match=r"no such folder: |is a file; expected a folder"
+    ) as caught:
         make[what]()
     assert "\n" not in str(caught.value)
 
@@ -132,7 +146,10 @@ def test_a_name_that_may_be_both_is_told_as_both(monkeypatch):
         raise OSError("the hub is away\nand more")
 
     monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", offline)
-    with pytest.raises(SteeringError, match=r"cannot load 'runs/tok': no such folder; as a hub name: the hub is away$"):
+    with pytest.raises(
+        SteeringError,
+        match=r"cannot load 'runs/tok': no such folder; as a hub name: the hub is away$",
+    ):
         open_tokens("runs/tok")
 
 
@@ -142,14 +159,18 @@ def test_files_and_folders_of_models(folder):
     Path("x.json").mkdir()
     with pytest.raises(SteeringError, match="a folder, expected a JSON file"):
         build_causal(ModelSpec("x.json"), Bytes(), 8)
-    with pytest.raises(SteeringError, match=r"is a folder; expected a file such as .*model\.safetensors"):
+    with pytest.raises(
+        SteeringError, match=r"is a folder; expected a file such as .*model\.safetensors"
+    ):
         build_causal(ModelSpec("tiny.json", checkpoint=str(folder)), Bytes(), 8)
     Path("bad").mkdir()
     Path("bad/config.json").write_text(TINY)
     Path("bad/model.safetensors").write_text("damaged")
     with pytest.raises(SteeringError, match="cannot build the language model 'bad'"):
         build_causal(ModelSpec("bad", pretrained="name"), Bytes(), 8)
-    with pytest.raises(SteeringError, match="no token but the end"):  # the library loads one that knows nothing
+    with pytest.raises(
+        SteeringError, match="no token but the end"
+    ):  # the library loads one that knows nothing
         open_tokens("bad")
     Path("bytes").write_text("a file of this name")
     assert isinstance(open_tokens("bytes"), Bytes)
@@ -176,9 +197,13 @@ def test_a_file_of_two_domains_is_said(said):
     read_domains({"one": "a.txt", "two": "[ab].txt", "three": "c.txt"}, "text", None, "paths")
     assert ("WARNING", "paths.one and paths.two both read a.txt") in said()
     assert len(said()) == 4
-    data = LanguageData("files", paths={"d": "a.txt"}, validation={"d": str(Path("a.txt").absolute())})
+    data = LanguageData(
+        "files", paths={"d": "a.txt"}, validation={"d": str(Path("a.txt").absolute())}
+    )
     assert LanguageTask(LanguageOptions(data=data))._texts
-    assert any("task.data.paths.d and task.data.validation.d both read" in line for _, line in said())
+    assert any(
+        "task.data.paths.d and task.data.validation.d both read" in line for _, line in said()
+    )
 
 
 def test_folders_are_told_what_to_write():
@@ -202,7 +227,8 @@ def test_folders_are_told_what_to_write():
     refused("empty", "is a folder; expected a file, a glob, or a folder of a data set")
 
 
-# ---- line ends, byte order marks, encodings ---------------------------------------------------------------------------
+# ---- line ends, byte order marks, encodings
+# ---------------------------------------------------------------------------
 
 BREAKS = "\u2028\u2029\x85\x0b\x0c\x1c\x1d\x1e\r"
 
@@ -212,7 +238,9 @@ BREAKS = "\u2028\u2029\x85\x0b\x0c\x1c\x1d\x1e\r"
 def test_json_lines_end_at_a_line_feed_alone(end, suffix):
     texts = [f"one{character}two" for character in BREAKS] + ["three\nfour", "a\tb"]
     raw = [json.dumps({"text": text}, ensure_ascii=False) for text in texts]
-    Path(f"x{suffix}").write_bytes(end.join([*raw, "", raw[0]]).encode())  # no end behind the last, a blank line inside
+    Path(f"x{suffix}").write_bytes(
+        end.join([*raw, "", raw[0]]).encode()
+    )  # no end behind the last, a blank line inside
     assert read(f"x{suffix}") == [*texts, texts[0]]
 
 
@@ -247,7 +275,12 @@ def test_byte_order_marks_of_joined_files():
 def test_latin_1_is_counted_and_other_code_pages_are_refused(said):
     Path("x.txt").write_bytes("voilà|plain|naïve café|\ufffd".encode("latin-1", "replace"))
     assert read("x.txt", separator="|") == ["voil\ufffd", "plain", "na\ufffdve caf\ufffd", "?"]
-    assert said() == [("WARNING", "paths.d: 4 documents in x.txt; skipped: nothing; changed: 2 with undecodable bytes")]
+    assert said() == [
+        (
+            "WARNING",
+            "paths.d: 4 documents in x.txt; skipped: nothing; changed: 2 with undecodable bytes",
+        )
+    ]
     Path("y.txt").write_text("\ufffd stands here already", encoding="utf-8")
     assert read("y.txt") == ["\ufffd stands here already"]
     assert said()[-1] == ("INFO", "paths.d: 1 documents in y.txt; skipped: nothing")
@@ -256,14 +289,16 @@ def test_latin_1_is_counted_and_other_code_pages_are_refused(said):
 
 
 @pytest.mark.parametrize(
-    "data", [b"\xe2\x82", b"a\xf0\x9f\x98b\xc3", b"\xed\xa0\x80x", bytes(range(128, 256)) + b"x" * 900]
+    "data",
+    [b"\xe2\x82", b"a\xf0\x9f\x98b\xc3", b"\xed\xa0\x80x", bytes(range(128, 256)) + b"x" * 900],
 )
 def test_undecodable_bytes_are_replaced_as_python_replaces_them(data):
     Path("x.txt").write_bytes(data + b" and enough that can be read")
     assert read("x.txt") == [data.decode("utf-8", "replace") + " and enough that can be read"]
 
 
-# ---- compressed, structured, binary -----------------------------------------------------------------------------------
+# ---- compressed, structured, binary
+# -----------------------------------------------------------------------------------
 
 PACKERS = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
 
@@ -272,7 +307,13 @@ PACKERS = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
 @pytest.mark.parametrize("kind", [".jsonl", ".json", ".txt", "", ".ndjson"])
 def test_compressed_files(kind, packing):
     texts = ["one", "two"]
-    data = b"one|two" if kind in (".txt", "") else json.dumps(texts).encode() if kind == ".json" else lines(*texts)
+    data = (
+        b"one|two"
+        if kind in (".txt", "")
+        else json.dumps(texts).encode()
+        if kind == ".json"
+        else lines(*texts)
+    )
     pack_it = PACKERS[packing.lower()]
     half = len(data) // 2
     Path(f"x{kind}{packing}").write_bytes(
@@ -380,7 +421,10 @@ def _arrow(make=pa.ipc.new_file) -> bytes:
         (b"%PDF-1.7\n1 0 obj\n", "is PDF"),
         (b"some words\0and a NUL", "has NUL bytes"),
         ("words".encode("utf-16-le"), "UTF-16 without a byte order mark"),
-        (np.random.default_rng(0).integers(1, 256, 4000).astype(np.uint8).tobytes(), "is no text in UTF-8"),
+        (
+            np.random.default_rng(0).integers(1, 256, 4000).astype(np.uint8).tobytes(),
+            "is no text in UTF-8",
+        ),
     ],
 )
 @pytest.mark.parametrize("name", ["x.txt", "x", "x.bin", "x.jsonl", "x.json", "x.txt.gz"])
@@ -407,7 +451,9 @@ def test_suffixes_that_are_no_text(name, words):
     refused(name, words)
 
 
-@pytest.mark.parametrize("name", ["notes.txt", "about x.json.txt", "notes", "v1.2", "README.md", "main.py", "PAR1.txt"])
+@pytest.mark.parametrize(
+    "name", ["notes.txt", "about x.json.txt", "notes", "v1.2", "README.md", "main.py", "PAR1.txt"]
+)
 def test_text_stays_text(name):
     text = "PAR1 is a gene; BZh, PK and ustar are letters.\n"
     Path(name).write_text(text)
@@ -419,7 +465,8 @@ def test_line_ends_of_plain_text():
     assert read("x.txt", separator="\n\n") == ["one", "two\nthree", "four"]
 
 
-# ---- nulls, other types, empty texts, half surrogates -----------------------------------------------------------------
+# ---- nulls, other types, empty texts, half surrogates
+# -----------------------------------------------------------------
 
 
 def made(kind: str, values: list, column: str = "text", **types_of: pa.DataType) -> str:
@@ -454,7 +501,9 @@ def test_nothing_but_nulls_is_no_document(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("value", [3, 1.5, True, ["a"], [{"role": "user", "content": "hi"}], {"a": 1}], ids=repr)
+@pytest.mark.parametrize(
+    "value", [3, 1.5, True, ["a"], [{"role": "user", "content": "hi"}], {"a": 1}], ids=repr
+)
 def test_what_is_no_text_is_refused_by_row(kind, value):
     first = "a text" if kind in ("jsonl", "json") else None  # a column has one type
     row = {"jsonl": "line", "json": "entry"}.get(kind, "row")
@@ -487,12 +536,21 @@ def test_the_format_of_a_data_set_plays_no_part():
 def test_half_surrogates_are_replaced_and_counted(kind, said):
     path = made(kind, ["cut \ud83d here", "fine \U0001f600", "\udc00\ud800", "plain"])
     assert read(path) == ["cut \ufffd here", "fine \U0001f600", "\ufffd\ufffd", "plain"]
-    assert said() == [("WARNING", f"paths.d: 4 documents in {path}; skipped: nothing; changed: 2 with half surrogates")]
+    assert said() == [
+        (
+            "WARNING",
+            f"paths.d: 4 documents in {path}; skipped: nothing; changed: 2 with half surrogates",
+        )
+    ]
 
 
 def test_half_surrogates_reach_no_tokenizer():
     word_level({"<eos>": 0, "a": 1, "b": 2}, "tok")
-    assert open_tokens("tok").encode("a \ud83d b").tolist() == [1, 0, 2]  # the unknown word is <eos> here
+    assert open_tokens("tok").encode("a \ud83d b").tolist() == [
+        1,
+        0,
+        2,
+    ]  # the unknown word is <eos> here
     assert Bytes().encode("a\ud83d").tolist() == [97, 0xEF, 0xBF, 0xBD]
 
 
@@ -500,7 +558,9 @@ def test_several_files_in_one_line(said):
     for number in range(3):
         Path(f"{number}.jsonl").write_bytes(lines("a", "", None))
     assert read("*.jsonl") == ["a"] * 3
-    assert said() == [("WARNING", "paths.d: 3 documents in *.jsonl (3 files); skipped: 3 empty, 3 null")]
+    assert said() == [
+        ("WARNING", "paths.d: 3 documents in *.jsonl (3 files); skipped: 3 empty, 3 null")
+    ]
     read("*.jsonl")
     assert len(said()) == 1
 
@@ -509,7 +569,11 @@ def test_the_standard_library_says_what_it_left_out(said):
     train, validation = stdlib(("email", "xml"))
     for name in ("email", "xml"):
         folder = Path(__import__(name).__file__).parent
-        sizes = [file.stat().st_size for file in folder.rglob("*.py") if "test" not in file.relative_to(folder).parts]
+        sizes = [
+            file.stat().st_size
+            for file in folder.rglob("*.py")
+            if "test" not in file.relative_to(folder).parts
+        ]
         empty = sizes.count(0)
         assert len(train[name]) + len(validation[name]) == len(sizes) - empty
         skipped = f"{empty} empty" if empty else "nothing"
@@ -517,11 +581,13 @@ def test_the_standard_library_says_what_it_left_out(said):
         assert ("WARNING" if empty else "INFO", line) in said()
 
 
-# ---- tokenizers -------------------------------------------------------------------------------------------------------
+# ---- tokenizers
+# -------------------------------------------------------------------------------------------------------
 
 
 def word_level(vocabulary: dict[str, int], name: str, added: tuple[str, ...] = ()) -> None:
-    """A folder with a tokenizer of whole words; <eos> ends a document and stands for unknown words."""
+    """A folder with a tokenizer of whole words; <eos> ends a document and stands for unknown
+    words."""
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<eos>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     whole = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>")
@@ -566,7 +632,10 @@ def test_random_tokens_are_tokens_and_not_the_end():
     counts = Counter(found.tokens.flatten().tolist())
     assert {*counts} == {3, 70, 250}
     assert min(counts.values()) > 0.3 * found.tokens.size
-    same = [corrupted(blocks, {0: 0.4}, choices, seed=0).tokens for choices in (256, np.arange(256), Bytes().ordinary)]
+    same = [
+        corrupted(blocks, {0: 0.4}, choices, seed=0).tokens
+        for choices in (256, np.arange(256), Bytes().ordinary)
+    ]
     assert all(np.array_equal(same[0], other) for other in same)
 
 
@@ -574,7 +643,12 @@ class Single(Tokens):
     """Every character is one given number."""
 
     def __init__(self, size: int, number: int) -> None:
-        self.size, self.end, self.number, self.ordinary = size, size - 1, number, np.arange(size - 1)
+        self.size, self.end, self.number, self.ordinary = (
+            size,
+            size - 1,
+            number,
+            np.arange(size - 1),
+        )
 
     def encode(self, text: str) -> np.ndarray:
         return np.full(len(text), self.number, dtype=np.int64)
@@ -592,12 +666,16 @@ def test_numbers_fit_their_type(size):
         blocks = pack({"a": ["xyz"]}, Single(size, number), 4)
         assert blocks.batch(np.array([0]), 0)["tokens"].tolist() == [[number] * 3 + [size - 1] * 2]
     for number in (-1, size, size + 2**16):
-        with pytest.raises(SteeringError, match=f"made the number {number} in a, its tokens end at {size - 1}"):
+        with pytest.raises(
+            SteeringError, match=f"made the number {number} in a, its tokens end at {size - 1}"
+        ):
             pack({"a": ["xyz"]}, Single(size, number), 4)
 
 
 def test_a_text_that_a_tokenizer_refuses_is_no_traceback():
-    tokenizer = Tokenizer(models.WordLevel({"</s>": 0, "a": 1}, unk_token="<unk>"))  # which it does not have
+    tokenizer = Tokenizer(
+        models.WordLevel({"</s>": 0, "a": 1}, unk_token="<unk>")
+    )  # which it does not have
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>").save_pretrained("tok")
     with pytest.raises(SteeringError, match=r"task\.tokenizer: cannot encode 'word'"):
         open_tokens("tok").encode("word")
@@ -608,13 +686,16 @@ def test_a_text_that_a_tokenizer_refuses_is_no_traceback():
         open_tokens("bad")
 
 
-# ---- mixes and parts --------------------------------------------------------------------------------------------------
+# ---- mixes and parts
+# --------------------------------------------------------------------------------------------------
 
 
 def some(*counts: int) -> Blocks:
     """Blocks of domains of these sizes; block i holds the number i."""
     domain = np.repeat(np.arange(len(counts)), counts)
-    return Blocks(np.arange(len(domain)).repeat(5).reshape(-1, 5), np.full(len(domain), 4), domain, "x")
+    return Blocks(
+        np.arange(len(domain)).repeat(5).reshape(-1, 5), np.full(len(domain), 4), domain, "x"
+    )
 
 
 def test_a_weight_for_a_domain_without_blocks_is_refused():
@@ -677,7 +758,9 @@ def test_a_part_that_loses_a_domain_is_refused():
     def task(**data: object) -> LanguageTask:
         paths = {"big": "big.txt", "small": "small.txt"}
         return LanguageTask(
-            LanguageOptions(data=LanguageData("files", paths=paths, validation=paths, **data), length=16)
+            LanguageOptions(
+                data=LanguageData("files", paths=paths, validation=paths, **data), length=16
+            )
         )
 
     both = task()._train
@@ -686,7 +769,10 @@ def test_a_part_that_loses_a_domain_is_refused():
     lost = [part for part in parts if 1 not in _domains(task, part)]
     assert len(lost) == 1  # its one block lies in one half
     assert number == len(both) - 1
-    with pytest.raises(SteeringError, match=r"task\.data\.part: no block of small is left, .* expected at least one"):
+    with pytest.raises(
+        SteeringError,
+        match=r"task\.data\.part: no block of small is left, .* expected at least one",
+    ):
         _ = task(part=lost[0])._train
     with pytest.raises(SteeringError, match="mix: no block to draw from small"):
         _ = task(part=lost[0], mix={"big": 1.0, "small": 1.0})._train

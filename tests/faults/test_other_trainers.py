@@ -1,4 +1,5 @@
-"""Faults of other people's trainers: which loss an example has, which state a run resumes, what a trainer drops unsaid."""
+"""Faults of other people's trainers: which loss an example has, which state a run resumes, what a
+trainer drops unsaid."""
 
 # ruff: noqa: ARG001, ARG002, ARG005 (stand-ins for what a trainer calls)
 
@@ -21,9 +22,12 @@ import steering.distributed
 from steering.errors import SteeringError
 
 pl = pytest.importorskip(
-    "lightning.pytorch", reason="Lightning is not installed: pip install 'model-steering[lightning]'"
+    "lightning.pytorch",
+    reason="Lightning is not installed: pip install 'model-steering[lightning]'",
 )
-pytest.importorskip("accelerate", reason="accelerate is not installed: pip install 'model-steering[hf]'")
+pytest.importorskip(
+    "accelerate", reason="accelerate is not installed: pip install 'model-steering[hf]'"
+)
 
 import transformers as hf  # noqa: E402
 from transformers import TrainingArguments, default_data_collator  # noqa: E402
@@ -40,18 +44,21 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # of the trainers themselves
 
 @pytest.fixture(autouse=True, scope="module")
 def _cheap_collections():
-    """A trainer collects garbage at every start and end; what its library's import has left need not be looked through."""
+    """A trainer collects garbage at every start and end; what its library's import has left need
+    not be looked through."""
     gc.collect()
     gc.freeze()
     yield
     gc.unfreeze()
 
 
-# ---- small models and data --------------------------------------------------------------------------------------------
+# ---- small models and data
+# --------------------------------------------------------------------------------------------
 
 
 class Linear(nn.Module):
-    """A classifier of vectors, with the outputs of `transformers`; `weight` is a class weight of its own loss."""
+    """A classifier of vectors, with the outputs of `transformers`; `weight` is a class weight of
+    its own loss."""
 
     def __init__(self, weight=None):
         super().__init__()
@@ -66,7 +73,10 @@ class Linear(nn.Module):
 
 class Items(torch.utils.data.Dataset):
     def __init__(self, n=N, first=0, dtype=torch.int64):
-        self.x, self.y = torch.randn(n, 4, generator=torch.Generator().manual_seed(1)), torch.arange(n) % 3
+        self.x, self.y = (
+            torch.randn(n, 4, generator=torch.Generator().manual_seed(1)),
+            torch.arange(n) % 3,
+        )
         self.index = (torch.arange(n) + first).to(dtype)
 
     def __len__(self):
@@ -101,8 +111,18 @@ def words(rows, length=6, seed=0):
     return torch.randint(2, WORDS, (rows, length), generator=torch.Generator().manual_seed(seed))
 
 
-BERT = {"vocab_size": WORDS, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
-OFF = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "max_position_embeddings": 16}
+BERT = {
+    "vocab_size": WORDS,
+    "hidden_size": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 8,
+}
+OFF = {
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+    "max_position_embeddings": 16,
+}
 
 
 def bert(kind, **changes):
@@ -113,26 +133,50 @@ def bert(kind, **changes):
 def gpt(kind="GPT2LMHeadModel", **changes):
     torch.manual_seed(0)
     shape = {"vocab_size": WORDS, "n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 32}
-    off = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0, "bos_token_id": 0, "eos_token_id": 0}
+    off = {
+        "attn_pdrop": 0.0,
+        "embd_pdrop": 0.0,
+        "resid_pdrop": 0.0,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+    }
     return getattr(hf, kind)(hf.GPT2Config(**shape, **off, **{"pad_token_id": 1, **changes}))
 
 
 def llama():
     torch.manual_seed(0)
-    shape = {"vocab_size": WORDS, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
-    return hf.LlamaForCausalLM(hf.LlamaConfig(**shape, intermediate_size=8, max_position_embeddings=32))
+    shape = {
+        "vocab_size": WORDS,
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
+    return hf.LlamaForCausalLM(
+        hf.LlamaConfig(**shape, intermediate_size=8, max_position_embeddings=32)
+    )
 
 
 def t5():
     torch.manual_seed(0)
-    shape = {"vocab_size": WORDS, "d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2}
-    return hf.T5ForConditionalGeneration(hf.T5Config(**shape, decoder_start_token_id=0, dropout_rate=0.0))
+    shape = {
+        "vocab_size": WORDS,
+        "d_model": 8,
+        "d_kv": 4,
+        "d_ff": 8,
+        "num_layers": 1,
+        "num_heads": 2,
+    }
+    return hf.T5ForConditionalGeneration(
+        hf.T5Config(**shape, decoder_start_token_id=0, dropout_rate=0.0)
+    )
 
 
 def bart():
     torch.manual_seed(0)
     half = {"layers": 1, "attention_heads": 2, "ffn_dim": 8}
-    sides = {f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in half.items()}
+    sides = {
+        f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in half.items()
+    }
     shape = {"vocab_size": WORDS, "d_model": 8, "max_position_embeddings": 32, "dropout": 0.0}
     return hf.BartForConditionalGeneration(hf.BartConfig(**shape, **sides))
 
@@ -150,7 +194,9 @@ HEADS = {
     "one label": lambda: (bert("BertForSequenceClassification", num_labels=3), SOME),
     "one label, GPT": lambda: (gpt("GPT2ForSequenceClassification", num_labels=3), SOME),
     "several labels": lambda: (
-        bert("BertForSequenceClassification", num_labels=3, problem_type="multi_label_classification"),
+        bert(
+            "BertForSequenceClassification", num_labels=3, problem_type="multi_label_classification"
+        ),
         MANY,
     ),
     "several labels, not said": lambda: (bert("BertForSequenceClassification", num_labels=3), MANY),
@@ -188,7 +234,9 @@ def arguments(folder, **changes):
     return TrainingArguments(**{**options, **changes})
 
 
-def trainer(folder, steer=None, model=None, data=None, reference=None, losses=None, extra=None, **changes):
+def trainer(
+    folder, steer=None, model=None, data=None, reference=None, losses=None, extra=None, **changes
+):
     data = Items() if data is None else data
     return SteeringTrainer(
         model or Linear(),
@@ -226,7 +274,8 @@ def run(made, **options):
         return made.train(**options)
 
 
-# ---- 36, 38, 40, 46: which loss an example has --------------------------------------------------------------------------
+# ---- 36, 38, 40, 46: which loss an example has
+# --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -235,7 +284,10 @@ def test_the_loss_of_an_example_is_the_models_own_on_a_batch_of_one(head):
     model.eval()
     inputs = {"input_ids": words(4), "labels": labels}
     found = LossOf(model)(model(**inputs), inputs, 4)
-    alone = [model(input_ids=inputs["input_ids"][i : i + 1], labels=labels[i : i + 1]).loss for i in range(4)]
+    alone = [
+        model(input_ids=inputs["input_ids"][i : i + 1], labels=labels[i : i + 1]).loss
+        for i in range(4)
+    ]
     torch.testing.assert_close(found.losses, torch.stack(alone), rtol=1e-5, atol=1e-6)
     assert found.counted.all()
 
@@ -265,7 +317,9 @@ def test_smoothing_is_the_formula_of_the_library(head):
     for i in range(4):
         outputs = model(input_ids=inputs["input_ids"][i : i + 1], labels=labels[i : i + 1])
         shift = {"shift_labels": True} if head == "causal" else {}
-        torch.testing.assert_close(found[i], LabelSmoother(epsilon=0.3)(outputs, labels[i : i + 1], **shift))
+        torch.testing.assert_close(
+            found[i], LabelSmoother(epsilon=0.3)(outputs, labels[i : i + 1], **shift)
+        )
 
 
 def test_the_bare_function_takes_no_side():
@@ -280,11 +334,14 @@ def test_the_bare_function_takes_no_side():
         model = gpt() if name == "GPT" else t5()
         inputs = {"input_ids": words(2), "labels": words(2)}
         outputs = model.eval()(**inputs)
-        torch.testing.assert_close(LossOf(model, example_losses)(outputs, inputs, 2).losses.mean(), outputs.loss)
+        torch.testing.assert_close(
+            LossOf(model, example_losses)(outputs, inputs, 2).losses.mean(), outputs.loss
+        )
 
 
 class Unlike(nn.Module):
-    """A language model without a config; its loss is aligned, shifted, or one that no mean of ours gives."""
+    """A language model without a config; its loss is aligned, shifted, or one that no mean of ours
+    gives."""
 
     def __init__(self, how):
         super().__init__()
@@ -293,7 +350,9 @@ class Unlike(nn.Module):
 
     def forward(self, input_ids, labels):
         logits = self.table(input_ids)
-        first, second = (logits[:, :-1], labels[:, 1:]) if self.how == "shifted" else (logits, labels)
+        first, second = (
+            (logits[:, :-1], labels[:, 1:]) if self.how == "shifted" else (logits, labels)
+        )
         loss = F.cross_entropy(first.flatten(0, 1), second.flatten())
         loss = loss + 0.1 if self.how == "auxiliary" else loss
         return SequenceClassifierOutput(loss=None if self.how == "silent" else loss, logits=logits)
@@ -326,7 +385,9 @@ def test_several_labels_are_trained_by_binary_cross_entropy(tmp_path):
     rows = [{"input_ids": words(4)[i], "labels": MANY[i], "index": i} for i in range(4)]
     moved = []
     for plain in (True, False):
-        model = bert("BertForSequenceClassification", num_labels=3, problem_type="multi_label_classification")
+        model = bert(
+            "BertForSequenceClassification", num_labels=3, problem_type="multi_label_classification"
+        )
         shared = {"train_dataset": rows, "data_collator": default_data_collator}
         args = arguments(tmp_path)
         if plain:
@@ -345,7 +406,11 @@ def test_label_smoothing_trains_what_the_plain_trainer_trains(tmp_path, factor):
         model = llama()
         shared = {"train_dataset": Sentences(), "data_collator": default_data_collator}
         args = arguments(tmp_path, label_smoothing_factor=factor)
-        made = hf.Trainer(model, args, **shared) if plain else SteeringTrainer(model, args, **shared, steer=mean)
+        made = (
+            hf.Trainer(model, args, **shared)
+            if plain
+            else SteeringTrainer(model, args, **shared, steer=mean)
+        )
         run(made)
         moved.append(model.lm_head.weight.detach().clone())
     torch.testing.assert_close(moved[0], moved[1], rtol=1e-4, atol=1e-6)
@@ -354,7 +419,9 @@ def test_label_smoothing_trains_what_the_plain_trainer_trains(tmp_path, factor):
 def flat(rows, **options):
     base = hf.DataCollatorWithFlattening(**options)
     plain = [{"input_ids": row.tolist(), "labels": row.tolist()} for row in rows]
-    return {k: v if isinstance(v, torch.Tensor) else torch.tensor(v) for k, v in base(plain).items()}
+    return {
+        k: v if isinstance(v, torch.Tensor) else torch.tensor(v) for k, v in base(plain).items()
+    }
 
 
 @pytest.mark.parametrize(
@@ -389,7 +456,9 @@ def test_packed_examples_that_cannot_be_told_apart_are_refused():
 
 def test_a_packed_run_learns(tmp_path):
     def collate(items):
-        return flat([item["input_ids"] for item in items]) | {"index": torch.tensor([item["index"] for item in items])}
+        return flat([item["input_ids"] for item in items]) | {
+            "index": torch.tensor([item["index"] for item in items])
+        }
 
     made = SteeringTrainer(
         gpt(),
@@ -407,9 +476,14 @@ def test_a_packed_run_learns(tmp_path):
 def test_a_function_of_outputs_and_inputs_serves_models_without_logits(tmp_path):
     def span(outputs, inputs):
         start = F.cross_entropy(outputs.start_logits, inputs["start_positions"], reduction="none")
-        return (start + F.cross_entropy(outputs.end_logits, inputs["end_positions"], reduction="none")) / 2
+        return (
+            start + F.cross_entropy(outputs.end_logits, inputs["end_positions"], reduction="none")
+        ) / 2
 
-    rows = [{"input_ids": words(N)[i], "start_positions": 1, "end_positions": 3, "index": i} for i in range(N)]
+    rows = [
+        {"input_ids": words(N)[i], "start_positions": 1, "end_positions": 3, "index": i}
+        for i in range(N)
+    ]
     model = bert("BertForQuestionAnswering")
     with pytest.raises(SteeringError, match=r"BertForQuestionAnswering.*losses="):
         trainer(tmp_path, model=model, data=rows)
@@ -421,25 +495,33 @@ def test_a_function_of_outputs_and_inputs_serves_models_without_logits(tmp_path)
 
 
 def test_losses_must_be_one_an_example(tmp_path):
-    for wrong in (lambda logits, labels: logits.mean(), lambda logits, labels: logits, lambda logits, labels: 1.0):
+    for wrong in (
+        lambda logits, labels: logits.mean(),
+        lambda logits, labels: logits,
+        lambda logits, labels: 1.0,
+    ):
         with pytest.raises(SteeringError, match="one loss an example"):
             run(trainer(tmp_path, losses=wrong))
     with pytest.raises(SteeringError, match="steer: must return one number"):
         run(trainer(tmp_path, steer=lambda losses, reference, index: losses))
 
 
-# ---- examples in which nothing counts -------------------------------------------------------------------------------------
+# ---- examples in which nothing counts
+# -------------------------------------------------------------------------------------
 
 
 def test_examples_without_a_label_do_not_count(tmp_path):
-    """The loss of a batch is that of the batch without them, by hand for KL with a batch's own normaliser."""
+    """The loss of a batch is that of the batch without them, by hand for KL with a batch's own
+    normaliser."""
     data, tau = Sentences(silent=[1, 2]), 0.5
     reference = torch.linspace(0, 3, N)
     made = trainer(tmp_path, steering.DRRho(N, tau=tau, gamma=1.0), gpt(), data, reference)
     batch, model = default_data_collator([data[i] for i in range(4)]), made.model.train()
     found = made.compute_loss(model, dict(batch))
     logits = model(input_ids=data.ids[[0, 3]]).logits
-    losses = torch.stack([F.cross_entropy(row[:-1], data.ids[i, 1:]) for row, i in zip(logits, (0, 3), strict=True)])
+    losses = torch.stack(
+        [F.cross_entropy(row[:-1], data.ids[i, 1:]) for row, i in zip(logits, (0, 3), strict=True)]
+    )
     excess = losses - reference[[0, 3]]
     torch.testing.assert_close(found, tau * ((excess / tau).exp().mean().log()))
     assert made.without_labels == 2
@@ -454,7 +536,9 @@ def test_examples_without_a_label_do_not_count(tmp_path):
 
 @pytest.mark.parametrize("divergence", ["kl", "chi2", "cvar", "tv"])
 def test_the_mask_of_the_five_lines_is_the_batch_without_the_others(divergence):
-    options = {"divergence": divergence, "gamma": 1.0} | ({"level": 0.5} if divergence == "cvar" else {})
+    options = {"divergence": divergence, "gamma": 1.0} | (
+        {"level": 0.5} if divergence == "cvar" else {}
+    )
     losses, reference = torch.randn(6), torch.randn(6)
     mask, index = torch.tensor([True, False, True, True, False, True]), torch.arange(6)
     found = []
@@ -472,8 +556,17 @@ def test_the_mask_of_the_five_lines_is_the_batch_without_the_others(divergence):
 
 def test_a_batch_in_which_nothing_counts_moves_nothing(tmp_path):
     data = Sentences(silent=range(N))
-    made = trainer(tmp_path, model=gpt(), data=data, per_device_train_batch_size=1, gradient_accumulation_steps=2)
-    before, state = made.model.transformer.wte.weight.detach().clone(), dict(made.steer.state_dict())
+    made = trainer(
+        tmp_path,
+        model=gpt(),
+        data=data,
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=2,
+    )
+    before, state = (
+        made.model.transformer.wte.weight.detach().clone(),
+        dict(made.steer.state_dict()),
+    )
     state = {name: value.clone() for name, value in state.items()}
     run(made)
     assert torch.equal(made.model.transformer.wte.weight, before)
@@ -493,7 +586,8 @@ def test_reference_losses_tell_of_examples_without_labels(caplog):
     assert "2 to loss 0" in caplog.text
 
 
-# ---- 41, and everything else that would be dropped -----------------------------------------------------------------------
+# ---- 41, and everything else that would be dropped
+# -----------------------------------------------------------------------
 
 
 def own_loss(outputs, labels, num_items_in_batch=None):
@@ -519,11 +613,15 @@ REFUSED = {
     },
     "label_smoothing_factor: has no meaning for regression": {
         "label_smoothing_factor": 0.1,
-        "model": lambda: bert("BertForSequenceClassification", num_labels=1, problem_type="regression"),
+        "model": lambda: bert(
+            "BertForSequenceClassification", num_labels=1, problem_type="regression"
+        ),
     },
     "label_smoothing_factor: has no meaning for multi_label": {
         "label_smoothing_factor": 0.1,
-        "model": lambda: bert("BertForSequenceClassification", problem_type="multi_label_classification"),
+        "model": lambda: bert(
+            "BertForSequenceClassification", problem_type="multi_label_classification"
+        ),
     },
     "loss_function of its own": {"model": with_loss_function},
     "Wav2Vec2ForCTC": {
@@ -569,7 +667,8 @@ def test_one_of_the_librarys_own_loss_functions_is_taken(tmp_path):
 
 @pytest.mark.parametrize("parts", [2, 4])
 def test_accumulated_micro_batches_are_averaged_once(tmp_path, parts):
-    """Of a model whose forward takes **kwargs, to which a plain trainer gives num_items_in_batch."""
+    """Of a model whose forward takes **kwargs, to which a plain trainer gives
+    num_items_in_batch."""
     moved = []
     for size in (8, 8 // parts):
         model = bert("BertForSequenceClassification", num_labels=3)
@@ -580,7 +679,8 @@ def test_accumulated_micro_batches_are_averaged_once(tmp_path, parts):
     torch.testing.assert_close(moved[0], moved[1], rtol=1e-4, atol=1e-6)
 
 
-# ---- 44, 45: numbers ------------------------------------------------------------------------------------------------------
+# ---- 44, 45: numbers
+# ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.int16, torch.uint8])
@@ -588,7 +688,9 @@ def test_integers_of_any_width_are_numbers(tmp_path, dtype):
     run(trainer(tmp_path, data=Items(dtype=dtype), reference=torch.zeros(N)))
     found = reference_losses(Linear(), Items(dtype=dtype), default_data_collator)
     items = Items()
-    torch.testing.assert_close(found, F.cross_entropy(Linear().layer(items.x), items.y, reduction="none").detach())
+    torch.testing.assert_close(
+        found, F.cross_entropy(Linear().layer(items.x), items.y, reduction="none").detach()
+    )
 
 
 @pytest.mark.parametrize(
@@ -620,10 +722,16 @@ def test_numbers_that_start_elsewhere_are_refused_before_anything_is_looked_up(t
 def test_numbers_that_are_there_twice_or_never():
     items = Items()
     items.index[3] = 2
-    with pytest.raises(SteeringError, match=r"no finite loss of example 3; .* each once, and 2 is there 2 times"):
+    with pytest.raises(
+        SteeringError, match=r"no finite loss of example 3; .* each once, and 2 is there 2 times"
+    ):
         reference_losses(Linear(), items, default_data_collator)
     with pytest.raises(SteeringError, match="carry its own number"):
-        reference_losses(Linear(), [{"x": items.x[0], "labels": items.y[0]}], lambda rows: {"x": rows[0]["x"][None]})
+        reference_losses(
+            Linear(),
+            [{"x": items.x[0], "labels": items.y[0]}],
+            lambda rows: {"x": rows[0]["x"][None]},
+        )
 
     def leaves_one_out(rows):
         return default_data_collator(rows[:-1] if len(rows) == 4 else rows)
@@ -638,7 +746,9 @@ def test_a_collator_may_shuffle_and_the_last_batch_be_short():
 
     items = Items()
     found = reference_losses(Linear(), items, shuffled, batch_size=5)
-    torch.testing.assert_close(found, F.cross_entropy(Linear().layer(items.x), items.y, reduction="none").detach())
+    torch.testing.assert_close(
+        found, F.cross_entropy(Linear().layer(items.x), items.y, reduction="none").detach()
+    )
 
 
 def test_a_loss_that_is_not_finite_is_told_from_a_missing_one():
@@ -668,7 +778,9 @@ def test_the_reference_model_is_left_as_it_was():
 
 @pytest.mark.parametrize("wrong", [8, 1600])
 def test_reference_losses_of_another_set_name_both_numbers(tmp_path, wrong):
-    with pytest.raises(SteeringError, match=rf"num_examples {N}, reference_losses {wrong}, train_dataset {N}"):
+    with pytest.raises(
+        SteeringError, match=rf"num_examples {N}, reference_losses {wrong}, train_dataset {N}"
+    ):
         trainer(tmp_path, reference=torch.zeros(wrong))
     with pytest.raises(SteeringError, match=rf"reference_losses {wrong}, train_dataset {N}"):
         trainer(tmp_path, steer=mean, reference=torch.zeros(wrong))
@@ -699,7 +811,11 @@ def test_reference_losses_that_are_none(tmp_path, reference, told):
 
 
 def test_arrays_and_lists_are_reference_losses(tmp_path):
-    for reference in ([1] * N, torch.ones(N).numpy(), torch.ones(N, dtype=torch.float16, requires_grad=True)):
+    for reference in (
+        [1] * N,
+        torch.ones(N).numpy(),
+        torch.ones(N, dtype=torch.float16, requires_grad=True),
+    ):
         made = trainer(tmp_path, reference=reference)
         assert made.reference_losses.tolist() == [1.0] * N
         assert made.reference_losses.dtype == torch.float32
@@ -708,7 +824,10 @@ def test_arrays_and_lists_are_reference_losses(tmp_path):
 
 def test_any_function_is_a_steer(tmp_path):
     run(trainer(tmp_path, steer=mean, save_strategy="steps", save_steps=1))
-    run(trainer(tmp_path, steer=mean, max_steps=3), resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    run(
+        trainer(tmp_path, steer=mean, max_steps=3),
+        resume_from_checkpoint=str(tmp_path / "checkpoint-1"),
+    )
 
 
 def test_the_column_of_a_hugging_face_data_set(tmp_path):
@@ -731,7 +850,8 @@ def test_the_column_of_a_hugging_face_data_set(tmp_path):
             made(index)
 
 
-# ---- 34: which state a run resumes ----------------------------------------------------------------------------------------
+# ---- 34: which state a run resumes
+# ----------------------------------------------------------------------------------------
 
 
 def tables(steer):
@@ -753,7 +873,9 @@ def at_begin(made, **options):
 
 def same(first, second):
     second = {name: value for name, value in second.items() if isinstance(value, torch.Tensor)}
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    return first.keys() == second.keys() and all(
+        torch.equal(first[name], second[name]) for name in first
+    )
 
 
 SAVING = {"save_strategy": "steps", "save_steps": 2}
@@ -765,7 +887,9 @@ def test_a_run_resumes_the_state_beside_the_weights_it_was_told(tmp_path):
     run(trainer(old, steering.DRRho(N, tau=5.0), max_steps=4, **SAVING))
     run(trainer(new, reference=reference, max_steps=4, **SAVING))
     states = {
-        (name, step): torch.load(tmp_path / name / f"checkpoint-{step}/steering.pt", weights_only=True)
+        (name, step): torch.load(
+            tmp_path / name / f"checkpoint-{step}/steering.pt", weights_only=True
+        )
         for name in ("old", "new")
         for step in (2, 4)
     }
@@ -774,7 +898,12 @@ def test_a_run_resumes_the_state_beside_the_weights_it_was_told(tmp_path):
         (new / "checkpoint-4", ("new", 4)),
         (True, ("old", 4)),
     ]:
-        resumed = trainer(old, steering.DRRho(N, tau=5.0 if given is True else 1.0), reference=reference, max_steps=4)
+        resumed = trainer(
+            old,
+            steering.DRRho(N, tau=5.0 if given is True else 1.0),
+            reference=reference,
+            max_steps=4,
+        )
         assert same(at_begin(resumed, resume_from_checkpoint=given), states[told])
     third = trainer(tmp_path / "third", reference=reference, max_steps=4)  # a folder of its own
     assert same(at_begin(third, resume_from_checkpoint=str(new / "checkpoint-2")), states["new", 2])
@@ -785,7 +914,10 @@ def test_a_run_resumes_the_state_beside_the_weights_it_was_told(tmp_path):
     [
         (lambda: steering.DRRho(N + 1), f"num_examples {N}, and this steer has {N + 1}"),
         (lambda: steering.DRRho(N, divergence="chi2"), "divergence kl, and this steer has chi2"),
-        (lambda: steering.DRRho(N, divergence="cvar", level=0.5), "divergence kl, and this steer has cvar"),
+        (
+            lambda: steering.DRRho(N, divergence="cvar", level=0.5),
+            "divergence kl, and this steer has cvar",
+        ),
         (lambda: Scaled(), "not a state of this steer"),
     ],
 )
@@ -798,7 +930,14 @@ def test_a_state_of_another_steer_is_refused_in_one_line(tmp_path, steer, told):
 
 
 def test_a_checkpoint_without_steering_is_refused_before_anything_is_loaded(tmp_path):
-    run(hf.Trainer(Linear(), arguments(tmp_path, **SAVING), train_dataset=Items(), data_collator=plain_collate))
+    run(
+        hf.Trainer(
+            Linear(),
+            arguments(tmp_path, **SAVING),
+            train_dataset=Items(),
+            data_collator=plain_collate,
+        )
+    )
     made = trainer(tmp_path, max_steps=4)
     before = made.model.layer.weight.detach().clone()
     with pytest.raises(SteeringError, match="checkpoint-2 was made without steering"):
@@ -814,7 +953,9 @@ def test_a_state_dict_of_before_is_still_read(tmp_path):
     run(trainer(tmp_path, **SAVING))
     path = tmp_path / "checkpoint-2/steering.pt"
     state = {
-        name: value for name, value in torch.load(path, weights_only=True).items() if isinstance(value, torch.Tensor)
+        name: value
+        for name, value in torch.load(path, weights_only=True).items()
+        if isinstance(value, torch.Tensor)
     }
     torch.save(state, path)
     assert same(at_begin(trainer(tmp_path, max_steps=4), resume_from_checkpoint=True), state)
@@ -834,7 +975,9 @@ def test_the_best_model_comes_with_its_state_and_old_checkpoints_go(tmp_path):
     )
     run(made)
     assert Path(made.state.best_model_checkpoint).name == "checkpoint-2"
-    assert same(tables(made.steer), torch.load(tmp_path / "checkpoint-2/steering.pt", weights_only=True))
+    assert same(
+        tables(made.steer), torch.load(tmp_path / "checkpoint-2/steering.pt", weights_only=True)
+    )
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
 
 
@@ -853,7 +996,8 @@ def test_a_new_model_has_a_new_history(tmp_path):
     assert same(first[0], first[1])
 
 
-# ---- 42: parameters of the steer ------------------------------------------------------------------------------------------
+# ---- 42: parameters of the steer
+# ------------------------------------------------------------------------------------------
 
 
 def test_parameters_of_the_steer_are_trained(tmp_path):
@@ -870,7 +1014,14 @@ def test_parameters_of_the_steer_are_trained(tmp_path):
 
 def test_a_gradient_of_the_steer_lives_for_one_step_and_is_clipped_alone(tmp_path):
     grads, steer = [], Scaled(start=50.0)
-    made = trainer(tmp_path, steer, max_steps=2, max_grad_norm=0.5, gradient_accumulation_steps=2, learning_rate=1e-3)
+    made = trainer(
+        tmp_path,
+        steer,
+        max_steps=2,
+        max_grad_norm=0.5,
+        gradient_accumulation_steps=2,
+        learning_rate=1e-3,
+    )
 
     class Look(hf.TrainerCallback):
         def on_optimizer_step(self, *args, **kwargs):
@@ -894,13 +1045,20 @@ def test_resumed_parameters_of_the_steer(tmp_path):
     run(trainer(tmp_path / "part", again, max_steps=4, **options), resume_from_checkpoint=True)
     assert again.scale.item() == pytest.approx(whole.scale.item(), abs=1e-6)
     assert again.calls == whole.calls == 4
-    run(trainer(tmp_path / "whole", whole, max_steps=5, **options))  # a second trainer of the same object
+    run(
+        trainer(tmp_path / "whole", whole, max_steps=5, **options)
+    )  # a second trainer of the same object
 
 
 def test_an_optimizer_of_the_users_must_move_them(tmp_path):
     model, steer = Linear(), Scaled()
     with pytest.raises(SteeringError, match=r"optimizers: lacks parameters of steer \(scale\)"):
-        trainer(tmp_path, steer, model, extra={"optimizers": (torch.optim.SGD(model.parameters(), lr=0.1), None)})
+        trainer(
+            tmp_path,
+            steer,
+            model,
+            extra={"optimizers": (torch.optim.SGD(model.parameters(), lr=0.1), None)},
+        )
     both = torch.optim.SGD([*model.parameters(), *steer.parameters()], lr=0.1)
     run(trainer(tmp_path, steer, model, extra={"optimizers": (both, None)}))
     assert steer.scale.item() != 1.0
@@ -934,15 +1092,21 @@ def test_the_steer_is_in_training_mode_and_knows_the_epoch(tmp_path):
 
 
 def test_two_processes_average_the_gradients_of_the_steer(tmp_path):
-    """Each rank has another share of the data; both end at one scale, that of one process with the whole batch."""
+    """Each rank has another share of the data; both end at one scale, that of one process with the
+    whole batch."""
     steer = Scaled()
     index = torch.arange(8)
     x, y = Items().x[index], Items().y[index]
     model = Linear()
-    halves = [(steer(F.cross_entropy(model.layer(x[h]), y[h], reduction="none"), None, None)) for h in index.split(4)]
+    halves = [
+        (steer(F.cross_entropy(model.layer(x[h]), y[h], reduction="none"), None, None))
+        for h in index.split(4)
+    ]
     slope = torch.autograd.grad((halves[0] + halves[1]) / 2, steer.scale)[0].item()
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["steering.integrations.hugging_face", "steering.integrations.lightning", "pytest"])
+    context.set_forkserver_preload(
+        ["steering.integrations.hugging_face", "steering.integrations.lightning", "pytest"]
+    )
     port = free_port()
     ranks = [context.Process(target=as_rank, args=(rank, str(tmp_path), port)) for rank in range(2)]
     for process in ranks:
@@ -951,7 +1115,9 @@ def test_two_processes_average_the_gradients_of_the_steer(tmp_path):
         process.join(timeout=120)
     assert [process.exitcode for process in ranks] == [0, 0]
     for name in ("hf", "lightning"):
-        scales = [torch.load(tmp_path / f"{name}-{rank}.pt", weights_only=True) for rank in range(2)]
+        scales = [
+            torch.load(tmp_path / f"{name}-{rank}.pt", weights_only=True) for rank in range(2)
+        ]
         assert scales[0] == scales[1] == pytest.approx(1 - 0.1 * slope, rel=1e-5), name
     assert (tmp_path / "checkpoint-1/steering.pt").is_file()
 
@@ -963,8 +1129,14 @@ def free_port():
 
 
 def as_rank(rank, folder, port):
-    """One step on examples 0 .. 3 or 4 .. 7, in both trainers; rank 1 starts with another scale, which must not matter."""
-    os.environ |= {"WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank), "GLOO_SOCKET_IFNAME": "lo"}
+    """One step on examples 0 .. 3 or 4 .. 7, in both trainers; rank 1 starts with another scale,
+    which must not matter."""
+    os.environ |= {
+        "WORLD_SIZE": "2",
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "GLOO_SOCKET_IFNAME": "lo",
+    }
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     steer = Scaled(start=1.0 if rank == 0 else 3.0)
@@ -987,12 +1159,15 @@ def as_rank(rank, folder, port):
     data = TensorDataset(items.x[:8], items.y[:8], torch.arange(8))
     loader = DataLoader(data, batch_size=4, sampler=range(4 * rank, 4 * rank + 4))
     options = QUIET | {"devices": 2, "strategy": "ddp", "use_distributed_sampler": False}
-    pl.Trainer(max_epochs=1, callbacks=[SteeringCallback(steer)], **options).fit(Module(steer, both=True), loader)
+    pl.Trainer(max_epochs=1, callbacks=[SteeringCallback(steer)], **options).fit(
+        Module(steer, both=True), loader
+    )
     torch.save(steer.scale.item(), f"{folder}/lightning-{rank}.pt")
     steering.distributed.leave()
 
 
-# ---- Lightning ------------------------------------------------------------------------------------------------------------
+# ---- Lightning
+# ------------------------------------------------------------------------------------------------------------
 
 QUIET = {
     "logger": False,
@@ -1004,7 +1179,8 @@ QUIET = {
 
 
 class Module(pl.LightningModule):
-    """Calls its steers in training, validation and test; they live outside of it unless `inside`."""
+    """Calls its steers in training, validation and test; they live outside of it unless
+    `inside`."""
 
     def __init__(self, *steers, both=False, inside=False):
         super().__init__()
@@ -1032,10 +1208,14 @@ def loader(size=4):
     return DataLoader(TensorDataset(items.x, items.y, torch.arange(N)), batch_size=size)
 
 
-def fit(folder, *steers, names=None, checkpoint=None, module=None, validate=False, size=4, **options):
+def fit(
+    folder, *steers, names=None, checkpoint=None, module=None, validate=False, size=4, **options
+):
     names = names or ["steering"] * len(steers)
     callbacks = [SteeringCallback(steer, name) for steer, name in zip(steers, names, strict=True)]
-    made = pl.Trainer(default_root_dir=folder, callbacks=callbacks, **{"max_epochs": 1, **QUIET, **options})
+    made = pl.Trainer(
+        default_root_dir=folder, callbacks=callbacks, **{"max_epochs": 1, **QUIET, **options}
+    )
     module = module or Module(*steers)
     made.fit(module, loader(size), loader() if validate else None, ckpt_path=checkpoint)
     return made
@@ -1087,13 +1267,21 @@ def test_a_checkpoint_of_the_one_key_of_before_is_read(tmp_path, name):
 @pytest.mark.parametrize("inside", [False, True])
 def test_a_state_of_another_set_is_refused_in_one_line(tmp_path, inside):
     steer = steering.DRRho(N)
-    fit(tmp_path, steer, module=Module(steer, inside=inside)).save_checkpoint(tmp_path / "made.ckpt")
+    fit(tmp_path, steer, module=Module(steer, inside=inside)).save_checkpoint(
+        tmp_path / "made.ckpt"
+    )
     for other, told in [
         (steering.DRRho(N + 1), "num_examples 16, and this steer has 17"),
         (steering.DRRho(N, divergence="chi2"), "another divergence" if inside else "divergence kl"),
     ]:
         with pytest.raises(SteeringError, match=told) as caught:
-            fit(tmp_path, other, module=Module(other, inside=inside), checkpoint=tmp_path / "made.ckpt", max_epochs=2)
+            fit(
+                tmp_path,
+                other,
+                module=Module(other, inside=inside),
+                checkpoint=tmp_path / "made.ckpt",
+                max_epochs=2,
+            )
         assert "\n" not in str(caught.value)
 
 
@@ -1111,11 +1299,18 @@ def test_a_checkpoint_without_a_state_is_refused(tmp_path, weights_only):
 
 @pytest.mark.parametrize("inside", [False, True])
 def test_validation_and_test_are_no_visits(tmp_path, inside):
-    """4 batches an epoch are training; the sanity check, validation twice an epoch, test and prediction are not."""
+    """4 batches an epoch are training; the sanity check, validation twice an epoch, test and
+    prediction are not."""
     steer = Scaled()
     module = Module(steer, both=not inside, inside=inside)
     made = fit(
-        tmp_path, steer, module=module, validate=True, max_epochs=2, num_sanity_val_steps=2, val_check_interval=0.5
+        tmp_path,
+        steer,
+        module=module,
+        validate=True,
+        max_epochs=2,
+        num_sanity_val_steps=2,
+        val_check_interval=0.5,
     )
     assert steer.calls == 8
     assert steer.training

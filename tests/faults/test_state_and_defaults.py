@@ -1,4 +1,5 @@
-"""State moves in training calls alone; a radius is met by itself; defaults follow the unit; a collapse is told."""
+"""State moves in training calls alone; a radius is met by itself; defaults follow the unit; a
+collapse is told."""
 
 import logging
 import math
@@ -54,11 +55,16 @@ def items(unit: str, seed: int) -> Units | Pairs:
         sides = [F.normalize(noise(BATCH, 4, seed=10 * seed + k), dim=-1) for k in range(4)]
         image, text = (side.requires_grad_() for side in sides[:2])
         return Pairs(image, text, INDEX, *sides[2:], torch.full((BATCH,), 20.0))
-    losses, guide = noise(BATCH, seed=seed).abs().requires_grad_(), noise(BATCH, seed=seed + 50).abs()
+    losses, guide = (
+        noise(BATCH, seed=seed).abs().requires_grad_(),
+        noise(BATCH, seed=seed + 50).abs(),
+    )
     mask = torch.tensor([1, 1, 0, 1, 1, 1]).bool() if unit == "token" else None
     logits = [noise(BATCH, 5, seed=seed + k) for k in (70, 90)]
     groups = torch.arange(BATCH).remainder(2)
-    return Units(losses, guide, torch.tensor(0), mask, False, groups, logits[0].requires_grad_(), logits[1])
+    return Units(
+        losses, guide, torch.tensor(0), mask, False, groups, logits[0].requires_grad_(), logits[1]
+    )
 
 
 def tables(module: nn.Module) -> dict[str, Tensor]:
@@ -67,7 +73,9 @@ def tables(module: nn.Module) -> dict[str, Tensor]:
 
 
 def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(x, other[name]) for name, x in one.items())
+    return one.keys() == other.keys() and all(
+        torch.equal(x, other[name]) for name, x in one.items()
+    )
 
 
 STILL: dict[str, Callable[[], AbstractContextManager]] = {
@@ -79,7 +87,8 @@ STILL: dict[str, Callable[[], AbstractContextManager]] = {
 
 
 def check_still(module: nn.Module, call: Callable[[int], Any], moves: bool) -> None:
-    """Still calls change nothing, before and after training calls; those do, if the module has a memory."""
+    """Still calls change nothing, before and after training calls; those do, if the module has a
+    memory."""
     for before in range(2):
         kept = tables(module)
         for how, context in STILL.items():
@@ -151,7 +160,10 @@ def test_drrho_does_not_learn_from_validation(options: dict[str, Any]) -> None:
     steer = steering.DRRho(ALL, **options)
 
     def call(seed: int) -> Tensor:
-        losses, guide = noise(BATCH, seed=seed).abs().requires_grad_(), noise(BATCH, seed=seed + 50).abs()
+        losses, guide = (
+            noise(BATCH, seed=seed).abs().requires_grad_(),
+            noise(BATCH, seed=seed + 50).abs(),
+        )
         return steer(losses, guide, INDEX)
 
     check_still(steer, call, moves=True)
@@ -183,13 +195,17 @@ def test_the_contrastive_loss_does_not_learn_from_validation(options: dict[str, 
 def test_an_estimator_by_itself(name: str) -> None:
     estimator = build_estimator(name, find("kl"), 3, gamma=0.5)
     rows, mask = torch.tensor([0, 2]), torch.ones(2, 5, dtype=torch.bool)
-    check_still(estimator, lambda seed: estimator(rows, noise(2, 5, seed=seed), mask)[1], moves=True)
+    check_still(
+        estimator, lambda seed: estimator(rows, noise(2, 5, seed=seed), mask)[1], moves=True
+    )
 
 
 def test_strength_groups_and_temperatures_by_themselves() -> None:
     strength, groups = Strength("auto"), GroupWeights(2, step=0.3, smoothing=0.1)
     check_still(strength, lambda seed: strength(items("example", seed)), moves=True)
-    check_still(groups, lambda seed: groups(noise(2, seed=seed), torch.tensor([2.0, 1.0])), moves=True)
+    check_still(
+        groups, lambda seed: groups(noise(2, seed=seed), torch.tensor([2.0, 1.0])), moves=True
+    )
     single = IndividualTemperatures(3, 0.5, 0.01)
     rows = torch.tensor([0, 2])
     check_still(single, lambda seed: single.visit(rows, False)[1](noise(2, seed=seed)), moves=True)
@@ -208,7 +224,8 @@ def test_a_temperature_beyond_its_bounds_is_clamped_in_training_alone() -> None:
 
 
 def test_a_validation_value_against_a_loop() -> None:
-    # log(ε + u) with u that a visit would leave, γ = 0.5, τ = 2; three validations in between change nothing.
+    # log(ε + u) with u that a visit would leave, γ = 0.5, τ = 2; three validations in between
+    # change nothing.
     steer, u = steering.DRRho(ALL, tau=2.0, gamma=0.5), None
     for seed in range(3):
         losses = noise(BATCH, seed=seed).abs()
@@ -223,7 +240,8 @@ def test_a_validation_value_against_a_loop() -> None:
         steer.train()
 
 
-# ---- a radius in anybody's loop --------------------------------------------------------------------------------------
+# ---- a radius in anybody's loop
+# --------------------------------------------------------------------------------------
 
 
 def trained(steer: steering.DRRho, losses: Tensor, calls: int = 200) -> float:
@@ -244,7 +262,9 @@ LOSSES = {
 @pytest.mark.parametrize("radius", [0.02, 0.3, 1.5])
 def test_the_temperature_comes_to_the_exact_one(losses: Tensor, radius: float) -> None:
     exact = worst_case(losses.double(), "kl", radius=radius).dual.tau.item()
-    assert trained(steering.DRRho(len(losses), radius=radius), losses) == pytest.approx(exact, rel=0.05)
+    assert trained(steering.DRRho(len(losses), radius=radius), losses) == pytest.approx(
+        exact, rel=0.05
+    )
 
 
 @pytest.mark.parametrize(
@@ -260,10 +280,17 @@ def test_the_temperature_comes_to_the_exact_one(losses: Tensor, radius: float) -
     ids=str,
 )
 def test_of_any_divergence_start_and_memory(options: dict[str, Any]) -> None:
-    losses, shape = noise(12) + 1, {k: v for k, v in options.items() if k in ("divergence", "order")}
-    exact = worst_case(losses.double(), **({"divergence": "kl"} | shape), radius=0.3).dual.tau.item()
+    losses, shape = (
+        noise(12) + 1,
+        {k: v for k, v in options.items() if k in ("divergence", "order")},
+    )
+    exact = worst_case(
+        losses.double(), **({"divergence": "kl"} | shape), radius=0.3
+    ).dual.tau.item()
     calls = 60 if shape else 200
-    assert trained(steering.DRRho(12, radius=0.3, **options), losses, calls) == pytest.approx(exact, rel=0.05)
+    assert trained(steering.DRRho(12, radius=0.3, **options), losses, calls) == pytest.approx(
+        exact, rel=0.05
+    )
 
 
 def test_over_batches_the_divergence_averages_to_the_radius() -> None:
@@ -286,12 +313,16 @@ def test_there_is_nothing_to_optimise_and_all_is_in_the_state() -> None:
     trained(whole, losses, 5)
     model = nn.Linear(2, 2)
     groups = [{"params": model.parameters()}, {"params": whole.parameters(), "lr": 0.01}]
-    torch.optim.AdamW(groups, lr=0.1).step()  # what users were told to do, and what may still stand in their loops
+    torch.optim.AdamW(
+        groups, lr=0.1
+    ).step()  # what users were told to do, and what may still stand in their loops
     torch.optim.SGD([*model.parameters(), *whole.parameters()], lr=0.1).step()
     resumed.load_state_dict(whole.state_dict())
     assert trained(resumed, losses, 3) == trained(whole, losses, 3)
     old = {name: x for name, x in whole.state_dict().items() if not name.endswith("visits")}
-    steering.DRRho(8, radius=0.3).load_state_dict(old)  # of a version whose temperature was a parameter
+    steering.DRRho(8, radius=0.3).load_state_dict(
+        old
+    )  # of a version whose temperature was a parameter
 
 
 def test_autocast_and_a_broken_batch_do_not_lead_astray() -> None:
@@ -310,7 +341,11 @@ def test_the_contrastive_loss_meets_its_radius() -> None:
     assert isinstance(pairs, Pairs)
     for _ in range(150):
         criterion(pairs.image, pairs.text, pairs.index)
-    tau, cosines, spent = criterion.risk.temperature.log_tau.exp(), pairs.image.detach() @ pairs.text.detach().T, []
+    tau, cosines, spent = (
+        criterion.risk.temperature.log_tau.exp(),
+        pairs.image.detach() @ pairs.text.detach().T,
+        [],
+    )
     for side in (cosines, cosines.T):
         for i in range(BATCH):
             p = (torch.cat([side[i, :i], side[i, i + 1 :]]) / tau).softmax(0)
@@ -318,15 +353,23 @@ def test_the_contrastive_loss_meets_its_radius() -> None:
     assert sum(spent) / len(spent) == pytest.approx(radius, rel=0.05)
 
 
-# ---- defaults by unit ------------------------------------------------------------------------------------------------
+# ---- defaults by unit
+# ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("unit", "tau", "epsilon", "gamma"),
-    [("example", 1.0, 0.0, 0.9), ("sequence", 1.0, 0.0, 0.9), ("token", 1.0, 0.0, 1.0), ("pair", 0.07, 1e-4, 1.0)],
+    [
+        ("example", 1.0, 0.0, 0.9),
+        ("sequence", 1.0, 0.0, 0.9),
+        ("token", 1.0, 0.0, 1.0),
+        ("pair", 0.07, 1e-4, 1.0),
+    ],
 )
 @pytest.mark.parametrize("name", ["dro", "drrho"])
-def test_null_means_what_fits_the_unit(name: str, unit: str, tau: float, epsilon: float, gamma: float) -> None:
+def test_null_means_what_fits_the_unit(
+    name: str, unit: str, tau: float, epsilon: float, gamma: float
+) -> None:
     def outcome(**options: Any) -> list[Tensor]:
         method = build_method(name, find_method(name).options(**options), ALL, unit=unit)
         return [method(items(unit, seed)).loss.detach() for seed in (1, 2)]
@@ -340,7 +383,10 @@ def test_null_means_what_fits_the_unit(name: str, unit: str, tau: float, epsilon
 
 def test_the_functions_have_the_same_defaults() -> None:
     losses, guide = noise(BATCH).abs(), noise(BATCH, seed=1).abs()
-    steer, method = steering.DRRho(ALL), build_method("drrho", find_method("drrho").options(), ALL, unit="example")
+    steer, method = (
+        steering.DRRho(ALL),
+        build_method("drrho", find_method("drrho").options(), ALL, unit="example"),
+    )
     for _ in range(2):
         assert steer(losses, guide, INDEX) == method(Units(losses, guide, torch.tensor(0))).loss
     pairs = items("pair", 1)
@@ -366,20 +412,25 @@ def test_an_unknown_unit_has_nats() -> None:
     assert defaults("molecule") == defaults("example")
 
 
-# ---- what is told ----------------------------------------------------------------------------------------------------
+# ---- what is told
+# ----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def heard(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], list[str]]]:
     with caplog.at_level(logging.WARNING, logger="steering"):
-        yield lambda: [record.getMessage() for record in caplog.records if record.name == "steering"]
+        yield lambda: [
+            record.getMessage() for record in caplog.records if record.name == "steering"
+        ]
 
 
 def collapsed(n: int = 32) -> Tensor:
     return torch.cat([torch.tensor([9.0]), 0.1 * noise(n - 1)])
 
 
-def test_collapsed_weights_are_told_once_and_only_when_they_last(heard: Callable[[], list[str]]) -> None:
+def test_collapsed_weights_are_told_once_and_only_when_they_last(
+    heard: Callable[[], list[str]],
+) -> None:
     steer = steering.DRRho(32, tau=0.07)
     for _ in range(LONG - 1):
         steer(collapsed(), None, torch.arange(32))
@@ -422,7 +473,9 @@ def test_pairs_tell_by_their_negatives(heard: Callable[[], list[str]]) -> None:
     assert f"B = {BATCH - 1}" in text
 
 
-def test_a_run_tells_in_its_log_its_metrics_and_tensorboard(tmp_path: Path, heard: Callable[[], list[str]]) -> None:
+def test_a_run_tells_in_its_log_its_metrics_and_tensorboard(
+    tmp_path: Path, heard: Callable[[], list[str]]
+) -> None:
     run(toys.make_job(tmp_path, kind="units", method="dro", tau=1e-3, samples=1600, lr=1e-4))
     (text,) = heard()
     rows = [row for row in read_curves(tmp_path / "metrics.jsonl") if "warning/weights" in row]
@@ -445,7 +498,8 @@ def test_a_resumed_run_does_not_tell_again(tmp_path: Path, heard: Callable[[], l
     assert sum("warning/weights" in row for row in read_curves(tmp_path / "metrics.jsonl")) == 1
 
 
-# ---- a radius beyond reach -------------------------------------------------------------------------------------------
+# ---- a radius beyond reach
+# -------------------------------------------------------------------------------------------
 
 
 MOST = {"kl": math.log(5), "chi2": (5 - 1) / 2, "tv": 1 - 1 / 5}
@@ -454,7 +508,9 @@ MOST = {"kl": math.log(5), "chi2": (5 - 1) / 2, "tv": 1 - 1 / 5}
 @pytest.mark.parametrize("name", MOST)
 @pytest.mark.parametrize("factor", [1.0, 1.0001, 3.0, 1e6, math.inf])
 def test_a_radius_that_cannot_be_spent_frees_the_adversary(name: str, factor: float) -> None:
-    losses = torch.tensor([[0.0, 3.0, 1.0, 2.0, -1.0], [2.0, 2.0, 0.0, 1.0, 1.0]], dtype=torch.float64)
+    losses = torch.tensor(
+        [[0.0, 3.0, 1.0, 2.0, -1.0], [2.0, 2.0, 0.0, 1.0, 1.0]], dtype=torch.float64
+    )
     found = worst_case(losses, name, radius=factor * MOST[name])
     torch.testing.assert_close(found.value, losses.amax(-1))
     expected = torch.tensor([[0.0, 1, 0, 0, 0], [0.5, 0.5, 0, 0, 0]], dtype=torch.float64)
@@ -478,9 +534,13 @@ def test_ragged_rows_and_priors_each_for_itself() -> None:
     assert worst_case(torch.tensor([7.0]), "kl", radius=5.0).value == 7.0
 
 
-def test_training_with_it_goes_to_the_worst_and_says_so(tmp_path: Path, heard: Callable[[], list[str]]) -> None:
+def test_training_with_it_goes_to_the_worst_and_says_so(
+    tmp_path: Path, heard: Callable[[], list[str]]
+) -> None:
     losses = noise(8)
-    assert trained(steering.DRRho(8, radius=99.0, tau=0.1), losses, 150) == pytest.approx(1e-4, rel=1e-3)
+    assert trained(steering.DRRho(8, radius=99.0, tau=0.1), losses, 150) == pytest.approx(
+        1e-4, rel=1e-3
+    )
     radius, *_ = (text for text in heard() if "radius 99" in text)
     assert "8 items can spend (2.079)" in radius
     assert sum("radius 99" in text for text in heard()) == 1
@@ -494,7 +554,8 @@ def test_a_radius_within_reach_is_no_news(heard: Callable[[], list[str]]) -> Non
     assert heard() == []
 
 
-# ---- the reference's own logit scale ---------------------------------------------------------------------------------
+# ---- the reference's own logit scale
+# ---------------------------------------------------------------------------------
 
 
 def kl_of_pairs(pairs: Pairs, tau: float, scale: float) -> float:
@@ -511,8 +572,12 @@ def kl_of_pairs(pairs: Pairs, tau: float, scale: float) -> float:
     return total
 
 
-@pytest.mark.parametrize(("name", "own"), [("distillation", {"weight": 1.0}), ("drrho", {"distill": 1.0, "tau": 0.07})])
-def test_distillation_takes_the_scale_that_comes_with_the_reference(name: str, own: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("name", "own"), [("distillation", {"weight": 1.0}), ("drrho", {"distill": 1.0, "tau": 0.07})]
+)
+def test_distillation_takes_the_scale_that_comes_with_the_reference(
+    name: str, own: dict[str, Any]
+) -> None:
     key = "reference_scale" if name == "distillation" else "distill_scale"
     temperature = {"temperature": 1.0} if name == "distillation" else {}
     pairs = items("pair", 3)
@@ -527,7 +592,9 @@ def test_distillation_takes_the_scale_that_comes_with_the_reference(name: str, o
     assert term(pairs, **{key: 5.0}) == pytest.approx(kl_of_pairs(pairs, 0.07, 5.0), rel=1e-4)
     bare = Pairs(pairs.image, pairs.text, pairs.index, pairs.reference_image, pairs.reference_text)
     assert term(bare, **{key: 5.0}) == pytest.approx(kl_of_pairs(pairs, 0.07, 5.0), rel=1e-4)
-    with pytest.raises(SteeringError, match=rf"method \({name}\): .* logit scale .*; set method.{key}"):
+    with pytest.raises(
+        SteeringError, match=rf"method \({name}\): .* logit scale .*; set method.{key}"
+    ):
         term(bare)
 
 
@@ -537,7 +604,9 @@ def test_jest_scores_with_it_too() -> None:
     bare = Pairs(pairs.image, pairs.text, pairs.index, pairs.reference_image, pairs.reference_text)
 
     def chosen(of: Pairs, **options: Any) -> list[int]:
-        method = build_method("jest", find_method("jest").options(top=True, chunks=3, **options), ALL)
+        method = build_method(
+            "jest", find_method("jest").options(top=True, chunks=3, **options), ALL
+        )
         return method.select(of, 4).tolist()
 
     assert chosen(pairs) == chosen(bare, reference_scale=20.0)
@@ -553,7 +622,11 @@ class Tower(nn.Module):
         self.logit_scale = nn.Parameter(torch.tensor(math.log(17.0)))
 
     def forward(self, image: Tensor, text: Tensor) -> dict[str, Tensor]:
-        return {"image_features": 2 * image, "text_features": text, "logit_scale": self.logit_scale.exp()}
+        return {
+            "image_features": 2 * image,
+            "text_features": text,
+            "logit_scale": self.logit_scale.exp(),
+        }
 
 
 def test_clip_tells_its_scale_live_and_cached(tmp_path: Path) -> None:
@@ -572,7 +645,14 @@ def test_clip_tells_its_scale_live_and_cached(tmp_path: Path) -> None:
     batch = data.batch([0, 1], 0)
     live = LiveReference(tower, ClipRisk()).outputs(batch)
     kept = build(
-        tmp_path / "kept", mark, "losses", ClipRisk(), tower, lambda at: iter([batch][at:]), 2, torch.device("cpu")
+        tmp_path / "kept",
+        mark,
+        "losses",
+        ClipRisk(),
+        tower,
+        lambda at: iter([batch][at:]),
+        2,
+        torch.device("cpu"),
     )
     cached = StoredReference().outputs(WithOutputs(data, kept, STORED).batch(np.array([0, 1]), 0))
     for found in (live, cached):
@@ -587,7 +667,11 @@ def test_a_trained_model_of_pairs_keeps_its_temperature(tmp_path: Path) -> None:
     run(job)
     again = toys.Towers(0.0, torch.float32)
     load_weights(tmp_path / "model.safetensors", again)
-    (row,) = [row for row in read_curves(tmp_path / "metrics.jsonl") if row["step"] == 20 and "train/tau" in row]
+    (row,) = [
+        row
+        for row in read_curves(tmp_path / "metrics.jsonl")
+        if row["step"] == 20 and "train/tau" in row
+    ]
     learned = job.method.get_parameter("temperature.log_tau").exp().item()
     assert again.logit_scale.exp().item() == pytest.approx(1 / learned, rel=1e-5)
     assert row["train/tau"] != pytest.approx(0.07)
@@ -596,15 +680,20 @@ def test_a_trained_model_of_pairs_keeps_its_temperature(tmp_path: Path) -> None:
 def test_individual_temperatures_stand_for_one_by_their_mean() -> None:
     table = IndividualTemperatures(4, 0.5, 0.1)
     assert table.typical().item() == pytest.approx(0.5)
-    table.visit(torch.tensor([0, 2]), False)[1](torch.tensor([1.0, -1.0]))  # Adam's first step is its rate
+    table.visit(torch.tensor([0, 2]), False)[1](
+        torch.tensor([1.0, -1.0])
+    )  # Adam's first step is its rate
     table.visit(torch.tensor([0]), False)[1](torch.tensor([1.0]))
     assert table.typical().item() == pytest.approx((0.3 + 0.6) / 2, rel=1e-3)
 
 
 def test_the_risk_of_validation_keeps_its_radius() -> None:
-    # The same risk, solved or learned by an optimiser, has the same value before anything has moved.
+    # The same risk, solved or learned by an optimiser, has the same value before anything has
+    # moved.
     for solve in (False, True):
         risk = StochasticRisk(1, tau=2.0, radius=0.3, solve_tau=solve).eval()
         losses = noise(6)
         expected = 2 * ((losses / 2).exp().mean().log() + 0.3)
-        torch.testing.assert_close(risk(Units(losses, None, torch.tensor(0))).loss.detach(), expected)
+        torch.testing.assert_close(
+            risk(Units(losses, None, torch.tensor(0))).loss.detach(), expected
+        )

@@ -10,13 +10,18 @@ from steering.contrastive.risk import anchor_risks
 from steering.dro.stochastic import StochasticRisk
 from steering.risk import Units
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU here")]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU here"),
+]
 
 
 def _loss_and_gradient(device, dtype=torch.float64, **options):
     generator = torch.Generator().manual_seed(0)
     features = [torch.randn(64, 32, generator=generator, dtype=dtype).to(device) for _ in range(4)]
-    image, text, guide_image, guide_text = (torch.nn.functional.normalize(x, dim=-1) for x in features)
+    image, text, guide_image, guide_text = (
+        torch.nn.functional.normalize(x, dim=-1) for x in features
+    )
     image.requires_grad_()
     text.requires_grad_()
     criterion = GlobalContrastiveLoss(64, tau=0.07, gamma=0.5, **options).double().to(device)
@@ -29,10 +34,14 @@ def _loss_and_gradient(device, dtype=torch.float64, **options):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"radius": 0.5}, {"radius": 0.5, "individual_tau": True}, {"strength": "auto"}], ids=str
+    "options",
+    [{}, {"radius": 0.5}, {"radius": 0.5, "individual_tau": True}, {"strength": "auto"}],
+    ids=str,
 )
 def test_contrastive_loss_is_the_same_on_the_gpu(options):
-    (loss, found), (expected, numbers) = (_loss_and_gradient(device, **options) for device in ("cuda", "cpu"))
+    (loss, found), (expected, numbers) = (
+        _loss_and_gradient(device, **options) for device in ("cuda", "cpu")
+    )
     assert loss == pytest.approx(expected, rel=1e-12)
     assert len(found) == len(numbers)
     for x, y in zip(found, numbers, strict=True):  # gradients, slopes of log τ, running estimates
@@ -69,10 +78,16 @@ def test_the_exact_solver_is_the_same_on_the_gpu(divergence, options, dtype):
     mask = torch.rand(37, 501, generator=torch.Generator().manual_seed(1)) < 0.8
     for kept in (None, mask):
         expected = worst_case(losses, divergence, mask=kept, **options)
-        found = worst_case(losses.cuda(), divergence, mask=None if kept is None else kept.cuda(), **options)
+        found = worst_case(
+            losses.cuda(), divergence, mask=None if kept is None else kept.cuda(), **options
+        )
         tolerance = 1e-10 if dtype == torch.float64 else 1e-5
-        torch.testing.assert_close(found.value.cpu(), expected.value, rtol=tolerance, atol=tolerance)
-        torch.testing.assert_close(found.weights.cpu(), expected.weights, rtol=1e3 * tolerance, atol=tolerance)
+        torch.testing.assert_close(
+            found.value.cpu(), expected.value, rtol=tolerance, atol=tolerance
+        )
+        torch.testing.assert_close(
+            found.weights.cpu(), expected.weights, rtol=1e3 * tolerance, atol=tolerance
+        )
         assert found.gap.abs().max() < 100 * tolerance
 
 
@@ -97,12 +112,18 @@ def test_a_step_of_a_kl_risk_does_not_wait_for_the_gpu(options):
 
 
 @pytest.mark.parametrize("budget", [0, 1 << 30])
-@pytest.mark.parametrize("options", [{}, {"radius": 0.3}, {"radius": 0.3, "individual_tau": True}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"radius": 0.3}, {"radius": 0.3, "individual_tau": True}], ids=str
+)
 def test_a_step_of_the_contrastive_risk_does_not_wait_for_the_gpu(options, budget):
     # tests/contrastive/test_no_waiting.py asks the same without a GPU.
     risk = StochasticRisk(256, tau=0.1, gamma=0.5, **options).cuda()
-    features = [torch.nn.functional.normalize(torch.randn(128, 32, device="cuda"), dim=-1) for _ in range(4)]
-    pairs = Pairs(*(x.requires_grad_() for x in features[:2]), torch.arange(128, device="cuda"), *features[2:])
+    features = [
+        torch.nn.functional.normalize(torch.randn(128, 32, device="cuda"), dim=-1) for _ in range(4)
+    ]
+    pairs = Pairs(
+        *(x.requires_grad_() for x in features[:2]), torch.arange(128, device="cuda"), *features[2:]
+    )
     anchor_risks(risk, pairs, budget)[0].mean().backward()
     torch.cuda.set_sync_debug_mode("error")
     try:

@@ -1,4 +1,5 @@
-"""Steering inside a Hugging Face Trainer and inside Lightning: the same loss, its state saved and restored, the examples."""
+"""Steering inside a Hugging Face Trainer and inside Lightning: the same loss, its state saved and
+restored, the examples."""
 
 import pytest
 import torch
@@ -10,9 +11,12 @@ import steering
 from steering.errors import SteeringError
 
 pl = pytest.importorskip(
-    "lightning.pytorch", reason="Lightning is not installed: pip install 'model-steering[lightning]'"
+    "lightning.pytorch",
+    reason="Lightning is not installed: pip install 'model-steering[lightning]'",
 )
-pytest.importorskip("accelerate", reason="accelerate is not installed: pip install 'model-steering[hf]'")
+pytest.importorskip(
+    "accelerate", reason="accelerate is not installed: pip install 'model-steering[hf]'"
+)
 
 from transformers import TrainingArguments  # noqa: E402
 from transformers.modeling_outputs import SequenceClassifierOutput  # noqa: E402
@@ -117,7 +121,16 @@ def test_accumulated_steps_are_divided(tmp_path):
         uniform = steering.DRRho(N, tau=1e6, gamma=1.0)  # a mean: halves then add up exactly
         model = Linear()
         changes = {"per_device_train_batch_size": 8 // parts, "gradient_accumulation_steps": parts}
-        made = trainer(tmp_path / str(parts), 1, uniform, model, optim="sgd", max_grad_norm=0, seed=3, **changes)
+        made = trainer(
+            tmp_path / str(parts),
+            1,
+            uniform,
+            model,
+            optim="sgd",
+            max_grad_norm=0,
+            seed=3,
+            **changes,
+        )
         made.train()
         moved[parts] = model.layer.weight.detach().clone()
     torch.testing.assert_close(moved[1], moved[2], rtol=1e-4, atol=1e-6)
@@ -130,26 +143,35 @@ def test_a_resumed_trainer_has_the_state_of_the_estimates(tmp_path):
     trainer(tmp_path / "part", 3, first, part, save_strategy="steps", save_steps=3).train()
     assert (tmp_path / "part/checkpoint-3/steering.pt").is_file()
     again, resumed = make(), Linear()
-    trainer(tmp_path / "part", 6, again, resumed).train(resume_from_checkpoint=str(tmp_path / "part/checkpoint-3"))
+    trainer(tmp_path / "part", 6, again, resumed).train(
+        resume_from_checkpoint=str(tmp_path / "part/checkpoint-3")
+    )
     for x, y in zip(whole_steer.state_dict().values(), again.state_dict().values(), strict=True):
         assert torch.equal(x, y)
     torch.testing.assert_close(resumed.layer.weight, whole.layer.weight)
     (tmp_path / "part/checkpoint-3/steering.pt").unlink()
     with pytest.raises(SteeringError, match="was made without steering"):
-        trainer(tmp_path / "part", 6, make()).train(resume_from_checkpoint=str(tmp_path / "part/checkpoint-3"))
+        trainer(tmp_path / "part", 6, make()).train(
+            resume_from_checkpoint=str(tmp_path / "part/checkpoint-3")
+        )
 
 
 def test_a_batch_without_numbers(tmp_path):
     made = trainer(tmp_path, 1, make())
     with pytest.raises(SteeringError, match="remove_unused_columns=False"):
-        made.compute_loss(made.model.train(), {"x": torch.zeros(2, 4), "labels": torch.zeros(2, dtype=torch.int64)})
+        made.compute_loss(
+            made.model.train(),
+            {"x": torch.zeros(2, 4), "labels": torch.zeros(2, dtype=torch.int64)},
+        )
 
 
 def test_reference_losses_by_number():
     model, items = Linear(), Items()
     order = torch.randperm(N, generator=torch.Generator().manual_seed(0)).tolist()
     found = reference_losses(model, torch.utils.data.Subset(items, order), collate, batch_size=7)
-    torch.testing.assert_close(found, F.cross_entropy(model.layer(items.x), items.y, reduction="none").detach())
+    torch.testing.assert_close(
+        found, F.cross_entropy(model.layer(items.x), items.y, reduction="none").detach()
+    )
     with pytest.raises(SteeringError, match="no finite loss of example"):
         reference_losses(model, [items[0], items[0]], collate)
 
@@ -180,7 +202,12 @@ class Module(pl.LightningModule):
 
 
 def fit(folder, epochs, steer, checkpoint=None):
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    quiet = {
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "accelerator": "cpu",
+    }
     module, items = Module(steer), Items()
     loader = DataLoader(TensorDataset(items.x, items.y, torch.arange(N)), batch_size=8)
     made = pl.Trainer(

@@ -1,4 +1,5 @@
-"""The language modelling task: documents, packing, corruption, mixes, models, losses by token and sequence, and runs."""
+"""The language modelling task: documents, packing, corruption, mixes, models, losses by token and
+sequence, and runs."""
 
 import json
 import math
@@ -34,14 +35,22 @@ TEXTS = {"a": ["hello world, " * 9, "short"], "b": ["βeta ünïcode " * 6, "mor
 def files(tmp_path):
     """Two domains of three documents each."""
     for name in "ab":
-        (tmp_path / f"{name}.txt").write_text("\n\n".join(f"{name} document {i} " * 12 for i in range(3)))
-    return {"source": "files", "paths": {name: str(tmp_path / f"{name}.txt") for name in "ab"}, "separator": "\n\n"}
+        (tmp_path / f"{name}.txt").write_text(
+            "\n\n".join(f"{name} document {i} " * 12 for i in range(3))
+        )
+    return {
+        "source": "files",
+        "paths": {name: str(tmp_path / f"{name}.txt") for name in "ab"},
+        "separator": "\n\n",
+    }
 
 
 @pytest.fixture
 def tiny(tmp_path):
     path = tmp_path / "tiny.json"
-    path.write_text('{"model_type": "gpt2", "n_layer": 1, "n_head": 2, "n_embd": 16, "n_positions": 16}')
+    path.write_text(
+        '{"model_type": "gpt2", "n_layer": 1, "n_head": 2, "n_embd": 16, "n_positions": 16}'
+    )
     return str(path)
 
 
@@ -49,7 +58,8 @@ def task(data: dict, **options: object) -> LanguageTask:
     return LanguageTask(LanguageOptions(data=LanguageData(**data), **{"length": 16, **options}))
 
 
-# ---- documents --------------------------------------------------------------------------------------------------------
+# ---- documents
+# --------------------------------------------------------------------------------------------------------
 
 
 def test_it_is_found_by_name():
@@ -77,8 +87,16 @@ def test_every_kind_of_file(tmp_path):
     (tmp_path / "a.txt").write_text("|".join(texts))
     for number, text in enumerate(texts):
         (tmp_path / f"part{number}.txt").write_text(text)
-    paths = {"jsonl": "a.jsonl", "parquet": "a.parquet", "disk": "disk", "text": "a.txt", "glob": "part*.txt"}
-    found = read_domains({key: str(tmp_path / path) for key, path in paths.items()}, "body", "|", "paths")
+    paths = {
+        "jsonl": "a.jsonl",
+        "parquet": "a.parquet",
+        "disk": "disk",
+        "text": "a.txt",
+        "glob": "part*.txt",
+    }
+    found = read_domains(
+        {key: str(tmp_path / path) for key, path in paths.items()}, "body", "|", "paths"
+    )
     assert all(documents == texts for documents in found.values())
 
 
@@ -108,7 +126,8 @@ def test_documents_are_held_out_whole():
         held_out({"a": ["alone"]}, 0.5)
 
 
-# ---- packing ----------------------------------------------------------------------------------------------------------
+# ---- packing
+# ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("length", [1, 7, 16, 500])
@@ -133,8 +152,12 @@ def test_bytes_round_trip_and_documents_end():
 def test_a_pretrained_tokenizer(tmp_path, files):
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.train_from_iterator(["document a b 0 1 2"] * 9, trainers.BpeTrainer(special_tokens=["<unk>", "<end>"]))
-    whole = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<end>")
+    tokenizer.train_from_iterator(
+        ["document a b 0 1 2"] * 9, trainers.BpeTrainer(special_tokens=["<unk>", "<end>"])
+    )
+    whole = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<end>"
+    )
     whole.save_pretrained(tmp_path / "tok")
     tokens = open_tokens(str(tmp_path / "tok"))
     assert (tokens.size, tokens.end) == (len(whole), 1)
@@ -162,7 +185,9 @@ def test_a_mix_repeats_and_leaves_out():
     counts = np.bincount(found.domain)
     assert counts.tolist() == [len(blocks) // 4, 3 * len(blocks) // 4]
     own = [row.tobytes() for row in blocks.tokens[blocks.domain == 1]]
-    assert {row.tobytes() for row in found.tokens[found.domain == 1]} == {*own}  # all of them, some three times
+    assert {row.tobytes() for row in found.tokens[found.domain == 1]} == {
+        *own
+    }  # all of them, some three times
     assert mixed(blocks, np.array([1.0, 0.0]), seed=0).domain.max() == 0
 
 
@@ -175,7 +200,8 @@ def test_parts_and_first_blocks():
     assert first_of_each(blocks, 10**6).fingerprint() == blocks.fingerprint()
 
 
-# ---- models and losses ------------------------------------------------------------------------------------------------
+# ---- models and losses
+# ------------------------------------------------------------------------------------------------
 
 
 def test_losses_are_those_of_transformers(files, tiny):
@@ -188,7 +214,9 @@ def test_losses_are_those_of_transformers(files, tiny):
     assert outputs["loss"].shape == (3, 16)
     assert batch["mask"].all()
     first = batch["tokens"][:, :-1]
-    expected = model.module.model(input_ids=first, labels=first).loss  # they shift the labels themselves
+    expected = model.module.model(
+        input_ids=first, labels=first
+    ).loss  # they shift the labels themselves
     torch.testing.assert_close(outputs["loss"][:, :-1].mean(), expected)
 
 
@@ -199,14 +227,21 @@ def test_units_of_tokens_and_of_sequences(files, tiny):
     batch = data.batch(np.arange(len(data)), 0)
     outputs = by_token.risk.outputs(model.module, batch)
     half = {"loss": outputs["loss"].detach() / 2}
-    tokens, sequences = by_token.risk.losses(outputs, half, batch), by_sequence.risk.losses(outputs, half, batch)
+    tokens, sequences = (
+        by_token.risk.losses(outputs, half, batch),
+        by_sequence.risk.losses(outputs, half, batch),
+    )
     assert tokens.target.shape == (len(data) * 16,)
     assert tokens.mask.sum() == batch["mask"].sum() < tokens.mask.numel()
     for i in range(len(data)):
         mask = batch["mask"][i]
         torch.testing.assert_close(sequences.target[i], outputs["loss"][i][mask].mean())
     torch.testing.assert_close(sequences.reference, sequences.target.detach() / 2)
-    assert tokens.groups.view(-1, 16)[:, 0].tolist() == sequences.groups.tolist() == batch["group"].tolist()
+    assert (
+        tokens.groups.view(-1, 16)[:, 0].tolist()
+        == sequences.groups.tolist()
+        == batch["group"].tolist()
+    )
 
 
 def test_a_masked_token_has_no_gradient(files, tiny):
@@ -220,7 +255,9 @@ def test_a_masked_token_has_no_gradient(files, tiny):
     for name in ("erm", "drrho", "rho1", "group_dro", "doremi"):
         method = build_method(name, find_method(name).options(), 1, found.groups, found.risk.unit)
         loss.grad = None
-        method(found.risk.losses({"loss": loss}, {"loss": torch.zeros_like(loss)}, batch)).loss.backward()
+        method(
+            found.risk.losses({"loss": loss}, {"loss": torch.zeros_like(loss)}, batch)
+        ).loss.backward()
         assert not loss.grad[~batch["mask"]].any(), name
         assert loss.grad[batch["mask"]].any(), name
 
@@ -231,7 +268,9 @@ def test_perplexity_of_a_uniform_model_is_the_vocabulary(files):
             return torch.zeros(*tokens.shape, 257)
 
     found = task(files)
-    losses = losses_by_domain(block_losses(Uniform(), found.risk, found._validation, CPU), found._validation, 2)
+    losses = losses_by_domain(
+        block_losses(Uniform(), found.risk, found._validation, CPU), found._validation, 2
+    )
     assert perplexities(losses, found.groups) == pytest.approx(
         {"perplexity/average": 257, "perplexity/a": 257, "perplexity/b": 257}, rel=1e-5
     )
@@ -269,7 +308,9 @@ def test_models_by_folder_with_weights(files, tiny, tmp_path):
         assert torch.equal(again.module.state_dict()[key], value)
         assert torch.equal(other.module.state_dict()[key], value)
     assert not torch.equal(fresh.module.state_dict()["model.transformer.wte.weight"], value)
-    assert isinstance(model.module.model, type(AutoModelForCausalLM.from_config(model.module.model.config)))
+    assert isinstance(
+        model.module.model, type(AutoModelForCausalLM.from_config(model.module.model.config))
+    )
 
 
 @pytest.mark.parametrize(
@@ -323,7 +364,8 @@ def test_another_tokenizer_for_a_live_reference_is_refused(files, tiny):
         found.train_data(model, other, 0)
 
 
-# ---- runs -------------------------------------------------------------------------------------------------------------
+# ---- runs
+# -------------------------------------------------------------------------------------------------------------
 
 
 def test_the_example_config_compares_every_valid_method(tmp_path, monkeypatch):
@@ -344,12 +386,20 @@ def test_the_example_config_compares_every_valid_method(tmp_path, monkeypatch):
     losses = np.load(stored)
     assert losses.shape[1:] == (32,)  # one float per token
     again = [f"task.data.mix={json.dumps(mix)}".replace('"', ""), "method=erm", "name=large"]
-    assert main(["train", path, "smoke=true", f"output={tmp_path}", *again]) == 0  # DoReMi's mix, as it stands
+    assert (
+        main(["train", path, "smoke=true", f"output={tmp_path}", *again]) == 0
+    )  # DoReMi's mix, as it stands
 
 
 def test_sequences_train_too(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
-    words = ["train", "configs/language/stdlib.yaml", "smoke=true", f"output={tmp_path}", "task.unit=sequence"]
+    words = [
+        "train",
+        "configs/language/stdlib.yaml",
+        "smoke=true",
+        f"output={tmp_path}",
+        "task.unit=sequence",
+    ]
     for method in ("drrho", "rho_loss"):
         assert main([*words, f"method={method}", f"name={method}"]) == 0
     assert main([*words, "method=rho1"]) == 2

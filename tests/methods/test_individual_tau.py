@@ -1,4 +1,5 @@
-"""A temperature for every image and every text, as the methods and the loss hand it on and read it back."""
+"""A temperature for every image and every text, as the methods and the loss hand it on and read it
+back."""
 
 import math
 
@@ -24,7 +25,9 @@ def make(name: str, **options: object) -> Method:
 
 def some_pairs() -> Pairs:
     generator = torch.Generator().manual_seed(0)
-    image, text, *guide = F.normalize(torch.randn(4, B, 5, generator=generator, dtype=torch.float64), dim=-1)
+    image, text, *guide = F.normalize(
+        torch.randn(4, B, 5, generator=generator, dtype=torch.float64), dim=-1
+    )
     return Pairs(image, text, INDEX, *guide)
 
 
@@ -48,7 +51,10 @@ def distillation(pairs: Pairs, scale: Tensor, reference_scale: float) -> float:
 
 
 def test_distillation_at_a_scale_for_every_anchor_by_a_loop():
-    pairs, scale = some_pairs(), 1 + 9 * torch.rand(2, B, generator=torch.Generator().manual_seed(2)).double()
+    pairs, scale = (
+        some_pairs(),
+        1 + 9 * torch.rand(2, B, generator=torch.Generator().manual_seed(2)).double(),
+    )
     found = pairs_divergence(pairs, scale, 20.0)
     assert found.item() == pytest.approx(distillation(pairs, scale, 20.0))
 
@@ -58,7 +64,9 @@ def test_drrho_distils_at_the_temperatures_of_the_table():
     tau = with_temperatures(method.risk)
     found = method(pairs).metrics["distillation"]  # before the step moves them
     assert found.item() == pytest.approx(distillation(pairs, 1 / tau, 20.0))
-    assert not torch.equal(with_temperatures(make("drrho").risk), method.risk.temperature.read(INDEX * 2, False))
+    assert not torch.equal(
+        with_temperatures(make("drrho").risk), method.risk.temperature.read(INDEX * 2, False)
+    )
 
 
 @pytest.mark.parametrize("rows", [True, False], ids=["rows of losses", "pairs"])
@@ -72,7 +80,9 @@ def test_nested_takes_the_references_risks_at_the_same_temperatures(rows):
     if rows:
         units.target.requires_grad_()
         method(units).loss.backward()
-        u = (units.target.detach() / tau[..., None]).exp().masked_fill(~units.mask, 0).sum(-1) / (B - 1)
+        u = (units.target.detach() / tau[..., None]).exp().masked_fill(~units.mask, 0).sum(-1) / (
+            B - 1
+        )
         # All anchors are rows of their own; the inner weights of a row add up to u/(ε + u).
         expected = (-2 * risks.flatten()).softmax(0).view(2, B) * u / (u + 1e-3)
         torch.testing.assert_close(units.target.grad.sum(-1), expected, rtol=1e-6, atol=1e-9)
@@ -95,7 +105,9 @@ def test_the_first_visit_moves_by_the_step_that_was_asked_for(name):
     risk = method.inner if name == "nested" else method.risk
     moved = risk.temperature.read(torch.arange(2 * ALL), False) - 0.3
     seen = torch.zeros(ALL, dtype=torch.bool).index_fill(0, INDEX, True).repeat_interleave(2)
-    torch.testing.assert_close(moved.abs(), torch.where(seen, 0.004, 0.0).to(moved.dtype), rtol=1e-3, atol=1e-7)
+    torch.testing.assert_close(
+        moved.abs(), torch.where(seen, 0.004, 0.0).to(moved.dtype), rtol=1e-3, atol=1e-7
+    )
 
 
 def test_the_loss_hands_its_options_on():
@@ -109,5 +121,7 @@ def test_the_loss_hands_its_options_on():
     with pytest.raises(ValueError, match="false without a radius"):
         steering.GlobalContrastiveLoss(ALL, tau=0.3, individual_tau=True)
     assert math.isclose(
-        steering.GlobalContrastiveLoss(ALL, tau=0.3, radius=0.2).risk.temperature().item(), 0.3, rel_tol=1e-6
+        steering.GlobalContrastiveLoss(ALL, tau=0.3, radius=0.2).risk.temperature().item(),
+        0.3,
+        rel_tol=1e-6,
     )

@@ -1,4 +1,5 @@
-"""What each method is: erm, dro and drrho on rows of losses and on pairs, against closed forms and each other."""
+"""What each method is: erm, dro and drrho on rows of losses and on pairs, against closed forms and
+each other."""
 
 import math
 
@@ -36,7 +37,9 @@ def units(seed: int = 0, guided: bool = True, mask: Tensor | None = None) -> Uni
 
 def pairs(seed: int = 0, guided: bool = True) -> Pairs:
     guide = (features(seed + 3, 6), features(seed + 4, 6)) if guided else (None, None)
-    return Pairs(features(seed + 1).requires_grad_(), features(seed + 2).requires_grad_(), INDEX, *guide)
+    return Pairs(
+        features(seed + 1).requires_grad_(), features(seed + 2).requires_grad_(), INDEX, *guide
+    )
 
 
 def leaf(losses: Units | Pairs) -> Tensor:
@@ -55,7 +58,8 @@ def same(found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -> None:
     assert torch.equal(found[1], expected[1])
 
 
-# ---- erm ------------------------------------------------------------------------------------------------------------
+# ---- erm
+# ------------------------------------------------------------------------------------------------------------
 
 
 def test_erm_is_the_mean():
@@ -68,7 +72,9 @@ def test_erm_is_the_mean():
 @pytest.mark.parametrize("garbage", [1e30, math.nan, math.inf])
 def test_erm_counts_what_the_mask_keeps(garbage):
     target = torch.tensor([[1.0, garbage, 3.0], [garbage, garbage, 8.0]], requires_grad=True)
-    losses = Units(target, None, torch.arange(2), torch.tensor([[True, False, True], [False, False, True]]))
+    losses = Units(
+        target, None, torch.arange(2), torch.tensor([[True, False, True], [False, False, True]])
+    )
     loss, gradient = step(build_method("erm", ErmOptions(), ALL), losses)
     assert loss == 4
     torch.testing.assert_close(gradient, torch.tensor([[1.0, 0, 1], [0, 0, 1]]) / 3)
@@ -86,14 +92,18 @@ def test_erm_on_pairs_is_clip():
     logits, diagonal = losses.image @ losses.text.T / 0.5, torch.arange(5)
     expected = (F.cross_entropy(logits, diagonal) + F.cross_entropy(logits.T, diagonal)) / 2
     torch.testing.assert_close(loss, expected.detach(), rtol=1e-6, atol=0)
-    torch.testing.assert_close(gradient, torch.autograd.grad(expected, losses.image)[0], rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(
+        gradient, torch.autograd.grad(expected, losses.image)[0], rtol=1e-6, atol=1e-9
+    )
 
 
 def test_erm_learns_its_temperature():
     method, losses, at = build_method("erm", ErmOptions(tau=0.5), ALL).double(), pairs(), 1e-5
     method(losses).loss.backward()
     log_tau = method.get_parameter("temperature.log_tau")
-    up, down = (info_nce(losses.image, losses.text, math.exp(log_tau.item() + s)).mean() for s in (at, -at))
+    up, down = (
+        info_nce(losses.image, losses.text, math.exp(log_tau.item() + s)).mean() for s in (at, -at)
+    )
     assert log_tau.grad is not None
     assert log_tau.grad.item() == pytest.approx(((up - down) / (2 * at)).item(), rel=1e-7)
     assert method(losses).metrics["tau"].item() == pytest.approx(0.5, rel=1e-6)
@@ -109,7 +119,8 @@ def test_erm_ignores_a_reference(make):
     same(step(method, make(guided=True)), step(method, make(guided=False)))
 
 
-# ---- dro and drrho --------------------------------------------------------------------------------------------------
+# ---- dro and drrho
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("make", [units, pairs])
@@ -117,14 +128,18 @@ def test_dro_ignores_a_reference(make):
     # The no-reference switch reproduces the unguided method exactly.
     options = {"tau": 0.3, "gamma": 0.4, "epsilon": 0.1}
     dro = build_method("dro", DroOptions(**options), ALL)
-    same(step(dro, make(guided=True)), step(build_method("drrho", DrrhoOptions(**options), ALL), make(0, guided=False)))
+    same(
+        step(dro, make(guided=True)),
+        step(build_method("drrho", DrrhoOptions(**options), ALL), make(0, guided=False)),
+    )
     switched_off = build_method("drrho", DrrhoOptions(**options, strength=0.0), ALL)
     same(step(build_method("dro", DroOptions(**options), ALL), make()), step(switched_off, make()))
 
 
 def test_who_uses_a_reference():
     uses = {
-        name: build_method(name, entry.options(), ALL, ["one"]).uses_reference for name, entry in registered().items()
+        name: build_method(name, entry.options(), ALL, ["one"]).uses_reference
+        for name, entry in registered().items()
     }
     assert (uses["erm"], uses["dro"], uses["drrho"]) == (False, False, True)
     assert not build_method("drrho", DrrhoOptions(strength=0.0), ALL).uses_reference
@@ -133,7 +148,10 @@ def test_who_uses_a_reference():
 @pytest.mark.parametrize("radius", [None, 0.2])
 def test_drrho_on_examples_is_the_function_of_the_same_name(radius):
     options = {"tau": 0.7, "radius": radius, "strength": 0.6, "gamma": 0.4, "epsilon": 0.05}
-    method, steer = build_method("drrho", DrrhoOptions(**options), ALL), steering.DRRho(ALL, **options)
+    method, steer = (
+        build_method("drrho", DrrhoOptions(**options), ALL),
+        steering.DRRho(ALL, **options),
+    )
     for seed in (
         (1, 2) if radius is None else (1,)
     ):  # the function moves its temperature itself, for the method a loop does
@@ -202,7 +220,12 @@ def test_every_option_arrives(option):
 def test_default_options_are_the_documented_ones():
     # The paper's headline run: fixed temperature, no moving average.
     options = find_method("drrho").options().for_unit("pair")
-    assert (options.radius, options.gamma, options.gamma_decay_epochs, options.strength) == (None, 1.0, 0, 1.0)
+    assert (options.radius, options.gamma, options.gamma_decay_epochs, options.strength) == (
+        None,
+        1.0,
+        0,
+        1.0,
+    )
 
 
 def test_high_temperature_is_erm():

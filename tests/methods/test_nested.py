@@ -1,4 +1,5 @@
-"""The nested risk: naive loops, its limits (drrho, one flat adversary), invariances, what it refuses."""
+"""The nested risk: naive loops, its limits (drrho, one flat adversary), invariances, what it
+refuses."""
 
 import math
 
@@ -34,7 +35,10 @@ def pairs(seed: int = 0, guided: bool = True) -> Pairs:
 def build(**options) -> Method:
     options = {"outer_tau": 0.1, "outer_prior": 0.0} | options
     method = build_method("nested", NestedOptions(**options), ALL).double()
-    for risk, tau in ((method.inner, method.inner.temperature), (method.outer, method.outer.temperature)):
+    for risk, tau in (
+        (method.inner, method.inner.temperature),
+        (method.outer, method.outer.temperature),
+    ):
         del risk
         tau.log_tau.data = tau.log_tau.data.double()
     method.inner.temperature.log_tau.data.fill_(math.log(options.get("tau", 0.07)))
@@ -43,7 +47,13 @@ def build(**options) -> Method:
 
 
 def naive(
-    batch: Pairs, tau: float, lam: float, alpha: float, beta: float, epsilon: float, kappa: float = 0.0
+    batch: Pairs,
+    tau: float,
+    lam: float,
+    alpha: float,
+    beta: float,
+    epsilon: float,
+    kappa: float = 0.0,
 ) -> tuple[float, np.ndarray]:
     """F and the outer weights q, by loops over the definition."""
     target = batch.image.detach().numpy() @ batch.text.detach().numpy().T
@@ -60,7 +70,9 @@ def naive(
                 inner += math.exp((loss - alpha * other) / tau) / (B - 1)
                 reference += math.exp(other / tau) / (B - 1)
             prior[i] += tau * math.log(epsilon + reference) / 2
-            excess[i] += tau * (math.log(epsilon + inner) - beta * math.log(epsilon + reference)) / 2
+            excess[i] += (
+                tau * (math.log(epsilon + inner) - beta * math.log(epsilon + reference)) / 2
+            )
     prior = np.exp(-kappa * prior) / np.exp(-kappa * prior).sum()
     z = prior * np.exp(excess / lam)
     return lam * math.log(z.sum()), z / z.sum()
@@ -87,10 +99,15 @@ def test_value_and_gradient_against_loops(alpha: float, beta: float, kappa: floa
                 changed = {"image": batch.image.detach(), "text": batch.text.detach()}
                 changed["image" if leaf is batch.image else "text"] = moved
                 other = Pairs(
-                    **changed, index=INDEX, reference_image=batch.reference_image, reference_text=batch.reference_text
+                    **changed,
+                    index=INDEX,
+                    reference_image=batch.reference_image,
+                    reference_text=batch.reference_text,
                 )
                 values.append(naive(other, 0.2, 0.15, alpha, beta, epsilon, kappa)[0])
-            assert leaf.grad[place].item() == pytest.approx((values[0] - values[1]) / 2e-6, abs=1e-8)
+            assert leaf.grad[place].item() == pytest.approx(
+                (values[0] - values[1]) / 2e-6, abs=1e-8
+            )
 
 
 def test_without_an_outer_adversary_it_is_drrho():
@@ -107,7 +124,9 @@ def test_without_an_outer_adversary_it_is_drrho():
 
 def test_without_an_outer_adversary_the_prior_is_a_soft_filter():
     # λ → ∞: the weights of the pairs are q⁰ ∝ exp(−κ G^ref), whatever the target does.
-    rows = torch.randn(5, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64).requires_grad_()
+    rows = torch.randn(
+        5, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64
+    ).requires_grad_()
     reference = torch.randn(5, 4, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     method = build(tau=0.5, outer_tau=1e9, outer_prior=2.0, epsilon=0.0)
     method(Units(rows, reference, torch.arange(5))).loss.backward()
@@ -116,8 +135,11 @@ def test_without_an_outer_adversary_the_prior_is_a_soft_filter():
 
 
 def test_with_equal_temperatures_it_is_one_adversary_over_rows_and_items():
-    # λ = τ, ε = 0, β = 0 on rows of equal length: KL(q_i p_ij) = KL(q) + Σ q_i KL(p_i), so the rows lie in one long row.
-    rows = torch.randn(4, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
+    # λ = τ, ε = 0, β = 0 on rows of equal length: KL(q_i p_ij) = KL(q) + Σ q_i KL(p_i), so the rows
+    # lie in one long row.
+    rows = torch.randn(
+        4, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    ).requires_grad_()
     method = build(tau=0.3, outer_tau=0.3, epsilon=0.0, outer_strength=0.0)
     loss = method(Units(rows, None, torch.arange(4))).loss
     loss.backward()
@@ -126,20 +148,28 @@ def test_with_equal_temperatures_it_is_one_adversary_over_rows_and_items():
     torch.testing.assert_close(rows.grad.flatten(), flat.weights)
 
 
-@pytest.mark.parametrize(("beta", "expected"), [(0.0, 1 / (1 + math.e**2)), (1.0, 0.5), (2.0, 1 / (1 + math.e**-2))])
+@pytest.mark.parametrize(
+    ("beta", "expected"), [(0.0, 1 / (1 + math.e**2)), (1.0, 0.5), (2.0, 1 / (1 + math.e**-2))]
+)
 def test_a_pair_that_the_reference_finds_wrong_drops_out(beta: float, expected: float):
-    # A clean anchor (losses −1) and a wrong one (losses 1), target and reference alike, λ = 1: q ∝ exp(G − βG), by hand.
+    # A clean anchor (losses −1) and a wrong one (losses 1), target and reference alike, λ = 1: q ∝
+    # exp(G − βG), by hand.
     rows = torch.tensor([[-1.0, -1.0], [1.0, 1.0]], dtype=torch.float64).requires_grad_()
     method = build(tau=0.1, outer_tau=1.0, outer_strength=beta, epsilon=0.0)
     method(Units(rows, rows.detach().clone(), torch.arange(2))).loss.backward()
-    torch.testing.assert_close(rows.grad.sum(-1), torch.tensor([expected, 1 - expected], dtype=torch.float64))
+    torch.testing.assert_close(
+        rows.grad.sum(-1), torch.tensor([expected, 1 - expected], dtype=torch.float64)
+    )
 
 
 def test_the_order_of_the_batch_does_not_matter():
     batch = pairs()
     order = torch.tensor([3, 1, 5, 0, 2, 4])
     moved = Pairs(
-        *(getattr(batch, name)[order] for name in ("image", "text", "index", "reference_image", "reference_text"))
+        *(
+            getattr(batch, name)[order]
+            for name in ("image", "text", "index", "reference_image", "reference_text")
+        )
     )
     torch.testing.assert_close(build()(batch).loss, build()(moved).loss)
 

@@ -41,7 +41,8 @@ def gradient(method: Method, losses: Units) -> Tensor:
     return leaf.grad
 
 
-# ---- RHO-LOSS and its soft form: facts 1, 2, 3 ------------------------------------------------------------------------
+# ---- RHO-LOSS and its soft form: facts 1, 2, 3
+# ------------------------------------------------------------------------
 
 
 def test_rho_loss_with_a_constant_irreducible_loss_takes_the_highest_losses():
@@ -80,7 +81,9 @@ def test_a_constant_of_each_example_changes_no_selection(name: str):
 def test_selecting_everything_is_plain_training(name: str):
     method, losses = make(name, keep=1.0), Units(noise(20).abs(), noise(20).abs(), ROW)
     assert sorted(method.select(losses, 20).tolist()) == [*range(20)]
-    torch.testing.assert_close(gradient(method, losses), torch.full((20,), 1 / 20, dtype=torch.float64))
+    torch.testing.assert_close(
+        gradient(method, losses), torch.full((20,), 1 / 20, dtype=torch.float64)
+    )
 
 
 def test_a_cold_choice_is_the_top_and_a_hot_one_uniform():
@@ -115,12 +118,17 @@ def test_selection_wants_one_row_of_examples():
         make("rho_loss").select(Units(noise(3, 4), None, torch.arange(3)), 2)
 
 
-# ---- JEST: fact 4, and section 1, fact 15 -----------------------------------------------------------------------------
+# ---- JEST: fact 4, and section 1, fact 15
+# -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("n", "count", "chunks"), [(12, 12, 1), (20, 8, 4), (20, 7, 3), (9, 2, 16)])
+@pytest.mark.parametrize(
+    ("n", "count", "chunks"), [(12, 12, 1), (20, 8, 4), (20, 7, 3), (9, 2, 16)]
+)
 @pytest.mark.parametrize("top", [True, False])
-def test_jest_chooses_different_pairs_and_as_many_as_asked(n: int, count: int, chunks: int, top: bool):
+def test_jest_chooses_different_pairs_and_as_many_as_asked(
+    n: int, count: int, chunks: int, top: bool
+):
     chosen = joint_selection(noise(n, n), noise(n, n, seed=1), count, chunks, top=top).tolist()
     assert len(set(chosen)) == len(chosen) == count
     if count == n:
@@ -147,7 +155,11 @@ def test_jest_against_a_loop():
             for sign, logits in ((1, learner), (-1, reference)):
                 for direction in (logits, logits.T):
                     if chosen:
-                        score += sign * 0.5 * math.log(sum(math.exp(float(direction[i, j])) for j in chosen))
+                        score += (
+                            sign
+                            * 0.5
+                            * math.log(sum(math.exp(float(direction[i, j])) for j in chosen))
+                        )
             scores[i] = score
         chosen += sorted(scores, key=lambda i: -scores[i])[:2]
     assert joint_selection(learner, reference, 6, 3, top=True).tolist() == chosen
@@ -157,13 +169,16 @@ def test_jest_reads_both_models_at_their_own_temperatures():
     features = [F.normalize(noise(10, 6, seed=seed), dim=-1) for seed in range(4)]
     pairs = Pairs(features[0], features[1], torch.arange(10), features[2], features[3])
     method = make("jest", top=True, chunks=2, tau=0.2, reference_scale=7.0)
-    expected = joint_selection(features[0] @ features[1].T / 0.2, 7 * features[2] @ features[3].T, 4, 2, top=True)
+    expected = joint_selection(
+        features[0] @ features[1].T / 0.2, 7 * features[2] @ features[3].T, 4, 2, top=True
+    )
     assert method.select(pairs, 4).tolist() == expected.tolist()
     with pytest.raises(SteeringError, match="needs a reference"):
         method.select(Pairs(features[0], features[1], torch.arange(10)), 4)
 
 
-# ---- Rho-1: fact 5 ----------------------------------------------------------------------------------------------------
+# ---- Rho-1: fact 5
+# ----------------------------------------------------------------------------------------------------
 
 
 def tokens(seed: int = 0) -> Units:
@@ -194,7 +209,9 @@ def test_rho1_learns_from_the_top_tokens_alone(keep: float):
 def test_rho1_is_cvar_when_the_share_is_whole():
     target, reference = noise(20).abs(), noise(20, seed=1).abs()
     exact = worst_case(target - reference, "cvar", level=0.25)
-    torch.testing.assert_close(gradient(make("rho1", keep=0.25), Units(target, reference, ROW)), exact.weights)
+    torch.testing.assert_close(
+        gradient(make("rho1", keep=0.25), Units(target, reference, ROW)), exact.weights
+    )
 
 
 def test_the_top_share_of_rows_of_their_own_length():
@@ -203,7 +220,8 @@ def test_the_top_share_of_rows_of_their_own_length():
     assert chosen.tolist() == [[False, True, True, False], [True, False, False, False]]
 
 
-# ---- DoReMi and group DRO: facts 6, 7, 8 ------------------------------------------------------------------------------
+# ---- DoReMi and group DRO: facts 6, 7, 8
+# ------------------------------------------------------------------------------
 
 
 def grouped(losses: Tensor, reference: Tensor | None, groups: list[int]) -> Units:
@@ -220,13 +238,17 @@ def test_doremi_weights_domains_by_their_clipped_excess():
     a = 0.9 * a / a.sum() + 0.1 / 3
     method = make("doremi", step=1.0, smoothing=0.1)
     found = gradient(method, grouped(target, reference, GROUPS))
-    expected = torch.stack([a[0] / 2, a[0] / 2, a[1], *[a[2] / 3] * 3])  # Σ_d a_d · mean of the domain
+    expected = torch.stack(
+        [a[0] / 2, a[0] / 2, a[1], *[a[2] / 3] * 3]
+    )  # Σ_d a_d · mean of the domain
     torch.testing.assert_close(found, expected)
     assert method.summary()["data_mix"] == pytest.approx(dict(zip("abc", a.tolist(), strict=True)))
 
 
 def test_doremi_weights_sum_to_one_without_the_domains_that_are_absent():
-    found = gradient(make("doremi", step=0.7), grouped(row(1, 2, 3), torch.zeros(3).double(), [0, 0, 2]))
+    found = gradient(
+        make("doremi", step=0.7), grouped(row(1, 2, 3), torch.zeros(3).double(), [0, 0, 2])
+    )
     assert found.sum().item() == pytest.approx(1)
     method = make("doremi", step=0.7)
     method(grouped(row(1, 2, 3), torch.zeros(3).double(), [0, 0, 2]))
@@ -243,7 +265,9 @@ def test_doremi_where_all_scores_are_equal_or_clipped_stays_or_drifts_to_uniform
     skewed = make("doremi", smoothing=0.01)
     skewed(grouped(row(9, 9, 1, 1, 1, 1), torch.zeros(6).double(), GROUPS))
     before = skewed.weights.log_q.exp()
-    skewed(grouped(torch.zeros(6).double(), torch.ones(6).double(), GROUPS))  # the reference is worse everywhere
+    skewed(
+        grouped(torch.zeros(6).double(), torch.ones(6).double(), GROUPS)
+    )  # the reference is worse everywhere
     torch.testing.assert_close(skewed.weights.log_q.exp(), 0.99 * before + 0.01 / 3)
 
 
@@ -254,7 +278,8 @@ def test_doremi_without_a_reference_is_group_dro_and_with_a_step_of_zero_fixed_w
     for losses in batches:
         zero = torch.zeros_like(losses)
         torch.testing.assert_close(
-            gradient(ours, grouped(losses, zero, GROUPS)), gradient(theirs, grouped(losses, None, GROUPS))
+            gradient(ours, grouped(losses, zero, GROUPS)),
+            gradient(theirs, grouped(losses, None, GROUPS)),
         )
         fixed = row(1 / 6, 1 / 6, 1 / 3, 1 / 9, 1 / 9, 1 / 9)
         torch.testing.assert_close(gradient(still, grouped(losses, zero, GROUPS)), fixed)
@@ -266,11 +291,15 @@ def test_group_dro_with_a_huge_step_takes_the_worst_group_and_with_equal_losses_
     torch.testing.assert_close(found, row(0, 0, 1, 0, 0, 0))
     method = make("group_dro", step=1.0)
     method(grouped(torch.full((6,), 3.0).double(), None, GROUPS))
-    torch.testing.assert_close(method.weights.log_q.exp(), torch.full((3,), 1 / 3, dtype=torch.float64))
+    torch.testing.assert_close(
+        method.weights.log_q.exp(), torch.full((3,), 1 / 3, dtype=torch.float64)
+    )
 
 
 def test_a_masked_item_counts_in_no_group():
-    losses = Units(row(1, 99, 2), None, ROW, torch.tensor([True, False, True]), groups=torch.tensor([0, 0, 1]))
+    losses = Units(
+        row(1, 99, 2), None, ROW, torch.tensor([True, False, True]), groups=torch.tensor([0, 0, 1])
+    )
     for name in ("group_dro", "doremi"):
         assert gradient(make(name), losses)[1] == 0
 
@@ -281,7 +310,8 @@ def test_losses_without_groups_are_refused(name: str):
         make(name)(Units(row(1, 2), row(1, 1), ROW))
 
 
-# ---- distillation: fact 9 ---------------------------------------------------------------------------------------------
+# ---- distillation: fact 9
+# ---------------------------------------------------------------------------------------------
 
 
 def soft(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Units:
@@ -354,7 +384,9 @@ def test_drrho_with_distillation_is_the_sum_of_both():
     both = make("drrho", tau=1.0, distill=0.7, distill_temperature=2.0)
     assert both.needs_logits
     alone = make("drrho", tau=1.0)(losses).loss
-    torch.testing.assert_close(both(losses).loss, alone + 0.7 * units_divergence(losses, 2.0, "drrho"))
+    torch.testing.assert_close(
+        both(losses).loss, alone + 0.7 * units_divergence(losses, 2.0, "drrho")
+    )
 
 
 def test_distillation_says_what_is_missing():
@@ -366,8 +398,16 @@ def test_distillation_says_what_is_missing():
 
 def test_jest_scores_a_half_precision_reference_in_float32(monkeypatch):
     seen = []
-    monkeypatch.setattr(jest, "joint_selection", lambda _, guide, *__: seen.append(guide) or torch.arange(2))
-    image, text = F.normalize(torch.randn(2, 8, 16, generator=torch.Generator().manual_seed(0)), dim=-1)
+    monkeypatch.setattr(
+        jest, "joint_selection", lambda _, guide, *__: seen.append(guide) or torch.arange(2)
+    )
+    image, text = F.normalize(
+        torch.randn(2, 8, 16, generator=torch.Generator().manual_seed(0)), dim=-1
+    )
     method = build_method("jest", find_method("jest").options(), 8)
-    method.select(Pairs(image, text, torch.arange(8), image.half(), text.half(), torch.full((8,), 20.0)), 2)
-    torch.testing.assert_close(seen[0], 20 * image.half().float() @ text.half().float().T, rtol=0, atol=1e-4)
+    method.select(
+        Pairs(image, text, torch.arange(8), image.half(), text.half(), torch.full((8,), 20.0)), 2
+    )
+    torch.testing.assert_close(
+        seen[0], 20 * image.half().float() @ text.half().float().T, rtol=0, atol=1e-4
+    )

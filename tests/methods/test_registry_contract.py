@@ -1,4 +1,5 @@
-"""One contract for every registered method, over examples, masked rows and pairs; and a method from outside."""
+"""One contract for every registered method, over examples, masked rows and pairs; and a method from
+outside."""
 
 import math
 from dataclasses import dataclass, fields
@@ -10,7 +11,16 @@ from torch import Tensor
 
 from steering.contrastive import Pairs, negatives
 from steering.errors import SteeringError
-from steering.methods import UNITS, Method, Step, build_method, find_method, register, registered, registry
+from steering.methods import (
+    UNITS,
+    Method,
+    Step,
+    build_method,
+    find_method,
+    register,
+    registered,
+    registry,
+)
 from steering.risk import Units
 
 ALL, BATCH = 10, 5
@@ -29,7 +39,8 @@ Leaves = dict[str, Tensor]
 def batch(
     kind: str, dtype: torch.dtype, seed: int, guided: bool = True, logits: bool = False
 ) -> tuple[Units | Pairs, Leaves, Leaves]:
-    """Loss items, the leaves of the target and those of the reference. All require a gradient: the method must choose."""
+    """Loss items, the leaves of the target and those of the reference. All require a gradient: the
+    method must choose."""
     generator = torch.Generator().manual_seed(seed)
 
     def leaf(*shape: int, unit: bool = False) -> Tensor:
@@ -38,7 +49,9 @@ def batch(
 
     if kind == "pairs":
         target = {name: leaf(BATCH, 4, unit=True) for name in ("image", "text")}
-        reference = {name: leaf(BATCH, 3, unit=True) for name in ("reference_image", "reference_text")}
+        reference = {
+            name: leaf(BATCH, 3, unit=True) for name in ("reference_image", "reference_text")
+        }
         guide = {**reference, "reference_scale": torch.full((BATCH,), 20.0)} if guided else {}
         return Pairs(**target, index=INDEX, **guide), target, reference if guided else {}
     shape = (BATCH,) if kind == "examples" else (3, BATCH)
@@ -74,7 +87,9 @@ def gradients(leaves: Leaves) -> dict[str, Tensor | None]:
 def check_step(name: str, kind: str, dtype: torch.dtype, guided: bool) -> None:
     method = build(name)
     method.start_epoch(0)
-    losses, target, reference = batch(kind, dtype, seed=1, guided=guided, logits=method.needs_logits)
+    losses, target, reference = batch(
+        kind, dtype, seed=1, guided=guided, logits=method.needs_logits
+    )
     made = method(losses)
     assert made.loss.shape == ()
     assert made.loss.dtype == dtype
@@ -116,7 +131,11 @@ def check_state(name: str, kind: str, dtype: torch.dtype) -> None:
             for parameter in method.parameters():
                 if parameter.grad is not None:
                     parameter -= 0.01 * parameter.grad
-        return [made.loss.detach(), *(g for g in gradients(target).values() if g is not None), *made.metrics.values()]
+        return [
+            made.loss.detach(),
+            *(g for g in gradients(target).values() if g is not None),
+            *made.metrics.values(),
+        ]
 
     first = build(name)
     for seed in range(2):
@@ -179,12 +198,17 @@ def test_selection(name, kind, dtype):
 def test_a_reference_in_half_precision_is_the_same_numbers_widened(name, half):
     losses = batch("pairs", torch.float32, seed=4)[0]
     assert isinstance(losses, Pairs)
-    reference = {key: getattr(losses, key).detach().to(half) for key in ("reference_image", "reference_text")}
+    reference = {
+        key: getattr(losses, key).detach().to(half) for key in ("reference_image", "reference_text")
+    }
     found = []
     for widen in (False, True):
         image, text = (side.detach().requires_grad_() for side in (losses.image, losses.text))
         guide = {key: side.float() if widen else side for key, side in reference.items()}
-        pairs, method = Pairs(image, text, INDEX, **guide, reference_scale=losses.reference_scale), build(name)
+        pairs, method = (
+            Pairs(image, text, INDEX, **guide, reference_scale=losses.reference_scale),
+            build(name),
+        )
         step = method(pairs)
         step.loss.backward()
         torch.manual_seed(0)
@@ -195,13 +219,24 @@ def test_a_reference_in_half_precision_is_the_same_numbers_widened(name, half):
 
 
 def test_what_fits_what():
-    valid = {unit: {name for name in registered() if find_method(name).objection(unit, True) is None} for unit in UNITS}
-    anywhere, grouped, whole = {"erm", "dro", "drrho"}, {"group_dro", "doremi"}, {"rho_loss", "soft_rho"}
+    valid = {
+        unit: {name for name in registered() if find_method(name).objection(unit, True) is None}
+        for unit in UNITS
+    }
+    anywhere, grouped, whole = (
+        {"erm", "dro", "drrho"},
+        {"group_dro", "doremi"},
+        {"rho_loss", "soft_rho"},
+    )
     assert valid["example"] == anywhere | grouped | whole | {"distillation"}
-    assert valid["sequence"] == anywhere | grouped | whole  # no one distribution belongs to a sequence
+    assert (
+        valid["sequence"] == anywhere | grouped | whole
+    )  # no one distribution belongs to a sequence
     assert valid["token"] == anywhere | grouped | {"rho1", "distillation"}
     assert valid["pair"] == anywhere | {"jest", "nested", "distillation"}
-    assert find_method("rho1").objection("pair", False) == "works on losses of a token, not of a pair"
+    assert (
+        find_method("rho1").objection("pair", False) == "works on losses of a token, not of a pair"
+    )
     assert find_method("doremi").objection("token", False) == "weights groups, and there are none"
 
 
@@ -227,18 +262,25 @@ NUMBERS = [
 @pytest.mark.parametrize(("name", "option", "value"), NUMBERS)
 def test_an_option_out_of_range_names_the_method(name, option, value):
     # No number among the options may be NaN, and but for logarithms none negative.
-    with pytest.raises(SteeringError, match=rf"method \({name}\): {option}:? (must|belongs) .*, got {value}"):
+    with pytest.raises(
+        SteeringError, match=rf"method \({name}\): {option}:? (must|belongs) .*, got {value}"
+    ):
         build_method(name, find_method(name).options(**{option: value}), ALL, GROUPS)
 
 
 def test_an_unknown_divergence_names_the_method():
-    with pytest.raises(SteeringError, match=r"method \(dro\): divergence: expected one of kl, .*, got 'wasserstein'"):
+    with pytest.raises(
+        SteeringError,
+        match=r"method \(dro\): divergence: expected one of kl, .*, got 'wasserstein'",
+    ):
         build_method("dro", find_method("dro").options(divergence="wasserstein"), ALL)
 
 
 def test_an_unknown_method_lists_the_known_ones():
     for look_up in (find_method, lambda name: build_method(name, None, ALL)):
-        with pytest.raises(SteeringError, match=r"method.name: no method 'drro'; known: .*dro, drrho, erm"):
+        with pytest.raises(
+            SteeringError, match=r"method.name: no method 'drro'; known: .*dro, drrho, erm"
+        ):
             look_up("drro")
 
 
@@ -249,7 +291,8 @@ def test_a_name_is_registered_once():
     assert registered() == before
 
 
-# ---- a method from outside --------------------------------------------------------------------------------------------
+# ---- a method from outside
+# --------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -276,7 +319,11 @@ class LargestHalf(Method):
     def forward(self, losses: Units | Pairs) -> Step:
         units = negatives(losses) if isinstance(losses, Pairs) else losses
         excess = units.excess()
-        hidden = excess.detach() if units.mask is None else excess.detach().masked_fill(~units.mask, -torch.inf)
+        hidden = (
+            excess.detach()
+            if units.mask is None
+            else excess.detach().masked_fill(~units.mask, -torch.inf)
+        )
         rank = hidden.argsort(-1, descending=True).argsort(-1)
         chosen = rank < (self.keep * units.counts()).ceil()[..., None]
         self.asked += 1
@@ -312,12 +359,16 @@ def test_a_method_from_outside_is_found_and_listed(largest_half):
     assert find_method(largest_half).summary == "Train on the larger half."
     assert list(registered()) == sorted(registered())
     assert largest_half in registered()
-    with pytest.raises(SteeringError, match=r"method \(largest_half\): keep must lie in \(0, 1\], got 2"):
+    with pytest.raises(
+        SteeringError, match=r"method \(largest_half\): keep must lie in \(0, 1\], got 2"
+    ):
         build_method(largest_half, HalfOptions(keep=2.0), ALL)
 
 
 def test_a_method_from_outside_by_hand(largest_half):
-    units = Units(torch.tensor([5.0, 1.0, 3.0, 2.0]), torch.tensor([5.0, 0.5, 0.0, 1.0]), torch.tensor(0))
+    units = Units(
+        torch.tensor([5.0, 1.0, 3.0, 2.0]), torch.tensor([5.0, 0.5, 0.0, 1.0]), torch.tensor(0)
+    )
     assert build(largest_half)(units).loss == 2  # excess 0, ½, 3, 1: the mean of 3 and 1
 
 

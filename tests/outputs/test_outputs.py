@@ -1,4 +1,5 @@
-"""Outputs on disk: what the model gives now, or one clear error; a kill costs little, and nothing is computed twice."""
+"""Outputs on disk: what the model gives now, or one clear error; a kill costs little, and nothing
+is computed twice."""
 
 import json
 import pickle
@@ -37,7 +38,9 @@ def _batches(job, size):
 def _build(root, job, fingerprint=MINE, size=7, kind="losses", batches=None):
     """Outputs of the job's reference on its data."""
     batches = batches or _batches(job, size)
-    return build(root, fingerprint, kind, job.task.risk, job.reference.module, batches, len(job.data), CPU)
+    return build(
+        root, fingerprint, kind, job.task.risk, job.reference.module, batches, len(job.data), CPU
+    )
 
 
 @pytest.fixture
@@ -59,13 +62,17 @@ def test_they_are_what_the_live_reference_gives(tmp_path, job):
     found = StoredReference().outputs(batch)
     torch.testing.assert_close(found, live.outputs(job.data.batch(index, 0)), rtol=0, atol=1e-6)
     assert not any(value.requires_grad for value in found.values())
-    assert [key for key in batch if key.startswith("reference:")] == ["reference:image", "reference:text"]
+    assert [key for key in batch if key.startswith("reference:")] == [
+        "reference:image",
+        "reference:text",
+    ]
 
 
 @pytest.mark.parametrize("kind", ["pairs", "units"])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_stored_and_live_references_train_alike_without_augmentation(tmp_path, kind, workers):
-    """docs/facts.md, DRRho-CLIP, fact 13: identical losses, hence identical runs; the loader's workers read the rows."""
+    """docs/facts.md, DRRho-CLIP, fact 13: identical losses, hence identical runs; the loader's
+    workers read the rows."""
     changes = {"kind": kind, "log_every": 1, "workers": workers}
     live, stored = (toys.make_job(tmp_path / name, **changes) for name in ("live", "stored"))
     artefact = _build(tmp_path / "outputs", stored, size=16)
@@ -75,7 +82,9 @@ def test_stored_and_live_references_train_alike_without_augmentation(tmp_path, k
         job.method.register_forward_hook(lambda _, __, step: losses.append(step.loss.item()))
         run(job)
     assert losses[:20] == pytest.approx(losses[20:], rel=1e-5, abs=1e-6)
-    torch.testing.assert_close(live.target.module.state_dict(), stored.target.module.state_dict(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        live.target.module.state_dict(), stored.target.module.state_dict(), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_plain_data_know_no_augmentation(tmp_path):
@@ -88,12 +97,21 @@ def test_plain_data_know_no_augmentation(tmp_path):
 
 @pytest.mark.parametrize(
     ("field", "meaning"),
-    [("weights", "weights"), ("inputs", "preprocessing"), ("data", "data set"), ("dtype", "number format")],
+    [
+        ("weights", "weights"),
+        ("inputs", "preprocessing"),
+        ("data", "data set"),
+        ("dtype", "number format"),
+    ],
 )
-def test_every_part_of_the_fingerprint_counts_and_both_sides_are_named(tmp_path, job, folder, field, meaning):
+def test_every_part_of_the_fingerprint_counts_and_both_sides_are_named(
+    tmp_path, job, folder, field, meaning
+):
     other = replace(MINE, **{field: "other"})
     assert other.digest() != MINE.digest()
-    assert _build(tmp_path / "outputs", job, other).folder != folder  # computed anew, beside the others
+    assert (
+        _build(tmp_path / "outputs", job, other).folder != folder
+    )  # computed anew, beside the others
     with pytest.raises(SteeringError) as caught:
         Artefact(folder, other, "losses")
     assert f"{meaning}: {getattr(MINE, field)[:12]} stored, other wanted" in str(caught.value)
@@ -109,11 +127,14 @@ def _flip(path):
 
 @pytest.mark.parametrize("name", ["image.npy", "text.npy", "valid.npy"])
 @pytest.mark.parametrize(
-    "damage", [_flip, lambda path: path.write_bytes(path.read_bytes()[:-8]), lambda path: path.unlink()]
+    "damage",
+    [_flip, lambda path: path.write_bytes(path.read_bytes()[:-8]), lambda path: path.unlink()],
 )
 def test_a_damaged_file_is_found(folder, name, damage):
     damage(folder / name)
-    with pytest.raises(SteeringError, match=rf"outputs in .* are damaged: {name} is not the file that was written"):
+    with pytest.raises(
+        SteeringError, match=rf"outputs in .* are damaged: {name} is not the file that was written"
+    ):
         Artefact(folder, MINE, "losses")
 
 
@@ -139,7 +160,10 @@ def _without(key):
 )
 def test_a_damaged_record_is_found(tmp_path, job, folder, damage):
     damage(folder / "outputs.json")
-    for use in (lambda: Artefact(folder, MINE, "losses"), lambda: _build(tmp_path / "outputs", job)):
+    for use in (
+        lambda: Artefact(folder, MINE, "losses"),
+        lambda: _build(tmp_path / "outputs", job),
+    ):
         with pytest.raises(SteeringError, match=r"outputs.json is damaged .*; delete the folder"):
             use()
 
@@ -206,7 +230,9 @@ def test_a_missing_row_is_an_error(tmp_path):
     with pytest.raises(SteeringError, match="nothing of example 3, which could not be read"):
         stored.read(torch.tensor([2, 3, 4]))
     data = WithOutputs(job.data, stored, STORED)
-    run(replace(job, reference=StoredReference(), data=data))  # a run meets the replacement's number, which is there
+    run(
+        replace(job, reference=StoredReference(), data=data)
+    )  # a run meets the replacement's number, which is there
 
 
 def test_the_model_is_in_eval_mode_while_its_outputs_are_stored(tmp_path):
@@ -231,7 +257,9 @@ def test_a_worker_gets_the_files_not_the_numbers(tmp_path, job):
     sent = pickle.dumps(stored)
     assert len(sent) < 2000  # 64 x 10 float32 alone are 2,560 bytes
     again = pickle.loads(sent)
-    assert torch.equal(again.read(torch.tensor([3]))["image"], stored.read(torch.tensor([3]))["image"])
+    assert torch.equal(
+        again.read(torch.tensor([3]))["image"], stored.read(torch.tensor([3]))["image"]
+    )
 
 
 class Scores(ReferenceRisk):
@@ -307,9 +335,15 @@ def test_outputs_of_training_and_held_out_data_as_runs(tmp_path):
     workshop = Workshop(Store(tmp_path / "runs"), CPU)
     parent = reference_training(config)
     target = reference_target(config)
-    records = [execute(model_outputs(target, "features", part, model=parent), workshop) for part in ("train", "first")]
+    records = [
+        execute(model_outputs(target, "features", part, model=parent), workshop)
+        for part in ("train", "first")
+    ]
     assert [record.summary["tensors"]["image"][0] for record in records] == [64, 16]
-    assert all((tmp_path / "runs" / record.summary["outputs"] / "image.npy").is_file() for record in records)
+    assert all(
+        (tmp_path / "runs" / record.summary["outputs"] / "image.npy").is_file()
+        for record in records
+    )
     assert records[0].parents == {"model": parent.key}
     with pytest.raises(SteeringError, match="the task has no part 'last'; it has train, first"):
         execute(model_outputs(target, "features", "last", model=parent), workshop)
@@ -319,7 +353,9 @@ def test_an_estimate_says_bytes_and_time_and_stores_nothing(tmp_path, capsys):
     config = load_config(toys.write_config(tmp_path), [f"reference.cache={tmp_path}/cache"])
     cache(config, estimate=True)
     said = capsys.readouterr().out
-    assert f"outputs of 64 examples: 2.6 kB in {tmp_path}/cache, about 0 s on cpu" in said  # 64 x (10 float32 + 1)
+    assert (
+        f"outputs of 64 examples: 2.6 kB in {tmp_path}/cache, about 0 s on cpu" in said
+    )  # 64 x (10 float32 + 1)
     assert not (tmp_path / "cache").exists()
     cache(config)
     (stored,) = (tmp_path / "cache").glob("*/outputs.json")

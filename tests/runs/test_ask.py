@@ -30,9 +30,26 @@ def test_a_key_is_of_what_changes_the_result(config):
     def key(*overrides):
         return training(config(*overrides)).key
 
-    same = ["name=x", "output=y", "train.log_every=1", "train.save_every=1", "train.eval_every=3", "train.workers=2"]
-    same += ["train.threads=1", "compare.seeds=[4]", "device=auto", "jobs=2", "reference.cache=elsewhere"]
-    same += ["studies={plane: {n: 1}}", "references={other: {name: linear}}", "reference.label=other"]
+    same = [
+        "name=x",
+        "output=y",
+        "train.log_every=1",
+        "train.save_every=1",
+        "train.eval_every=3",
+        "train.workers=2",
+    ]
+    same += [
+        "train.threads=1",
+        "compare.seeds=[4]",
+        "device=auto",
+        "jobs=2",
+        "reference.cache=elsewhere",
+    ]
+    same += [
+        "studies={plane: {n: 1}}",
+        "references={other: {name: linear}}",
+        "reference.label=other",
+    ]
     for override in same:
         assert key(override) == key(), override
     other = [
@@ -62,7 +79,9 @@ def test_a_default_that_is_written_out_is_no_difference(config):
 
 
 def test_a_method_without_a_reference_does_not_care_which_there_is(config):
-    assert training(config("method=dro")).key == training(config("method=dro", "reference=null")).key
+    assert (
+        training(config("method=dro")).key == training(config("method=dro", "reference=null")).key
+    )
     assert training(config("method=dro")).parents == {}
     assert [*training(config()).parents] == ["reference"]
     with pytest.raises(ConfigError, match="drrho needs a reference; add a reference: section"):
@@ -78,10 +97,16 @@ def test_a_new_config_key_orphans_nothing(config):
         more: dict = field(default_factory=dict)
 
     ask = training(config("optimizer.lr=0.5"))
-    known = {name: getattr(ask.config.optimizer, name) for name in schema.OptimizerConfig.__dataclass_fields__}
+    known = {
+        name: getattr(ask.config.optimizer, name)
+        for name in schema.OptimizerConfig.__dataclass_fields__
+    }
     wider = replace(ask, config=replace(ask.config, optimizer=Wider(**known)))
     assert wider.key == ask.key
-    assert replace(ask, config=replace(ask.config, optimizer=Wider(**known, momentum=0.8))).key != ask.key
+    assert (
+        replace(ask, config=replace(ask.config, optimizer=Wider(**known, momentum=0.8))).key
+        != ask.key
+    )
 
 
 def test_differences_go_into_nested_dataclasses():
@@ -97,7 +122,11 @@ def test_differences_go_into_nested_dataclasses():
         x: list[int] = field(default_factory=lambda: [1])
 
     assert differences(Outer("n")) == {"name": "n"}
-    assert differences(Outer("n", Inner(b=(1, 3)), [2])) == {"name": "n", "inner": {"b": [1, 3]}, "x": [2]}
+    assert differences(Outer("n", Inner(b=(1, 3)), [2])) == {
+        "name": "n",
+        "inner": {"b": [1, 3]},
+        "x": [2],
+    }
 
 
 def test_weights_count_by_content_not_by_path(config, tmp_path):
@@ -114,7 +143,9 @@ def test_weights_count_by_content_not_by_path(config, tmp_path):
     before = keys(one)
     assert before == keys(two)  # other paths, the same weights
     save_file({key: value + 1 for key, value in load_file(one).items()}, one)
-    assert all(now != then for now, then in zip(keys(one), before, strict=True))  # the same path, other weights
+    assert all(
+        now != then for now, then in zip(keys(one), before, strict=True)
+    )  # the same path, other weights
     assert len({*before, training(config()).key}) == 4
 
 

@@ -1,4 +1,5 @@
-"""Records: what was written is read, damage and newer versions are told, and reading needs no torch."""
+"""Records: what was written is read, damage and newer versions are told, and reading needs no
+torch."""
 
 import json
 import math
@@ -9,19 +10,40 @@ import numpy as np
 import pytest
 
 from steering.errors import SteeringError
-from steering.runs.record import Cost, Metric, RunRecord, Scores, read_curves, read_record, write_record, write_scores
+from steering.runs.record import (
+    Cost,
+    Metric,
+    RunRecord,
+    Scores,
+    read_curves,
+    read_record,
+    write_record,
+    write_scores,
+)
 from steering.runs.store import Store, require_same_found, stores
 
 METRIC = Metric(percent=False, higher_is_better=False, of=("loss/a", "loss/b"), exp=True)
 
 
 def make(folder, key="a" * 64, **changes):
-    values = {"label": "one", "metrics": {"m": 0.5}, "meaning": {"m": METRIC}, "cost": Cost(trained=3, flops=10**15)}
-    return RunRecord(key, "train", folder=folder, created="2026-01-01T00:00:00+00:00", **(values | changes))
+    values = {
+        "label": "one",
+        "metrics": {"m": 0.5},
+        "meaning": {"m": METRIC},
+        "cost": Cost(trained=3, flops=10**15),
+    }
+    return RunRecord(
+        key, "train", folder=folder, created="2026-01-01T00:00:00+00:00", **(values | changes)
+    )
 
 
 def test_a_record_is_read_as_it_was_written(tmp_path):
-    record = make(tmp_path, axes={"method": "x", "seed": None}, found={"task: data": "f"}, summary={"mix": {"a": 0.5}})
+    record = make(
+        tmp_path,
+        axes={"method": "x", "seed": None},
+        found={"task: data": "f"},
+        summary={"mix": {"a": 0.5}},
+    )
     write_record(record)
     again = read_record(tmp_path)
     assert again == record
@@ -75,7 +97,9 @@ def test_a_store_finds_by_key_whatever_the_label(tmp_path):
     one, two = "a" * 64, "a" * 12 + "b" * 52  # one short name
     folder = store.begin(one, "train", "drrho τ=0.5/seed 0")
     assert folder.name == "drrho_τ=0.5_seed_0"
-    assert store.place(two, "drrho τ=0.5/seed 0").name == "drrho_τ=0.5_seed_0-aaaaaaaaaaaa"  # the label is taken
+    assert (
+        store.place(two, "drrho τ=0.5/seed 0").name == "drrho_τ=0.5_seed_0-aaaaaaaaaaaa"
+    )  # the label is taken
     assert store.place(one, "another label") == folder
     assert store.find(one) is None
     assert [started.label for started in store.unfinished()] == ["drrho τ=0.5/seed 0"]
@@ -87,16 +111,24 @@ def test_a_store_finds_by_key_whatever_the_label(tmp_path):
     (tmp_path / "mine").mkdir()
     assert store.place(two, "mine").name == "mine"
     (tmp_path / "mine/notes.txt").write_text("x")
-    assert store.place(two, "mine").name == "mine-aaaaaaaaaaaa"  # a folder of somebody's own is left alone
+    assert (
+        store.place(two, "mine").name == "mine-aaaaaaaaaaaa"
+    )  # a folder of somebody's own is left alone
     assert [record.key for record in store.all()] == [one]
     assert tmp_path in [found.folder for found in stores(tmp_path.parent)]
 
 
 def test_what_was_found_must_be_what_the_others_found(tmp_path):
-    record = make(tmp_path, asked={"task": "t"}, found={"task: data": "0" * 64, "target: inputs": "x"})
-    require_same_found([record], {"task": "t"}, {"task: data": "0" * 64, "target: inputs": "y"}, "here")
+    record = make(
+        tmp_path, asked={"task": "t"}, found={"task: data": "0" * 64, "target: inputs": "x"}
+    )
+    require_same_found(
+        [record], {"task": "t"}, {"task: data": "0" * 64, "target: inputs": "y"}, "here"
+    )
     require_same_found([record], {"task": "other"}, {"task: data": "1" * 64}, "here")
-    with pytest.raises(SteeringError, match=r"here: task: data: 000000000000 found by one, 111111111111 now"):
+    with pytest.raises(
+        SteeringError, match=r"here: task: data: 000000000000 found by one, 111111111111 now"
+    ):
         require_same_found([record], {"task": "t"}, {"task: data": "1" * 64}, "here")
 
 

@@ -1,4 +1,5 @@
-"""A study of one's own: a coarse search for the learning rate, then the best one with more seeds (docs/guide-study.md)."""
+"""A study of one's own: a coarse search for the learning rate, then the best one with more seeds
+(docs/guide-study.md)."""
 
 from dataclasses import dataclass
 
@@ -50,6 +51,14 @@ class LearningRate:
             f"{100 * found.value:.1f} [{100 * found.low:.1f}, {100 * found.high:.1f}]",
             str(len(values)),
         ]
-        rows = [{"rate": r.axes["rate"], "seed": r.axes["seed"], name: r.metrics[name]} for r in done]
+        rows = [
+            {"rate": r.axes["rate"], "seed": r.axes["seed"], name: r.metrics[name]} for r in done
+        ]
         table = Table("best learning rate", ["rate", name, "seeds"], [line])
-        return Report("lr", f"{title}: learning rate", "Percent, with the 95 % interval over seeds.", [table], rows)
+        return Report(
+            "lr",
+            f"{title}: learning rate",
+            "Percent, with the 95 % interval over seeds.",
+            [table],
+            rows,
+        )

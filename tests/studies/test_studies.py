@@ -41,7 +41,9 @@ def pages(folder):
 def test_a_study_of_ones_own_asks_in_two_rounds(tmp_path):
     assert len((HERE / "lr_study.py").read_text().splitlines()) <= 60
     path = toys.write_config(tmp_path)
-    config = load_config(path, ["method=erm", "reference=null", "studies={lr: {rates: [0.001, 0.02], seeds: 2}}"])
+    config = load_config(
+        path, ["method=erm", "reference=null", "studies={lr: {rates: [0.001, 0.02], seeds: 2}}"]
+    )
     study(OWN, config)
     folder = tmp_path / "runs/study"
     rows = json.loads((folder / "lr.json").read_text())
@@ -64,7 +66,9 @@ def test_the_command_line_knows_studies(tmp_path, capsys):
     assert main(["study", "no-such", path]) == 2
     assert "no study 'no-such'; known: " in capsys.readouterr().err
     assert main(["study", OWN, path, "studies.lr.rats=[1]"]) == 2
-    assert "unknown key 'studies.lr.rats'; did you mean 'studies.lr.rates'?" in capsys.readouterr().err
+    assert (
+        "unknown key 'studies.lr.rats'; did you mean 'studies.lr.rates'?" in capsys.readouterr().err
+    )
     assert main(["runs", str(tmp_path)]) == 0
     assert "lr0.02-seed0" in capsys.readouterr().out
     assert main(["runs", str(tmp_path / "none")]) == 1
@@ -73,7 +77,11 @@ def test_the_command_line_knows_studies(tmp_path, capsys):
 
 
 def test_several_at_a_time_give_the_same_report(tmp_path, capsys):
-    words = ["compare.seeds=[0]", "train.threads=1", "compare.methods={plain: {name: erm}, drrho: {name: drrho}}"]
+    words = [
+        "compare.seeds=[0]",
+        "train.threads=1",
+        "compare.methods={plain: {name: erm}, drrho: {name: drrho}}",
+    ]
     for name, jobs in {"one": 1, "two": 2}.items():
         (tmp_path / name).mkdir()
         compare(load_config(toys.write_config(tmp_path / name), [*words, f"jobs={jobs}"]))
@@ -97,7 +105,8 @@ def test_a_failing_run_of_several_is_told_and_the_finished_ones_stay(tmp_path):
 
 
 def test_kills_at_random_moments_change_nothing(tmp_path):
-    """kill -9 five times in the middle of a study of six runs: the report is that of one that nobody killed."""
+    """kill -9 five times in the middle of a study of six runs: the report is that of one that
+    nobody killed."""
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
     words = ["train.threads=1", "train.save_every=5", "train.eval_every=10", "compare.seeds=[0, 1]"]
@@ -134,7 +143,9 @@ def test_other_weights_under_the_same_path_are_another_run(tmp_path):
     assert {*records(folder)} == before
     save_file({key: value + 0.5 for key, value in load_file(weights).items()}, weights)
     compare(load_config(path, given))
-    new = sorted(name.rpartition("-")[0] for name in {*records(folder)} - before)  # their labels are taken
+    new = sorted(
+        name.rpartition("-")[0] for name in {*records(folder)} - before
+    )  # their labels are taken
     assert new == ["drrho-seed0", "reference"]  # whoever uses the weights, and nobody else
 
 
@@ -144,7 +155,8 @@ def test_a_run_whose_trained_reference_was_changed_is_refused(tmp_path):
     weights = toys.folder_of(tmp_path / "runs/study", "reference") / "model.safetensors"
     save_file({key: value + 0.5 for key, value in load_file(weights).items()}, weights)
     with pytest.raises(
-        SteeringError, match=r"has changed since the run finished \(weights: \w{12} written, \w{12} found\)"
+        SteeringError,
+        match=r"has changed since the run finished \(weights: \w{12} written, \w{12} found\)",
     ):
         compare(load_config(path, ["compare.seeds=[0, 1]"]))
 
@@ -170,7 +182,9 @@ def test_a_changed_file_of_data_is_refused_naming_both(with_file):
     compare(load_config(path))
     numbers.write_text("2\n")
     for seeds in ("[0]", "[0, 1]"):
-        with pytest.raises(SteeringError, match=r"task: data: \w{12} found by plain-seed0, \w{12} now"):
+        with pytest.raises(
+            SteeringError, match=r"task: data: \w{12} found by plain-seed0, \w{12} now"
+        ):
             compare(load_config(path, [f"compare.seeds={seeds}"]))
 
 
@@ -182,7 +196,9 @@ def test_an_unfinished_run_that_met_other_data_is_refused(with_file, tmp_path):
     (folder / "record.json").unlink()
     numbers.write_text("2\n")
     before = {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
-    with pytest.raises(SteeringError, match=r"holds another run \(task: data: \w{12} stored, \w{12} wanted"):
+    with pytest.raises(
+        SteeringError, match=r"holds another run \(task: data: \w{12} stored, \w{12} wanted"
+    ):
         train(load_config(path))
     assert {file: file.stat().st_mtime_ns for file in folder.rglob("*")} == before
     numbers.write_text("1\n")
@@ -202,11 +218,18 @@ def test_several_references_by_name(tmp_path):
     )
     compare(load_config(path, ["reference=null", references, methods, "compare.seeds=[0]"]))
     rows = json.loads((tmp_path / "runs/study/compare.json").read_text())
-    assert [row["method"] for row in rows] == ["reference-long", "reference-short", "plain", "by_long", "by_short"]
+    assert [row["method"] for row in rows] == [
+        "reference-long",
+        "reference-short",
+        "plain",
+        "by_long",
+        "by_short",
+    ]
     assert [row["samples"] for row in rows[:2]] == [160, 32]
     assert [row["reference_samples"] for row in rows[3:]] == [0, 320]  # one is stored, one lives
     with pytest.raises(
-        ConfigError, match=r"compare.methods.x.reference: no reference 'lang' in references; did you mean 'long'"
+        ConfigError,
+        match=r"compare.methods.x.reference: no reference 'lang' in references; did you mean 'long'",
     ):
         load_config(path, [references, "compare.methods={x: {name: drrho, reference: lang}}"])
 
@@ -219,7 +242,9 @@ def test_a_run_starts_from_another_ones_weights(tmp_path):
     assert main(["train", str(path), *base, f"start={start}", "optimizer.lr=0.0", "seed=7"]) == 0
     moved = toys.folder_of(folder, "erm-seed7")
     one, two = (load_file(place / "model.safetensors") for place in (start, moved))
-    moved_not = one.keys() - {"logit_scale"}  # which is the method's temperature, learned in the first run
+    moved_not = one.keys() - {
+        "logit_scale"
+    }  # which is the method's temperature, learned in the first run
     assert all((one[key] == two[key]).all() for key in moved_not)  # a rate of zero moves nothing
     assert "start: weights" in json.loads((moved / "record.json").read_text())["found"]
     nowhere = load_config(path, [*base, f"start={tmp_path / 'none'}"])
@@ -231,10 +256,17 @@ def test_a_base_config_lies_below(tmp_path):
     path = toys.write_config(tmp_path)
     (tmp_path / "sub").mkdir()
     over = tmp_path / "sub/over.yaml"
-    own = "name: over\nmethod: erm\ntrain: {samples: 64}\ncompare: {methods: {plain: {name: erm}}}\n"
+    own = (
+        "name: over\nmethod: erm\ntrain: {samples: 64}\ncompare: {methods: {plain: {name: erm}}}\n"
+    )
     over.write_text(f"base: ../toy.yaml\n{own}")
     config = load_config(over)
-    assert (config.name, config.method.name, config.train.samples, config.train.batch_size) == ("over", "erm", 64, 16)
+    assert (config.name, config.method.name, config.train.samples, config.train.batch_size) == (
+        "over",
+        "erm",
+        64,
+        16,
+    )
     assert [*config.compare.methods] == ["plain"]
     assert config.compare.seeds == load_config(path).compare.seeds
     over.write_text("base: over.yaml\n")

@@ -15,7 +15,8 @@ EXACT = {"rtol": 1e-10, "atol": 1e-10}
 
 
 def _gradients(job, micro_batches, batch):
-    """Loss and the gradient of every trained parameter of target and method, from fresh copies; float64."""
+    """Loss and the gradient of every trained parameter of target and method, from fresh copies;
+    float64."""
     target, method = copy.deepcopy(job.target.module), copy.deepcopy(job.method).double()
     step = Gradient(target, method, job.task.risk, job.reference, micro_batches)(batch)
     named = {**dict(target.named_parameters()), **dict(method.named_parameters())}
@@ -23,17 +24,26 @@ def _gradients(job, micro_batches, batch):
 
 
 def _batch(job, b=8):
-    return {key: value for key, value in job.data.batch(np.arange(b), 0).items() if key != "skipped"}
+    return {
+        key: value for key, value in job.data.batch(np.arange(b), 0).items() if key != "skipped"
+    }
 
 
 @pytest.mark.parametrize("micro_batches", [2, 4, 8])
 @pytest.mark.parametrize("kind", ["pairs", "units"])
 @pytest.mark.parametrize(
     ("method", "options"),
-    [("erm", {}), ("dro", {}), ("drrho", {"tau": 0.1}), ("drrho", {"radius": 0.5, "gamma": 0.5, "tau": 0.3})],
+    [
+        ("erm", {}),
+        ("dro", {}),
+        ("drrho", {"tau": 0.1}),
+        ("drrho", {"radius": 0.5, "gamma": 0.5, "tau": 0.3}),
+    ],
 )
 def test_gradient_is_that_of_the_whole_batch(tmp_path, kind, method, options, micro_batches):
-    job = toys.make_job(tmp_path, kind=kind, method=method, dtype="float64", guided=method == "drrho", **options)
+    job = toys.make_job(
+        tmp_path, kind=kind, method=method, dtype="float64", guided=method == "drrho", **options
+    )
     batch = _batch(job)
     loss, expected = _gradients(job, 1, batch)
     found_loss, found = _gradients(job, micro_batches, batch)
@@ -53,7 +63,8 @@ def _draw(*_):
 
 @pytest.mark.parametrize("micro_batches", [2, 4])
 def test_dropout_is_replayed(tmp_path, micro_batches):
-    """The oracle runs each micro-batch once, with a graph, and one backward pass through all of them."""
+    """The oracle runs each micro-batch once, with a graph, and one backward pass through all of
+    them."""
     job = toys.make_job(tmp_path, dtype="float64", dropout=0.5, tau=0.1)
     job.method.register_forward_hook(_draw)
     batch = _batch(job)
@@ -69,20 +80,26 @@ def test_dropout_is_replayed(tmp_path, micro_batches):
         for first in range(0, 8, size)
     ]
     outputs = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
-    step = copy.deepcopy(job.method).double()(risk.losses(outputs, job.reference.outputs(batch), batch))
+    step = copy.deepcopy(job.method).double()(
+        risk.losses(outputs, job.reference.outputs(batch), batch)
+    )
     step.loss.backward()
 
     torch.testing.assert_close(loss, step.loss.detach(), **EXACT)
     for name, parameter in target.named_parameters():
         if parameter.requires_grad:
             torch.testing.assert_close(found[name], parameter.grad, **EXACT)
-    assert torch.equal(after, random_state(CPU)[0])  # and the generator goes on as if each had been run once
+    assert torch.equal(
+        after, random_state(CPU)[0]
+    )  # and the generator goes on as if each had been run once
 
 
 def test_dropout_differs_between_micro_batches_and_steps(tmp_path):
     job = toys.make_job(tmp_path, dtype="float64", dropout=0.5)
     seen = []
-    job.target.module.image[0].register_forward_hook(lambda _module, _inputs, output: seen.append(output == 0))
+    job.target.module.image[0].register_forward_hook(
+        lambda _module, _inputs, output: seen.append(output == 0)
+    )
     gradient = Gradient(job.target.module, job.method.double(), job.task.risk, job.reference, 2)
     batch = _batch(job)
     gradient(batch)
@@ -121,7 +138,12 @@ def test_a_scaled_loss_scales_every_gradient_and_not_the_result(tmp_path):
     loss, plain = _gradients(job, 2, batch)
     target = copy.deepcopy(job.target.module)
     scaled = Gradient(
-        target, copy.deepcopy(job.method).double(), job.task.risk, job.reference, 2, scale=lambda x: 8 * x
+        target,
+        copy.deepcopy(job.method).double(),
+        job.task.risk,
+        job.reference,
+        2,
+        scale=lambda x: 8 * x,
     )
     torch.testing.assert_close(scaled(batch).loss.detach(), loss, **EXACT)
     torch.testing.assert_close(target.text.weight.grad, 8 * plain["text.weight"], **EXACT)

@@ -1,4 +1,5 @@
-"""A run in one process: what it writes, that it is deterministic, and how it ends when something is wrong."""
+"""A run in one process: what it writes, that it is deterministic, and how it ends when something is
+wrong."""
 
 import copy
 import gc
@@ -29,7 +30,10 @@ VARYING = ("train/samples_per_second", "train/seconds")
 
 def _rows(folder):
     """Rows of metrics.jsonl without the clock's numbers."""
-    return [{k: v for k, v in row.items() if k not in VARYING} for row in read_curves(folder / "metrics.jsonl")]
+    return [
+        {k: v for k, v in row.items() if k not in VARYING}
+        for row in read_curves(folder / "metrics.jsonl")
+    ]
 
 
 def _result(folder):
@@ -40,7 +44,10 @@ def _result(folder):
 def _require_same(one, other):
     """Two finished runs are bit-identical: weights, the whole last checkpoint, rows and results."""
     assert (one / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
-    states = [torch.load(sorted((f / "checkpoints").glob("*.pt"))[-1], weights_only=True) for f in (one, other)]
+    states = [
+        torch.load(sorted((f / "checkpoints").glob("*.pt"))[-1], weights_only=True)
+        for f in (one, other)
+    ]
     for state in states:
         del state["seconds"], state["evaluation_seconds"]
     torch.testing.assert_close(*states, rtol=0, atol=0)
@@ -48,8 +55,16 @@ def _require_same(one, other):
     assert _result(one) == _result(other)
 
 
-# A run with everything that has a state: moving average, learned temperature, dropout, augmentation, moments of AdamW.
-RICH = {"gamma": 0.4, "gamma_decay_epochs": 3, "radius": 0.3, "tau": 0.2, "dropout": 0.3, "augment": True}
+# A run with everything that has a state: moving average, learned temperature, dropout,
+# augmentation, moments of AdamW.
+RICH = {
+    "gamma": 0.4,
+    "gamma_decay_epochs": 3,
+    "radius": 0.3,
+    "tau": 0.2,
+    "dropout": 0.3,
+    "augment": True,
+}
 
 
 class Killed(Exception):  # noqa: N818
@@ -57,7 +72,8 @@ class Killed(Exception):  # noqa: N818
 
 
 def _after_call(job, change):
-    """Let `change(call, losses, step)` replace what the method returns at its 1st, 2nd, ... call."""
+    """Let `change(call, losses, step)` replace what the method returns at its 1st, 2nd, ...
+    call."""
     calls = itertools.count(1)
     job.method.register_forward_hook(lambda _, inputs, step: change(next(calls), inputs[0], step))
     return job
@@ -78,12 +94,18 @@ def test_same_seed_same_bits(tmp_path):
         run(toys.make_job(tmp_path / name, **RICH))
     _require_same(tmp_path / "a", tmp_path / "b")
     run(toys.make_job(tmp_path / "c", seed=1, **RICH))
-    assert (tmp_path / "a/model.safetensors").read_bytes() != (tmp_path / "c/model.safetensors").read_bytes()
+    assert (tmp_path / "a/model.safetensors").read_bytes() != (
+        tmp_path / "c/model.safetensors"
+    ).read_bytes()
 
 
 def test_the_number_of_workers_changes_nothing(tmp_path):
     for workers in (0, 2):
-        run(toys.make_job(tmp_path / str(workers), workers=workers, samples=128, unreadable=3, **RICH))
+        run(
+            toys.make_job(
+                tmp_path / str(workers), workers=workers, samples=128, unreadable=3, **RICH
+            )
+        )
     _require_same(tmp_path / "0", tmp_path / "2")
     assert _result(tmp_path / "2")["skipped"] == 2
 
@@ -91,7 +113,12 @@ def test_the_number_of_workers_changes_nothing(tmp_path):
 @pytest.mark.parametrize("accumulation", [1, 2])
 @pytest.mark.parametrize("call", [3, 13, 20])
 def test_a_run_killed_anywhere_and_resumed_is_the_same(tmp_path, call, accumulation):
-    options = RICH | {"save_every": 4, "eval_every": 5, "accumulation": accumulation, "unreadable": 3}
+    options = RICH | {
+        "save_every": 4,
+        "eval_every": 5,
+        "accumulation": accumulation,
+        "unreadable": 3,
+    }
     run(toys.make_job(tmp_path / "whole", **options))
     with pytest.raises(Killed):
         run(_killed_at(toys.make_job(tmp_path / "cut", **options), call))
@@ -108,7 +135,11 @@ def test_a_run_killed_after_its_last_step_is_evaluated_once(tmp_path, moment, mo
         raise Killed
 
     with monkeypatch.context() as patch:
-        place = (job.task, "evaluate") if moment == "before the last evaluation" else (RunLog, "figures")
+        place = (
+            (job.task, "evaluate")
+            if moment == "before the last evaluation"
+            else (RunLog, "figures")
+        )
         patch.setattr(*place, die)
         with pytest.raises(Killed):
             run(job)
@@ -142,7 +173,10 @@ def test_a_damaged_checkpoint_falls_back_to_the_older_one(tmp_path, damage, capl
     run(toys.make_job(tmp_path / "hurt", save_every=8, **RICH))
     (tmp_path / "hurt/result.json").unlink()
     folder = tmp_path / "hurt/checkpoints"
-    assert sorted(path.name for path in folder.glob("*.pt")) == ["step-000000016.pt", "step-000000020.pt"]
+    assert sorted(path.name for path in folder.glob("*.pt")) == [
+        "step-000000016.pt",
+        "step-000000020.pt",
+    ]
     newest = folder / "step-000000020.pt"
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 1
@@ -173,18 +207,28 @@ def test_a_checkpoint_of_another_run_is_refused_and_both_sides_are_named(tmp_pat
     mine = {"config": "1" * 64, "data": "2" * 64}
     run(replace(toys.make_job(tmp_path), identity=mine, config="train: {lr: 1, steps: 3}\n"))
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    other = replace(toys.make_job(tmp_path), identity=mine | {"config": "3" * 64}, config="train: {lr: 2, steps: 3}\n")
+    other = replace(
+        toys.make_job(tmp_path),
+        identity=mine | {"config": "3" * 64},
+        config="train: {lr: 2, steps: 3}\n",
+    )
     with pytest.raises(SteeringError) as caught:
         run(other)
     assert "config: 111111111111 stored, 333333333333 wanted" in str(caught.value)
     assert "train.lr: 1 stored, 2 wanted" in str(caught.value)
     assert "data" not in str(caught.value)
     assert "steps" not in str(caught.value)
-    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before  # config.yaml too
+    assert {
+        path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()
+    } == before  # config.yaml too
 
 
 def test_result_and_weights(tmp_path):
-    job = replace(toys.make_job(tmp_path, samples=330, unreadable=3), identity={"config": "abc"}, config="seed: 0\n")
+    job = replace(
+        toys.make_job(tmp_path, samples=330, unreadable=3),
+        identity={"config": "abc"},
+        config="seed: 0\n",
+    )
     result = run(job)
     assert json.loads((tmp_path / "result.json").read_text()) == result
     assert result["samples"] == 320
@@ -193,7 +237,8 @@ def test_result_and_weights(tmp_path):
     assert result["identity"] == {"config": "abc"}
     assert 0 < result["seconds"] < 60
     assert result["metrics"] == job.task.evaluate(job.target, torch.device("cpu")).values()
-    # The file has the temperature of the method as its logit scale, which the model in training knows nothing of.
+    # The file has the temperature of the method as its logit scale, which the model in training
+    # knows nothing of.
     state = dict(job.target.module.state_dict()) | {"logit_scale": torch.tensor(math.log(1 / 0.07))}
     torch.testing.assert_close(load_file(tmp_path / "model.safetensors"), state)
     assert (tmp_path / "config.yaml").read_text() == "seed: 0\n"
@@ -211,16 +256,27 @@ def test_training_reduces_the_loss(tmp_path):
 def test_tensorboard_and_metrics_tell_the_same(tmp_path):
     run(toys.make_job(tmp_path, eval_every=10, unreadable=3, **RICH))
     events = EventAccumulator(str(tmp_path)).Reload()
-    names = ["loss", "excess_mean", "excess_variance", "effective_sample_share", "tau", "learning_rate"]
+    names = [
+        "loss",
+        "excess_mean",
+        "excess_variance",
+        "effective_sample_share",
+        "tau",
+        "learning_rate",
+    ]
     names += ["samples_per_second", "seconds", "epoch", "skipped", "weight_sum", "strength"]
-    metrics = [f"eval/{group}/image_to_text_R@{k}" for group in ("seen", "easy_split") for k in (1, 5)]
+    metrics = [
+        f"eval/{group}/image_to_text_R@{k}" for group in ("seen", "easy_split") for k in (1, 5)
+    ]
     assert {f"train/{name}" for name in names} | set(metrics) == set(events.Tags()["scalars"])
     assert events.Tags()["images"] == ["picture"]
     assert [event.step for event in events.Images("picture")] == [10, 20]
     rows = read_curves(tmp_path / "metrics.jsonl")
     for tag in events.Tags()["scalars"]:
         written = [(event.step, event.value) for event in events.Scalars(tag)]
-        assert written == [(row["step"], pytest.approx(row[tag], rel=1e-6)) for row in rows if tag in row]
+        assert written == [
+            (row["step"], pytest.approx(row[tag], rel=1e-6)) for row in rows if tag in row
+        ]
     assert [row["step"] for row in rows] == [5, 10, 10, 15, 20, 20]
     assert [row["train/epoch"] for row in rows if "train/epoch" in row] == [1, 2, 3, 4]
     assert rows[-2]["train/learning_rate"] < 0.01 * 0.02
@@ -238,7 +294,9 @@ def test_evaluation_changes_nothing(tmp_path):
 
     job.task.evaluate = greedy
     run(job)
-    assert (tmp_path / "rarely/model.safetensors").read_bytes() == (tmp_path / "often/model.safetensors").read_bytes()
+    assert (tmp_path / "rarely/model.safetensors").read_bytes() == (
+        tmp_path / "often/model.safetensors"
+    ).read_bytes()
 
 
 @pytest.mark.parametrize("kind", ["pairs", "units"])
@@ -256,7 +314,9 @@ def test_the_reference_stays_frozen(tmp_path, kind):
     trained = [p for p in job.target.module.parameters() if p.requires_grad]
     assert sum(len(group["params"]) for group in state["param_groups"]) == len(trained)
     assert all(
-        not torch.equal(value, start[key]) for key, value in job.target.module.state_dict().items() if value.ndim
+        not torch.equal(value, start[key])
+        for key, value in job.target.module.state_dict().items()
+        if value.ndim
     )
     if kind == "pairs":
         assert torch.equal(job.target.module.logit_scale, start["logit_scale"])
@@ -275,22 +335,30 @@ def test_autocast_runs_and_losses_stay_float32(tmp_path, precision, accumulation
 
     job.task.risk.losses = watch
     forward = []
-    job.target.module.text.register_forward_hook(lambda _module, _inputs, output: forward.append(output.dtype))
+    job.target.module.text.register_forward_hook(
+        lambda _module, _inputs, output: forward.append(output.dtype)
+    )
     result = run(job)
     assert {value.dtype for value in seen} == {torch.float32}
-    assert {torch.bfloat16 if precision == "bf16" else torch.float16} == set(forward[: 20 * accumulation])
+    assert {torch.bfloat16 if precision == "bf16" else torch.float16} == set(
+        forward[: 20 * accumulation]
+    )
     assert all(torch.isfinite(value).all() for value in job.target.module.state_dict().values())
     exact = toys.make_job(tmp_path / "fp32")
     run(exact)
     near = {"rtol": 0.1, "atol": 0.05}
-    torch.testing.assert_close(job.target.module.image[1].weight, exact.target.module.image[1].weight, **near)
+    torch.testing.assert_close(
+        job.target.module.image[1].weight, exact.target.module.image[1].weight, **near
+    )
     assert result["steps"] == 20
 
 
 def test_clipping_bounds_the_update_and_null_means_none(tmp_path):
     weights = {}
     for clip in (None, 1e9, 1e-3):
-        job = toys.make_job(tmp_path / str(clip), clip_norm=clip, eps=1.0, weight_decay=0.0)  # eps 1: AdamW is near SGD
+        job = toys.make_job(
+            tmp_path / str(clip), clip_norm=clip, eps=1.0, weight_decay=0.0
+        )  # eps 1: AdamW is near SGD
         start = job.target.module.text.weight.detach().clone()
         run(job)
         weights[clip] = (job.target.module.text.weight.detach() - start).norm().item()
@@ -302,7 +370,11 @@ def _nan_gradient_from(job, call):
     """A finite loss whose gradient is NaN from one call on: the root of zero."""
 
     def spoil(number, losses, step):
-        return step if number < call else Step(step.loss + (losses.image * 0).sum().sqrt(), step.metrics)
+        return (
+            step
+            if number < call
+            else Step(step.loss + (losses.image * 0).sum().sqrt(), step.metrics)
+        )
 
     return _after_call(job, spoil)
 
@@ -320,7 +392,8 @@ def _no_nan_was_saved(folder):
 def test_a_nan_gradient_ends_the_run_at_its_step(tmp_path, clip_norm, call):
     job = _nan_gradient_from(toys.make_job(tmp_path, clip_norm=clip_norm, save_every=4), call)
     with pytest.raises(
-        SteeringError, match=rf"the loss or its gradient was not finite by step {call} of 20 in .*lower"
+        SteeringError,
+        match=rf"the loss or its gradient was not finite by step {call} of 20 in .*lower",
     ):
         run(job)
     assert len(list((tmp_path / "checkpoints").glob("*.pt"))) == min(2, (call - 1) // 4)
@@ -341,7 +414,9 @@ def test_a_nan_loss_ends_the_run_at_its_step(tmp_path, accumulation, precision):
 
 def test_fp16_skips_an_overflow_but_not_for_ever(tmp_path):
     job = toys.make_job(tmp_path / "once", precision="fp16")
-    _after_call(job, lambda number, _, step: Step(step.loss * (1e36 if number == 5 else 1.0), step.metrics))
+    _after_call(
+        job, lambda number, _, step: Step(step.loss * (1e36 if number == 5 else 1.0), step.metrics)
+    )
     assert run(job)["steps"] == 20
     assert all(torch.isfinite(value).all() for value in job.target.module.state_dict().values())
     job = _nan_gradient_from(toys.make_job(tmp_path / "always", precision="fp16", samples=1600), 3)
@@ -359,7 +434,8 @@ def test_a_data_error_speaks_for_itself(tmp_path, workers):
 
 def test_a_batch_that_does_not_split_is_refused(tmp_path):
     with pytest.raises(
-        SteeringError, match=r"train.batch_size: 16 does not split into equal parts for 1 processes times"
+        SteeringError,
+        match=r"train.batch_size: 16 does not split into equal parts for 1 processes times",
     ):
         run(toys.make_job(tmp_path, accumulation=3))
 
@@ -398,7 +474,8 @@ def test_a_method_is_told_every_epoch_and_again_after_a_resume(tmp_path):
 
 @pytest.mark.parametrize("kind", ["pairs", "units"])
 def test_a_run_that_is_over_keeps_no_memory(tmp_path, kind):
-    """Without the help of the cycle collector, which does not know how much memory of a GPU hangs on a cycle."""
+    """Without the help of the cycle collector, which does not know how much memory of a GPU hangs
+    on a cycle."""
     run(toys.make_job(tmp_path / "first", kind=kind))  # what torch makes once and keeps
     gc.collect()
     gc.disable()

@@ -23,7 +23,9 @@ def test_warmup_in_steps_then_a_cosine():
 
 def test_a_warmup_below_one_is_a_share_of_the_steps():
     assert _factors(20, warmup=0.2) == _factors(20, warmup=4)
-    assert _factors(20, warmup=0.0) == pytest.approx([(1 + math.cos(math.pi * k / 20)) / 2 for k in range(20)])
+    assert _factors(20, warmup=0.0) == pytest.approx(
+        [(1 + math.cos(math.pi * k / 20)) / 2 for k in range(20)]
+    )
 
 
 def test_the_cosine_ends_at_final():
@@ -41,7 +43,13 @@ def test_a_warmup_longer_than_the_run_never_divides_by_zero():
 
 def _optimizer(target, method_name="erm", **changes):
     method = build_method(method_name, find_method(method_name).options(**changes), 8)
-    options = {"lr": 0.1, "weight_decay": 0.3, "betas": (0.8, 0.9), "eps": 1e-5, "temperature_lr": 0.01}
+    options = {
+        "lr": 0.1,
+        "weight_decay": 0.3,
+        "betas": (0.8, 0.9),
+        "eps": 1e-5,
+        "temperature_lr": 0.01,
+    }
     return method, build_optimizer(target, method, **options)
 
 
@@ -54,7 +62,9 @@ def test_matrices_decay_vectors_do_not_and_the_temperature_has_its_own_rate():
     assert [*map(id, temperature["params"])] == [*map(id, method.parameters())]
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.3, 0.0, 0.0]
     assert [group["peak_lr"] for group in optimizer.param_groups] == [0.1, 0.1, 0.01]
-    assert {(group["betas"], group["eps"]) for group in optimizer.param_groups} == {((0.8, 0.9), 1e-5)}
+    assert {(group["betas"], group["eps"]) for group in optimizer.param_groups} == {
+        ((0.8, 0.9), 1e-5)
+    }
 
 
 def test_frozen_parameters_such_as_the_logit_scale_are_not_in_the_optimizer():
@@ -76,4 +86,6 @@ def test_set_learning_rate_scales_each_groups_peak():
     _, optimizer = _optimizer(nn.Linear(2, 2))
     for factor in (0.5, 0.2):
         set_learning_rate(optimizer, factor)
-        assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.1 * factor] * 2 + [0.01 * factor])
+        assert [group["lr"] for group in optimizer.param_groups] == pytest.approx(
+            [0.1 * factor] * 2 + [0.01 * factor]
+        )

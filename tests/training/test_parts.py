@@ -29,7 +29,9 @@ def write(folder, as_rank, step, count):
 def test_every_part_is_read_for_its_checksum_by_one_rank(tmp_path, as_rank, monkeypatch, count):
     write(tmp_path, as_rank, 3, 4)
     hashed, digest = [], checkpoint.file_sha256
-    monkeypatch.setattr(checkpoint, "file_sha256", lambda path: hashed.append(path.name) or digest(path))
+    monkeypatch.setattr(
+        checkpoint, "file_sha256", lambda path: hashed.append(path.name) or digest(path)
+    )
     for rank in range(count):
         as_rank(rank, count)
         step, state = load_newest(tmp_path, torch.device("cpu"))
@@ -48,7 +50,11 @@ def test_what_one_rank_finds_damaged_no_rank_takes(tmp_path, as_rank):
     for rank in range(2):
         as_rank(rank, 2, lambda ok: found.append(ok) or ok)
         load_newest(tmp_path, torch.device("cpu"))
-    assert found == [True, False, True]  # rank 0 sees nothing wrong, rank 1 does, and goes on to the one before
+    assert found == [
+        True,
+        False,
+        True,
+    ]  # rank 0 sees nothing wrong, rank 1 does, and goes on to the one before
     answers = iter([False, True])
     as_rank(0, 2, lambda ok: ok and next(answers))  # what rank 0 is told
     assert load_newest(tmp_path, torch.device("cpu"))[0] == 3

@@ -1,4 +1,5 @@
-"""The order of examples: a bijection, seeded, the same for any number of ranks, in O(batch) memory."""
+"""The order of examples: a bijection, seeded, the same for any number of ranks, in O(batch)
+memory."""
 
 import tracemalloc
 
@@ -13,7 +14,9 @@ SIZES = [*range(1, 301), *(2**k + d for k in range(9, 14) for d in (-1, 0, 1))]
 
 def test_shuffled_is_a_bijection():
     for n in SIZES:
-        np.testing.assert_array_equal(np.sort(shuffled(np.arange(n), n, 3, 1)), np.arange(n), err_msg=f"n = {n}")
+        np.testing.assert_array_equal(
+            np.sort(shuffled(np.arange(n), n, 3, 1)), np.arange(n), err_msg=f"n = {n}"
+        )
 
 
 def test_one_position_does_not_depend_on_the_others_asked_for():
@@ -22,7 +25,9 @@ def test_one_position_does_not_depend_on_the_others_asked_for():
 
 
 def test_every_key_changes_the_order():
-    orders = {tuple(shuffled(np.arange(50), 50, seed, epoch)) for seed in range(10) for epoch in range(10)}
+    orders = {
+        tuple(shuffled(np.arange(50), 50, seed, epoch)) for seed in range(10) for epoch in range(10)
+    }
     assert len(orders) == 100
 
 
@@ -55,7 +60,9 @@ def test_an_epoch_draws_without_replacement_and_drops_the_remainder():
     for epoch in range(4):
         drawn = np.concatenate([index for of, index in batches if of == epoch])
         assert len(set(drawn)) == len(drawn) == 100
-    left_out = [set(range(103)) - set(np.concatenate([i for of, i in batches if of == e])) for e in range(4)]
+    left_out = [
+        set(range(103)) - set(np.concatenate([i for of, i in batches if of == e])) for e in range(4)
+    ]
     assert len({frozenset(left) for left in left_out}) > 1  # not the same three for ever
 
 
@@ -75,7 +82,9 @@ def test_parts_of_the_ranks_joined_are_the_global_batch(ranks):
 
 def test_a_plan_can_begin_anywhere():
     plan = Plan(n=50, batch_size=8, samples=200, seed=0)
-    for (epoch, index), (later_epoch, later) in zip(list(plan.batches(0))[11:], plan.batches(11), strict=True):
+    for (epoch, index), (later_epoch, later) in zip(
+        list(plan.batches(0))[11:], plan.batches(11), strict=True
+    ):
         assert epoch == later_epoch
         np.testing.assert_array_equal(index, later)
 
@@ -85,5 +94,7 @@ def test_samples_are_rounded_down_to_whole_steps():
 
 
 def test_a_batch_larger_than_the_data_is_refused():
-    with pytest.raises(SteeringError, match=r"train.batch_size: 9 is more than the 8 training examples"):
+    with pytest.raises(
+        SteeringError, match=r"train.batch_size: 9 is more than the 8 training examples"
+    ):
         Plan(n=8, batch_size=9, samples=9, seed=0)

@@ -1,4 +1,5 @@
-"""Methods that choose among candidates, in the loop: what is drawn, scored and trained on, and the same run again."""
+"""Methods that choose among candidates, in the loop: what is drawn, scored and trained on, and the
+same run again."""
 
 import json
 from dataclasses import replace
@@ -21,7 +22,12 @@ def weights(job) -> list[torch.Tensor]:
 
 def test_counts_of_a_run(tmp_path):
     result = run(toys.make_job(tmp_path, **OPTIONS))
-    assert (result["steps"], result["samples"], result["drawn"], result["scored"]) == (20, 320, 1280, 1280)
+    assert (result["steps"], result["samples"], result["drawn"], result["scored"]) == (
+        20,
+        320,
+        1280,
+        1280,
+    )
     assert result["reference_samples"] == 1280
     stored = json.loads((tmp_path / "result.json").read_text())
     assert (stored["drawn"], stored["summary"]) == (1280, {})
@@ -29,7 +35,12 @@ def test_counts_of_a_run(tmp_path):
 
 def test_counts_of_a_run_without_selection(tmp_path):
     result = run(toys.make_job(tmp_path, method="drrho", kind="units"))
-    assert (result["samples"], result["drawn"], result["scored"], result["reference_samples"]) == (320, 320, 0, 320)
+    assert (result["samples"], result["drawn"], result["scored"], result["reference_samples"]) == (
+        320,
+        320,
+        0,
+        320,
+    )
     bare = run(toys.make_job(tmp_path / "bare", method="erm", kind="units", guided=False))
     assert bare["reference_samples"] == 0
 
@@ -44,7 +55,9 @@ def test_keeping_all_is_plain_training_to_the_bit(tmp_path):
 
 
 def gradient_of(job, batch, micro_batches=1, chosen=4):
-    step = Gradient(job.target.module, job.method, job.task.risk, job.reference, micro_batches, chosen=chosen)
+    step = Gradient(
+        job.target.module, job.method, job.task.risk, job.reference, micro_batches, chosen=chosen
+    )
     job.target.module.zero_grad()
     step(batch)
     return [parameter.grad.clone() for parameter in job.target.module.parameters()]
@@ -75,7 +88,9 @@ def test_candidates_are_scored_in_eval_mode_and_without_gradient(tmp_path):
     job.reference.module.register_forward_hook(lambda _module, _inputs, out: asked.append(len(out)))
     gradient_of(job, job.data.batch(torch.arange(16).numpy(), 0))
     assert sum(asked) == 16  # the reference sees the candidates, and nothing twice
-    assert modes == [(False, False, 4)] * 4 + [(True, True, 4)]  # in parts no larger than the batch that trains
+    assert modes == [(False, False, 4)] * 4 + [
+        (True, True, 4)
+    ]  # in parts no larger than the batch that trains
     assert job.target.module.training
 
 
@@ -102,11 +117,15 @@ def test_a_resumed_run_is_the_same(tmp_path):
 
 
 def test_jest_selects_pairs(tmp_path):
-    result = run(toys.make_job(tmp_path, method="jest", keep=0.5, chunks=4, n=128, reference_scale=20.0))
+    result = run(
+        toys.make_job(tmp_path, method="jest", keep=0.5, chunks=4, n=128, reference_scale=20.0)
+    )
     assert (result["samples"], result["drawn"]) == (320, 640)
 
 
 def test_more_candidates_than_examples(tmp_path):
     job = toys.make_job(tmp_path, **{**OPTIONS, "keep": 0.05})
-    with pytest.raises(SteeringError, match=r"method.keep: 0.05 of 320 candidates .* only 256 training examples"):
+    with pytest.raises(
+        SteeringError, match=r"method.keep: 0.05 of 320 candidates .* only 256 training examples"
+    ):
         run(replace(job))

@@ -1,4 +1,5 @@
-"""Every process evaluates its share: two find what one finds, to the score, for every task of ours."""
+"""Every process evaluates its share: two find what one finds, to the score, for every task of
+ours."""
 
 import json
 import os
@@ -27,13 +28,19 @@ def _write(folder):
     pictures = np.random.default_rng(0).integers(0, 255, (33, 8, 8), dtype=np.uint8)
     for part in ("train", "test"):
         np.savez(folder / f"{part}.npz", image=pictures, label=np.arange(33) % 3)
-    files = members(*range(35)) | {"00003.png": b"no image", "00035.png": png(drawing(5)), "00035.txt": b"one more"}
+    files = members(*range(35)) | {
+        "00003.png": b"no image",
+        "00035.png": png(drawing(5)),
+        "00035.txt": b"one more",
+    }
     write_shard(folder / "held.tar", files)
     for i in range(7):
         (folder / f"classes/{i}").mkdir(parents=True)
         (folder / f"classes/{i}/x.png").write_bytes(png(drawing(i)))
     for name in "ab":
-        (folder / f"{name}.txt").write_text("\n\n".join(f"{name} document {i} " * 12 for i in range(3)))
+        (folder / f"{name}.txt").write_text(
+            "\n\n".join(f"{name} document {i} " * 12 for i in range(3))
+        )
     (folder / "gpt2.json").write_text(
         '{"model_type": "gpt2", "n_layer": 1, "n_head": 2, "n_embd": 16, "n_positions": 16}'
     )
@@ -44,14 +51,20 @@ def _evaluations(folder):
     arrays = ClassificationData(
         source="arrays", path=f"{folder}/train.npz", test_path=f"{folder}/test.npz", groups="class"
     )
-    texts = LanguageData(source="files", paths={n: f"{folder}/{n}.txt" for n in "ab"}, separator="\n\n")
+    texts = LanguageData(
+        source="files", paths={n: f"{folder}/{n}.txt" for n in "ab"}, separator="\n\n"
+    )
     held = f"{folder}/held.tar"
     zero_shot = ZeroShot(path=f"{folder}/classes", classes=CAPTIONS[:7], templates=["{}"])
     tasks = {
         "linear": ClassificationTask(ClassificationOptions(data=arrays)),
         f"{folder}/gpt2.json": LanguageTask(LanguageOptions(data=texts, length=16)),
         f"{folder}/clip.json": ClipTask(
-            ClipOptions(data=ClipData(source="shards", path=held), retrieval={"held": held}, zero_shot=zero_shot)
+            ClipOptions(
+                data=ClipData(source="shards", path=held),
+                retrieval={"held": held},
+                zero_shot=zero_shot,
+            )
         ),
     }
     found = {}
@@ -60,7 +73,10 @@ def _evaluations(folder):
         model = task.build(ModelSpec(name))
         model.module.eval()
         evaluation = task.evaluate(model, torch.device("cpu"))
-        scores = {key: [score.values.tolist(), score.weights.tolist()] for key, score in evaluation.scores.items()}
+        scores = {
+            key: [score.values.tolist(), score.weights.tolist()]
+            for key, score in evaluation.scores.items()
+        }
         found[name] = {"metrics": evaluation.values(), "scores": scores}
     return found
 
@@ -69,7 +85,9 @@ def _work(rank, folder):
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
     meeting = f"file://{folder}/meeting"
-    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2, timeout=timedelta(seconds=PATIENCE))
+    dist.init_process_group(
+        "gloo", init_method=meeting, rank=rank, world_size=2, timeout=timedelta(seconds=PATIENCE)
+    )
     (folder / f"{rank}.json").write_text(json.dumps(_evaluations(folder)))
     dist.barrier()
     dist.destroy_process_group()
@@ -89,5 +107,7 @@ def test_two_processes_find_what_one_finds(tmp_path):
             np.testing.assert_allclose(first[name]["scores"][key][0], values, rtol=1e-5)
             assert first[name]["scores"][key][1] == weights
     clip = alone[f"{tmp_path}/clip.json"]["scores"]
-    assert len(clip["held/image_to_text_R@1"][0]) == 34  # of 36 one cannot be read, and one is another's picture
+    assert (
+        len(clip["held/image_to_text_R@1"][0]) == 34
+    )  # of 36 one cannot be read, and one is another's picture
     assert len(clip["zero_shot_top1"][0]) == 7

@@ -1,4 +1,5 @@
-"""Two gloo processes train what one process trains on the same global batch; and the same through torchrun."""
+"""Two gloo processes train what one process trains on the same global batch; and the same through
+torchrun."""
 
 import contextlib
 import faulthandler
@@ -39,7 +40,8 @@ BASE = {"dtype": "float64", "gamma": 0.5, "tau": 0.2, "unreadable": 3, "eval_eve
 SAME = {
     "pairs": BASE,
     "pairs, accumulated": BASE | {"accumulation": 2},
-    "pairs, temperatures of their own": BASE | {"radius": 0.3, "individual_tau": True, "gamma": 0.5},
+    "pairs, temperatures of their own": BASE
+    | {"radius": 0.3, "individual_tau": True, "gamma": 0.5},
     "pairs, learned temperature": BASE | {"radius": 0.3, "accumulation": 2},
     "pairs, dro": BASE | {"method": "dro", "guided": False},
     "pairs, erm": {"dtype": "float64", "method": "erm", "guided": False, "accumulation": 4},
@@ -47,7 +49,14 @@ SAME = {
     "units, accumulated": BASE | {"kind": "units", "gamma": 0.3, "accumulation": 2},
     "units, erm": {"dtype": "float64", "kind": "units", "method": "erm", "guided": False},
 }
-RANDOM = {"dropout": 0.3, "augment": True, "gamma": 0.5, "accumulation": 2, "save_every": 4, "unreadable": 3}
+RANDOM = {
+    "dropout": 0.3,
+    "augment": True,
+    "gamma": 0.5,
+    "accumulation": 2,
+    "save_every": 4,
+    "unreadable": 3,
+}
 
 
 HALF = {"dtype": "float64", "gamma": 0.5, "tau": 0.2, "save_every": 5}
@@ -136,7 +145,8 @@ OTHERS = {
 
 
 def _work(rank, folder):
-    """Everything that the tests look at, in one pair of processes, since starting one takes seconds."""
+    """Everything that the tests look at, in one pair of processes, since starting one takes
+    seconds."""
     os.dup2(os.open(folder / f"stderr.{rank}", os.O_CREAT | os.O_WRONLY), 2)
     faulthandler.enable()  # should one of them abort, say where
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
@@ -148,7 +158,10 @@ def _work(rank, folder):
         world_size=2,
         timeout=timedelta(seconds=PATIENCE // 2),
     )
-    jobs = {name: lambda at, options=options: run(toys.make_job(at, **options)) for name, options in SAME.items()}
+    jobs = {
+        name: lambda at, options=options: run(toys.make_job(at, **options))
+        for name, options in SAME.items()
+    }
     for name, job in (jobs | OTHERS).items():
         said = "nothing"
         (folder / name).mkdir(exist_ok=True)
@@ -198,9 +211,13 @@ def _checkpoint(folder, job):
 
 def test_no_process_holds_all_running_estimates(two):
     parts = [
-        torch.load(two / f"pairs/checkpoints/step-000000020.part-{rank}-of-2.pt", weights_only=True) for rank in (0, 1)
+        torch.load(two / f"pairs/checkpoints/step-000000020.part-{rank}-of-2.pt", weights_only=True)
+        for rank in (0, 1)
     ]
-    assert [part["risk.estimator.duals.extent"].tolist() for part in parts] == [[0, 64, 128], [64, 128, 128]]
+    assert [part["risk.estimator.duals.extent"].tolist() for part in parts] == [
+        [0, 64, 128],
+        [64, 128, 128],
+    ]
     assert [len(part["risk.estimator.duals.part"]) for part in parts] == [64, 64]
     whole = torch.load(two / "pairs/checkpoints/step-000000020.pt", weights_only=True)
     assert not any("duals" in key for key in whole["method"])
@@ -211,7 +228,9 @@ def test_a_run_of_two_processes_goes_on_in_one(two, tmp_path):
     result = run(toys.make_job(tmp_path / "half", **HALF, samples=320))
     whole = run(toys.make_job(tmp_path / "whole", **HALF, samples=320))
     assert result["steps"] == whole["steps"] == 20
-    found, expected = (load_file(tmp_path / name / "model.safetensors") for name in ("half", "whole"))
+    found, expected = (
+        load_file(tmp_path / name / "model.safetensors") for name in ("half", "whole")
+    )
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -236,11 +255,15 @@ def test_two_processes_end_where_one_does(two, tmp_path, name):
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
     assert (expected["text.weight" if "image.1.weight" in expected else "weight"]).abs().max() > 0
     assert any((expected[key] - start[key]).abs().max() > 0.05 for key in expected)
-    mine, theirs = (_checkpoint(folder, toys.make_job(tmp_path, **SAME[name])) for folder in (tmp_path, two / name))
+    mine, theirs = (
+        _checkpoint(folder, toys.make_job(tmp_path, **SAME[name]))
+        for folder in (tmp_path, two / name)
+    )
     torch.testing.assert_close(theirs["method"], mine["method"], rtol=1e-4, atol=1e-5)
     # Without gradient in one process, with a zero one in two: the same parameters.
     steps = [
-        {k: v for k, v in s["optimizer"]["state"].items() if k in mine["optimizer"]["state"]} for s in (mine, theirs)
+        {k: v for k, v in s["optimizer"]["state"].items() if k in mine["optimizer"]["state"]}
+        for s in (mine, theirs)
     ]
     torch.testing.assert_close(steps[1], steps[0], rtol=1e-4, atol=1e-5)
     assert json.loads((two / name / "result.json").read_text())["skipped"] == result["skipped"]
@@ -251,7 +274,13 @@ def test_two_processes_log_what_one_does(two, tmp_path, name):
     run(toys.make_job(tmp_path, **SAME[name]))
     rows, expected = (read_curves(folder / "metrics.jsonl") for folder in (two / name, tmp_path))
     # Of a split batch, the spread and the effective size are means over the ranks' own parts.
-    inexact = ("samples_per_second", "seconds", "excess_variance", "effective_sample_share", "tau_deviation")
+    inexact = (
+        "samples_per_second",
+        "seconds",
+        "excess_variance",
+        "effective_sample_share",
+        "tau_deviation",
+    )
     for row, wanted in zip(rows, expected, strict=True):
         assert row.keys() == wanted.keys()
         for key in row.keys() - {f"train/{name}" for name in inexact}:
@@ -274,8 +303,12 @@ def test_two_killed_processes_resume_bit_identically(two):
         for at in (whole, cut)
     ]
     assert clockless[0] == clockless[1]
-    states = [torch.load(at / "checkpoints/step-000000020.pt", weights_only=True) for at in (whole, cut)]
-    assert not torch.equal(*(state[0] for state in states[0]["random"]))  # each rank has random numbers of its own
+    states = [
+        torch.load(at / "checkpoints/step-000000020.pt", weights_only=True) for at in (whole, cut)
+    ]
+    assert not torch.equal(
+        *(state[0] for state in states[0]["random"])
+    )  # each rank has random numbers of its own
     for state in states:
         del state["seconds"], state["evaluation_seconds"]
     torch.testing.assert_close(*states, rtol=0, atol=0)
@@ -285,10 +318,14 @@ def test_two_processes_build_the_cache_of_one(two, tmp_path):
     assert _said(two, "cache") == "nothing"
     _cache(tmp_path)
     names = ["image.npy", "text.npy", "valid.npy"]
-    (one,), (other,) = ([*place.glob("runs/study/outputs/*/")] for place in (tmp_path, two / "cache"))
+    (one,), (other,) = (
+        [*place.glob("runs/study/outputs/*/")] for place in (tmp_path, two / "cache")
+    )
     assert sorted(path.name for path in other.glob("*.npy")) == names
     assert (one / "valid.npy").read_bytes() == (other / "valid.npy").read_bytes()
-    for name in names[:2]:  # of references trained by one and by two processes, which round differently
+    for name in names[
+        :2
+    ]:  # of references trained by one and by two processes, which round differently
         np.testing.assert_allclose(np.load(other / name), np.load(one / name), rtol=1e-4, atol=1e-5)
 
 
@@ -300,7 +337,9 @@ def test_a_nan_ends_both_processes_with_one_message(two):
 
 
 def test_both_processes_refuse_an_uneven_batch_and_another_run(two):
-    assert "train.batch_size: 15 does not split into equal parts for 2 processes" in _said(two, "uneven")
+    assert "train.batch_size: 15 does not split into equal parts for 2 processes" in _said(
+        two, "uneven"
+    )
     assert "config: none stored, 0 wanted" in _said(two, "another run")
 
 
@@ -336,9 +375,18 @@ sys.exit(f"threads outlive the process group: {left}" if left else code)
 
 
 def test_torchrun_trains_what_one_process_trains(tmp_path):
-    config, rest = str(toys.write_config(tmp_path)), ["train.accumulation=2", "train.workers=1", "seed=3"]
+    config, rest = (
+        str(toys.write_config(tmp_path)),
+        ["train.accumulation=2", "train.workers=1", "seed=3"],
+    )
     (tmp_path / "alone.py").write_text(ALONE)  # what `-m steering` does, and then looks for threads
-    run_two = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", f"{tmp_path}/alone.py"]
+    run_two = [
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        f"{tmp_path}/alone.py",
+    ]
     two = _start(*run_two, "train", config, f"output={tmp_path}/two", *rest)
     assert main(["train", config, f"output={tmp_path}/one", *rest]) == 0
     _wait(two)
@@ -350,7 +398,13 @@ def test_torchrun_trains_what_one_process_trains(tmp_path):
 
 def test_a_process_that_is_killed_resumes_bit_identically(tmp_path):
     config = str(toys.write_config(tmp_path))
-    options = ["train.samples=4800", "train.save_every=10", "train.log_every=10", "reference=null", "method=dro"]
+    options = [
+        "train.samples=4800",
+        "train.save_every=10",
+        "train.log_every=10",
+        "reference=null",
+        "method=dro",
+    ]
     process = _start("steering", "train", config, f"output={tmp_path}/killed", *options)
     study = tmp_path / "killed/study"
     end = time.monotonic() + PATIENCE

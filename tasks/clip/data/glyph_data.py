@@ -1,4 +1,5 @@
-"""Glyphs as training batches and as retrieval sets: all in memory, prepared whole batches at a time."""
+"""Glyphs as training batches and as retrieval sets: all in memory, prepared whole batches at a
+time."""
 
 from __future__ import annotations
 
@@ -26,9 +27,11 @@ class GlyphData(IndexedData):
     """Training images with their (possibly shuffled) names.
 
     Args:
-        views: prefix -> a model's inputs; "" gives "image" and "text", "reference" gives "reference_image", ....
+        views: prefix -> a model's inputs; "" gives "image" and "text", "reference" gives
+            "reference_image", ....
         seed: of the augmentation: shifts by up to two pixels; None for none.
-        caption_noise, fraction, data_seed: which names are shuffled, and which images are kept, chosen by the data's own seed.
+        caption_noise, fraction, data_seed: which names are shuffled, and which images are kept,
+            chosen by the data's own seed.
     """
 
     def __init__(
@@ -47,7 +50,9 @@ class GlyphData(IndexedData):
         self._caption = glyphs.character[rows][noisy_captions(len(rows), caption_noise, data_seed)]
         self._seed = seed
         self._views = dict(views)
-        self._tokens = {prefix: inputs.tokenizer(glyphs.names) for prefix, inputs in views.items()}  # (m, context) each
+        self._tokens = {
+            prefix: inputs.tokenizer(glyphs.names) for prefix, inputs in views.items()
+        }  # (m, context) each
 
     def __len__(self) -> int:
         return len(self._images)
@@ -69,11 +74,16 @@ class GlyphData(IndexedData):
 
 
 def shift(images: Tensor, random: np.ndarray) -> Tensor:
-    """Move each image by up to SHIFT pixels on white paper, as its own uint64 says; uint8 (b, h, w)."""
+    """Move each image by up to SHIFT pixels on white paper, as its own uint64 says; uint8 (b, h,
+    w)."""
     b, height, width = images.shape
     steps = np.uint64(2 * SHIFT + 1)
-    down = torch.from_numpy((random % steps).astype(np.int64))[:, None] + torch.arange(height)  # (b, h)
-    right = torch.from_numpy((random // steps % steps).astype(np.int64))[:, None] + torch.arange(width)  # (b, w)
+    down = torch.from_numpy((random % steps).astype(np.int64))[:, None] + torch.arange(
+        height
+    )  # (b, h)
+    right = torch.from_numpy((random // steps % steps).astype(np.int64))[:, None] + torch.arange(
+        width
+    )  # (b, w)
     padded = F.pad(images, (SHIFT, SHIFT, SHIFT, SHIFT), value=255)
     return padded[torch.arange(b)[:, None, None], down[:, :, None], right[:, None, :]]
 
@@ -88,7 +98,8 @@ def prepare(images: Tensor, inputs: ClipInputs) -> Tensor:
 
 
 def glyph_retrieval() -> dict[str, RetrievalSet]:
-    """The three held-out splits against the names of all characters, at most EVALUATED images each."""
+    """The three held-out splits against the names of all characters, at most EVALUATED images
+    each."""
     glyphs = load_glyphs()
     parts = split(glyphs)
     named = {"images": parts.images, "characters": parts.characters, "fonts": parts.fonts}
@@ -104,6 +115,9 @@ def _retrieval(glyphs: Glyphs, rows: np.ndarray) -> RetrievalSet:
         mine = distributed.share(len(rows))
         for start in range(mine.start, mine.stop, 500):
             part = rows[start : min(start + 500, mine.stop)]
-            yield prepare(torch.from_numpy(glyphs.images[part]), inputs), torch.from_numpy(glyphs.character[part])
+            yield (
+                prepare(torch.from_numpy(glyphs.images[part]), inputs),
+                torch.from_numpy(glyphs.character[part]),
+            )
 
     return RetrievalSet(glyphs.names, images)

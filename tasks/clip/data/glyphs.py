@@ -1,8 +1,9 @@
-"""Glyphs: every named Unicode character in the fonts shipped with Matplotlib, captioned by its official name.
+"""Glyphs: every named Unicode character in the fonts shipped with Matplotlib, captioned by its
+official name.
 
-Real compositional captions ("LATIN SMALL LETTER E WITH ACUTE") without a download: rendered once, in seconds, into the
-cache folder. Three held-out splits ask for ever more: another image of a known character, a character never seen (its name
-combines known words), a font family never seen.
+Real compositional captions ("LATIN SMALL LETTER E WITH ACUTE") without a download: rendered once,
+in seconds, into the cache folder. Three held-out splits ask for ever more: another image of a known
+character, a character never seen (its name combines known words), a font family never seen.
 """
 
 from __future__ import annotations
@@ -25,14 +26,24 @@ from steering.storage import cache_dir, file_sha256, sha256, write_atomically
 
 SIZE = 32
 FAMILIES = {
-    "DejaVu Sans": ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSans-BoldOblique"),
+    "DejaVu Sans": (
+        "DejaVuSans",
+        "DejaVuSans-Bold",
+        "DejaVuSans-Oblique",
+        "DejaVuSans-BoldOblique",
+    ),
     "DejaVu Sans Mono": (
         "DejaVuSansMono",
         "DejaVuSansMono-Bold",
         "DejaVuSansMono-Oblique",
         "DejaVuSansMono-BoldOblique",
     ),
-    "DejaVu Serif": ("DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSerif-Italic", "DejaVuSerif-BoldItalic"),
+    "DejaVu Serif": (
+        "DejaVuSerif",
+        "DejaVuSerif-Bold",
+        "DejaVuSerif-Italic",
+        "DejaVuSerif-BoldItalic",
+    ),
     "STIX": ("STIXGeneral", "STIXGeneralBol", "STIXGeneralItalic", "STIXGeneralBolIta"),
 }
 FONTS = [(family, font) for family, fonts in FAMILIES.items() for font in fonts]
@@ -61,15 +72,18 @@ class Glyphs:
 
     def fingerprint(self) -> str:
         """Hex digest of pictures and names."""
-        return sha256([self.images.tobytes(), self.character.tobytes(), self.font.tobytes(), *self.names])
+        return sha256(
+            [self.images.tobytes(), self.character.tobytes(), self.font.tobytes(), *self.names]
+        )
 
 
 @dataclass(frozen=True)
 class Splits:
     """Numbers of images, int64 arrays, disjoint.
 
-    `train`; `images`: held-out images of characters that `train` shows in other fonts; `characters`: characters that
-    `train` never shows; `fonts`: characters of `train` in a font family it never shows.
+    `train`; `images`: held-out images of characters that `train` shows in other fonts;
+    `characters`: characters that `train` never shows; `fonts`: characters of `train` in a font
+    family it never shows.
     """
 
     train: np.ndarray
@@ -79,7 +93,8 @@ class Splits:
 
 
 def load_glyphs() -> Glyphs:
-    """The data set from the cache folder, drawn first if it is missing or damaged (checksums are verified)."""
+    """The data set from the cache folder, drawn first if it is missing or damaged (checksums are
+    verified)."""
     versions = f"{_RECIPE}-mpl{matplotlib.__version__}-pil{PIL.__version__}-ucd{unicodedata.unidata_version}"
     folder = cache_dir("glyphs") / versions
     record, arrays = folder / "glyphs.json", folder / "glyphs.npz"
@@ -92,11 +107,18 @@ def load_glyphs() -> Glyphs:
             ) from error
     meta = json.loads(record.read_text(encoding="utf-8"))
     with np.load(arrays, allow_pickle=False) as stored:
-        return Glyphs(stored["images"], stored["character"], stored["font"], meta["names"], stored["codepoints"])
+        return Glyphs(
+            stored["images"],
+            stored["character"],
+            stored["font"],
+            meta["names"],
+            stored["codepoints"],
+        )
 
 
 def split(glyphs: Glyphs) -> Splits:
-    """Divide the images; see `Splits`. One character in ten is held out, and one image of every second other one."""
+    """Divide the images; see `Splits`. One character in ten is held out, and one image of every
+    second other one."""
     families = np.array([family for family, _ in FONTS])[glyphs.font]
     held_character = uniform(_SPLIT_SEED, 0, glyphs.codepoints) < 0.1  # (m,)
     unseen = held_character[glyphs.character]
@@ -128,7 +150,9 @@ def _font_file(font: str) -> Path:
 
 
 def _draw_all() -> Glyphs:
-    drawings = [(code, number, image) for number in range(len(FONTS)) for code, image in _draw_font(number)]
+    drawings = [
+        (code, number, image) for number in range(len(FONTS)) for code, image in _draw_font(number)
+    ]
     drawings.sort(key=lambda drawing: drawing[:2])
     codes = np.array([code for code, _, _ in drawings])
     codepoints, character = np.unique(codes, return_inverse=True)
@@ -153,7 +177,8 @@ def _draw_font(number: int) -> Iterator[tuple[int, np.ndarray]]:
 
 
 def _draw(character: str, font: ImageFont.FreeTypeFont) -> np.ndarray | None:
-    """The character, centred across and standing on a common baseline, moved or shrunk when it would not fit.
+    """The character, centred across and standing on a common baseline, moved or shrunk when it
+    would not fit.
 
     The baseline matters: it tells a comma from an apostrophe. None when no ink is left.
     """
@@ -164,7 +189,9 @@ def _draw(character: str, font: ImageFont.FreeTypeFont) -> np.ndarray | None:
     side = max(width + 2, height + 2, SIZE)
     paper = Image.new("L", (side, side), 255)
     baseline = min(max(round(side * 0.72), 1 - top), side - 1 - bottom)
-    ImageDraw.Draw(paper).text(((side - width) / 2 - left, baseline), character, fill=0, font=font, anchor="ls")
+    ImageDraw.Draw(paper).text(
+        ((side - width) / 2 - left, baseline), character, fill=0, font=font, anchor="ls"
+    )
     if side != SIZE:
         paper = paper.resize((SIZE, SIZE), Image.Resampling.BILINEAR)
     pixels = np.asarray(paper)
@@ -175,7 +202,11 @@ def _save(glyphs: Glyphs, record: Path, arrays: Path) -> None:
     def write_arrays(path: Path) -> None:
         with path.open("wb") as file:
             np.savez_compressed(
-                file, images=glyphs.images, character=glyphs.character, font=glyphs.font, codepoints=glyphs.codepoints
+                file,
+                images=glyphs.images,
+                character=glyphs.character,
+                font=glyphs.font,
+                codepoints=glyphs.codepoints,
             )
 
     write_atomically(arrays, write_arrays)

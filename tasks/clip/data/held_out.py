@@ -1,4 +1,5 @@
-"""Held-out images for evaluation: batches of those that can be read; the others are left out, counted and reported."""
+"""Held-out images for evaluation: batches of those that can be read; the others are left out,
+counted and reported."""
 
 from __future__ import annotations
 
@@ -29,11 +30,14 @@ BATCH = 256
 def source_retrieval(source: ImageTextSource, label: str) -> RetrievalSet:
     """Retrieval among a source's own captions; `label` names the set in messages.
 
-    Pairs that show one image are one image with several right captions, as COCO and Flickr30k have them; see `image_numbers`.
+    Pairs that show one image are one image with several right captions, as COCO and Flickr30k have
+    them; see `image_numbers`.
     """
     captions, caption_of = gallery(source.captions())
     image_of = image_numbers(source, caption_of)
-    first = np.unique(image_of, return_index=True)[1]  # (images,): the pair that stands for each image
+    first = np.unique(image_of, return_index=True)[
+        1
+    ]  # (images,): the pair that stands for each image
     answers = None
     if len(first) < len(image_of):
         answers = _padded(list(map(sorted, _different(image_of, caption_of))))
@@ -48,21 +52,26 @@ def source_retrieval(source: ImageTextSource, label: str) -> RetrievalSet:
 def image_numbers(source: ImageTextSource, caption_of: np.ndarray) -> np.ndarray:
     """Number of the image that each pair shows, int64 (n,): 0, 1, ... in order of first appearance.
 
-    Pairs are of one image if they name one place (a path, a member of a shard), or if their images are the same bytes and
-    the captions differ. Copies of a whole pair stay images of their own: they are no rivals, as they have one right caption.
+    Pairs are of one image if they name one place (a path, a member of a shard), or if their images
+    are the same bytes and the captions differ. Copies of a whole pair stay images of their own:
+    they are no rivals, as they have one right caption.
 
     Args:
         caption_of: number of each pair's caption, (n,).
     """
     places: dict[Hashable, int] = {}
-    place_of = np.array([places.setdefault(source.image_place(i), len(places)) for i in range(len(source))])
+    place_of = np.array(
+        [places.setdefault(source.image_place(i), len(places)) for i in range(len(source))]
+    )
     first = np.unique(place_of, return_index=True)[1]
     by_size = defaultdict(list)
     for place, i in enumerate(first.tolist()):
         by_size[source.image_size(i)].append(place)
     groups = defaultdict(list)
     for size, alike in by_size.items():
-        for place in alike if size is not None and len(alike) > 1 else ():  # only these need reading
+        for place in (
+            alike if size is not None and len(alike) > 1 else ()
+        ):  # only these need reading
             with suppress(Unreadable):  # left out where it is read as a picture
                 groups[hashlib.sha256(source.image_bytes(int(first[place]))).digest()].append(place)
     image_of_place, captions = np.arange(len(places)), _different(place_of, caption_of)
@@ -89,14 +98,16 @@ def _padded(rows: Sequence[Sequence[int]]) -> Tensor:
 
 
 class ClassFolder:
-    """A folder with one sub-folder of images for each class, in alphabetical order; hidden ones are no classes.
+    """A folder with one sub-folder of images for each class, in alphabetical order; hidden ones are
+    no classes.
 
     Args:
         folder: the folder.
         classes: names of the classes in place of the sub-folders'.
 
     Raises:
-        SteeringError: no such folder, a class without images, or another number of names than of sub-folders.
+        SteeringError: no such folder, a class without images, or another number of names than of
+            sub-folders.
     """
 
     def __init__(self, folder: Path, classes: Sequence[str] | None) -> None:
@@ -119,7 +130,10 @@ class ClassFolder:
 
 
 def _readable(
-    image: Callable[[int], Image.Image], labels: np.ndarray, transform: Callable[[Image.Image], Tensor], name: str
+    image: Callable[[int], Image.Image],
+    labels: np.ndarray,
+    transform: Callable[[Image.Image], Tensor],
+    name: str,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches of image and label of this rank's share, without the images that cannot be read.
 
@@ -144,7 +158,9 @@ def _readable(
     count = distributed.total_count(len(broken))
     if count:
         first = f"; the first one: {broken[0]}" if broken else ""
-        report_once(f"{name}: {count} of {len(labels)} images cannot be read and are left out{first}")
+        report_once(
+            f"{name}: {count} of {len(labels)} images cannot be read and are left out{first}"
+        )
     for reason in CHANGES:
         changed[reason] = distributed.total_count(changed[reason])
     if +changed:

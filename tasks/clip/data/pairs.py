@@ -1,6 +1,8 @@
-"""Training batches of image–text pairs: a source, seen through the preprocessing of one or more models.
+"""Training batches of image–text pairs: a source, seen through the preprocessing of one or more
+models.
 
-Caption noise and subsets are drawn here by stateless hashing, so that they depend on nothing but their arguments.
+Caption noise and subsets are drawn here by stateless hashing, so that they depend on nothing but
+their arguments.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ from steering.risk import Batch
 from tasks.clip.data.source import ImageTextSource, Unreadable
 from tasks.pictures import changes
 
-REPLACEMENTS = 16  # with a tenth of the data unreadable, one batch row in 10^17 finds no replacement
+REPLACEMENTS = (
+    16  # with a tenth of the data unreadable, one batch row in 10^17 finds no replacement
+)
 
 # Keys of the hash: the three draws from one seed are independent.
 _NOISE, _SUBSET, _REPLACEMENT = 1, 2, 3
@@ -33,7 +37,8 @@ class View:
     """How one model wants to see a pair.
 
     Attributes:
-        transform: RGB image -> float tensor of one shape; may draw from Python's and torch's global generators only.
+        transform: RGB image -> float tensor of one shape; may draw from Python's and torch's global
+            generators only.
         tokenizer: b captions -> int64 (b, context).
     """
 
@@ -46,12 +51,15 @@ class PairData(IndexedData):
 
     Args:
         source: where the pairs come from.
-        views: prefix -> view; "" gives "image" and "text", "reference" gives "reference_image" and "reference_text".
+        views: prefix -> view; "" gives "image" and "text", "reference" gives "reference_image" and
+            "reference_text".
         seed: of the augmentation.
         augment: True redraws the transforms' randomness each epoch, False fixes it for good.
-        caption_noise: fraction of the pairs whose captions are shuffled among them; see `noisy_captions`.
+        caption_noise: fraction of the pairs whose captions are shuffled among them; see
+            `noisy_captions`.
         fraction: share of the source to keep; see `subset`. Noise is drawn among the pairs kept.
-        data_seed: of noise, subset and replacements; None takes `seed`. Give it to hold the data still between seeds.
+        data_seed: of noise, subset and replacements; None takes `seed`. Give it to hold the data
+            still between seeds.
 
     Raises:
         SteeringError: caption_noise or fraction out of range.
@@ -86,7 +94,8 @@ class PairData(IndexedData):
         """The pairs `index` (b ≥ 1) through every view; see `IndexedData.batch`.
 
         Returns:
-            For each view its images (b, ...) and tokens (b, context), and "index" (b,) and "skipped" ().
+            For each view its images (b, ...) and tokens (b, context), and "index" (b,) and
+            "skipped" ().
 
         Raises:
             SteeringError: an example and all its replacements are unreadable.
@@ -97,8 +106,13 @@ class PairData(IndexedData):
         for wanted in index.tolist():
             number, image, caption = self._readable(wanted)
             for prefix, view in self._views.items():
-                # Seeded anew for each view: where two crop in the same way, they crop the same part.
-                with seeded(self._seed, epoch, number) if self._augment else seeded(self._seed, number):
+                # Seeded anew for each view: where two crop in the same way, they crop the same
+                # part.
+                with (
+                    seeded(self._seed, epoch, number)
+                    if self._augment
+                    else seeded(self._seed, number)
+                ):
                     images[prefix].append(view.transform(image))
             captions.append(caption)
             delivered.append(number)
@@ -113,7 +127,8 @@ class PairData(IndexedData):
         return batch
 
     def fingerprint(self) -> str:
-        """Hex sha256 of the source, and of what subset and noise make of it: without them the seed has no part."""
+        """Hex sha256 of the source, and of what subset and noise make of it: without them the seed
+        has no part."""
         digest = hashlib.sha256(self._source.fingerprint().encode())
         for name, numbers in (("subset", self._kept), ("noise", self._shown)):
             if numbers is not None:
@@ -129,11 +144,17 @@ class PairData(IndexedData):
             try:
                 image, caption = self._pair(number)
             except Unreadable as error:
-                self._warn_once("", f"{error}; it is replaced by another example, as others will be without a word")
+                self._warn_once(
+                    "",
+                    f"{error}; it is replaced by another example, as others will be without a word",
+                )
                 last = error
                 continue
             for change in changes(image):
-                self._warn_once(change, f"example {number}: the image is {change}, as others will be without a word")
+                self._warn_once(
+                    change,
+                    f"example {number}: the image is {change}, as others will be without a word",
+                )
             return number, image, caption
         raise SteeringError(
             f"example {wanted} and {REPLACEMENTS} others drawn to replace it are all unreadable; the last one: {last}"
@@ -157,7 +178,8 @@ class PairData(IndexedData):
 
 
 def subset(n: int, fraction: float, seed: int) -> np.ndarray:
-    """A random ⌊fraction·n⌉ of the numbers 0 .. n−1, sorted int64 (m,); a smaller fraction's lie within a larger's.
+    """A random ⌊fraction·n⌉ of the numbers 0 .. n−1, sorted int64 (m,); a smaller fraction's lie
+    within a larger's.
 
     Raises:
         SteeringError: fraction is not in (0, 1], or keeps none.
@@ -171,10 +193,12 @@ def subset(n: int, fraction: float, seed: int) -> np.ndarray:
 
 
 def noisy_captions(n: int, p: float, seed: int) -> np.ndarray:
-    """Which pair's caption each pair shows, int64 (n,): its own, but for a random ⌊p·n⌉ that swap theirs in a ring.
+    """Which pair's caption each pair shows, int64 (n,): its own, but for a random ⌊p·n⌉ that swap
+    theirs in a ring.
 
-    None in the ring keeps its own (though another pair may have the same words), no caption is lost, and a smaller p's
-    noisy pairs are among a larger's. One pair alone makes no ring, and keeps its caption.
+    None in the ring keeps its own (though another pair may have the same words), no caption is
+    lost, and a smaller p's noisy pairs are among a larger's. One pair alone makes no ring, and
+    keeps its caption.
 
     Raises:
         SteeringError: p is not in [0, 1].
@@ -184,11 +208,14 @@ def noisy_captions(n: int, p: float, seed: int) -> np.ndarray:
     size = round(p * n)
     shown = np.arange(n, dtype=np.int64)
     if size > 1:
-        ring = _shuffled(n, seed, _NOISE)[:size]  # in random order, so that the next one round is a random other
+        ring = _shuffled(n, seed, _NOISE)[
+            :size
+        ]  # in random order, so that the next one round is a random other
         shown[ring] = np.roll(ring, 1)
     return shown
 
 
 def _shuffled(n: int, seed: int, key: int) -> np.ndarray:
-    """0 .. n−1 in random order, int64 (n,): sorted by hash, so the same with any version of numpy."""
+    """0 .. n−1 in random order, int64 (n,): sorted by hash, so the same with any version of
+    numpy."""
     return np.argsort(mix(seed, key, np.arange(n)), kind="stable").astype(np.int64)

@@ -1,8 +1,10 @@
-"""The index of one tar shard: which members make a sample, where their bytes lie, and what was left out and why.
+"""The index of one tar shard: which members make a sample, where their bytes lie, and what was left
+out and why.
 
-The name of a member is split at its last dot, so `a.b.jpg` and `a.b.txt` are a pair. Where the name has one dot this is
-webdataset's own rule (split at the first). Where it has more, webdataset sees a further field of sample `a`: `k.seg.png`
-beside `k.jpg` and `k.txt` is no pair here either, as it has no caption of its own name; it is counted.
+The name of a member is split at its last dot, so `a.b.jpg` and `a.b.txt` are a pair. Where the name
+has one dot this is webdataset's own rule (split at the first). Where it has more, webdataset sees a
+further field of sample `a`: `k.seg.png` beside `k.jpg` and `k.txt` is no pair here either, as it
+has no caption of its own name; it is counted.
 """
 
 from __future__ import annotations
@@ -28,18 +30,34 @@ CAPTION_SUFFIXES = ("txt", "json")
 CACHE_FORMAT = 2  # raise it when a scan would find something else
 
 # Images and captions that are not read: they are counted, not passed over.
-_FOREIGN = ("avif", "heic", "heif", "jxl", "jp2", "j2k", "svg", "psd", "ico", "tga", "pfm", "exr", "dng", "raw")
+_FOREIGN = (
+    "avif",
+    "heic",
+    "heif",
+    "jxl",
+    "jp2",
+    "j2k",
+    "svg",
+    "psd",
+    "ico",
+    "tga",
+    "pfm",
+    "exr",
+    "dng",
+    "raw",
+)
 _PACKED = ("gz", "bz2", "xz", "zst", "zip")
 _Span = tuple[int, int]  # offset and size of a member's bytes in its tar
 
 
 @dataclass(frozen=True)
 class Index:
-    """What one scan of a tar finds: its n usable samples in file order, and what it left out. Also the cache's layout.
+    """What one scan of a tar finds: its n usable samples in file order, and what it left out. Also
+    the cache's layout.
 
-    `keys` (n,) bytes; `spans` (n, 4) int64: image offset, size, caption offset, size; `is_json` (n,) bool: where the
-    caption lies; `digests` (n, 16) uint8; `reasons`, `counts` (r,): the skipped; `hidden` (): what an operating system
-    has put between the samples, such as `._0.jpg`.
+    `keys` (n,) bytes; `spans` (n, 4) int64: image offset, size, caption offset, size; `is_json`
+    (n,) bool: where the caption lies; `digests` (n, 16) uint8; `reasons`, `counts` (r,): the
+    skipped; `hidden` (): what an operating system has put between the samples, such as `._0.jpg`.
     """
 
     keys: np.ndarray
@@ -53,7 +71,8 @@ class Index:
 
 @dataclass
 class _Found:
-    """Image and caption members by key, then by suffix; what no sample can use; and the number of hidden files."""
+    """Image and caption members by key, then by suffix; what no sample can use; and the number of
+    hidden files."""
 
     samples: dict[str, dict[str, _Span]] = field(default_factory=dict)
     odd: dict[str, str] = field(default_factory=dict)  # key -> why a member of it cannot be used
@@ -87,7 +106,8 @@ def read_caption(data: bytes, is_json: bool) -> str:
 
 
 def scan(path: Path) -> Index:
-    """Read a tar's headers and captions. Raises SteeringError if it is broken or holds no sample at all."""
+    """Read a tar's headers and captions. Raises SteeringError if it is broken or holds no sample at
+    all."""
     rows: list[tuple[bytes, tuple[int, int, int, int], bool, bytes]] = []
     images_alone: Counter[str] = Counter()  # by what webdataset takes for the sample's key
     captions_alone: Counter[str] = Counter()
@@ -98,10 +118,16 @@ def scan(path: Path) -> Index:
             kind = next((suffix for suffix in CAPTION_SUFFIXES if suffix in members), None)
             if not images or kind is None:
                 folder, name = posixpath.split(key)
-                further = not images and kind == "json" and "." in name  # `k.meta.json`: seldom a caption
+                further = (
+                    not images and kind == "json" and "." in name
+                )  # `k.meta.json`: seldom a caption
                 # What is odd is counted already.
-                if key not in found.odd and (not further or _holds_caption(stream, members["json"])):
-                    (images_alone if images else captions_alone)[f"{folder}/{name.partition('.')[0]}"] += 1
+                if key not in found.odd and (
+                    not further or _holds_caption(stream, members["json"])
+                ):
+                    (images_alone if images else captions_alone)[
+                        f"{folder}/{name.partition('.')[0]}"
+                    ] += 1
                 continue
             offset, size = members[kind]
             try:
@@ -118,7 +144,14 @@ def scan(path: Path) -> Index:
             if len(images) > 1:
                 found.skipped["further image of one name"] += len(images) - 1
             raw = key.encode(errors="surrogateescape")
-            rows.append((raw, (*images[0], offset, size), kind == "json", pair_digest(raw, images[0][1], caption)))
+            rows.append(
+                (
+                    raw,
+                    (*images[0], offset, size),
+                    kind == "json",
+                    pair_digest(raw, images[0][1], caption),
+                )
+            )
     # `k.seg.png` and `k.txt` are one sample that lacks something, not two.
     found.skipped[NO_CAPTION] += (images_alone - captions_alone).total()
     found.skipped[NO_IMAGE] += captions_alone.total()
@@ -127,7 +160,9 @@ def scan(path: Path) -> Index:
         keys=np.array([name for name, *_ in rows], dtype=np.bytes_),
         spans=np.array([spans for _, spans, *_ in rows], dtype=np.int64).reshape(-1, 4),
         is_json=np.array([is_json for _, _, is_json, _ in rows], dtype=bool),
-        digests=np.frombuffer(b"".join(digest for *_, digest in rows), dtype=np.uint8).reshape(-1, 16),
+        digests=np.frombuffer(b"".join(digest for *_, digest in rows), dtype=np.uint8).reshape(
+            -1, 16
+        ),
         reasons=np.array(list(found.skipped), dtype=np.str_),
         counts=np.array(list(found.skipped.values()), dtype=np.int64),
         hidden=np.array(found.hidden, dtype=np.int64),
@@ -165,12 +200,15 @@ def _samples(path: Path, stream: BinaryIO) -> _Found:
             sample[suffix] = (member.offset_data, member.size)
     found.skipped.update(found.odd.values())
     if not found.samples:
-        raise SteeringError(f"{path}: no samples; expected members like KEY.jpg with KEY.txt or KEY.json")
+        raise SteeringError(
+            f"{path}: no samples; expected members like KEY.jpg with KEY.txt or KEY.json"
+        )
     return found
 
 
 def _split(name: str) -> tuple[str, str, str | None]:
-    """Key and suffix of a member's name, and why it is not read; the suffix is "" if it is neither image nor caption."""
+    """Key and suffix of a member's name, and why it is not read; the suffix is "" if it is neither
+    image nor caption."""
     stem, _, suffix = name.rpartition(".")
     suffix, known = suffix.lower(), IMAGE_SUFFIXES + CAPTION_SUFFIXES
     if stem and suffix in known:
@@ -184,7 +222,8 @@ def _split(name: str) -> tuple[str, str, str | None]:
 
 
 def _members(path: Path, stream: BinaryIO) -> Iterator[tarfile.TarInfo]:
-    """Headers in file order. Raises SteeringError unless the tar is whole, down to its end-of-archive mark."""
+    """Headers in file order. Raises SteeringError unless the tar is whole, down to its
+    end-of-archive mark."""
     try:
         tar = tarfile.TarFile(fileobj=stream)
     except (tarfile.TarError, ValueError) as error:
@@ -195,11 +234,18 @@ def _members(path: Path, stream: BinaryIO) -> Iterator[tarfile.TarInfo]:
                 tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep them all
                 yield member
         except (tarfile.TarError, ValueError) as error:
-            raise SteeringError(f"{path}: the tar is cut short or damaged near byte {tar.offset}: {error}") from error
-        # tarfile takes a missing or a broken header for the end; a whole archive ends in blocks of zeros.
+            raise SteeringError(
+                f"{path}: the tar is cut short or damaged near byte {tar.offset}: {error}"
+            ) from error
+        # tarfile takes a missing or a broken header for the end; a whole archive ends in blocks of
+        # zeros.
         stream.seek(tar.offset)
         rest = stream.read(1 << 20)
     if len(rest) < tarfile.BLOCKSIZE:
-        raise SteeringError(f"{path}: the tar is cut short: its end-of-archive mark is missing at byte {tar.offset}")
+        raise SteeringError(
+            f"{path}: the tar is cut short: its end-of-archive mark is missing at byte {tar.offset}"
+        )
     if rest.strip(b"\0"):
-        raise SteeringError(f"{path}: the tar is damaged, or several in one: no header but data at byte {tar.offset}")
+        raise SteeringError(
+            f"{path}: the tar is damaged, or several in one: no header but data at byte {tar.offset}"
+        )

@@ -1,7 +1,8 @@
-"""Webdataset tar shards on local disks, read at random: one scan per tar finds the bytes of every sample.
+"""Webdataset tar shards on local disks, read at random: one scan per tar finds the bytes of every
+sample.
 
-Layout, as img2dataset writes it: `KEY.jpg` (or another suffix of `tasks.pictures`) beside `KEY.txt`, or `KEY.json` with a
-"caption". What makes a sample is said in `shard_index.py`.
+Layout, as img2dataset writes it: `KEY.jpg` (or another suffix of `tasks.pictures`) beside
+`KEY.txt`, or `KEY.json` with a "caption". What makes a sample is said in `shard_index.py`.
 """
 
 from __future__ import annotations
@@ -30,14 +31,18 @@ _log = logging.getLogger("steering")
 
 
 class ShardSource(ImageTextSource):
-    """Pairs in tar shards: shards in pattern order (a glob's in alphabetical order), samples in file order.
+    """Pairs in tar shards: shards in pattern order (a glob's in alphabetical order), samples in
+    file order.
 
     Args:
-        pattern: path, glob, braces as in `cc3m/{00000..00331}.tar`, or several of these joined by `::`.
-        cache_dir: folder for the index of each shard, made if missing; it is keyed by path, size and time of change.
+        pattern: path, glob, braces as in `cc3m/{00000..00331}.tar`, or several of these joined by
+            `::`.
+        cache_dir: folder for the index of each shard, made if missing; it is keyed by path, size
+            and time of change.
 
     Raises:
-        SteeringError: no such file, not a tar, cut short, no samples, or no sample with both image and caption.
+        SteeringError: no such file, not a tar, cut short, no samples, or no sample with both image
+            and caption.
     """
 
     def __init__(self, pattern: str, cache_dir: Path | str) -> None:
@@ -47,8 +52,12 @@ class ShardSource(ImageTextSource):
         self._hidden = 0
         for path in expand_pattern(pattern):
             file, index = _indexed(path, user_path(cache_dir))
-            digest.update(index.digests.tobytes())  # sample by sample: the same for any cut into shards
-            self._skipped.update(dict(zip(index.reasons.tolist(), index.counts.tolist(), strict=True)))
+            digest.update(
+                index.digests.tobytes()
+            )  # sample by sample: the same for any cut into shards
+            self._skipped.update(
+                dict(zip(index.reasons.tolist(), index.counts.tolist(), strict=True))
+            )
             self._hidden += int(index.hidden)
             self._shards.append((file, replace(index, digests=index.digests[:0].copy())))
         self._fingerprint = digest.hexdigest()
@@ -73,7 +82,9 @@ class ShardSource(ImageTextSource):
         try:
             return read_caption(read_at(file, offset, size, where), bool(index.is_json[row]))
         except ValueError as error:
-            raise Unreadable(where, f"the caption is no longer what it was when indexed: {error}") from error
+            raise Unreadable(
+                where, f"the caption is no longer what it was when indexed: {error}"
+            ) from error
 
     def captions(self) -> list[str]:
         return [self.caption(i) for i in range(len(self))]
@@ -113,7 +124,8 @@ class ShardSource(ImageTextSource):
 
 
 def expand_pattern(pattern: str) -> list[Path]:
-    """The files that a shard pattern names, in its order; one named twice comes twice. Raises SteeringError if none."""
+    """The files that a shard pattern names, in its order; one named twice comes twice. Raises
+    SteeringError if none."""
     from webdataset.shardlists import expand_urls  # here, as it takes a second
 
     paths: list[Path] = []
@@ -124,15 +136,25 @@ def expand_pattern(pattern: str) -> list[Path]:
         except (ValueError, AssertionError) as error:  # unbalanced braces; an unset ${WDS_...}
             raise SteeringError(f"shard pattern {part!r}: {error}") from error
         for name in map(_at_home, names):
-            found = [name] if os.path.exists(name) or not has_magic(name) else sorted(glob(name, recursive=True))
+            found = (
+                [name]
+                if os.path.exists(name) or not has_magic(name)
+                else sorted(glob(name, recursive=True))
+            )
             if not found or not name:
-                raise SteeringError(f"shard pattern {name!r}: matches no file (working directory: {Path.cwd()})")
+                raise SteeringError(
+                    f"shard pattern {name!r}: matches no file (working directory: {Path.cwd()})"
+                )
             paths += [Path(path) for path in found]
     for path in paths:
         if path.is_dir():
-            raise SteeringError(f"{path}: is a folder; expected tar files, perhaps {str(path / '*.tar')!r}")
+            raise SteeringError(
+                f"{path}: is a folder; expected tar files, perhaps {str(path / '*.tar')!r}"
+            )
         if not path.is_file():
-            raise SteeringError(f"{path}: no such file; expected a webdataset tar shard on a local disk")
+            raise SteeringError(
+                f"{path}: no such file; expected a webdataset tar shard on a local disk"
+            )
     return paths
 
 
@@ -149,7 +171,9 @@ def _indexed(path: Path, cache_dir: Path) -> tuple[File, _Index]:
     """The index of one shard, from the cache if that has it."""
     stat = path.stat()
     file = File(str(path.absolute()), stat.st_size, stat.st_mtime_ns)
-    name = hashlib.sha256(f"{CACHE_FORMAT} {file.size} {file.mtime_ns} {file.path}".encode(errors="surrogateescape"))
+    name = hashlib.sha256(
+        f"{CACHE_FORMAT} {file.size} {file.mtime_ns} {file.path}".encode(errors="surrogateescape")
+    )
     entry = cache_dir / f"{name.hexdigest()[:32]}.npz"
     index = _load(entry)
     if index is None:
@@ -166,12 +190,15 @@ def _load(entry: Path) -> _Index | None:
         with entry.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
             return _Index(**{field.name: arrays[field.name] for field in fields(_Index)})
     except Exception as error:  # whatever is wrong with it, a scan makes it anew
-        _log.warning("%s: cannot use this cached index (%s); scanning the shard again", entry, error)
+        _log.warning(
+            "%s: cannot use this cached index (%s); scanning the shard again", entry, error
+        )
         return None
 
 
 def _save(index: _Index, entry: Path) -> None:
-    """Keep an index; a cache that cannot be written costs the next run another scan, nothing else."""
+    """Keep an index; a cache that cannot be written costs the next run another scan, nothing
+    else."""
 
     def write(path: Path) -> None:
         with path.open("wb") as stream:  # given a path, numpy would lengthen it

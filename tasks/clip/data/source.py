@@ -1,4 +1,5 @@
-"""Image–text sources: numbered pairs of a picture and its caption, before any model's preprocessing.
+"""Image–text sources: numbered pairs of a picture and its caption, before any model's
+preprocessing.
 
 The contract, and below it what the sources share: reading bytes at random, decoding, digests.
 """
@@ -23,7 +24,9 @@ NO_CAPTION = "no caption"
 NO_IMAGE = "no image"
 
 _LIMIT = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-_MAX_OPEN = 4096 if _LIMIT == resource.RLIM_INFINITY else min(4096, _LIMIT // 2)  # half is left for everybody else
+_MAX_OPEN = (
+    4096 if _LIMIT == resource.RLIM_INFINITY else min(4096, _LIMIT // 2)
+)  # half is left for everybody else
 
 
 class Unreadable(SteeringError):  # noqa: N818 (an adjective, as in `except Unreadable`)
@@ -41,26 +44,31 @@ class Unreadable(SteeringError):  # noqa: N818 (an adjective, as in `except Unre
 
 
 class ImageTextSource(ABC):
-    """n pairs of an image and a caption, numbered 0 .. n−1 in an order that does not change; picklable."""
+    """n pairs of an image and a caption, numbered 0 .. n−1 in an order that does not change;
+    picklable."""
 
     @abstractmethod
     def __len__(self) -> int: ...
 
     @abstractmethod
     def pair(self, i: int) -> tuple[Image.Image, str]:
-        """Image i in RGB and its caption. Raises Unreadable if either cannot be had, IndexError outside [0, n)."""
+        """Image i in RGB and its caption. Raises Unreadable if either cannot be had, IndexError
+        outside [0, n)."""
 
     @abstractmethod
     def caption(self, i: int) -> str:
-        """Caption i without its image, as `clean_caption` leaves it; never blank. Raises as `pair`."""
+        """Caption i without its image, as `clean_caption` leaves it; never blank. Raises as
+        `pair`."""
 
     @abstractmethod
     def captions(self) -> list[str]:
-        """All n captions in order; for evaluation, as a training set may not want them all in memory."""
+        """All n captions in order; for evaluation, as a training set may not want them all in
+        memory."""
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """Hex sha256 of keys, image sizes and captions in order; the same wherever the files lie."""
+        """Hex sha256 of keys, image sizes and captions in order; the same wherever the files
+        lie."""
 
     @property
     @abstractmethod
@@ -76,7 +84,8 @@ class ImageTextSource(ABC):
         return i
 
     def image_size(self, i: int) -> int | None:  # noqa: ARG002 (for those who know it)
-        """Bytes of image i as encoded; None if that is not known, and with it `image_bytes` is not to be had."""
+        """Bytes of image i as encoded; None if that is not known, and with it `image_bytes` is not
+        to be had."""
         return None
 
     def image_bytes(self, i: int) -> bytes:
@@ -94,7 +103,8 @@ class File:
 
 
 def read_at(file: File, offset: int, size: int, where: str) -> bytes:
-    """`size` bytes of an indexed file, from `offset` on; keeps the file open for the next call, in each process.
+    """`size` bytes of an indexed file, from `offset` on; keeps the file open for the next call, in
+    each process.
 
     Raises:
         Unreadable: the disk gives no or too few bytes; the message starts with `where`.
@@ -111,7 +121,8 @@ def read_at(file: File, offset: int, size: int, where: str) -> bytes:
 
 
 class _Handle:
-    """Owns a file descriptor; a reader that holds it keeps it open after the cache below has dropped it."""
+    """Owns a file descriptor; a reader that holds it keeps it open after the cache below has
+    dropped it."""
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
@@ -134,26 +145,33 @@ def _open(file: File) -> _Handle:
 
 
 def decode_image(data: bytes, where: str) -> Image.Image:
-    """The picture in an encoded file as 8-bit RGB, upright, fully decoded; what is transparent becomes white.
+    """The picture in an encoded file as 8-bit RGB, upright, fully decoded; what is transparent
+    becomes white.
 
     Raises:
-        Unreadable: `data` is not a whole picture in a raster format; the message starts with `where`.
+        Unreadable: `data` is not a whole picture in a raster format; the message starts with
+            `where`.
     """
     try:
         return decode(data)
     except UnidentifiedImageError:  # Pillow's own words hold the address of a buffer
         raise Unreadable(where, f"cannot decode the image (none of {', '.join(FORMATS)})") from None
-    except Exception as error:  # decoders meet broken bytes with many types: OSError, SyntaxError, struct.error, ...
-        raise Unreadable(where, f"cannot decode the image ({type(error).__name__}: {error})") from error
+    # decoders meet broken bytes with many types: OSError, SyntaxError, struct.error, ...
+    except Exception as error:
+        raise Unreadable(
+            where, f"cannot decode the image ({type(error).__name__}: {error})"
+        ) from error
 
 
 def clean_caption(text: str) -> str:
-    """A caption as written but for line ends around it, which files add; "" if nothing but white space is left."""
+    """A caption as written but for line ends around it, which files add; "" if nothing but white
+    space is left."""
     return text.strip("\r\n") if text.strip() else ""
 
 
 def read_image(path: Path) -> Image.Image:
-    """The picture in a file of its own; see `decode_image`. Raises Unreadable if there is none to be had."""
+    """The picture in a file of its own; see `decode_image`. Raises Unreadable if there is none to
+    be had."""
     return decode_image(read_file(path), str(path))
 
 

@@ -1,4 +1,5 @@
-"""A folder of images with a table of captions: one row per pair, in a TSV or CSV file with a header."""
+"""A folder of images with a table of captions: one row per pair, in a TSV or CSV file with a
+header."""
 
 from __future__ import annotations
 
@@ -30,22 +31,32 @@ class TableSource(ImageTextSource):
     """Pairs in a table, numbered in the order of its usable rows.
 
     Args:
-        table: UTF-8 file, `.csv` (commas) or `.tsv` (tabs); row one names columns. If they are there under another delimiter
-            only, that one is taken. Quoted as csv.writer and pandas do; one with tabs may also be not quoted at all.
+        table: UTF-8 file, `.csv` (commas) or `.tsv` (tabs); row one names columns. If they are
+            there under another delimiter only, that one is taken. Quoted as csv.writer and pandas
+            do; one with tabs may also be not quoted at all.
         root: folder that the image paths start from.
         image_column: column of image paths.
         caption_column: column of captions.
 
     Raises:
-        SteeringError: a missing file, folder or column, a table that cannot be parsed, or one without a usable row.
+        SteeringError: a missing file, folder or column, a table that cannot be parsed, or one
+            without a usable row.
     """
 
     def __init__(
-        self, table: Path | str, root: Path | str, image_column: str = "image", caption_column: str = "caption"
+        self,
+        table: Path | str,
+        root: Path | str,
+        image_column: str = "image",
+        caption_column: str = "caption",
     ) -> None:
         self._table, self._root = user_path(table), user_path(root)
         if not self._root.is_dir():
-            what = "is a file; expected the folder with" if self._root.is_file() else "no such folder; expected"
+            what = (
+                "is a file; expected the folder with"
+                if self._root.is_file()
+                else "no such folder; expected"
+            )
             raise SteeringError(f"{self._root}: {what} the images of {self._table}")
         images, captions, sizes, digest = [], [], [], hashlib.sha256()
         file = TableFile(self._table, (image_column, caption_column), self._names_image)
@@ -120,7 +131,8 @@ class TableSource(ImageTextSource):
 
 
 class _Strings:
-    """Strings in two arrays: without an object each, forked loader workers go on sharing the memory."""
+    """Strings in two arrays: without an object each, forked loader workers go on sharing the
+    memory."""
 
     def __init__(self, strings: Sequence[str]) -> None:
         encoded = [string.encode() for string in strings]

@@ -1,7 +1,8 @@
-"""Rows of a CSV or TSV file with a header, as people write them: with quotes or without, with this delimiter or another.
+"""Rows of a CSV or TSV file with a header, as people write them: with quotes or without, with this
+delimiter or another.
 
-No rule here may merge two rows, or lose one without a count. A quote can do that: in a file that is not quoted, a caption that
-starts with one runs on to the next quote, over the ends of lines.
+No rule here may merge two rows, or lose one without a count. A quote can do that: in a file that is
+not quoted, a caption that starts with one runs on to the next quote, over the ends of lines.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ class TableFile:
         path: of a UTF-8 file.
         columns: those asked for.
         looks_like_image: tells a cell that names an image from others.
-        notes: what was found out about the file that its suffix does not say; short phrases for the log.
+        notes: what was found out about the file that its suffix does not say; short phrases for the
+            log.
         skipped: rows that no cell can be taken from, by reason.
     """
 
@@ -43,25 +45,34 @@ class TableFile:
         """The asked columns of each row; "" for a cell that is missing.
 
         Raises:
-            SteeringError: no such file, another suffix, no such column, not UTF-8, or (unless cells are separated by tabs) a
-                row that cannot be parsed.
+            SteeringError: no such file, another suffix, no such column, not UTF-8, or (unless cells
+                are separated by tabs) a row that cannot be parsed.
         """
         if self.path.is_dir():
-            raise SteeringError(f"{self.path}: is a folder; expected a .tsv or .csv table of images and captions")
+            raise SteeringError(
+                f"{self.path}: is a folder; expected a .tsv or .csv table of images and captions"
+            )
         if not self.path.is_file():
-            raise SteeringError(f"{self.path}: no such file; expected a .tsv or .csv table of images and captions")
+            raise SteeringError(
+                f"{self.path}: no such file; expected a .tsv or .csv table of images and captions"
+            )
         if self.path.suffix.lower() not in DELIMITERS:
-            raise SteeringError(f"{self.path}: unknown kind of table; expected one of {', '.join(DELIMITERS)}")
+            raise SteeringError(
+                f"{self.path}: unknown kind of table; expected one of {', '.join(DELIMITERS)}"
+            )
         try:
             delimiter, header = self._header()
             places = [header.index(column) for column in self.columns]
             quoted = True
-            # Web captions in TSV files are not quoted, those that csv.writer or pandas has written are.
+            # Web captions in TSV files are not quoted, those that csv.writer or pandas has written
+            # are.
             if delimiter == "\t" and (why := self._objection(len(header), places[0])) is not None:
                 quoted = False
                 self.notes.append(f"quotes taken as they stand, as {why}")
             for row, _ in self._raw(delimiter, quoted, places[0]):
-                if len(row) > len(header):  # an unquoted delimiter: which cell is the caption is anybody's guess
+                if len(row) > len(
+                    header
+                ):  # an unquoted delimiter: which cell is the caption is anybody's guess
                     self.skipped[MORE_CELLS] += 1
                 elif row:
                     yield [row[place] if place < len(row) else "" for place in places]
@@ -71,7 +82,8 @@ class TableFile:
             raise SteeringError(f"{self.path}: not UTF-8: {error}") from error
 
     def _header(self) -> tuple[str, list[str]]:
-        """Delimiter and columns: the suffix's delimiter, or another one under which all that are asked are there."""
+        """Delimiter and columns: the suffix's delimiter, or another one under which all that are
+        asked are there."""
         with self._open() as stream:
             line = _without_end(next(stream, ""))
         usual = DELIMITERS[self.path.suffix.lower()]
@@ -80,7 +92,9 @@ class TableFile:
         for delimiter, names in found.items():
             if all(column in names for column in self.columns):
                 if delimiter != usual:
-                    self.notes.append(f"cells separated by {_NAMES[delimiter]}, as its header shows")
+                    self.notes.append(
+                        f"cells separated by {_NAMES[delimiter]}, as its header shows"
+                    )
                 return delimiter, names
         best = max(found, key=lambda delimiter: len(found[delimiter]))  # the usual one of several
         missing = next(column for column in self.columns if column not in found[best])
@@ -91,7 +105,8 @@ class TableFile:
         )
 
     def _objection(self, width: int, place: int) -> str | None:
-        """What shows that quotes in this file of tabs are only characters; None if it follows the rules of quoting."""
+        """What shows that quotes in this file of tabs are only characters; None if it follows the
+        rules of quoting."""
         try:
             for row, lines in self._raw("\t", True, place):
                 if len(row) != width and len(lines) == 1 and lines[0].count("\t") == width - 1:
@@ -100,7 +115,9 @@ class TableFile:
             return str(error)
         return None
 
-    def _raw(self, delimiter: str, quoted: bool, place: int) -> Iterator[tuple[list[str], list[str]]]:
+    def _raw(
+        self, delimiter: str, quoted: bool, place: int
+    ) -> Iterator[tuple[list[str], list[str]]]:
         """Cells of each row behind the header, and the lines they stand in.
 
         Args:
@@ -117,7 +134,8 @@ class TableFile:
                     text = _without_end(line)
                     yield text.split(delimiter) if text else [], [line]
                 return
-            # strict: a stray quote is an error, instead of a caption that swallows the rows below it.
+            # strict: a stray quote is an error, instead of a caption that swallows the rows below
+            # it.
             reader = csv.reader(lines, delimiter=delimiter, strict=True)
             while True:
                 first, lines.taken = lines.number + 1, []
@@ -128,9 +146,13 @@ class TableFile:
                 except csv.Error as error:
                     why = str(error).replace("'\t'", "a tab")
                     raise _NotQuoted(f"line {first}: cannot be parsed: {why}") from error
-                if len(lines.taken) > 1:  # a caption of several lines, or several rows between two stray quotes
+                if (
+                    len(lines.taken) > 1
+                ):  # a caption of several lines, or several rows between two stray quotes
                     named = [
-                        number for number, line in enumerate(lines.taken, first) if self._is_row(line, delimiter, place)
+                        number
+                        for number, line in enumerate(lines.taken, first)
+                        if self._is_row(line, delimiter, place)
                     ]
                     if len(named) > 1:
                         raise _NotQuoted(
@@ -151,7 +173,8 @@ class _NotQuoted(ValueError):  # noqa: N818 (what is known of the file)
 
 
 class _Lines:
-    """Lines of a stream, numbered from 1, and those that the reader has taken since it was last asked."""
+    """Lines of a stream, numbered from 1, and those that the reader has taken since it was last
+    asked."""
 
     def __init__(self, stream: io.TextIOBase) -> None:
         self._stream, self.number, self.taken = stream, 0, list[str]()
