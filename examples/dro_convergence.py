@@ -5,7 +5,7 @@ mini-batch, which is biased.
 
 Logistic regression with an l2 term, on scikit-learn's digits (3 against 8) and on a synthetic
 problem, each under the DRO risk of KL, half chi-square and CVaR. The optimum of each risk comes
-from full batches of the exact solver. Then every estimator of `steering.dro.estimates` trains from
+from full batches of the exact solver. Then every estimator of `steering.dro.online.estimators` trains from
 small batches with a falling step. Shown is F(θ) − F*, by the exact solver over all data, of the
 mean of the second half of the iterates. docs/solver-study.md explains the picture.
 """
@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from steering.dro import divergence, worst_case
-from steering.dro.estimates import build_estimator
+from steering.dro.online.estimators import build_estimator
 
 L2, CLIP, SHOWN = 0.01, 10.0, 8  # l2 term, largest gradient, the batch size of the curves
 STEPS = {"synthetic": 0.1, "digits": 0.6}  # of the first iterate; the same for all estimators

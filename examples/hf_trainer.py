@@ -17,9 +17,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainingArgu
 
 import steering
 from steering.integrations.hugging_face import SteeringTrainer, reference_losses
-from tasks.language.corpus import stdlib
-from tasks.language.data import corrupted, pack
-from tasks.language.tokens import Bytes
+from steering_tasks.language.corpus import stdlib
+from steering_tasks.language.data import corrupted, pack
+from steering_tasks.language.tokens import Bytes
 
 LENGTH = 64
 

@@ -12,17 +12,17 @@ if TYPE_CHECKING:
     from steering.data import IndexedData as IndexedData
     from steering.dro import worst_case as worst_case
     from steering.errors import SteeringError as SteeringError
-    from steering.loss import DRRho as DRRho
-    from steering.loss import GlobalContrastiveLoss as GlobalContrastiveLoss
+    from steering.items import Units as Units
+    from steering.losses import DRRho as DRRho
+    from steering.losses import GlobalContrastiveLoss as GlobalContrastiveLoss
     from steering.risk import ReferenceRisk as ReferenceRisk
-    from steering.risk import Units as Units
     from steering.task import Task as Task
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "DRRho": "steering.loss",
-    "GlobalContrastiveLoss": "steering.loss",
+    "DRRho": "steering.losses",
+    "GlobalContrastiveLoss": "steering.losses",
     "IndexedData": "steering.data",
     "ReferenceRisk": "steering.risk",
     "SteeringError": "steering.errors",

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from steering.config_tree import Tree, merged, spelled_out, split_key
 from steering.errors import SteeringError
 from steering.methods import find_method, registered
 from steering.ranges import problems
@@ -40,9 +41,6 @@ from steering.task import ModelSpec, find_task  # noqa: F401
 from steering.values import quote_it, shown
 from steering.yaml_text import read_sections, read_value
 
-_DOTTED = ("smoke_overrides", "reference.train")  # mappings whose own keys are dotted
-_NAMED = ("task", "target", "reference", "method")  # sections that `key=name` may replace
-
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read and check a config file.
@@ -66,7 +64,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 def config_of(text: str, where: str) -> RunConfig:
     """The config that `to_yaml` has written; `where` names it in messages."""
     values: Any = OmegaConf.to_container(OmegaConf.create(text))
-    return _finish(_Tree(_spelled_out(values), where), (), where)
+    return _finish(Tree(spelled_out(values), where), (), where)
 
 
 def with_overrides(
@@ -79,7 +77,7 @@ def with_overrides(
             serves as a section.
         source: who asks, for messages: "reference.train of glyphs.yaml".
     """
-    tree = _Tree(literal(plain(config)), f"config {config.name!r}")
+    tree = Tree(literal(plain(config)), f"config {config.name!r}")
     return _finish(
         tree, {key: literal(plain(value)) for key, value in overrides.items()}.items(), source
     )
@@ -94,7 +92,7 @@ def with_method(config: RunConfig, section: Mapping[str, Any], source: str) -> R
         source: the section's dotted key, for messages.
     """
     return replace(
-        config, method=_method(_Tree({}, f"config {config.name!r}"), dict(section), source)
+        config, method=_method(Tree({}, f"config {config.name!r}"), dict(section), source)
     )
 
 
@@ -103,52 +101,7 @@ def to_yaml(config: RunConfig) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(literal(plain(config))))
 
 
-@dataclass
-class _Tree:
-    """Nested plain values on their way to a RunConfig, and who set what."""
-
-    values: dict[str, Any]
-    where: str
-    set_by: dict[str, str] = field(default_factory=dict)
-
-    def set(self, key: str, value: Any, by: str) -> None:
-        """Replace one value; sections on the way that are absent or null are made."""
-        *above, last = _split(key)
-        node = self.values
-        for depth, part in enumerate(above, 1):
-            if node.get(part) in (None, MISSING):
-                node[part] = {}
-                self.set_by[".".join(above[:depth])] = by
-            if not isinstance(node[part], dict):
-                raise ConfigError(
-                    f"{by}: {key}: {'.'.join(above[:depth])} is a value, not a section"
-                )
-            node = node[part]
-        old = node.get(last)
-        if _is_name(key, value):
-            value = old if isinstance(old, dict) and old.get("name") == value else {"name": value}
-        node[last] = value
-        self.set_by.pop(key, None)  # the latest stands last
-        self.set_by[key] = by
-
-    def source(self, path: str) -> str:
-        """Who set the value at a dotted path: the file, or the source of the overrides at, above or
-        below it."""
-        above = [
-            by
-            for key, by in self.set_by.items()
-            if path == key or path.startswith((f"{key}.", f"{key}["))
-        ]
-        if above:
-            return above[-1]
-        below = dict.fromkeys(by for key, by in self.set_by.items() if key.startswith(f"{path}."))
-        return ", ".join([self.where, *below])
-
-    def fail(self, path: str, message: str) -> NoReturn:
-        raise ConfigError(f"{self.source(path)}: {message}")
-
-
-def _finish(tree: _Tree, overrides: Iterable[tuple[str, Any]], by: str) -> RunConfig:
+def _finish(tree: Tree, overrides: Iterable[tuple[str, Any]], by: str) -> RunConfig:
     """Apply the overrides, below them the smoke ones if they are asked for, and build the
     config."""
     overrides = [*overrides]
@@ -168,16 +121,16 @@ def _finish(tree: _Tree, overrides: Iterable[tuple[str, Any]], by: str) -> RunCo
     return _built(changed, raw)
 
 
-def _overridden(tree: _Tree, overrides: Iterable[tuple[str, Any]], by: str) -> _Tree:
+def _overridden(tree: Tree, overrides: Iterable[tuple[str, Any]], by: str) -> Tree:
     changed = copy.deepcopy(tree)
     for key, value in sorted(
-        overrides, key=lambda pair: len(_split(pair[0]))
+        overrides, key=lambda pair: len(split_key(pair[0]))
     ):  # sections first, else in order
         changed.set(key, value, by)
     return changed
 
 
-def _resolved(tree: _Tree) -> dict[str, Any]:
+def _resolved(tree: Tree) -> dict[str, Any]:
     """The values with their interpolations resolved, and names in the place of sections written
     out."""
     try:
@@ -187,10 +140,10 @@ def _resolved(tree: _Tree) -> dict[str, Any]:
             error.full_key or "",
             f"{error.full_key or 'interpolation'}: {str(error).splitlines()[0]}",
         )
-    return _spelled_out(raw)
+    return spelled_out(raw)
 
 
-def _built(tree: _Tree, raw: dict[str, Any]) -> RunConfig:
+def _built(tree: Tree, raw: dict[str, Any]) -> RunConfig:
     check_keys(RunConfig, raw, "", tree.fail)
     raw = raw | {"reference": _chosen_reference(tree, raw)}
     given = {
@@ -222,7 +175,7 @@ def method_section(section: Any) -> Any:
     )
 
 
-def _chosen_reference(tree: _Tree, raw: dict[str, Any]) -> Any:
+def _chosen_reference(tree: Tree, raw: dict[str, Any]) -> Any:
     """The reference's section; where it is no more than the name of one of `references`, that
     one."""
     section, named = raw.get("reference"), raw.get("references")
@@ -240,7 +193,7 @@ def _chosen_reference(tree: _Tree, raw: dict[str, Any]) -> Any:
     return section
 
 
-def _task(tree: _Tree, section: Any) -> Any:
+def _task(tree: Tree, section: Any) -> Any:
     name = _name(tree, section, "task")
     try:
         options = find_task(name).Options
@@ -249,7 +202,7 @@ def _task(tree: _Tree, section: Any) -> Any:
     return typed(options, section, "task", tree.fail)
 
 
-def _method(tree: _Tree, section: Any, path: str) -> MethodConfig:
+def _method(tree: Tree, section: Any, path: str) -> MethodConfig:
     name = _name(tree, section, path)
     try:
         entry = find_method(name)
@@ -274,7 +227,7 @@ def _method(tree: _Tree, section: Any, path: str) -> MethodConfig:
     return MethodConfig(name, typed(entry.options, options, path, tree.fail))
 
 
-def _name(tree: _Tree, section: Any, path: str) -> str:
+def _name(tree: Tree, section: Any, path: str) -> str:
     """The `name` of a section that chooses a plug-in."""
     name = section.get("name") if isinstance(section, dict) else None
     if isinstance(section, bool | int | float):  # such as `method: no`
@@ -291,38 +244,20 @@ def _name(tree: _Tree, section: Any, path: str) -> str:
     return name
 
 
-def _read(path: Path, above: tuple[Path, ...] = ()) -> _Tree:
+def _read(path: Path, above: tuple[Path, ...] = ()) -> Tree:
     """The file's values over those of its `base:` file, interpolations unresolved."""
-    own = _spelled_out(read_sections(path))
+    own = spelled_out(read_sections(path))
     base = own.pop("base", None)
     if base is None:
-        return _Tree(own, str(path))
+        return Tree(own, str(path))
     if not isinstance(base, str) or path.resolve() in above:
         raise ConfigError(
             f"{path}: base: expected another config file, relative to this one, got {base!r}"
         )
-    return _Tree(
-        _merged(_read(path.parent / user_path(base), (*above, path.resolve())).values, own, ""),
+    return Tree(
+        merged(_read(path.parent / user_path(base), (*above, path.resolve())).values, own, ""),
         str(path),
     )
-
-
-def _merged(base: dict[str, Any], own: dict[str, Any], path: str) -> dict[str, Any]:
-    """A config laid over its base: sections are merged, and a section with another `name` replaces
-    the base's."""
-    found = dict(base)
-    for key, value in own.items():
-        where = f"{path}.{key}" if path else key
-        old = base.get(key)
-        found[key] = value
-        if (
-            isinstance(old, dict)
-            and isinstance(value, dict)
-            and where not in ("compare.methods", *_DOTTED)
-        ):
-            other = where in _NAMED and value.get("name", old.get("name")) != old.get("name")
-            found[key] = value if other else _merged(old, value, where)
-    return found
 
 
 def _parse(overrides: Iterable[str]) -> Iterator[tuple[str, Any]]:
@@ -333,22 +268,3 @@ def _parse(overrides: Iterable[str]) -> Iterator[tuple[str, Any]]:
                 f"command line: {text!r} is no override; write key=value, such as train.batch_size=64"
             )
         yield key, read_value(value, key)
-
-
-def _split(key: str) -> list[str]:
-    """The parts of a dotted key; behind a mapping of dotted keys the rest is one part."""
-    for section in _DOTTED:
-        if key.startswith(f"{section}."):
-            return [*section.split("."), key.removeprefix(f"{section}.")]
-    return key.split(".")
-
-
-def _is_name(key: str, value: Any) -> bool:
-    """True for the drrho of `method: drrho`, which means `method: {name: drrho}`."""
-    return key in _NAMED and isinstance(value, str) and value != MISSING and "${" not in value
-
-
-def _spelled_out(values: dict[str, Any]) -> dict[str, Any]:
-    return {
-        key: {"name": value} if _is_name(key, value) else value for key, value in values.items()
-    }

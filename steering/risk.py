@@ -10,128 +10,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
 
-from steering import distributed
-
-if TYPE_CHECKING:
-    from steering.contrastive.pairs import Pairs
+from steering.items import Pairs, Units
 
 Batch = Mapping[str, Tensor]
 Outputs = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Units:
-    """Loss items of one batch; one adversary per row reweights the last axis.
-
-    Attributes:
-        target: target losses, (..., n), nats, with gradient, float32 or float64.
-        reference: reference losses on the same items, (..., n), without gradient; None means "no
-            reference".
-        rows: int64 key of each row's running estimate, (...). Zero for the single row of a plain
-            batch of examples.
-        mask: bool, (..., n), True where an item counts; None means all do. What stands at the
-            others may be anything.
-        sharded: False when every rank holds the same rows, True when the rows are split over the
-            ranks.
-        groups: int64, (..., n), the group (class, domain) of each item; None where the data have
-            none.
-        logits: scores of the target over C classes or tokens, (..., n, C), with gradient; only for
-            a method that `needs_logits`.
-        reference_logits: those of the reference, (..., n, C), without gradient.
-
-    Raises:
-        ValueError: shapes differ, a row has no items, or the mask is not bool. Broadcasting would
-            hide such a mistake.
-    """
-
-    target: Tensor
-    reference: Tensor | None
-    rows: Tensor
-    mask: Tensor | None = None
-    sharded: bool = False
-    groups: Tensor | None = None
-    logits: Tensor | None = None
-    reference_logits: Tensor | None = None
-
-    def __post_init__(self) -> None:
-        shape = tuple(self.target.shape)
-        if not shape or shape[-1] == 0:
-            raise ValueError(f"target must be (..., n) with n ≥ 1, got {shape}")
-        if self.reference is not None and tuple(self.reference.shape) != shape:
-            raise ValueError(
-                f"reference must be {shape} like target, got {tuple(self.reference.shape)}"
-            )
-        if tuple(self.rows.shape) != shape[:-1]:
-            raise ValueError(
-                f"rows must be {shape[:-1]}, one key per row of target, got {tuple(self.rows.shape)}"
-            )
-        if self.mask is not None and (
-            tuple(self.mask.shape) != shape or self.mask.dtype != torch.bool
-        ):
-            raise ValueError(
-                f"mask must be bool, {shape}, got {self.mask.dtype}, {tuple(self.mask.shape)}"
-            )
-        if self.groups is not None and (
-            tuple(self.groups.shape) != shape or self.groups.dtype != torch.int64
-        ):
-            raise ValueError(
-                f"groups must be int64, {shape}, got {self.groups.dtype}, {tuple(self.groups.shape)}"
-            )
-        for name in ("logits", "reference_logits"):
-            scores = getattr(self, name)
-            if scores is not None and tuple(scores.shape[:-1]) != shape:
-                raise ValueError(f"{name} must be {(*shape, 'C')}, got {tuple(scores.shape)}")
-
-    def excess(self, strength: float | Tensor = 1.0) -> Tensor:
-        """h = ℓ − α·ℓ_ref, (..., n): the loss that training can still reduce. α = 1 is arXiv
-        2505.06699, α = 0 plain DRO."""
-        excess = self.target
-        if self.reference is not None and (isinstance(strength, Tensor) or strength != 0.0):
-            excess = excess - strength * self.reference.detach()
-        # Zero where masked: a NaN there would survive a weight of zero.
-        return excess if self.mask is None else excess.masked_fill(~self.mask, 0.0)
-
-    def counts(self) -> Tensor:
-        """Number of items that count in each row, (...), in the dtype of the losses; ValueError if
-        a row has none."""
-        if self.mask is None:
-            return torch.full_like(self.target[..., 0], self.target.shape[-1]).detach()
-        counts = self.mask.sum(-1)
-        require_items(counts)
-        return counts.to(self.target.dtype)
-
-
-def gathered(units: Units) -> Units:
-    """The same rows over the items of all ranks: (..., n) becomes (..., K·n) on every rank. Logits
-    stay behind."""
-    if units.sharded or not distributed.active():
-        return units
-
-    def last_axis(x: Tensor) -> Tensor:
-        return distributed.gather(x.movedim(-1, 0)).movedim(0, -1)
-
-    reference = None if units.reference is None else last_axis(units.reference)
-    mask = None if units.mask is None else last_axis(units.mask)
-    groups = None if units.groups is None else last_axis(units.groups)
-    return Units(last_axis(units.target), reference, units.rows, mask, groups=groups)
-
-
-def require_items(counts: Tensor) -> None:
-    """ValueError where a mask leaves nothing, which would become a NaN; on a GPU a device-side
-    assertion."""
-    if counts.device.type != "cpu":
-        torch._assert_async((counts > 0).all(), "mask: a row of losses has no items")
-    elif not (counts > 0).all():
-        place = (counts == 0).nonzero()[0].tolist()
-        raise ValueError(
-            f"mask: row {place or 0} of the losses has no items, expected at least one"
-        )
 
 
 class ReferenceRisk(ABC):

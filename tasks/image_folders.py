@@ -12,7 +12,8 @@ import numpy as np
 
 from steering.errors import SteeringError
 from steering.reading import Tally, user_path
-from tasks.pictures import SUFFIXES
+
+from .pictures import SUFFIXES
 
 # What macOS, Windows, Synology, Python and ext4 put beside the data.
 _JUNK = {

@@ -29,17 +29,17 @@ import pytest
 import torch
 
 import steering
-import tasks
+import steering_tasks
 from steering import schema
 from steering.cli import _parsed
 from steering.commands import benchmark, studies
 from steering.config import load_config
-from steering.dro.stochastic import StochasticRisk
+from steering.dro.online.stochastic import StochasticRisk
+from steering.items import Units
 from steering.methods import registry
-from steering.risk import Units
-from tasks.classification import ClassificationOptions
-from tasks.clip import ClipOptions
-from tasks.language import LanguageOptions
+from steering_tasks.classification import ClassificationOptions
+from steering_tasks.clip import ClipOptions
+from steering_tasks.language import LanguageOptions
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
@@ -167,7 +167,7 @@ def test_links_resolve(page: Path) -> None:
 def test_names_exist(page: Path) -> None:
     """`steering.a.b` in the prose can be imported, and a test file, or a test in it after `::`, is
     there."""
-    for name in re.findall(r"`((?:steering|tasks)(?:\.\w+)+)`", prose(page)):
+    for name in re.findall(r"`((?:steering|steering_tasks)(?:\.\w+)+)`", prose(page)):
         found, parts = None, name.split(".")
         for depth in range(len(parts), 0, -1):
             try:
@@ -359,7 +359,7 @@ def test_every_scalar_is_documented() -> None:
 
 
 def test_every_module_imports() -> None:
-    for package in (steering, tasks):
+    for package in (steering, steering_tasks):
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             if not module.name.endswith("__main__"):
                 importlib.import_module(module.name)
@@ -377,7 +377,7 @@ def test_every_line_of_the_table_of_divergences_runs() -> None:
     torch.manual_seed(0)
     h, n, q = torch.randn(2, 6), 6, torch.tensor([1.0, 2.0, 3.0, 1.0, 1.0, 1.0])
     reference, index = torch.randn(n), torch.arange(n)
-    importlib.import_module("steering.dro.groups")
+    importlib.import_module("steering.dro.online.groups")
     for line in lines:
         made = eval(
             line, {"worst_case": steering.worst_case, "steering": steering, "h": h, "n": n, "q": q}

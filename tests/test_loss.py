@@ -10,7 +10,7 @@ from torch import Tensor
 
 import steering
 from steering.contrastive import Pairs, negatives
-from steering.dro.stochastic import StochasticRisk
+from steering.dro.online.stochastic import StochasticRisk
 
 EXACT = {"rtol": 1e-10, "atol": 1e-12}
 INDEX = torch.tensor([4, 0, 9, 2, 7])

@@ -22,12 +22,12 @@ from torch import Tensor, nn
 import steering
 from steering import distributed
 from steering.contrastive import Pairs
-from steering.dro.groups import GroupWeights, group_means
+from steering.dro.online.groups import GroupWeights, group_means
+from steering.items import Units
 from steering.methods import build_method
 from steering.methods.drrho import DroOptions, DrrhoOptions
 from steering.methods.erm import ErmOptions
 from steering.methods.nested import NestedOptions
-from steering.risk import Units
 
 B, ALL, STEPS = 8, 12, 2
 INDEX = [
@@ -361,7 +361,7 @@ def process(rank: int, count: int, folder: Path) -> None:
 @pytest.mark.parametrize("count", [2, 4, 8])  # of eight each has a single example
 def test_processes_descend_the_gradient_of_one_process(count, tmp_path):
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["steering.loss", "steering.methods", "pytest"])
+    context.set_forkserver_preload(["steering.losses", "steering.methods", "pytest"])
     workers = [
         context.Process(target=process, args=(rank, count, tmp_path)) for rank in range(count)
     ]

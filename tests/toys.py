@@ -19,12 +19,12 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from steering import distributed
-from steering.contrastive.pairs import Pairs
 from steering.data import IndexedData, uniform
 from steering.errors import SteeringError
+from steering.items import Pairs, Units
 from steering.methods import build_method, find_method
 from steering.reference import LiveReference
-from steering.risk import ReferenceRisk, Units
+from steering.risk import ReferenceRisk
 from steering.schema import OptimizerConfig, TrainConfig
 from steering.storage import sha256
 from steering.task import Evaluation, Model, ModelSpec, Task, scores_of

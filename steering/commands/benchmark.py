@@ -24,7 +24,7 @@ from torch import Tensor
 
 from steering.contrastive import Pairs, negatives
 from steering.contrastive.risk import anchor_risks
-from steering.dro.stochastic import StochasticRisk
+from steering.dro.online.stochastic import StochasticRisk
 
 Row = dict[str, object]
 KEEP = 1 << 40

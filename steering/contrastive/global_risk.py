@@ -13,7 +13,7 @@ from torch import Tensor
 from steering import distributed
 from steering.contrastive.blocked import LOG2E, Blocks
 from steering.contrastive.exchange import Parcel, expecting
-from steering.contrastive.pairs import Pairs
+from steering.items import Pairs
 
 
 class GlobalRisk(torch.autograd.Function):

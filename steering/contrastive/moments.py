@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from steering import distributed
-from steering.contrastive.pairs import Pairs
+from steering.items import Pairs
 
 
 @torch.no_grad()

@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from steering import distributed
-from steering.contrastive.pairs import Pairs
-from steering.risk import Units
+from steering.items import Pairs, Units
 
 
 def similarities(image: Tensor, text: Tensor) -> Tensor:

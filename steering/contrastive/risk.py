@@ -13,9 +13,9 @@ from steering.contrastive.blocked import DEFAULT_BUDGET, NOTHING, Blocks
 from steering.contrastive.global_risk import global_risk
 from steering.contrastive.moments import pair_moments
 from steering.contrastive.naive import info_nce, negatives
-from steering.contrastive.pairs import Pairs
-from steering.dro.memory import learning
-from steering.dro.stochastic import StochasticRisk, strength_metrics, tau_metrics
+from steering.dro.online.estimator import learning
+from steering.dro.online.stochastic import StochasticRisk, strength_metrics, tau_metrics
+from steering.items import Pairs
 
 
 def anchor_risks(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from steering import distributed
-from steering.dro.duals import Duals
+from steering.dro.online.row_table import RowTable
 from steering.errors import SteeringError
 from steering.reading import report_once
 
@@ -91,7 +91,7 @@ def require_whole(steer: Any) -> None:
         SteeringError: tables of running estimates are split over the ranks.
     """
     modules = steer.modules() if isinstance(steer, nn.Module) else ()
-    if any(isinstance(module, Duals) and module.ranks > 1 for module in modules):
+    if any(isinstance(module, RowTable) and module.ranks > 1 for module in modules):
         raise SteeringError(
             "steer: its tables are split over the ranks, and a checkpoint would keep one part; leave layout whole"
         )

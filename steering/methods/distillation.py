@@ -10,12 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from steering import distributed
-from steering.contrastive.pairs import Pairs
 from steering.dro.defaults import default_tau
 from steering.errors import SteeringError
+from steering.items import Pairs, Units
 from steering.methods.erm import Erm, ErmOptions
 from steering.methods.registry import Method, Step, register
-from steering.risk import Units
 
 
 @dataclass

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 import torch
 
 from steering import distributed
-from steering.contrastive.pairs import Pairs
-from steering.dro.groups import GroupWeights, group_means
+from steering.dro.online.groups import GroupWeights, group_means
+from steering.items import Pairs, Units
 from steering.methods.group_dro import items_of_groups, mean_weights, weight_scalars
 from steering.methods.registry import Method, Step, register
-from steering.risk import Units
 
 
 @dataclass

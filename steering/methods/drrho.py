@@ -7,14 +7,13 @@ from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from steering import distributed
-from steering.contrastive.pairs import Pairs
 from steering.contrastive.risk import anchor_keys, anchor_risks
 from steering.dro.defaults import defaults
-from steering.dro.duals import Layout
-from steering.dro.stochastic import StochasticRisk
+from steering.dro.online.row_table import Layout
+from steering.dro.online.stochastic import StochasticRisk
+from steering.items import Pairs, Units, gathered
 from steering.methods.distillation import pairs_divergence, reference_scale, units_divergence
 from steering.methods.registry import Method, Step, register
-from steering.risk import Units, gathered
 
 
 @dataclass

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from steering import distributed
-from steering.contrastive.pairs import Pairs
 from steering.contrastive.risk import info_nce_losses
 from steering.dro.defaults import default_tau
-from steering.dro.temperature import Temperature
+from steering.dro.online.temperature import Temperature
+from steering.items import Pairs, Units, require_items
 from steering.methods.registry import Method, Step, register
-from steering.risk import Units, require_items
 
 
 @dataclass

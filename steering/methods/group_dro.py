@@ -9,11 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from steering.contrastive.pairs import Pairs
-from steering.dro.groups import GroupWeights, group_means
+from steering.dro.online.groups import GroupWeights, group_means
 from steering.errors import SteeringError
+from steering.items import Pairs, Units
 from steering.methods.registry import Method, Step, register
-from steering.risk import Units
 
 
 @dataclass

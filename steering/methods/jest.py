@@ -18,14 +18,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from steering.contrastive.pairs import Pairs
 from steering.dro.defaults import default_tau
 from steering.errors import SteeringError
+from steering.items import Pairs, Units
 from steering.methods.distillation import reference_scale, require_scale
 from steering.methods.erm import ErmOptions
 from steering.methods.registry import Method, register
 from steering.methods.selection import Selecting, largest, require_temperature, sampled
-from steering.risk import Units
 
 
 @dataclass

@@ -24,14 +24,13 @@ import torch
 from torch import Tensor
 
 from steering import distributed
-from steering.contrastive.pairs import Pairs
 from steering.contrastive.risk import anchor_risks, reference_risks
 from steering.dro.defaults import defaults
-from steering.dro.duals import Layout
-from steering.dro.stochastic import StochasticRisk
+from steering.dro.online.row_table import Layout
+from steering.dro.online.stochastic import StochasticRisk
 from steering.errors import SteeringError
+from steering.items import Pairs, Units, gathered
 from steering.methods.registry import Method, Step, register
-from steering.risk import Units, gathered
 
 
 @dataclass

@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from steering.contrastive.pairs import Pairs
 from steering.errors import ConfigError, SteeringError
+from steering.items import Pairs, Units
 from steering.plugins import installed, load_file, load_module
 from steering.reading import report_once
-from steering.risk import Units
 
 UNITS = ("example", "token", "sequence", "pair")
 """What a loss item can belong to: `ReferenceRisk.unit`."""
@@ -38,7 +37,7 @@ class Method(nn.Module, ABC):
     temperature).
 
     The memory may change in train mode with gradients on, and at no other time:
-    `steering.dro.memory.learning` tells.
+    `steering.dro.online.estimator.learning` tells.
 
     Attributes:
         uses_reference: whether a reference is loaded at all.

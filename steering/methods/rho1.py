@@ -9,9 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from steering.contrastive.pairs import Pairs
+from steering.items import Pairs, Units, gathered
 from steering.methods.registry import Method, Step, register
-from steering.risk import Units, gathered
 
 
 @dataclass

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from steering.errors import SteeringError
+from steering.items import Units
 from steering.methods.erm import Erm, ErmOptions
-from steering.risk import Units
 
 
 class Selecting(Erm):

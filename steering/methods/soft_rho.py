@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from steering.contrastive.pairs import Pairs
+from steering.items import Pairs, Units
 from steering.methods.registry import Method, register
 from steering.methods.selection import Selecting, require_temperature, sampled
-from steering.risk import Units
 
 
 @dataclass

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -22,9 +22,10 @@ from steering.methods import build_method, find_method
 from steering.outputs.kinds import require_kind
 from steering.reading import user_path
 from steering.runs.record import SCHEMA, WEIGHTS
-from steering.schema import ConfigError, MethodConfig, ReferenceConfig, plain
+from steering.schema import ConfigError, ReferenceConfig, plain
 from steering.storage import known_sha256
 from steering.task import ModelSpec
+from steering.typed import differences
 
 Kind = Literal["train", "evaluate", "outputs"]
 REFERENCE = "reference"
@@ -257,27 +258,6 @@ def needs_of(config: RunConfig) -> Needs:
 def objection_of(config: RunConfig, unit: str, has_groups: bool) -> str | None:
     """Why the config's method makes no sense for such losses, or None."""
     return find_method(config.method.name).objection(unit, has_groups)
-
-
-def differences(value: Any) -> dict[str, Any]:
-    """Fields of a dataclass that differ from their defaults, as plain values; those of a dataclass
-    inside it likewise.
-
-    A field without a default always counts.
-    """
-    found: dict[str, Any] = {}
-    for one in fields(value):
-        mine = getattr(value, one.name)
-        default = one.default if one.default is not MISSING else None
-        if one.default_factory is not MISSING:
-            default = one.default_factory()
-        has_default = one.default is not MISSING or one.default_factory is not MISSING
-        if is_dataclass(mine) and not isinstance(mine, type) and not isinstance(mine, MethodConfig):
-            if inner := differences(mine):
-                found[one.name] = inner
-        elif not has_default or plain(mine) != plain(default):
-            found[one.name] = plain(mine)
-    return found
 
 
 def start_file(start: str) -> Path:

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from steering import distributed
-from steering.dro.duals import merged, split_state
-from steering.dro.watch import warnings
+from steering.dro.online.row_table import merged, split_state
+from steering.dro.online.watch import warnings
 from steering.errors import SteeringError
 from steering.methods.registry import Step
 from steering.reference.frozen import LiveReference

@@ -15,7 +15,8 @@ from steering.errors import SteeringError
 from steering.reading import report_once
 from steering.risk import Batch
 from steering.storage import sha256
-from tasks.classification.images import Source, UnreadableError
+
+from .images import Source, UnreadableError
 
 REPLACEMENTS = 16
 # Keys of the hash: independent draws from one seed.

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from tasks.pictures import FORMATS, SCALED, TURNED, normal
-from tasks.pictures import SUFFIXES as NAMES
+from ..pictures import FORMATS, SCALED, TURNED, normal
+from ..pictures import SUFFIXES as NAMES
 
 SUFFIXES = tuple(f".{name}" for name in NAMES)
 CHANGES = "steering changes"  # key of an image's `info`

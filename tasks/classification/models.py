@@ -13,7 +13,8 @@ from steering.errors import ConfigError, SteeringError
 from steering.reading import user_path
 from steering.task import Model, ModelSpec
 from steering.training.checkpoint import load_weights
-from tasks.classification.data import ImageInputs
+
+from .data import ImageInputs
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

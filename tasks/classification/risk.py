@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from steering.risk import Batch, Outputs, ReferenceRisk, Units
+from steering.items import Units
+from steering.risk import Batch, Outputs, ReferenceRisk
 
 
 class ClassificationRisk(ReferenceRisk):

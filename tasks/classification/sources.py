@@ -17,10 +17,11 @@ from steering.data import mix
 from steering.errors import SteeringError
 from steering.reading import Tally, report_once, user_path
 from steering.storage import sha256
-from tasks.classification.images import SUFFIXES, Source, UnreadableError, pixels, read_picture
-from tasks.classification.labels import read_numbers
-from tasks.classification.torchvision_sets import DatasetSource, torchvision_sets
-from tasks.image_folders import is_hidden_folder
+
+from ..image_folders import is_hidden_folder
+from .images import SUFFIXES, Source, UnreadableError, pixels, read_picture
+from .labels import read_numbers
+from .torchvision_sets import DatasetSource, torchvision_sets
 
 __all__ = [
     "ArraySource",

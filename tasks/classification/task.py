@@ -13,7 +13,8 @@ from steering.data import IndexedData
 from steering.errors import ConfigError, SteeringError
 from steering.reading import report_once
 from steering.task import Evaluation, Metric, Model, ModelSpec, Task, scores_of
-from tasks.classification.data import (
+
+from .data import (
     ImageData,
     ImageInputs,
     Labelled,
@@ -21,17 +22,17 @@ from tasks.classification.data import (
     noisy_labels,
     part_of,
 )
-from tasks.classification.evaluation import (
+from .evaluation import (
     calibration_error,
     confusion_figure,
     group_accuracies,
     predict,
     reliability_figure,
 )
-from tasks.classification.images import Source, UnreadableError
-from tasks.classification.models import build_classifier
-from tasks.classification.risk import ClassificationRisk
-from tasks.classification.sources import (
+from .images import Source, UnreadableError
+from .models import build_classifier
+from .risk import ClassificationRisk
+from .sources import (
     arrays,
     digits,
     folders,

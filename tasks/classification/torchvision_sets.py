@@ -15,7 +15,8 @@ from PIL import Image
 from steering.errors import SteeringError
 from steering.reading import user_path
 from steering.storage import sha256
-from tasks.classification.images import (
+
+from .images import (
     CHANGES,
     Source,
     UnreadableError,

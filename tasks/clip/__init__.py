@@ -1,6 +1,6 @@
 """CLIP: contrastive learning of images and texts with open_clip models."""
 
-from tasks.clip.risk import ClipRisk
-from tasks.clip.task import ClipOptions, ClipTask
+from .risk import ClipRisk
+from .task import ClipOptions, ClipTask
 
 __all__ = ["ClipOptions", "ClipRisk", "ClipTask"]

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from steering import distributed
 from steering.errors import SteeringError
-from tasks.clip.models import ClipInputs, image_features, text_features
+
+from .models import ClipInputs, image_features, text_features
 
 CHUNK = 1024
 

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from steering.errors import SteeringError
-from tasks.clip.evaluation import RetrievalSet, embed_texts
-from tasks.clip.models import ClipInputs, image_features
+
+from .evaluation import RetrievalSet, embed_texts
+from .models import ClipInputs, image_features
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

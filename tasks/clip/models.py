@@ -60,7 +60,7 @@ def _library() -> Any:
     seconds and a report needs none."""
     import open_clip
 
-    from tasks.clip import towers  # noqa: F401 (registers them with timm)
+    from . import towers  # noqa: F401 (registers them with timm)
 
     return open_clip
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from torch import nn
 
-from steering.contrastive.pairs import Pairs
+from steering.items import Pairs
 from steering.risk import Batch, Outputs, ReferenceRisk
-from tasks.clip.models import unit_norm
+
+from .models import unit_norm
 
 
 class ClipRisk(ReferenceRisk):

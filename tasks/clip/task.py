@@ -16,16 +16,17 @@ from steering.errors import SteeringError
 from steering.reading import report_once, user_path
 from steering.storage import cache_dir
 from steering.task import Evaluation, Model, ModelSpec, Task, scores_of
-from tasks.clip.data.glyph_data import GlyphData, glyph_retrieval
-from tasks.clip.data.held_out import ClassFolder, source_retrieval
-from tasks.clip.data.pairs import PairData, View
-from tasks.clip.data.shards import ShardSource
-from tasks.clip.data.source import ImageTextSource
-from tasks.clip.data.table import TableSource
-from tasks.clip.evaluation import RetrievalSet, embed_galleries, retrieval_scores, zero_shot_scores
-from tasks.clip.figures import retrieved_captions
-from tasks.clip.models import ClipInputs, build_clip
-from tasks.clip.risk import ClipRisk
+
+from .data.glyph_data import GlyphData, glyph_retrieval
+from .data.held_out import ClassFolder, source_retrieval
+from .data.pairs import PairData, View
+from .data.shards import ShardSource
+from .data.source import ImageTextSource
+from .data.table import TableSource
+from .evaluation import RetrievalSet, embed_galleries, retrieval_scores, zero_shot_scores
+from .figures import retrieved_captions
+from .models import ClipInputs, build_clip
+from .risk import ClipRisk
 
 SOURCES = ("glyphs", "shards", "table")
 

@@ -1,6 +1,6 @@
 """Language modelling: causal transformers, packed documents of several domains, byte-level or with
 any tokenizer."""
 
-from tasks.language.task import LanguageOptions, LanguageTask
+from .task import LanguageOptions, LanguageTask
 
 __all__ = ["LanguageOptions", "LanguageTask"]

@@ -15,8 +15,9 @@ from steering.data import mix
 from steering.errors import SteeringError
 from steering.reading import Tally, in_words, report_once
 from steering.storage import sha256
-from tasks.language.decoding import decoded, universal
-from tasks.language.files import data_set, find, folder_hint, of_file, taken
+
+from .decoding import decoded, universal
+from .files import data_set, find, folder_hint, of_file, taken
 
 STDLIB = ("asyncio", "email", "importlib", "multiprocessing", "unittest", "xml")
 """Packages of the standard library that every distribution of Python brings, of some 10 to 30 files

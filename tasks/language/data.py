@@ -13,7 +13,8 @@ from steering.errors import SteeringError
 from steering.reading import report_once
 from steering.risk import Batch
 from steering.storage import sha256
-from tasks.language.tokens import Tokens
+
+from .tokens import Tokens
 
 _NOISE, _OTHER, _REPEAT, _PART, _FIRST = range(1, 6)  # keys of the hash: independent draws
 

@@ -13,7 +13,8 @@ from torch import nn
 from steering import distributed
 from steering.risk import ReferenceRisk
 from steering.runs.record import Scores
-from tasks.language.data import Blocks
+
+from .data import Blocks
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -14,8 +14,9 @@ from typing import Any
 
 from steering.errors import SteeringError
 from steering.reading import Tally, in_words, user_path
-from tasks.language.decoding import MARK, PACKED, decoded, universal
-from tasks.language.tokens import whole
+
+from .decoding import MARK, PACKED, decoded, universal
+from .tokens import whole
 
 _LINES = (".jsonl", ".ndjson", ".jsonlines")
 _OTHERS = {

@@ -14,7 +14,8 @@ from steering.errors import SteeringError
 from steering.reading import user_path
 from steering.task import Model, ModelSpec
 from steering.training.checkpoint import load_weights
-from tasks.language.tokens import Tokens, folder_or_hub, reason
+
+from .tokens import Tokens, folder_or_hub, reason
 
 # What `transformers` raises for configs and weights that it cannot read or that do not fit.
 _UNBUILDABLE = (

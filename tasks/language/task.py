@@ -15,18 +15,19 @@ import torch
 from steering.data import IndexedData
 from steering.errors import SteeringError
 from steering.task import Evaluation, Metric, Model, ModelSpec, Task
-from tasks.language.corpus import STDLIB, held_out, read_domains, say_shared, stdlib
-from tasks.language.data import Blocks, corrupted, first_of_each, mixed, pack, part_of, require_each
-from tasks.language.evaluation import (
+
+from .corpus import STDLIB, held_out, read_domains, say_shared, stdlib
+from .data import Blocks, corrupted, first_of_each, mixed, pack, part_of, require_each
+from .evaluation import (
     block_losses,
     domain_scores,
     losses_by_domain,
     perplexities,
     perplexity_figure,
 )
-from tasks.language.models import build_causal
-from tasks.language.risk import LanguageRisk
-from tasks.language.tokens import Tokens, open_tokens
+from .models import build_causal
+from .risk import LanguageRisk
+from .tokens import Tokens, open_tokens
 
 
 @dataclass

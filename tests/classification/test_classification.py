@@ -16,8 +16,8 @@ from steering.config import ConfigError, load_config
 from steering.errors import SteeringError
 from steering.reference import LiveReference
 from steering.task import ModelSpec, find_task
-from tasks.classification import ClassificationOptions, ClassificationTask
-from tasks.classification.data import (
+from steering_tasks.classification import ClassificationOptions, ClassificationTask
+from steering_tasks.classification.data import (
     ImageData,
     ImageInputs,
     Labelled,
@@ -25,8 +25,12 @@ from tasks.classification.data import (
     noisy_labels,
     part_of,
 )
-from tasks.classification.evaluation import calibration_error, group_accuracies, reliability
-from tasks.classification.sources import (
+from steering_tasks.classification.evaluation import (
+    calibration_error,
+    group_accuracies,
+    reliability,
+)
+from steering_tasks.classification.sources import (
     ArraySource,
     arrays,
     digits,
@@ -34,7 +38,7 @@ from tasks.classification.sources import (
     read_numbers,
     torchvision_sets,
 )
-from tasks.classification.task import ClassificationData
+from steering_tasks.classification.task import ClassificationData
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[2]

@@ -13,14 +13,14 @@ import torch
 from made_data import CAPTIONS, MODELS, drawing, members, model_json, png, write_shard
 
 from steering.config import ConfigError, load_config
-from steering.contrastive.pairs import Pairs
 from steering.errors import SteeringError
+from steering.items import Pairs
 from steering.task import Model, ModelSpec, find_task
-from tasks.clip import ClipOptions, ClipRisk, ClipTask, evaluation
-from tasks.clip.data.glyphs import load_glyphs
-from tasks.clip.data.shards import ShardSource
-from tasks.clip.data.table import TableSource
-from tasks.clip.task import ClipData, ZeroShot, open_held_out, open_source
+from steering_tasks.clip import ClipOptions, ClipRisk, ClipTask, evaluation
+from steering_tasks.clip.data.glyphs import load_glyphs
+from steering_tasks.clip.data.shards import ShardSource
+from steering_tasks.clip.data.table import TableSource
+from steering_tasks.clip.task import ClipData, ZeroShot, open_held_out, open_source
 
 CPU = torch.device("cpu")
 

@@ -17,10 +17,10 @@ from torch import Tensor
 from toys import Lookup
 
 from steering.errors import SteeringError
-from tasks.clip import evaluation, figures
-from tasks.clip.data.held_out import ClassFolder, source_retrieval
-from tasks.clip.data.shards import ShardSource
-from tasks.clip.evaluation import (
+from steering_tasks.clip import evaluation, figures
+from steering_tasks.clip.data.held_out import ClassFolder, source_retrieval
+from steering_tasks.clip.data.shards import ShardSource
+from steering_tasks.clip.evaluation import (
     RetrievalSet,
     gallery,
     image_ranks,
@@ -28,8 +28,8 @@ from tasks.clip.evaluation import (
     text_ranks,
     zero_shot_accuracy,
 )
-from tasks.clip.figures import retrieved_captions
-from tasks.clip.models import ClipInputs, unit_norm
+from steering_tasks.clip.figures import retrieved_captions
+from steering_tasks.clip.models import ClipInputs, unit_norm
 
 CPU = torch.device("cpu")
 

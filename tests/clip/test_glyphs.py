@@ -24,11 +24,25 @@ from PIL import Image
 from steering.errors import SteeringError
 from steering.storage import cache_dir
 from steering.task import ModelSpec
-from tasks.clip.data import glyphs as module
-from tasks.clip.data.glyph_data import EVALUATED, SHIFT, GlyphData, glyph_retrieval, prepare, shift
-from tasks.clip.data.glyphs import FAMILIES, FONTS, HELD_OUT_FAMILY, Glyphs, load_glyphs, split
-from tasks.clip.data.pairs import noisy_captions, subset
-from tasks.clip.models import ClipInputs, build_clip
+from steering_tasks.clip.data import glyphs as module
+from steering_tasks.clip.data.glyph_data import (
+    EVALUATED,
+    SHIFT,
+    GlyphData,
+    glyph_retrieval,
+    prepare,
+    shift,
+)
+from steering_tasks.clip.data.glyphs import (
+    FAMILIES,
+    FONTS,
+    HELD_OUT_FAMILY,
+    Glyphs,
+    load_glyphs,
+    split,
+)
+from steering_tasks.clip.data.pairs import noisy_captions, subset
+from steering_tasks.clip.models import ClipInputs, build_clip
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,8 @@ from torch import Tensor
 from steering.errors import SteeringError
 from steering.task import Model, ModelSpec
 from steering.training.checkpoint import save_weights
-from tasks.clip.models import build_clip, image_features, text_features
-from tasks.clip.risk import ClipRisk
+from steering_tasks.clip.models import build_clip, image_features, text_features
+from steering_tasks.clip.risk import ClipRisk
 
 OURS = sorted(path.name for path in MODELS.glob("*.json"))
 

@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from steering.errors import SteeringError
-from tasks.clip.data.pairs import REPLACEMENTS, PairData, View, noisy_captions, subset
-from tasks.clip.data.shards import ShardSource
-from tasks.clip.data.source import ImageTextSource, Unreadable
+from steering_tasks.clip.data.pairs import REPLACEMENTS, PairData, View, noisy_captions, subset
+from steering_tasks.clip.data.shards import ShardSource
+from steering_tasks.clip.data.source import ImageTextSource, Unreadable
 
 
 class Numbers(ImageTextSource):

@@ -12,8 +12,8 @@ from made_data import model_json, write_shard
 
 from steering.cli import main
 from steering.task import ModelSpec
-from tasks.clip.data.shards import ShardSource
-from tasks.clip.models import build_clip
+from steering_tasks.clip.data.shards import ShardSource
+from steering_tasks.clip.models import build_clip
 
 HOME = Path(__file__).parents[2]
 EMOJI = HOME.parent / "shared/data/image_text/emoji"

@@ -18,9 +18,9 @@ import webdataset
 from PIL import Image
 
 from steering.errors import SteeringError
-from tasks.clip.data import shards, source
-from tasks.clip.data.shards import ShardSource, expand_pattern
-from tasks.clip.data.source import Unreadable
+from steering_tasks.clip.data import shards, source
+from steering_tasks.clip.data.shards import ShardSource, expand_pattern
+from steering_tasks.clip.data.source import Unreadable
 
 Members = list[tuple[str, bytes]]
 EMOJI = Path(__file__).parents[2].parent / "shared/data/image_text/emoji"

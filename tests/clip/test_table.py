@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from steering.errors import SteeringError
-from tasks.clip.data.source import Unreadable
-from tasks.clip.data.table import TableSource
+from steering_tasks.clip.data.source import Unreadable
+from steering_tasks.clip.data.table import TableSource
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from steering.contrastive import Pairs, blocked, info_nce, negatives
 from steering.contrastive.risk import anchor_risks, info_nce_losses, reference_risks
-from steering.dro.stochastic import StochasticRisk
-from steering.dro.temperature import IndividualTemperatures
+from steering.dro.online.stochastic import StochasticRisk
+from steering.dro.online.temperature import IndividualTemperatures
 
 B, D = 70, 16
 Outcome = tuple[Tensor, ...]

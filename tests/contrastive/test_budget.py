@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from steering.contrastive import Pairs, blocked
 from steering.contrastive.risk import anchor_risks
-from steering.dro.stochastic import StochasticRisk
+from steering.dro.online.stochastic import StochasticRisk
 
 B, D = 200, 16
 ROWS = 50  # of a block

@@ -10,7 +10,7 @@ from steering import distributed
 from steering.contrastive import Pairs, exchange
 from steering.contrastive.blocked import Blocks
 from steering.contrastive.risk import anchor_risks, info_nce_losses
-from steering.dro.stochastic import StochasticRisk
+from steering.dro.online.stochastic import StochasticRisk
 
 B, D, LAYERS = 12, 6, 3
 

@@ -17,7 +17,7 @@ from steering import GlobalContrastiveLoss
 from steering.contrastive import Pairs
 from steering.contrastive.global_risk import GlobalRisk
 from steering.contrastive.risk import anchor_risks
-from steering.dro.stochastic import StochasticRisk
+from steering.dro.online.stochastic import StochasticRisk
 
 B, D = 200, 16
 

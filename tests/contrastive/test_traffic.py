@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from steering import distributed
 from steering.contrastive import Pairs
 from steering.contrastive.risk import anchor_risks
-from steering.dro.duals import Layout
-from steering.dro.stochastic import StochasticRisk
+from steering.dro.online.row_table import Layout
+from steering.dro.online.stochastic import StochasticRisk
 
 B, D, REFERENCE = 24, 10, 6
 

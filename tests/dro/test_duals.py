@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from steering import distributed
-from steering.dro.duals import Duals, Layout, merged, split_state
-from steering.dro.estimates import MirrorDescent, MovingAverage, build_estimator
+from steering.dro.online.estimators import MirrorDescent, MovingAverage, build_estimator
+from steering.dro.online.row_table import Layout, RowTable, merged, split_state
 
 SPLIT = Layout(split=True)
 
@@ -40,7 +40,7 @@ def layout(request, tmp_path):
 
 
 def test_what_is_written_is_read_and_the_rest_was_never_visited(layout):
-    table = Duals(10, layout())
+    table = RowTable(10, layout())
     rows, values = torch.tensor([[7, 0], [3, 9]]), torch.tensor([[1.5, 0.0], [-0.0, -math.pi]])
     assert not table.read(rows, False)[1].any()
     table.write(rows, values, False)
@@ -55,7 +55,7 @@ def test_what_is_written_is_read_and_the_rest_was_never_visited(layout):
 
 
 def test_rows_of_several_numbers_and_a_single_row_of_any_shape(layout):
-    table, wide = Duals(5, layout()), Duals(5, layout(), columns=3)
+    table, wide = RowTable(5, layout()), RowTable(5, layout(), columns=3)
     for rows in (torch.tensor(2), torch.tensor([2]), torch.tensor([[2, 4]])):
         assert not wide.read(torch.tensor(1), False)[1]
         table.write(rows, torch.full(rows.shape, 7.0), False)
@@ -70,7 +70,7 @@ def test_rows_of_several_numbers_and_a_single_row_of_any_shape(layout):
 
 
 def test_half_precision_has_its_error_and_its_range(layout):
-    table, values = Duals(1000, layout("float16")), 8 * noise(1000)
+    table, values = RowTable(1000, layout("float16")), 8 * noise(1000)
     table.write(torch.arange(1000), values, False)
     found, known = table.read(torch.arange(1000), False)
     assert known.all()
@@ -82,8 +82,8 @@ def test_half_precision_has_its_error_and_its_range(layout):
 
 
 def test_double_keeps_half_precision_and_widens_single(layout):
-    assert Duals(3, layout("float16")).double().table.dtype == torch.float16
-    wide = Duals(3, Layout("float32", None, split=False)).double()
+    assert RowTable(3, layout("float16")).double().table.dtype == torch.float16
+    wide = RowTable(3, Layout("float32", None, split=False)).double()
     wide.write(torch.tensor([1]), torch.tensor([math.pi], dtype=torch.float64), False)
     assert wide.read(torch.tensor([1]), False)[0].item() == math.pi
 
@@ -139,7 +139,7 @@ def test_parts_of_some_ranks_become_those_of_others(as_rank, counts):
 def test_every_row_has_one_owner(as_rank):
     for n in (1, 2, 7, 8, 9):
         for count in (1, 2, 3, 8):
-            tables = [as_rank(rank, count, partial(Duals, n, SPLIT)) for rank in range(count)]
+            tables = [as_rank(rank, count, partial(RowTable, n, SPLIT)) for rank in range(count)]
             owners = torch.stack([table._mine(torch.arange(n)) for table in tables]).sum(0)
             assert (owners == 1).all(), (n, count)
             assert max(table.count for table in tables) <= math.ceil(n / count)
@@ -147,7 +147,7 @@ def test_every_row_has_one_owner(as_rank):
 
 def test_parts_that_leave_gaps(as_rank):
     tables = [
-        as_rank(rank, 3, lambda: nn.ModuleDict({"duals": Duals(9, SPLIT)})) for rank in range(3)
+        as_rank(rank, 3, lambda: nn.ModuleDict({"duals": RowTable(9, SPLIT)})) for rank in range(3)
     ]
     states = [table.state_dict() for table in tables]
     with pytest.raises(ValueError, match="of 9 rows leave gaps"):

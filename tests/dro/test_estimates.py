@@ -10,16 +10,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from steering.dro import KL, ChiSquare, CressieRead, CVaR, Divergence, TotalVariation, worst_case
-from steering.dro.estimates import (
+from steering.dro.online.estimators import (
     Estimator,
     MirrorDescent,
     MovingAverage,
     ProximalPoint,
     build_estimator,
 )
-from steering.dro.steps import mirror_step, proximal_step
-from steering.dro.stochastic import StochasticRisk
-from steering.risk import Units
+from steering.dro.online.steps import mirror_step, proximal_step
+from steering.dro.online.stochastic import StochasticRisk
+from steering.items import Units
 
 ROW = torch.zeros((), dtype=torch.int64)
 DIVERGENCES = [KL(), ChiSquare(), CVaR(0.3), CressieRead(1.5), CressieRead(0.5)]

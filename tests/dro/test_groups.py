@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from steering.dro import worst_case
-from steering.dro.groups import GroupWeights, group_means
+from steering.dro.online.groups import GroupWeights, group_means
 
 
 def rows(*values: float) -> Tensor:

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from steering.dro import KL, worst_case
-from steering.dro.estimates import MovingAverage, gamma_schedule
-from steering.dro.stochastic import Estimate, StochasticRisk
-from steering.dro.temperature import Temperature
-from steering.risk import Units
+from steering.dro.online.estimators import MovingAverage, gamma_schedule
+from steering.dro.online.stochastic import Estimate, StochasticRisk
+from steering.dro.online.temperature import Temperature
+from steering.items import Units
 
 EXACT = {"rtol": 1e-10, "atol": 1e-12}
 few = settings(deadline=None, derandomize=True, max_examples=40)

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from steering.dro.stochastic import StochasticRisk
-from steering.dro.strength import Strength
-from steering.risk import Units
+from steering.dro.online.stochastic import StochasticRisk
+from steering.dro.online.strength import Strength
+from steering.items import Units
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from steering import worst_case
-from steering.dro.duals import Layout, merged, split_state
-from steering.dro.stochastic import StochasticRisk
-from steering.dro.temperature import LARGEST_SLOPE, IndividualTemperatures
-from steering.risk import Units
+from steering.dro.online.row_table import Layout, merged, split_state
+from steering.dro.online.stochastic import StochasticRisk
+from steering.dro.online.temperature import LARGEST_SLOPE, IndividualTemperatures
+from steering.items import Units
 
 ROWS = 6
 

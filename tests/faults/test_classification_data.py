@@ -16,16 +16,16 @@ from steering import reading
 from steering.cli import main
 from steering.data import IndexedData
 from steering.dro import worst_case
-from steering.dro.groups import GroupWeights
+from steering.dro.online.groups import GroupWeights
 from steering.errors import ConfigError, SteeringError
 from steering.methods import build_method, find_method, registry
 from steering.outputs import Fingerprint, build
 from steering.task import ModelSpec
-from tasks.classification import ClassificationOptions, ClassificationTask
-from tasks.classification.data import ImageData, ImageInputs, Labelled
-from tasks.classification.images import eight_bits, read_picture
-from tasks.classification.sources import arrays, folders, read_numbers, torchvision_sets
-from tasks.classification.task import ClassificationData
+from steering_tasks.classification import ClassificationOptions, ClassificationTask
+from steering_tasks.classification.data import ImageData, ImageInputs, Labelled
+from steering_tasks.classification.images import eight_bits, read_picture
+from steering_tasks.classification.sources import arrays, folders, read_numbers, torchvision_sets
+from steering_tasks.classification.task import ClassificationData
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[2]

@@ -20,18 +20,18 @@ from toys import Lookup
 from steering.errors import SteeringError
 from steering.reading import report_once, user_path
 from steering.task import ModelSpec
-from tasks.classification.sources import folders
-from tasks.clip.data import shards
-from tasks.clip.data.held_out import ClassFolder, source_retrieval
-from tasks.clip.data.pairs import PairData, View
-from tasks.clip.data.shards import ShardSource, expand_pattern
-from tasks.clip.data.source import Unreadable, decode_image
-from tasks.clip.data.table import TableSource
-from tasks.clip.evaluation import RetrievalSet, image_ranks, retrieve, text_ranks
-from tasks.clip.figures import RIGHT, retrieved_captions
-from tasks.clip.models import ClipInputs, build_clip
-from tasks.clip.task import ClipData, ClipOptions, ClipTask, open_held_out
-from tasks.pictures import SCALED, TURNED, changes
+from steering_tasks.classification.sources import folders
+from steering_tasks.clip.data import shards
+from steering_tasks.clip.data.held_out import ClassFolder, source_retrieval
+from steering_tasks.clip.data.pairs import PairData, View
+from steering_tasks.clip.data.shards import ShardSource, expand_pattern
+from steering_tasks.clip.data.source import Unreadable, decode_image
+from steering_tasks.clip.data.table import TableSource
+from steering_tasks.clip.evaluation import RetrievalSet, image_ranks, retrieve, text_ranks
+from steering_tasks.clip.figures import RIGHT, retrieved_captions
+from steering_tasks.clip.models import ClipInputs, build_clip
+from steering_tasks.clip.task import ClipData, ClipOptions, ClipTask, open_held_out
+from steering_tasks.pictures import SCALED, TURNED, changes
 
 Files = list[tuple[str, bytes]]
 RAMP = np.arange(1024, dtype=np.uint16).reshape(32, 32) * 64  # 0 .. 65472

@@ -24,12 +24,12 @@ from transformers import PreTrainedTokenizerFast
 from steering.errors import SteeringError
 from steering.reading import report_once, user_path
 from steering.task import ModelSpec
-from tasks.language import LanguageOptions, LanguageTask
-from tasks.language.corpus import read_domains, stdlib
-from tasks.language.data import Blocks, corrupted, mixed, pack
-from tasks.language.models import build_causal
-from tasks.language.task import LanguageData
-from tasks.language.tokens import Bytes, Tokens, open_tokens
+from steering_tasks.language import LanguageOptions, LanguageTask
+from steering_tasks.language.corpus import read_domains, stdlib
+from steering_tasks.language.data import Blocks, corrupted, mixed, pack
+from steering_tasks.language.models import build_causal
+from steering_tasks.language.task import LanguageData
+from steering_tasks.language.tokens import Bytes, Tokens, open_tokens
 
 TINY = '{"model_type": "gpt2", "n_layer": 1, "n_head": 2, "n_embd": 16, "n_positions": 32}'
 

@@ -1065,7 +1065,7 @@ def test_an_optimizer_of_the_users_must_move_them(tmp_path):
 
 
 def test_tables_that_are_split_over_the_ranks_are_refused(tmp_path, monkeypatch):
-    from steering.dro.duals import Layout
+    from steering.dro.online.row_table import Layout
 
     with monkeypatch.context() as two:
         two.setattr(steering.distributed, "active", lambda: True)

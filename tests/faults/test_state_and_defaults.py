@@ -22,23 +22,23 @@ from steering.data import IndexedData
 from steering.dro import worst_case
 from steering.dro.defaults import default_tau, defaults
 from steering.dro.divergences import divergence as find
-from steering.dro.duals import Layout
-from steering.dro.estimates import build_estimator
-from steering.dro.groups import GroupWeights
-from steering.dro.stochastic import StochasticRisk
-from steering.dro.strength import Strength
-from steering.dro.temperature import IndividualTemperatures, Temperature
-from steering.dro.watch import LONG
+from steering.dro.online.estimators import build_estimator
+from steering.dro.online.groups import GroupWeights
+from steering.dro.online.row_table import Layout
+from steering.dro.online.stochastic import StochasticRisk
+from steering.dro.online.strength import Strength
+from steering.dro.online.temperature import IndividualTemperatures, Temperature
+from steering.dro.online.watch import LONG
 from steering.errors import SteeringError
+from steering.items import Units
 from steering.methods import Method, build_method, find_method, registered
 from steering.outputs import Fingerprint, WithOutputs, build
 from steering.reference import STORED, LiveReference, StoredReference
-from steering.risk import Units
 from steering.runs.record import read_curves
 from steering.training.checkpoint import load_weights
 from steering.training.log import RunLog
 from steering.training.loop import run
-from tasks.clip.risk import ClipRisk
+from steering_tasks.clip.risk import ClipRisk
 
 ALL, BATCH = 12, 6
 INDEX = torch.tensor([3, 0, 9, 4, 6, 11])

@@ -7,8 +7,8 @@ from steering import GlobalContrastiveLoss, worst_case
 from steering.cli import main
 from steering.contrastive import Pairs
 from steering.contrastive.risk import anchor_risks
-from steering.dro.stochastic import StochasticRisk
-from steering.risk import Units
+from steering.dro.online.stochastic import StochasticRisk
+from steering.items import Units
 
 pytestmark = [
     pytest.mark.gpu,

@@ -19,12 +19,12 @@ from steering.config import ConfigError, load_config
 from steering.errors import SteeringError
 from steering.methods import build_method, find_method
 from steering.task import ModelSpec, find_task
-from tasks.language import LanguageOptions, LanguageTask
-from tasks.language.corpus import held_out, read_domains, stdlib
-from tasks.language.data import corrupted, first_of_each, mixed, pack, part_of
-from tasks.language.evaluation import block_losses, losses_by_domain, perplexities
-from tasks.language.task import LanguageData
-from tasks.language.tokens import Bytes, open_tokens
+from steering_tasks.language import LanguageOptions, LanguageTask
+from steering_tasks.language.corpus import held_out, read_domains, stdlib
+from steering_tasks.language.data import corrupted, first_of_each, mixed, pack, part_of
+from steering_tasks.language.evaluation import block_losses, losses_by_domain, perplexities
+from steering_tasks.language.task import LanguageData
+from steering_tasks.language.tokens import Bytes, open_tokens
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[2]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import steering
 from steering.contrastive import Pairs, negatives
-from steering.dro.stochastic import StochasticRisk
+from steering.dro.online.stochastic import StochasticRisk
 from steering.methods import Method, build_method, find_method
 from steering.methods.distillation import pairs_divergence
 

@@ -10,11 +10,11 @@ from torch import Tensor
 
 import steering
 from steering.contrastive import Pairs, info_nce, negatives
-from steering.dro.stochastic import StochasticRisk
+from steering.dro.online.stochastic import StochasticRisk
+from steering.items import Units
 from steering.methods import Method, build_method, find_method, registered
 from steering.methods.drrho import DroOptions, DrrhoOptions
 from steering.methods.erm import ErmOptions
-from steering.risk import Units
 
 ALL = 8
 INDEX = torch.tensor([6, 1, 0, 4, 7])

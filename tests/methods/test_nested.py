@@ -12,10 +12,10 @@ from torch import Tensor
 from steering.contrastive import Pairs, negatives
 from steering.dro import worst_case
 from steering.errors import SteeringError
+from steering.items import Units
 from steering.methods import Method, build_method, find_method
 from steering.methods.drrho import DrrhoOptions
 from steering.methods.nested import NestedOptions
-from steering.risk import Units
 
 ALL, B = 12, 6
 INDEX = torch.tensor([4, 0, 9, 2, 7, 11])

@@ -11,12 +11,12 @@ from torch import Tensor
 from steering.contrastive import Pairs
 from steering.dro import worst_case
 from steering.errors import SteeringError
+from steering.items import Units
 from steering.methods import Method, build_method, find_method, jest
 from steering.methods.distillation import pairs_divergence, units_divergence
 from steering.methods.jest import joint_selection
 from steering.methods.rho1 import top_share
 from steering.methods.selection import largest, sampled
-from steering.risk import Units
 
 ROW = torch.tensor(0)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from steering.contrastive import Pairs, negatives
 from steering.errors import SteeringError
+from steering.items import Units
 from steering.methods import (
     UNITS,
     Method,
@@ -21,7 +22,6 @@ from steering.methods import (
     registered,
     registry,
 )
-from steering.risk import Units
 
 ALL, BATCH = 10, 5
 INDEX = torch.tensor([3, 0, 9, 4, 6])

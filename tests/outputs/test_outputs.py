@@ -14,9 +14,10 @@ from torch import nn
 from steering.commands.single import cache
 from steering.config import load_config
 from steering.errors import SteeringError
+from steering.items import Units
 from steering.outputs import Artefact, Fingerprint, WithOutputs, build, compute, weights_fingerprint
 from steering.reference import STORED, LiveReference, StoredReference
-from steering.risk import ReferenceRisk, Units
+from steering.risk import ReferenceRisk
 from steering.runs.ask import model_outputs, reference_target, reference_training
 from steering.runs.execute import execute
 from steering.runs.store import Store

@@ -139,7 +139,7 @@ import sys
 import steering.runs.record, steering.runs.store, steering.runs.sources, steering.studies.compare
 import steering.analysis.report, steering.analysis.intervals, steering.analysis.reach, steering.analysis.page
 import steering.analysis.events, steering.commands.studies, steering.cli
-bad = {"torch", "torchvision", "open_clip", "transformers", "tasks", "omegaconf"} & set(sys.modules)
+bad = {"torch", "torchvision", "open_clip", "transformers", "steering_tasks", "omegaconf"} & set(sys.modules)
 assert not bad, bad
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path.parent)

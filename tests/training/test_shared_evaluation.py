@@ -13,12 +13,12 @@ import torch.multiprocessing as mp
 from clip.made_data import CAPTIONS, drawing, members, model_json, png, write_shard
 
 from steering.task import ModelSpec
-from tasks.classification import ClassificationOptions, ClassificationTask
-from tasks.classification.task import ClassificationData
-from tasks.clip import ClipOptions, ClipTask
-from tasks.clip.task import ClipData, ZeroShot
-from tasks.language import LanguageOptions, LanguageTask
-from tasks.language.task import LanguageData
+from steering_tasks.classification import ClassificationOptions, ClassificationTask
+from steering_tasks.classification.task import ClassificationData
+from steering_tasks.clip import ClipOptions, ClipTask
+from steering_tasks.clip.task import ClipData, ZeroShot
+from steering_tasks.language import LanguageOptions, LanguageTask
+from steering_tasks.language.task import LanguageData
 
 PATIENCE = 100
 

@@ -27,7 +27,7 @@ from steering import distributed
 from steering.cli import main
 from steering.commands.single import cache
 from steering.config import load_config
-from steering.dro.duals import merged
+from steering.dro.online.row_table import merged
 from steering.errors import SteeringError
 from steering.runs.record import read_curves
 from steering.training.checkpoint import load_newest, load_parts

@@ -14,10 +14,11 @@ from steering import distributed
 from steering.data import IndexedData, mix
 from steering.risk import Batch
 from steering.storage import sha256
-from tasks.clip.data.glyphs import Glyphs, load_glyphs, split
-from tasks.clip.data.pairs import noisy_captions, subset
-from tasks.clip.evaluation import RetrievalSet
-from tasks.clip.models import ClipInputs
+
+from ..evaluation import RetrievalSet
+from ..models import ClipInputs
+from .glyphs import Glyphs, load_glyphs, split
+from .pairs import noisy_captions, subset
 
 SHIFT = 2  # pixels, up to, in each direction
 EVALUATED = 3000  # images of a split at most: recall to ±1 %, in a second

@@ -18,11 +18,12 @@ from torch import Tensor
 from steering import distributed
 from steering.errors import SteeringError
 from steering.reading import in_words, report_once
-from tasks.clip.data.source import ImageTextSource, Unreadable, read_image
-from tasks.clip.evaluation import RetrievalSet, gallery
-from tasks.clip.models import ClipInputs
-from tasks.image_folders import class_images
-from tasks.pictures import CHANGES, changes
+
+from ...image_folders import class_images
+from ...pictures import CHANGES, changes
+from ..evaluation import RetrievalSet, gallery
+from ..models import ClipInputs
+from .source import ImageTextSource, Unreadable, read_image
 
 BATCH = 256
 

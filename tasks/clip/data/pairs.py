@@ -20,8 +20,9 @@ from torch import Tensor
 from steering.data import IndexedData, mix, seeded
 from steering.errors import SteeringError
 from steering.risk import Batch
-from tasks.clip.data.source import ImageTextSource, Unreadable
-from tasks.pictures import changes
+
+from ...pictures import changes
+from .source import ImageTextSource, Unreadable
 
 REPLACEMENTS = (
     16  # with a tenth of the data unreadable, one batch row in 10^17 finds no replacement

@@ -22,9 +22,10 @@ from typing import BinaryIO
 import numpy as np
 
 from steering.errors import SteeringError
-from tasks.clip.data.source import NO_CAPTION, NO_IMAGE, clean_caption, pair_digest
-from tasks.image_folders import is_hidden_file, is_junk_folder
-from tasks.pictures import SUFFIXES as IMAGE_SUFFIXES  # the first one present is the sample's image
+
+from ...image_folders import is_hidden_file, is_junk_folder
+from ...pictures import SUFFIXES as IMAGE_SUFFIXES  # the first one present is the sample's image
+from .source import NO_CAPTION, NO_IMAGE, clean_caption, pair_digest
 
 CAPTION_SUFFIXES = ("txt", "json")
 CACHE_FORMAT = 2  # raise it when a scan would find something else

@@ -22,10 +22,11 @@ from PIL import Image
 from steering.errors import SteeringError
 from steering.reading import in_words, user_path
 from steering.storage import write_atomically
-from tasks.clip.data.shard_index import CACHE_FORMAT, IMAGE_SUFFIXES, read_caption
-from tasks.clip.data.shard_index import Index as _Index
-from tasks.clip.data.shard_index import scan as _scan
-from tasks.clip.data.source import File, ImageTextSource, Unreadable, decode_image, read_at
+
+from .shard_index import CACHE_FORMAT, IMAGE_SUFFIXES, read_caption
+from .shard_index import Index as _Index
+from .shard_index import scan as _scan
+from .source import File, ImageTextSource, Unreadable, decode_image, read_at
 
 _log = logging.getLogger("steering")
 

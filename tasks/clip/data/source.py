@@ -18,7 +18,8 @@ from PIL import Image, UnidentifiedImageError
 
 from steering.errors import SteeringError
 from steering.storage import sha256
-from tasks.pictures import FORMATS, decode
+
+from ...pictures import FORMATS, decode
 
 NO_CAPTION = "no caption"
 NO_IMAGE = "no image"

@@ -14,7 +14,9 @@ from PIL import Image
 
 from steering.errors import SteeringError
 from steering.reading import in_words, user_path
-from tasks.clip.data.source import (
+
+from ...pictures import SUFFIXES
+from .source import (
     NO_CAPTION,
     NO_IMAGE,
     ImageTextSource,
@@ -23,8 +25,7 @@ from tasks.clip.data.source import (
     read_file,
     read_image,
 )
-from tasks.clip.data.table_file import TableFile
-from tasks.pictures import SUFFIXES
+from .table_file import TableFile
 
 
 class TableSource(ImageTextSource):

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from steering import distributed
-from steering.dro.memory import stateful
+from steering.dro.online.estimator import stateful
 
 
 def group_means(losses: Tensor, groups: Tensor, num_groups: int) -> tuple[Tensor, Tensor]:

@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from steering.dro.base import EPS, Divergence, Rows, Solution
-from steering.dro.checks import Problem, checked
+from steering.dro.divergences.base import EPS, Divergence, Rows, Solution
+from steering.dro.exact.checks import Problem, checked
 
 _BLOCK = {"cpu": 2**20}  # items solved at once: their temporaries stay in the cache
 _BLOCK_ELSEWHERE = 2**27

@@ -65,7 +65,7 @@ class Layout:
         )
 
 
-class Duals(nn.Module):
+class RowTable(nn.Module):
     """This rank's part of a table of `num_rows` numbers, or rows of `columns` numbers, each row
     known or not.
 
@@ -180,7 +180,7 @@ class Duals(nn.Module):
         if num_rows != self.num_rows or first > self.first or stop < self.first + self.count:
             raise ValueError(
                 f"duals: rows [{first}, {stop}) of {num_rows} are there, [{self.first}, {self.first + self.count}) of "
-                f"{self.num_rows} are wanted; join the parts of all ranks with steering.dro.duals.merged"
+                f"{self.num_rows} are wanted; join the parts of all ranks with steering.dro.online.row_table.merged"
             )
         self.table[: self.count].copy_(part[self.first - first : self.first - first + self.count])
 
@@ -190,7 +190,9 @@ def split_state(module: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]
     split."""
     state = module.state_dict()
     split = {
-        name for name, part in module.named_modules() if isinstance(part, Duals) and part.ranks > 1
+        name
+        for name, part in module.named_modules()
+        if isinstance(part, RowTable) and part.ranks > 1
     }
     own = {key for key in state if key.rpartition(".")[0] in split}
     return {key: x for key, x in state.items() if key not in own}, {key: state[key] for key in own}
@@ -213,7 +215,7 @@ def merged(
     places = (
         {}
         if module is None
-        else {name: part for name, part in module.named_modules() if isinstance(part, Duals)}
+        else {name: part for name, part in module.named_modules() if isinstance(part, RowTable)}
     )
     for key in [key for key in found if key.endswith("duals.extent")]:
         extents, part = (

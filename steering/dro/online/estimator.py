@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from steering import distributed
-from steering.dro.duals import Duals, Layout
+from steering.dro.online.row_table import Layout, RowTable
 
 Found = TypeVar("Found")
 
@@ -90,7 +90,7 @@ class Estimator(nn.Module, ABC):
 
 
 class Remembering(Estimator):
-    """An estimator with a running ν for every row, in a buffer of the name `kept` or in `Duals`."""
+    """An estimator with a running ν for every row, in a buffer of the name `kept` or in `RowTable`."""
 
     kept: str
     visited: Tensor
@@ -100,7 +100,7 @@ class Remembering(Estimator):
         super().__init__()
         require_rows(num_rows)
         self.kept, layout = kept, layout or Layout()
-        self.duals = None if layout.plain else Duals(num_rows, layout)
+        self.duals = None if layout.plain else RowTable(num_rows, layout)
         if self.duals is None:
             self.register_buffer(kept, torch.zeros(num_rows))
             self.register_buffer("visited", torch.zeros(num_rows, dtype=torch.bool))

@@ -16,21 +16,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from steering.dro.base import Divergence, masked_mean
-from steering.dro.cressie_read import KL
 from steering.dro.divergences import divergence as find
-from steering.dro.duals import Layout
-from steering.dro.estimates import build_estimator
-from steering.dro.memory import learning, stateful
-from steering.dro.strength import Strength
-from steering.dro.temperature import (
+from steering.dro.divergences.base import Divergence, masked_mean
+from steering.dro.divergences.cressie_read import KL
+from steering.dro.online.estimator import learning, stateful
+from steering.dro.online.estimators import build_estimator
+from steering.dro.online.row_table import Layout
+from steering.dro.online.strength import Strength
+from steering.dro.online.temperature import (
     IndividualTemperatures,
     SolvedTemperature,
     Temperature,
     Temperatures,
 )
-from steering.dro.watch import Watch
-from steering.risk import Units
+from steering.dro.online.watch import Watch
+from steering.items import Units
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class StochasticRisk(nn.Module):
             individual ones.
         individual_tau: a learned temperature for every row, in a table beside the running
             estimates, instead of one for all.
-        individual_tau_lr: step of its Adam, in the unit of τ (`steering.dro.temperature`).
+        individual_tau_lr: step of its Adam, in the unit of τ (`steering.dro.online.temperature`).
         solve_tau: the one learned τ moves by itself in each training call (`SolvedTemperature`);
             False: it is a parameter, log τ, for somebody's optimiser.
         estimator: "moving_average", "mirror_descent", "proximal", "batch"; None chooses by

@@ -20,7 +20,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from steering.dro.base import Divergence, Rows, Solution, tilted
+from steering.dro.divergences.base import Divergence, Rows, Solution, tilted
 from steering.dro.search import LOG_RANGE, falling_root
 
 

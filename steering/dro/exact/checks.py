@@ -9,8 +9,8 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from steering.dro.base import Divergence
 from steering.dro.divergences import divergence as find
+from steering.dro.divergences.base import Divergence
 
 _RANGE32 = 1e30
 

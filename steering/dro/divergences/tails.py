@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from steering.dro.base import EPS, Divergence, Rows, Solution, tilted
+from steering.dro.divergences.base import EPS, Divergence, Rows, Solution, tilted
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from steering.contrastive.pairs import Pairs
 from steering.contrastive.risk import anchor_risks
 from steering.dro.defaults import defaults
 from steering.dro.divergences import CVaR, Divergence
-from steering.dro.duals import Layout
-from steering.dro.stochastic import StochasticRisk
-from steering.risk import Units, gathered
+from steering.dro.online.row_table import Layout
+from steering.dro.online.stochastic import StochasticRisk
+from steering.items import Pairs, Units, gathered
 
 
 class DRRho(nn.Module):
@@ -38,14 +37,14 @@ class DRRho(nn.Module):
             temperature.
         radius: budget of the adversary in the unit of the divergence (nats for KL): the temperature
             then moves by itself, a little with each training call, to where the divergence of the
-            weights averages to it (`steering.dro.temperature.SolvedTemperature`). There is nothing
+            weights averages to it (`steering.dro.online.temperature.SolvedTemperature`). There is nothing
             to give to an optimiser. None: `tau` stays.
         strength: α, how much of the reference's loss is subtracted; "auto" tracks the α of least
             variance.
         options: `level` of CVaR; `order` of Cressie–Read; `epsilon` ≥ 0, the margin of KL: examples
             whose excess loss is far below τ·ln ε pull no more; `estimator` and its `gamma` (rate of
             the moving average, default 0.9; 1 uses the batch alone), `log_alpha` or `step`: see
-            `steering.dro.estimates`; `tau_min`, how far a radius may take τ down.
+            `steering.dro.online.estimators`; `tau_min`, how far a radius may take τ down.
 
     In eval mode, and under `no_grad`, a call leaves no trace in the state: a validation loss may go
     through the same object. If all weight lies on one or two examples for 50 training calls, or the
@@ -146,12 +145,12 @@ class GlobalContrastiveLoss(nn.Module):
             from 1.
         gamma_decay_epochs: epochs of that cosine; 0: `gamma` from the start.
         individual_tau: with a radius, a temperature for every image and every text, in [0.01, 1].
-            They move by an Adam of their own (`steering.dro.temperature`) whenever `forward` sees
+            They move by an Adam of their own (`steering.dro.online.temperature`) whenever `forward` sees
             them: there is nothing to give to an optimiser.
         individual_tau_lr: step of that Adam, in the unit of τ.
-        layout: how the estimates are kept (`steering.dro.duals.Layout`): in half precision, in a
+        layout: how the estimates are kept (`steering.dro.online.row_table.Layout`): in half precision, in a
             file, split over the ranks. If they are split, each rank's `state_dict` holds its own
-            part; `steering.dro.duals.merged` joins them. None: whole.
+            part; `steering.dro.online.row_table.merged` joins them. None: whole.
     """
 
     def __init__(

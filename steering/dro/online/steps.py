@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from steering.dro.base import Divergence
+from steering.dro.divergences.base import Divergence
 
 _WORK = 1 << 13
 """Numbers that a pass over a few rows handles in the time that its calls take anyway."""

@@ -20,12 +20,18 @@ import math
 import torch
 from torch import Tensor
 
-from steering.dro.base import Divergence
-from steering.dro.cressie_read import KL
-from steering.dro.duals import Layout
-from steering.dro.memory import Estimator, Remembering, of_all_ranks, require_rows, stateful
-from steering.dro.steps import mirror_step, proximal_step
-from steering.dro.tails import TotalVariation
+from steering.dro.divergences.base import Divergence
+from steering.dro.divergences.cressie_read import KL
+from steering.dro.divergences.tails import TotalVariation
+from steering.dro.online.estimator import (
+    Estimator,
+    Remembering,
+    of_all_ranks,
+    require_rows,
+    stateful,
+)
+from steering.dro.online.row_table import Layout
+from steering.dro.online.steps import mirror_step, proximal_step
 
 
 class MiniBatch(Estimator):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from steering.dro.base import Divergence, distance
-from steering.dro.cressie_read import KL, ChiSquare, CressieRead
-from steering.dro.tails import CVaR, TotalVariation
+from steering.dro.divergences.base import Divergence, distance
+from steering.dro.divergences.cressie_read import KL, ChiSquare, CressieRead
+from steering.dro.divergences.tails import CVaR, TotalVariation
 
 __all__ = [
     "KL",

@@ -13,8 +13,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from steering.dro.base import Divergence, farthest
-from steering.dro.cressie_read import KL
+from steering.dro.divergences.base import Divergence, farthest
+from steering.dro.divergences.cressie_read import KL
 
 LONG = 50
 """Training steps in a row that make a collapse, and calls between two looks of a loop that has no

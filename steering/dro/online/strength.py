@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from steering import distributed
-from steering.dro.memory import stateful
-from steering.risk import Units
+from steering.dro.online.estimator import stateful
+from steering.items import Units
 
 _RESOLVED = 64
 """A standard deviation below this many units of rounding counts as none. As α ≤ std ℓ / std ℓ_ref

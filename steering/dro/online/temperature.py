@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from steering import distributed
-from steering.dro.base import Divergence, farthest
-from steering.dro.duals import Duals, Layout
-from steering.dro.memory import learning
+from steering.dro.divergences.base import Divergence, farthest
+from steering.dro.online.estimator import learning
+from steering.dro.online.row_table import Layout, RowTable
 
 BETAS = (0.9, 0.999)
 EPS = 1e-8
@@ -58,7 +58,7 @@ class Temperatures(nn.Module, ABC):
 
         Args:
             items: how many items each row has, () or (...); None: not known.
-            learn: whether the state may change, see `steering.dro.memory.learning`.
+            learn: whether the state may change, see `steering.dro.online.estimator.learning`.
         """
 
     @abstractmethod
@@ -241,7 +241,7 @@ class IndividualTemperatures(Temperatures):
         super().__init__()
         require_range(initial, minimum, maximum)
         self.initial, self.lr, self.minimum, self.maximum = initial, lr, minimum, maximum
-        self.duals = Duals(num_rows, replace(layout or Layout(), dtype="float32"), columns=4)
+        self.duals = RowTable(num_rows, replace(layout or Layout(), dtype="float32"), columns=4)
 
     @torch.no_grad()
     def _recall(self, rows: Tensor, sharded: bool) -> Tensor:

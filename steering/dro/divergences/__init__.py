@@ -1,0 +1,25 @@
+"""The shapes of an uncertainty set: one file for each family, found by name in `registry`."""
+
+from steering.dro.divergences.registry import (
+    KL,
+    NAMES,
+    ChiSquare,
+    CressieRead,
+    CVaR,
+    Divergence,
+    TotalVariation,
+    distance,
+    divergence,
+)
+
+__all__ = [
+    "KL",
+    "NAMES",
+    "CVaR",
+    "ChiSquare",
+    "CressieRead",
+    "Divergence",
+    "TotalVariation",
+    "distance",
+    "divergence",
+]

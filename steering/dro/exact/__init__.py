@@ -1,0 +1,5 @@
+"""The worst case of a whole row, solved exactly, with a certificate of its own."""
+
+from steering.dro.exact.solver import Dual, WorstCase, certificate, worst_case
+
+__all__ = ["Dual", "WorstCase", "certificate", "worst_case"]

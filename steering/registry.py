@@ -1,0 +1,112 @@
+"""Parts that a config chooses by name: divergences, estimators, optimisers, schedules, observers.
+
+A part is a frozen dataclass: its fields are its section's keys, its class the thing itself (a divergence) or
+what builds it (an optimiser). One file holds one part, or one family of them:
+
+    @DIVERGENCES.register("cvar")
+    @dataclass(frozen=True)
+    class CVaR(Divergence):
+        level: float
+
+and a section of a config that takes one says `divergence: kl`, `divergence: {name: cvar, level: 0.3}`
+or `divergence: my_file.py:mine`. In Python the object itself is given: `CVaR(level=0.3)`. A field of
+a dataclass becomes such a section by `chosen(DIVERGENCES, KL())` as its default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import field, is_dataclass
+from typing import Any, Generic, TypeVar
+
+from steering.errors import SteeringError
+from steering.plugins import installed, load_file, load_module
+
+T = TypeVar("T")
+_KEY = "registry"
+
+
+class Registry(Generic[T]):
+    """Dataclasses of one kind, by name.
+
+    Args:
+        kind: what they are, for messages: "divergence".
+        group: entry points in which installed packages offer further ones; each names a module that
+            registers it.
+    """
+
+    def __init__(self, kind: str, group: str) -> None:
+        self.kind, self.group = kind, group
+        self._parts: dict[str, type[T]] = {}
+        self._asked: dict[type[T], str] = {}  # parts from outside: the name that finds them again
+
+    def register(self, name: str) -> Callable[[type[T]], type[T]]:
+        """Decorate a frozen dataclass; ValueError where it is none, or the name is taken."""
+
+        def add(part: type[T]) -> type[T]:
+            if not (is_dataclass(part) and vars(part)["__dataclass_params__"].frozen):
+                raise ValueError(
+                    f"{self.kind} {name!r}: {part.__name__} must be a frozen dataclass"
+                )
+            if name in self._parts:
+                raise ValueError(f"a {self.kind} named {name!r} is registered already")
+            self._parts[name] = part
+            return part
+
+        return add
+
+    def find(self, name: str, key: str | None = None) -> type[T]:
+        """The dataclass of that name.
+
+        Args:
+            name: a registered one, one of an installed package, or where the module is and the name
+                that it registers: "package.module:mine", "path/to/file.py:mine".
+            key: the config key that asks, for messages; None: the kind.
+
+        Raises:
+            SteeringError: nothing of that name; the message lists the known ones.
+        """
+        key = key or self.kind
+        if name in self._parts:
+            return self._parts[name]
+        where, colon, registered_as = name.rpartition(":")
+        if colon:
+            (load_file if where.endswith(".py") else load_module)(where, key)
+            if registered_as not in self._parts:
+                raise SteeringError(f"{key}: {where} registers no {self.kind} {registered_as!r}")
+            self._asked[self._parts[registered_as]] = name
+            return self._parts[registered_as]
+        if name in installed(self.group):
+            installed(self.group)[name].load()
+        if name not in self._parts:
+            raise SteeringError(
+                f"{key}: no {self.kind} {name!r}; known: {', '.join(self.names())}; "
+                "or give 'file.py:name'"
+            )
+        return self._parts[name]
+
+    def name_of(self, part: T) -> str:
+        """The name that `find` finds an object's class by; ValueError if it is not registered."""
+        for name, cls in self._parts.items():
+            if type(part) is cls:
+                return self._asked.get(cls, name)
+        raise ValueError(f"no {self.kind} is registered for {type(part).__name__}")
+
+    def names(self) -> list[str]:
+        """All names that are known so far, sorted."""
+        return sorted({*self._parts, *installed(self.group)})
+
+    def parts(self) -> Mapping[str, type[T]]:
+        """What is registered so far, by name."""
+        return dict(sorted(self._parts.items()))
+
+
+def chosen(registry: Registry[Any], default: Any) -> Any:
+    """A dataclass field that a config fills with a name, or with a section that has a `name`."""
+    return field(default=default, metadata={_KEY: registry})
+
+
+def registry_of(metadata: Mapping[Any, Any]) -> Registry[Any] | None:
+    """The registry of a field made by `chosen`, from its metadata; None for any other field."""
+    found = metadata.get(_KEY)
+    return found if isinstance(found, Registry) else None
