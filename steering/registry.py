@@ -33,10 +33,12 @@ class Registry(Generic[T]):
         kind: what they are, for messages: "divergence".
         group: entry points in which installed packages offer further ones; each names a module that
             registers it.
+        number: makes a part of a bare number, for kinds that a config may give as one; the part
+            keeps it as its `value`.
     """
 
-    def __init__(self, kind: str, group: str) -> None:
-        self.kind, self.group = kind, group
+    def __init__(self, kind: str, group: str, number: Callable[[float], T] | None = None) -> None:
+        self.kind, self.group, self.number = kind, group, number
         self._parts: dict[str, type[T]] = {}
         self._asked: dict[type[T], str] = {}  # parts from outside: the name that finds them again
 
@@ -91,6 +93,12 @@ class Registry(Generic[T]):
             if type(part) is cls:
                 return self._asked.get(cls, name)
         raise ValueError(f"no {self.kind} is registered for {type(part).__name__}")
+
+    def as_number(self, part: T) -> float | None:
+        """The number that would make this very part; None if none does."""
+        value = getattr(part, "value", None)
+        same = self.number is not None and value is not None and self.number(value) == part
+        return value if same else None
 
     def names(self) -> list[str]:
         """All names that are known so far, sorted."""

@@ -81,7 +81,8 @@ def _plain_field(f: Field[Any], value: Any) -> Any:
     registry = registry_of(f.metadata)
     if registry is None or value is None or isinstance(value, str | Mapping):
         return plain(value)
-    return {"name": registry.name_of(value), **plain(value)}
+    number = registry.as_number(value)
+    return {"name": registry.name_of(value), **plain(value)} if number is None else number
 
 
 def differences(value: Any, base: Any = None) -> dict[str, Any]:
@@ -98,17 +99,19 @@ def differences(value: Any, base: Any = None) -> dict[str, Any]:
         mine = getattr(value, f.name)
         default = default_of(f) if base is None else getattr(base, f.name)
         same_class = type(mine) is type(default)
-        if plain(mine) == plain(default) and (same_class or not is_dataclass(mine)):
+        if _plain_field(f, mine) == _plain_field(f, default) and (
+            same_class or not is_dataclass(mine)
+        ):
             continue
         inner = default if same_class else None
         registry = registry_of(f.metadata)
-        if registry is not None and mine is not None:
+        if registry is not None and mine is not None and registry.as_number(mine) is None:
             found[f.name] = {"name": registry.name_of(mine), **differences(mine, inner)}
-        elif is_dataclass(mine) and not isinstance(mine, type) and not hasattr(mine, "section"):
+        elif registry is None and is_dataclass(mine) and not hasattr(mine, "section"):
             if changed := differences(mine, inner):
                 found[f.name] = changed
         else:
-            found[f.name] = plain(mine)
+            found[f.name] = _plain_field(f, mine)
     return found
 
 
@@ -168,6 +171,8 @@ def _part(registry: Registry[Any], value: Any, default: Any, path: str, fail: Fa
 
     A section without a name, or with that of the default, changes the default's fields.
     """
+    if isinstance(value, int | float) and not isinstance(value, bool) and registry.number:
+        return registry.number(float(value))
     if not isinstance(value, str | Mapping):
         if any(type(value) is part for part in registry.parts().values()):
             return value

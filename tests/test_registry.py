@@ -6,6 +6,7 @@ import pytest
 
 from steering.errors import SteeringError
 from steering.registry import Registry, chosen
+from steering.schedules import SCHEDULES, Constant, Linear, Schedule
 from steering.typed import differences, plain, typed
 
 SHAPES: Registry = Registry("shape", "steering.test_shapes")
@@ -108,6 +109,32 @@ def test_identity_counts_what_differs_from_the_defaults_that_stand_there():
     # The class's own default is not the default here, and so it counts.
     own = Options(inner=Inner(Ball(), 2))
     assert differences(own) == {"inner": {"shape": {"name": "ball", "radius": 1.0}}}
+
+
+@dataclass
+class Moving:
+    rate: Schedule = chosen(SCHEDULES, Constant(1.0))
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected", "changed"),
+    [
+        ({}, Constant(1.0), {}),
+        ({"rate": 1}, Constant(1.0), {}),
+        ({"rate": 0.5}, Constant(0.5), {"rate": 0.5}),
+        ({"rate": {"name": "constant", "value": 0.5}}, Constant(0.5), {"rate": 0.5}),
+        (
+            {"rate": {"name": "linear", "start": 0, "end": 1}},
+            Linear(0.0, 1.0),
+            {"rate": {"name": "linear", "start": 0.0, "end": 1.0}},
+        ),
+    ],
+)
+def test_a_number_is_a_schedule_that_stays(raw, expected, changed):
+    found = read(raw, Moving)
+    assert found.rate == expected
+    assert differences(found) == changed
+    assert read(plain(found), Moving) == found
 
 
 def test_what_cannot_be_registered():
