@@ -12,9 +12,11 @@ ABOVE_RUNS = ["steering.studies", "steering.commands", "steering.cli"]
 ABOVE_TRAINING = [*ABOVE_RUNS, "steering.analysis", "steering.config", "omegaconf"]
 # The record side of `runs` stands near the ground; the other modules of that room stand above the
 # trainer.
+RECORDS = ("record", "store", "sources")
 DOERS = [
-    f"steering.runs.{name}"
-    for name in ("ask", "driver", "execute", "measure", "transport", "worker", "workshop")
+    f"steering.runs.{path.stem}"
+    for path in sorted((ROOT / "steering" / "runs").glob("*.py"))
+    if path.stem not in (*RECORDS, "__init__")
 ]
 FORBIDDEN = {
     "steering": ["tasks"],

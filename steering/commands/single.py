@@ -17,13 +17,13 @@ from steering.runs.ask import (
     REFERENCE,
     Ask,
     reference_label,
-    reference_target,
     reference_training,
     study_folder,
     training,
     trains_reference,
 )
 from steering.runs.execute import evaluated, execute
+from steering.runs.opened import TRAINING
 from steering.runs.record import WEIGHTS, Metric, RunRecord
 from steering.runs.store import Store
 from steering.runs.workshop import Frozen, Workshop
@@ -50,7 +50,8 @@ def evaluate(config: RunConfig) -> None:
     reference, if any."""
     with session(config.device, config.train.threads) as device:
         workshop = _workshop(config, device)
-        task, spec = workshop.task(config), config.target
+        wanted, spec = Ask(config, "evaluate", parents=_parents(config)), config.target
+        task = workshop.opened(wanted).task
         if spec.checkpoint is None and spec.pretrained is None:
             record = workshop.store.find(training(config).key)
             if record is None:
@@ -81,20 +82,19 @@ def cache(config: RunConfig, estimate: bool = False) -> None:
             raise ConfigError("reference: the config names none, so there is nothing to cache")
         workshop = _workshop(config, device)
         ask = Ask(config, "cache", parents=_parents(config))
-        workshop.fitting_task(ask)
+        opened = workshop.fitting(ask)
         if estimate:
-            frozen = workshop.given(
-                reference_target(config).target, workshop.task(config)
-            )  # its weights do not matter here
-            found = workshop.estimate_reference(ask, frozen)
+            frozen = workshop.given(ask.reference, opened)  # its weights do not matter here
+            found = workshop.estimate(ask, frozen, ask.needs.outputs, TRAINING)
             if distributed.rank() == 0:
                 CONSOLE.print(
-                    f"outputs of {found.examples:,} examples: {in_bytes(found.bytes)} in {workshop.outputs_root(config)}, "
+                    f"outputs of {found.examples:,} examples: {in_bytes(found.bytes)} in {workshop.outputs_root(ask)}, "
                     f"about {in_time(found.seconds)} on {device.type} with {distributed.world_size()} process(es)",
                     soft_wrap=True,
                 )
             return
-        stored = workshop.stored_reference(ask, _reference(config, workshop))
+        frozen = _reference(config, workshop)
+        stored = workshop.outputs(ask, frozen, ask.needs.outputs, TRAINING)
         if distributed.rank() == 0:
             unread = int((~stored.valid).sum())
             missing = f", {unread:,} could not be read" if unread else ""

@@ -1,133 +1,50 @@
-"""What a study wants done, and the key that says which run that is.
-
-A key is the digest of *what differs from the defaults*, of the parents' keys and of the schema's
-version. So a new config key orphans no finished run, and a changed default is a new schema. Weights
-and model files count by content, not by path. Where a run is written, how often it logs, evaluates
-and saves, and on which machine it runs are not part of it.
-"""
+"""How a study asks for runs: train, evaluate, store outputs, or call a function of its own."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from steering.config import RunConfig, to_yaml, with_overrides
-from steering.errors import SteeringError
-from steering.methods import build_method, find_method
+from steering.config import RunConfig, with_overrides
 from steering.outputs.kinds import require_kind
 from steering.reading import user_path
-from steering.runs.record import SCHEMA, WEIGHTS
-from steering.schema import ConfigError, ReferenceConfig, plain
-from steering.storage import known_sha256
-from steering.task import ModelSpec
-from steering.typed import differences
+from steering.runs.wanted import (
+    MODEL,
+    REFERENCE,
+    START,
+    Ask,
+    Needs,
+    model_of,
+    needs_of,
+    start_file,
+)
+from steering.schema import ConfigError, ReferenceConfig
+from steering.typed import plain
 
-Kind = Literal["train", "evaluate", "outputs"]
-REFERENCE = "reference"
+__all__ = [
+    "MODEL",
+    "REFERENCE",
+    "START",
+    "Ask",
+    "Needs",
+    "evaluation",
+    "function_call",
+    "model_outputs",
+    "needs_of",
+    "reference_label",
+    "reference_target",
+    "reference_training",
+    "renamed",
+    "start_file",
+    "study_folder",
+    "training",
+    "trains_reference",
+    "with_parents_first",
+]
 _REFERENCES: dict[str, Ask] = {}
-_NOT_TRAINED = ("log_every", "eval_every", "save_every", "workers", "threads")
-
-
-@dataclass(frozen=True)
-class Needs:
-    """What a method asks of a run: a pure function of its options."""
-
-    reference: bool
-    logits: bool
-
-    @property
-    def outputs(self) -> str:
-        """The kind of outputs that it needs of the reference; see `steering.outputs.kinds`."""
-        return "logits" if self.logits else "losses"
-
-
-@dataclass(frozen=True)
-class Ask:
-    """One run that is wanted. Made by `training`, `evaluation` and `model_outputs`.
-
-    Attributes:
-        config: the run's.
-        label: readable name of its folder.
-        axes: what the study varies: "method", "seed", "width", ....
-        parents: role -> the run that it is built on: "reference" (whose weights steer), "start"
-            (whose weights the target starts from), "model" (whose target is evaluated, or whose
-            outputs are stored).
-        kind: "train", "evaluate" a model, or store its "outputs".
-        about: what an "outputs" ask wants: {"kind": "losses", "part": "train"}.
-    """
-
-    config: RunConfig
-    label: str
-    axes: Mapping[str, Any] = field(default_factory=dict)
-    parents: Mapping[str, Ask] = field(default_factory=dict)
-    kind: Kind = "train"
-    about: Mapping[str, str] = field(default_factory=dict)
-
-    @cached_property
-    def needs(self) -> Needs:
-        return needs_of(self.config) if self.kind == "train" else Needs(False, False)
-
-    @cached_property
-    def yaml(self) -> str:
-        """The config as text, for the run's folder."""
-        return to_yaml(self.config)
-
-    @cached_property
-    def key(self) -> str:
-        """64 hex digits that say which run this is."""
-        return _digest(
-            [
-                SCHEMA,
-                self.kind,
-                self._content(),
-                {role: ask.key for role, ask in self.parents.items()},
-            ]
-        )
-
-    @cached_property
-    def asked(self) -> dict[str, str]:
-        """Digests of parts: runs that agree in one must find the same there
-        (`steering.runs.store.require_same_found`)."""
-        found = {"task": _digest(differences(self.config.task))}
-        if REFERENCE in self.parents:
-            found["reference"] = self.parents[REFERENCE].key
-        elif self.needs.reference and self.config.reference is not None:
-            found["reference"] = _digest(_model(self.config.reference))
-        return found
-
-    def _content(self) -> dict[str, Any]:
-        config = self.config
-        content: dict[str, Any] = {"task": differences(config.task)}
-        if self.kind != "train":
-            model = {} if "model" in self.parents else {"model": _model(config.target)}
-            return content | model | dict(self.about)
-        train = {
-            key: value
-            for key, value in differences(config.train).items()
-            if key not in _NOT_TRAINED
-        }
-        content |= {
-            "target": _model(config.target),
-            "method": {"name": config.method.name, **differences(config.method.options)},
-            "optimizer": differences(config.optimizer),
-            "train": train,
-            "seed": config.seed,
-        }
-        if config.start is not None:
-            content["start"] = _file(start_file(config.start))
-        if self.needs.reference:
-            assert config.reference is not None
-            # A live reference sees the augmented view of an example, stored outputs are of the
-            # plain one.
-            content["stored"] = config.reference.cache is not None
-            if REFERENCE not in self.parents:
-                content["reference"] = _model(config.reference)
-        return content
 
 
 def training(
@@ -191,6 +108,27 @@ def model_outputs(
     )
 
 
+def function_call(
+    config: RunConfig,
+    function: str,
+    arguments: Mapping[str, Any],
+    label: str,
+    axes: Mapping[str, Any] | None = None,
+    **parents: Ask,
+) -> Ask:
+    """Call a function of a study: work that is neither a training, an evaluation nor outputs.
+
+    Args:
+        function: "package.module:function" or "file.py:function"; it is called with the ask and its
+            `steering.runs.execute.Place` on every rank, and returns an `Outcome`.
+        arguments: plain values, which count in the run's key; the function reads them as
+            `ask.about["arguments"]`.
+        parents: runs that it is built on, by role.
+    """
+    about = {"function": function, "arguments": dict(arguments)}
+    return Ask(config, label, axes or {}, parents, "call", about)
+
+
 def trains_reference(config: RunConfig) -> bool:
     return (
         config.reference is not None
@@ -238,8 +176,12 @@ def reference_target(config: RunConfig, **changes: Any) -> RunConfig:
         changes: of other keys at the top of the config.
     """
     assert config.reference is not None
-    spec = _fields(config.reference)
-    as_target = {"target": spec, "reference": None, "method": {"name": "erm"}, "start": None}
+    as_target = {
+        "target": model_of(config.reference),
+        "reference": None,
+        "method": {"name": "erm"},
+        "start": None,
+    }
     return with_overrides(config, as_target | changes)
 
 
@@ -247,51 +189,6 @@ def study_folder(config: RunConfig) -> Path:
     """Where everything of a config goes: output/name, or output/name-smoke, so that a trial never
     stands in a real run's way."""
     return user_path(config.output) / (f"{config.name}-smoke" if config.smoke else config.name)
-
-
-def needs_of(config: RunConfig) -> Needs:
-    """What the config's method needs; asked of a method for one example."""
-    method = build_method(config.method.name, config.method.options, 1, ("all",))
-    return Needs(method.uses_reference, method.needs_logits)
-
-
-def objection_of(config: RunConfig, unit: str, has_groups: bool) -> str | None:
-    """Why the config's method makes no sense for such losses, or None."""
-    return find_method(config.method.name).objection(unit, has_groups)
-
-
-def start_file(start: str) -> Path:
-    """The weights that a `start:` names: a file, or those of a run's folder."""
-    path = user_path(start)
-    return path / WEIGHTS if path.is_dir() else path
-
-
-def _model(spec: ModelSpec) -> dict[str, Any]:
-    """A model spec; files by their content, so that other weights under the same path are another
-    model."""
-    own = ModelSpec(**_fields(spec))
-    return {
-        key: _file(value) if isinstance(value, str) else value
-        for key, value in differences(own).items()
-    }
-
-
-def _fields(spec: ModelSpec) -> dict[str, Any]:
-    """What a reference's section says of its model, without the keys of its own."""
-    return {one.name: getattr(spec, one.name) for one in fields(ModelSpec)}
-
-
-def _file(name: str | Path) -> str:
-    """A file's digest; what is no file, as it is: a name of an architecture, a hub's tag."""
-    path = user_path(name)
-    try:
-        return f"sha256:{known_sha256(path)}" if path.is_file() else str(name)
-    except OSError as error:
-        raise SteeringError(f"{path}: cannot be read: {error.strerror}") from error
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def renamed(ask: Ask, label: str, axes: Mapping[str, Any]) -> Ask:

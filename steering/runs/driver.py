@@ -113,7 +113,7 @@ def _do(
     todo = [ask for ask in every if workshop.store.find(ask.key) is None]
     for ask in todo:  # what does not fit shows before hours are spent on the others
         if ask.kind == "train":
-            workshop.fitting_task(ask)
+            workshop.fitting(ask)
     progress.total += len(todo)
     if distributed.rank() == 0:
         found = len(every) - len(todo)

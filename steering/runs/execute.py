@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,10 @@ from typing import Any
 import torch
 
 from steering import distributed
-from steering.errors import SteeringError
-from steering.methods import build_method
-from steering.outputs import WithOutputs, weights_fingerprint
-from steering.reference import STORED, LiveReference, Reference, StoredReference
-from steering.runs.ask import Ask, start_file, with_parents_first
-from steering.runs.measure import environment, forward_flops, parameters, peak_bytes
+from steering.runs.ask import MODEL, Ask, with_parents_first
+from steering.runs.functions import find_function
+from steering.runs.measure import environment, parameters, peak_bytes
+from steering.runs.prepare import Prepared, prepare
 from steering.runs.record import (
     CONFIG,
     SCORES,
@@ -24,17 +23,48 @@ from steering.runs.record import (
     Cost,
     Metric,
     RunRecord,
+    Scores,
     meanings_of,
     write_record,
     write_scores,
 )
-from steering.runs.store import OUTPUTS, require_same_found
+from steering.runs.store import require_same_found
 from steering.runs.workshop import Frozen, Workshop
 from steering.storage import known_sha256, write_text
 from steering.task import Evaluation, Model, Task
-from steering.training.checkpoint import load_weights
 from steering.training.job import Job
 from steering.training.loop import run
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run has found; `steering.runs.record.RunRecord` says what each part means.
+
+    Attributes:
+        scores: written as the run's `scores.npz`; None when the run has written them itself, or has
+            none.
+    """
+
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    meaning: Mapping[str, Metric] = field(default_factory=dict)
+    found: Mapping[str, str] = field(default_factory=dict)
+    cost: Cost = field(default_factory=Cost)
+    summary: Mapping[str, Any] = field(default_factory=dict)
+    scores: Mapping[str, Scores] | None = None
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run is done.
+
+    Attributes:
+        folder: the run's own; it is there on rank 0.
+        title: for a progress line.
+    """
+
+    folder: Path
+    title: str
+    workshop: Workshop
 
 
 def execute(ask: Ask, workshop: Workshop, title: str | None = None) -> RunRecord:
@@ -46,83 +76,72 @@ def execute(ask: Ask, workshop: Workshop, title: str | None = None) -> RunRecord
         SteeringError: the method does not fit the task, the run met other data or weights than
             finished runs that asked for the same, or it failed.
     """
-    todo = [one for one in with_parents_first([ask]) if workshop.store.find(one.key) is None]
+    store = workshop.store
+    todo = [one for one in with_parents_first([ask]) if store.find(one.key) is None]
     for one in todo:  # what does not fit shows before a reference is trained for it
         if one.kind == "train":
-            workshop.fitting_task(one)
+            workshop.fitting(one)
     for one in todo:
-        if workshop.store.find(one.key) is None:
+        if store.find(one.key) is None:
             distributed.barrier()  # nobody may find a record that another rank has just written
-            _KERNELS[one.kind](one, workshop, title if one is ask and title else one.label)
+            folder = store.place(one.key, one.label)
+            place = Place(folder, title if one is ask and title else one.label, workshop)
+            outcome = _KERNELS[one.kind](one, place)
+            if distributed.rank() == 0:
+                _record(one, place, outcome)
             distributed.barrier()
-    record = workshop.store.find(ask.key)
+    record = store.find(ask.key)
     assert record is not None
     return record.asked_as(ask.label, ask.axes)
 
 
-def _train(ask: Ask, workshop: Workshop, title: str) -> None:
-    config, store = ask.config, workshop.store
-    task = workshop.fitting_task(ask)
-    torch.manual_seed(config.seed)
-    target = task.build(config.target)
-    found = {"target: inputs": target.inputs_fingerprint}
-    start = _start(ask, workshop)
-    if start is not None:
-        load_weights(start, target.module)
-        found["start: weights"] = weights_fingerprint(target.module)
-    reference, live, stored = None, None, None
-    if ask.needs.reference:
-        frozen = workshop.reference(ask)
-        reference, live, stored = _reference(ask, frozen, task, workshop)
-        found |= {
-            "reference: weights": frozen.weights,
-            "reference: inputs": frozen.model.inputs_fingerprint,
-        }
-        torch.manual_seed(config.seed)
-    data = task.train_data(target, live, config.seed)
-    found["task: data"] = workshop.data_digest(config, data)
-    folder = store.place(ask.key, ask.label)
-    require_same_found(store.all(), ask.asked, found, folder)
-    flops = forward_flops(task.risk, target, data, workshop.device)
-    reference_flops = (
-        forward_flops(
-            task.risk, frozen.model, workshop.plain_data(config, frozen.model), workshop.device
-        )
-        if reference
-        else 0
+def evaluated(model: Model, task: Task, device: torch.device) -> Evaluation:
+    """Evaluate a model that is not being trained; every rank calls this."""
+    model.module.to(device).eval()
+    return task.evaluate(model, device)
+
+
+def _train(ask: Ask, place: Place) -> Outcome:
+    prepared = prepare(ask, place.workshop)
+    finished = place.workshop.store.all()
+    require_same_found(finished, ask.asked, prepared.found, place.folder)
+    _begin(ask, place)
+    result = run(_job(ask, place, prepared))
+    cost = _training_cost(ask, prepared, result, place.workshop.device)
+    meaning = meanings_of(result["meaning"])
+    return Outcome(result["metrics"], meaning, prepared.found, cost, result["summary"])
+
+
+def _job(ask: Ask, place: Place, prepared: Prepared) -> Job:
+    config, reference = ask.config, prepared.reference
+    return Job(
+        folder=place.folder,
+        title=place.title,
+        task=prepared.opened.task,
+        target=prepared.target,
+        reference=None if reference is None else reference.outputs,
+        method=prepared.method,
+        data=prepared.data,
+        optimizer=config.optimizer,
+        train=config.train,
+        seed=config.seed,
+        device=place.workshop.device,
+        identity={"key": ask.key, **prepared.found},
+        config=ask.yaml,
     )
-    if distributed.rank() == 0:
-        store.begin(ask.key, ask.kind, ask.label)
-    result = run(
-        Job(
-            folder=folder,
-            title=title,
-            task=task,
-            target=target,
-            reference=reference,
-            method=build_method(
-                config.method.name,
-                config.method.options,
-                len(data),
-                task.groups,
-                task.risk.unit,
-                data.group_counts(len(task.groups)),
-            ),
-            data=data if stored is None else WithOutputs(data, stored, STORED),
-            optimizer=config.optimizer,
-            train=config.train,
-            seed=config.seed,
-            device=workshop.device,
-            identity={"key": ask.key, **found},
-            config=ask.yaml,
-        )
-    )
-    passes = (
-        3 * result["samples"]
-        + result["scored"]
-        + (result["samples"] if config.train.accumulation > 1 else 0)
-    )
-    cost = Cost(
+
+
+def _training_cost(
+    ask: Ask, prepared: Prepared, result: Mapping[str, Any], device: torch.device
+) -> Cost:
+    reference = prepared.reference
+    stored = None if reference is None else reference.stored
+    reference_flops = 0 if reference is None else reference.flops
+    # A backward pass counts as two forward passes; micro-batches run forward twice.
+    passes = 3 * result["samples"] + result["scored"]
+    if ask.config.train.accumulation > 1:
+        passes += result["samples"]
+    return Cost(
         trained=result["samples"],
         drawn=result["drawn"],
         scored=result["scored"],
@@ -133,137 +152,97 @@ def _train(ask: Ask, workshop: Workshop, title: str) -> None:
         reference_seconds=0.0 if stored is None else stored.seconds,
         steps=result["steps"],
         skipped=result["skipped"],
-        parameters=parameters(target),
-        forward_flops=flops,
+        parameters=parameters(prepared.target),
+        forward_flops=prepared.flops,
         reference_flops=reference_flops,
-        flops=passes * flops + result["reference_samples"] * reference_flops,
-        peak_bytes=peak_bytes(workshop.device),
+        flops=passes * prepared.flops + result["reference_samples"] * reference_flops,
+        peak_bytes=peak_bytes(device),
     )
-    meaning = meanings_of(result["meaning"])
-    _finish(ask, workshop, folder, found, result["metrics"], meaning, cost, result["summary"])
 
 
-def _start(ask: Ask, workshop: Workshop) -> Path | None:
-    """The weights that the target starts from, if not from its own."""
-    if "start" in ask.parents:
-        return workshop.finished(ask.parents["start"]).folder / WEIGHTS
-    if ask.config.start is None:
-        return None
-    path = start_file(ask.config.start)
-    if not path.is_file():
-        raise SteeringError(
-            f"start: no weights in {ask.config.start}; expected a {WEIGHTS} or the folder of a finished run"
-        )
-    return path
-
-
-def _reference(
-    ask: Ask, frozen: Frozen, task: Task, workshop: Workshop
-) -> tuple[Reference, Model | None, Any]:
-    """Who gives the reference's outputs; the model if it needs its own view of the data; the stored
-    outputs if there are."""
-    config = ask.config
-    if config.reference is None or config.reference.cache is None:
-        return LiveReference(frozen.model.module.to(workshop.device), task.risk), frozen.model, None
-    return StoredReference(), None, workshop.stored_reference(ask, frozen)
-
-
-def _evaluate(ask: Ask, workshop: Workshop, title: str) -> None:  # noqa: ARG001
-    task = workshop.task(ask.config)
-    frozen = _model(ask, task, workshop)
-    folder = workshop.store.place(ask.key, ask.label)
-    if distributed.rank() == 0:
-        workshop.store.begin(ask.key, ask.kind, ask.label)
+def _evaluate(ask: Ask, place: Place) -> Outcome:
+    workshop = place.workshop
+    frozen, task = _model(ask, workshop), workshop.opened(ask).task
+    _begin(ask, place)
     found = evaluated(frozen.model, task, workshop.device)
-    if distributed.rank() == 0:
-        write_text(folder / CONFIG, ask.yaml)
-        write_scores(folder / SCORES, found.scores)
-    cost = Cost(parameters=parameters(frozen.model), peak_bytes=peak_bytes(workshop.device))
-    meaning = found.meanings(task.metrics)
-    _finish(
-        ask, workshop, folder, {"model: weights": frozen.weights}, found.values(), meaning, cost, {}
+    return Outcome(
+        metrics=found.values(),
+        meaning=found.meanings(task.metrics),
+        found={"model: weights": frozen.weights},
+        cost=Cost(parameters=parameters(frozen.model), peak_bytes=peak_bytes(workshop.device)),
+        scores=found.scores,
     )
 
 
-def _outputs(ask: Ask, workshop: Workshop, title: str) -> None:  # noqa: ARG001
-    config, about = ask.config, ask.about
-    task = workshop.task(config)
-    frozen = _model(ask, task, workshop)
-    if about["part"] == "train":
-        data = workshop.plain_data(config, frozen.model)
-        digest = workshop.data_digest(config, data)
-    else:
-        parts = task.held_out_data(frozen.model)
-        if about["part"] not in parts:
-            raise SteeringError(
-                f"outputs: the task has no part {about['part']!r}; it has {', '.join(['train', *parts])}"
-            )
-        data = parts[about["part"]]
-        digest = data.fingerprint()
-    root = workshop.store.folder / OUTPUTS
-    stored = workshop.stored(root, about["kind"], frozen, data, digest, config, task)
-    folder = workshop.store.place(ask.key, ask.label)
-    if distributed.rank() == 0:
-        workshop.store.begin(ask.key, ask.kind, ask.label)
-        write_text(folder / CONFIG, ask.yaml)
+def _outputs(ask: Ask, place: Place) -> Outcome:
+    workshop, about = place.workshop, ask.about
+    frozen = _model(ask, workshop)
+    stored = workshop.outputs(ask, frozen, about["kind"], about["part"])
+    _begin(ask, place)
     summary = {
         "outputs": os.path.relpath(stored.folder, workshop.store.folder),
         "tensors": {name: list(shape) for name, shape in stored.tensors.items()},
         "missing": int((~stored.valid).sum()),
         **about,
     }
-    cost = Cost(seconds=stored.seconds, stored=len(stored), parameters=parameters(frozen.model))
-    found = {"model: weights": frozen.weights, "task: outputs' data": digest}
-    _finish(ask, workshop, folder, found, {}, {}, cost, summary)
-
-
-_KERNELS = {"train": _train, "evaluate": _evaluate, "outputs": _outputs}
-
-
-def _model(ask: Ask, task: Task, workshop: Workshop) -> Frozen:
-    return (
-        workshop.trained(ask.parents["model"], task)
-        if "model" in ask.parents
-        else workshop.given(ask.config.target, task)
+    return Outcome(
+        found={"model: weights": frozen.weights, "task: outputs' data": stored.fingerprint.data},
+        cost=Cost(seconds=stored.seconds, stored=len(stored), parameters=parameters(frozen.model)),
+        summary=summary,
     )
 
 
-def evaluated(model: Model, task: Task, device: torch.device) -> Evaluation:
-    """Evaluate a model that is not being trained; every rank calls this."""
-    model.module.to(device).eval()
-    return task.evaluate(model, device)
+def _call(ask: Ask, place: Place) -> Outcome:
+    function = find_function(ask.about["function"])
+    _begin(ask, place)
+    outcome: Outcome = function(ask, place)
+    return outcome
 
 
-def _finish(
-    ask: Ask,
-    workshop: Workshop,
-    folder: Path,
-    found: Mapping[str, str],
-    metrics: Mapping[str, float],
-    meaning: Mapping[str, Metric],
-    cost: Cost,
-    summary: Mapping[str, Any],
-) -> None:
-    if distributed.rank() != 0:
-        return
-    weights = folder / WEIGHTS
-    write_record(
-        RunRecord(
-            key=ask.key,
-            kind=ask.kind,
-            label=ask.label,
-            axes=dict(ask.axes),
-            folder=folder,
-            asked=ask.asked,
-            found=dict(found),
-            metrics=dict(metrics),
-            meaning=dict(meaning),
-            cost=cost,
-            parents={role: parent.key for role, parent in ask.parents.items()},
-            summary=dict(summary),
-            weights=known_sha256(weights) if weights.is_file() else "",
-            sources=workshop.sources(ask.config),
-            environment=environment(workshop.device),
-            created=datetime.now(UTC).isoformat(timespec="microseconds"),
-        )
+_KERNELS: dict[str, Callable[[Ask, Place], Outcome]] = {
+    "train": _train,
+    "evaluate": _evaluate,
+    "outputs": _outputs,
+    "call": _call,
+}
+
+
+def _model(ask: Ask, workshop: Workshop) -> Frozen:
+    """The model that is evaluated, or whose outputs are stored."""
+    opened = workshop.opened(ask)
+    if MODEL in ask.parents:
+        return workshop.trained(ask.parents[MODEL], opened)
+    return workshop.given(ask.config.target, opened)
+
+
+def _begin(ask: Ask, place: Place) -> None:
+    """Make the run's folder, and say in it what it is for."""
+    if distributed.rank() == 0:
+        place.workshop.store.begin(ask.key, ask.kind, ask.label)
+        if ask.kind != "train":  # the loop compares with the one that is there before it writes
+            write_text(place.folder / CONFIG, ask.yaml)
+
+
+def _record(ask: Ask, place: Place, outcome: Outcome) -> None:
+    if outcome.scores is not None:
+        write_scores(place.folder / SCORES, outcome.scores)
+    weights = place.folder / WEIGHTS
+    record = RunRecord(
+        key=ask.key,
+        kind=ask.kind,
+        label=ask.label,
+        axes=dict(ask.axes),
+        folder=place.folder,
+        asked=ask.asked,
+        found=dict(outcome.found),
+        metrics=dict(outcome.metrics),
+        meaning=dict(outcome.meaning),
+        cost=outcome.cost,
+        parents={role: parent.key for role, parent in ask.parents.items()},
+        summary=dict(outcome.summary),
+        weights=known_sha256(weights) if weights.is_file() else "",
+        sources=place.workshop.opened(ask).sources,
+        environment=environment(place.workshop.device),
+        created=datetime.now(UTC).isoformat(timespec="microseconds"),
     )
+    write_record(record)

@@ -1,33 +1,31 @@
-"""What the runs of a study share while they are executed: opened tasks, references, stored outputs.
-Nothing is made twice."""
+"""What the runs of a study share while they are executed: opened tasks, frozen models, stored
+outputs. Nothing is made twice."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from steering import distributed
-from steering.config import RunConfig
 from steering.data import IndexedData
-from steering.errors import SteeringError
+from steering.errors import ConfigError, SteeringError
 from steering.outputs import Artefact, Estimate, Fingerprint, build, estimate, weights_fingerprint
+from steering.outputs.computing import Batches
 from steering.reading import user_path
-from steering.runs.ask import REFERENCE, Ask, differences, objection_of, reference_target
+from steering.runs.ask import REFERENCE, Ask
+from steering.runs.opened import Opened, make_room
 from steering.runs.record import WEIGHTS, RunRecord
-from steering.runs.sources import sources_of
 from steering.runs.store import OUTPUTS, Store, require_same_found
-from steering.schema import ConfigError, plain
 from steering.storage import known_sha256
-from steering.task import Model, ModelSpec, Task, find_task
+from steering.task import Model, ModelSpec
 from steering.training.loader import load
 
-KEPT = 2  # frozen models, and data, in memory
+KEPT = 2  # frozen models in memory
+KEPT_TASKS = 4
 
 
 @dataclass(frozen=True)
@@ -48,44 +46,29 @@ class Workshop:
 
     def __init__(self, store: Store, device: torch.device) -> None:
         self.store, self.device = store, device
-        self._tasks: dict[str, Task] = {}
-        self._data: dict[str, str] = {}
-        self._plain: dict[str, IndexedData] = {}
-        self._sources: dict[str, dict[str, list[int]]] = {}
+        self._opened: dict[str, Opened] = {}
         self._frozen: dict[str, Frozen] = {}
 
-    def task(self, config: RunConfig) -> Task:
-        """The config's task, opened once for all runs that ask for the same."""
-        name = _text(config)
-        if name not in self._tasks:
-            self._tasks[name] = find_task(config.task.name)(config.task)
-        return self._tasks[name]
+    def opened(self, ask: Ask) -> Opened:
+        """The task of a run and its data."""
+        if ask.task_key not in self._opened:
+            make_room(self._opened, KEPT_TASKS)
+            self._opened[ask.task_key] = Opened(ask.config.task)
+        return self._opened[ask.task_key]
 
-    def fitting_task(self, ask: Ask) -> Task:
-        """The task of a training, set up for its method; ConfigError when the two do not fit."""
-        needs = (
-            ask.needs
-        )  # an option out of range shows before the data are opened, which may take a while
-        task = self.task(ask.config)
-        objection = objection_of(ask.config, task.risk.unit, bool(task.groups))
+    def fitting(self, ask: Ask) -> Opened:
+        """The task of a training, once it is sure that the method makes sense for its losses.
+
+        Raises:
+            ConfigError: it does not, an option is out of range, or a batch is too small.
+        """
+        needs = ask.needs  # a wrong option shows before the data are opened, which may take a while
+        opened = self.opened(ask)
+        objection = ask.objection(opened.task.risk.unit, bool(opened.task.groups))
         if objection is not None:
-            raise ConfigError(
-                f"method.name: {ask.config.method.name} {objection} (task {ask.config.task.name})"
-            )
-        if task.risk.unit == "pair" and ask.config.train.batch_size < 2:
-            raise ConfigError(
-                "train.batch_size: a pair is compared with the others of its batch; expected at least 2, got "
-                f"{ask.config.train.batch_size}"
-            )
-        task.risk.with_logits = needs.logits
-        return task
-
-    def sources(self, config: RunConfig) -> dict[str, list[int]]:
-        """Files that a task's section names, and their sizes and times; looked at once."""
-        name = _text(config)
-        if name not in self._sources:
-            self._sources[name] = sources_of(plain(config.task))
-        return self._sources[name]
+            raise ConfigError(objection)
+        opened.task.risk.with_logits = needs.logits
+        return opened
 
     def verify(self, ask: Ask, record: RunRecord) -> None:
         """Compare the data with those that a finished run met, if their files' sizes or times say
@@ -94,51 +77,33 @@ class Workshop:
         Raises:
             SteeringError: they have; names both sides.
         """
-        if ask.kind == "train" and self.sources(ask.config) != {
-            path: [*one] for path, one in record.sources.items()
-        }:
-            task = self.task(ask.config)
-            data = self.plain_data(ask.config, task.build(ask.config.target))
-            found = {"task: data": self.data_digest(ask.config, data)}
+        if ask.kind != "train":
+            return
+        opened = self.opened(ask)
+        if opened.sources != {path: [*one] for path, one in record.sources.items()}:
+            data = opened.plain_data(opened.task.build(ask.config.target))
+            found = {"task: data": opened.digest(data)}
             require_same_found([record], ask.asked, found, record.folder)
 
-    def plain_data(self, config: RunConfig, model: Model) -> IndexedData:
-        """The task's examples for one model, without augmentation; opened once, as an index of many
-        shards takes a while."""
-        name = f"{_text(config)} {model.inputs_fingerprint}"
-        if name not in self._plain:
-            _make_room(self._plain)
-            self._plain[name] = self.task(config).plain_data(model)
-        return self._plain[name]
-
-    def data_digest(self, config: RunConfig, data: IndexedData) -> str:
-        """The digest of a task's training data, computed once."""
-        name = _text(config)
-        if name not in self._data:
-            self._data[name] = data.fingerprint()
-        return self._data[name]
-
     def reference(self, ask: Ask) -> Frozen:
-        """The frozen reference of a training: its parent's weights, or those that its config
-        gives."""
+        """The frozen reference of a training: its parent's weights, or those of its config."""
         if REFERENCE in ask.parents:
-            return self.trained(ask.parents[REFERENCE], self.task(ask.config))
-        return self.given(reference_target(ask.config).target, self.task(ask.config))
+            return self.trained(ask.parents[REFERENCE], self.opened(ask))
+        return self.given(ask.reference, self.opened(ask))
 
-    def trained(self, parent: Ask, task: Task) -> Frozen:
+    def trained(self, parent: Ask, opened: Opened) -> Frozen:
         """The model that a finished run has trained, in eval mode and without gradient."""
-        record = self.finished(parent)
-        return self.given(
-            replace(parent.config.target, checkpoint=str(record.folder / WEIGHTS)), task
-        )
+        weights = self.finished(parent).folder / WEIGHTS
+        return self.given(replace(parent.config.target, checkpoint=str(weights)), opened)
 
-    def given(self, spec: ModelSpec, task: Task) -> Frozen:
+    def given(self, spec: ModelSpec, opened: Opened) -> Frozen:
         """A model of given weights, frozen."""
         file = None if spec.checkpoint is None else user_path(spec.checkpoint)
-        name = f"{spec} {known_sha256(file) if file is not None and file.is_file() else ''}"
+        content = known_sha256(file) if file is not None and file.is_file() else ""
+        name = f"{spec} {content}"
         if name not in self._frozen:
-            _make_room(self._frozen)
-            model = task.build(spec)
+            make_room(self._frozen, KEPT)
+            model = opened.task.build(spec)
             model.module.eval().requires_grad_(False)
             self._frozen[name] = Frozen(model, weights_fingerprint(model.module))
         return self._frozen[name]
@@ -154,88 +119,49 @@ class Workshop:
             now = known_sha256(path) if path.is_file() else "nothing"
             if now != record.weights:
                 raise SteeringError(
-                    f"{path} has changed since the run finished (weights: {record.weights[:12]} written, {now[:12]} found); "
-                    "delete the run's folder to train it again"
+                    f"{path} has changed since the run finished (weights: {record.weights[:12]} "
+                    f"written, {now[:12]} found); delete the run's folder to train it again"
                 )
         return record
 
-    def stored(
-        self,
-        root: Path,
-        kind: str,
-        frozen: Frozen,
-        data: IndexedData,
-        digest: str,
-        config: RunConfig,
-        task: Task,
-    ) -> Artefact:
-        """Stored outputs of a model on some data, computed if they are not there.
+    def outputs(self, ask: Ask, frozen: Frozen, kind: str, part: str) -> Artefact:
+        """Stored outputs of a model on a part of a run's data, computed if they are not there.
 
-        Args:
-            digest: the data's fingerprint.
+        They lie beside the runs; those of a training's reference where `reference.cache` says.
         """
+        opened = self.opened(ask)
+        data, digest = opened.part(part, frozen.model)
         wanted = Fingerprint(frozen.weights, frozen.model.inputs_fingerprint, digest)
         module = frozen.model.module.to(self.device)
-        return build(
-            root,
-            wanted,
-            kind,
-            task.risk,
-            module,
-            self._batches(data, config)[0],
-            len(data),
-            self.device,
-        )
+        root, (batches, _) = self.outputs_root(ask), batches_of(data, ask)
+        return build(root, wanted, kind, opened.task.risk, module, batches, len(data), self.device)
 
-    def stored_reference(self, ask: Ask, frozen: Frozen) -> Artefact:
-        """The outputs of a training's reference that its method needs, on the training data without
-        augmentation."""
-        task, config = self.task(ask.config), ask.config
-        data = self.plain_data(config, frozen.model)
-        root, digest = self.outputs_root(config), self.data_digest(config, data)
-        return self.stored(root, ask.needs.outputs, frozen, data, digest, config, task)
-
-    def estimate_reference(self, ask: Ask, frozen: Frozen) -> Estimate:
-        """Bytes and seconds of `stored_reference`, from two batches."""
-        task = self.task(ask.config)
-        data = self.plain_data(ask.config, frozen.model)
-        batches, steps = self._batches(data, ask.config)
+    def estimate(self, ask: Ask, frozen: Frozen, kind: str, part: str) -> Estimate:
+        """Bytes and seconds of `outputs`, from two batches."""
+        opened = self.opened(ask)
+        data, _ = opened.part(part, frozen.model)
+        batches, steps = batches_of(data, ask)
         module = frozen.model.module.to(self.device).eval()
-        return estimate(
-            ask.needs.outputs, task.risk, module, batches, len(data), steps, self.device
-        )
+        return estimate(kind, opened.task.risk, module, batches, len(data), steps, self.device)
 
-    def outputs_root(self, config: RunConfig) -> Path:
-        """Folder of stored outputs: beside the runs, or where `reference.cache` says."""
-        where = None if config.reference is None else config.reference.cache
-        return self.store.folder / OUTPUTS if where in (None, "auto") else user_path(str(where))
-
-    def _batches(self, data: IndexedData, config: RunConfig):  # type: ignore[no-untyped-def]
-        """From a batch number on, this rank's batches; and how many there are."""
-        size, rank, world = config.train.batch_size, distributed.rank(), distributed.world_size()
-        steps = -(-len(data) // (size * world))
-        # Every rank takes the same number of batches, since opening the files is a joint step; the
-        # last ones wrap around.
-        order = (
-            torch.arange(steps * size * world)
-            .remainder(len(data))
-            .numpy()
-            .reshape(steps, world, size)
-        )
-
-        def batches(start: int) -> Iterator[dict[str, Tensor]]:
-            return load(
-                data, ((0, rows[rank]) for rows in order[start:]), config.train.workers, pin=False
-            )
-
-        return batches, steps
+    def outputs_root(self, ask: Ask) -> Path:
+        """Folder of the outputs that a run stores or reads."""
+        return self.store.folder / OUTPUTS if ask.cache is None else ask.cache
 
 
-def _make_room(kept: dict[str, Any]) -> None:
-    """For one more: the oldest go."""
-    while len(kept) >= KEPT:
-        del kept[next(iter(kept))]
+def batches_of(data: IndexedData, ask: Ask) -> tuple[Batches, int]:
+    """From a batch number on, this rank's batches in the order of the data; and how many there are.
 
+    Every rank takes the same number of batches, since opening the files of outputs is a joint step.
+    The last ones wrap around.
+    """
+    train, rank, world = ask.config.train, distributed.rank(), distributed.world_size()
+    size = train.batch_size
+    steps = -(-len(data) // (size * world))
+    numbers = torch.arange(steps * size * world).remainder(len(data)).numpy()
+    order = numbers.reshape(steps, world, size)
 
-def _text(config: RunConfig) -> str:
-    return json.dumps(differences(config.task), sort_keys=True, default=str)
+    def batches(start: int) -> Iterator[dict[str, Tensor]]:
+        return load(data, ((0, rows[rank]) for rows in order[start:]), train.workers, pin=False)
+
+    return batches, steps

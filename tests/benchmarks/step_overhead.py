@@ -24,6 +24,7 @@ from steering.methods import build_method, find_method
 from steering.outputs import WithOutputs, weights_fingerprint
 from steering.reference import STORED, StoredReference
 from steering.runs.ask import Ask
+from steering.runs.opened import TRAINING
 from steering.runs.store import Store
 from steering.runs.workshop import Frozen, Workshop
 from steering.task import find_task
@@ -98,7 +99,8 @@ def main() -> None:
             guide = task.build(config.reference)
             workshop = Workshop(Store(Path(folder)), CPU)
             frozen = Frozen(guide, weights_fingerprint(guide.module))
-            stored = workshop.stored_reference(Ask(config, "overhead"), frozen)
+            ask = Ask(config, "overhead")
+            stored = workshop.outputs(ask, frozen, ask.needs.outputs, TRAINING)
             target = task.build(config.target)
             data = WithOutputs(task.train_data(target, None, 0), stored, STORED)
             steps = {name: stepper(config, task, data, StoredReference(), name) for name in METHODS}

@@ -121,10 +121,8 @@ def test_a_batch_of_one_pair_is_a_mistake_in_the_config(
     assert not (tmp_path / "runs").exists()
     workshop = Workshop(Store(tmp_path / "runs"), torch.device("cpu"))
     with pytest.raises(ConfigError, match="expected at least 2, got 1"):
-        workshop.fitting_task(Ask(load_config(path, ["train.batch_size=1"]), "pairs"))
-    workshop.fitting_task(
-        Ask(load_config(path, ["train.batch_size=1", "task.kind=units"]), "units")
-    )
+        workshop.fitting(Ask(load_config(path, ["train.batch_size=1"]), "pairs"))
+    workshop.fitting(Ask(load_config(path, ["train.batch_size=1", "task.kind=units"]), "units"))
 
 
 @pytest.mark.parametrize("method", ["erm", "dro", "drrho", "nested", "jest"])

@@ -3,21 +3,27 @@
 from dataclasses import dataclass, field, replace
 
 import pytest
+import torch
 import toys
 from safetensors.torch import load_file, save_file
 
 from steering import schema
 from steering.config import load_config
-from steering.errors import ConfigError
+from steering.errors import ConfigError, SteeringError
 from steering.runs.ask import (
-    differences,
     evaluation,
+    function_call,
     model_outputs,
     reference_target,
     training,
     with_parents_first,
 )
+from steering.runs.execute import execute
+from steering.runs.record import read_record
+from steering.runs.store import Store
 from steering.runs.transport import read_ask, write_ask
+from steering.runs.workshop import Workshop
+from steering.typed import differences
 
 
 @pytest.fixture
@@ -177,3 +183,48 @@ def test_an_ask_survives_the_way_to_another_process(config, tmp_path):
     again = read_ask(tmp_path / "ask.json")
     assert (again.key, again.label, again.axes) == (ask.key, "label", {"method": "x", "seed": 3})
     assert again.parents["reference"].key == ask.parents["reference"].key
+
+
+FUNCTION = """
+from steering.runs.execute import Outcome
+from steering.runs.record import Cost
+
+
+def doubled(ask, place):
+    parent = place.workshop.finished(ask.parents["first"]) if "first" in ask.parents else None
+    before = 1 if parent is None else parent.summary["value"]
+    (place.folder / "note.txt").write_text("here")
+    value = before * ask.about["arguments"]["times"]
+    return Outcome({"value": value}, cost=Cost(seconds=1.0), summary={"value": value})
+"""
+
+
+def test_a_function_of_a_study_is_a_run_like_any_other(config, tmp_path):
+    """Its arguments and its parents are its identity; it is called once."""
+    file = tmp_path / "own.py"
+    file.write_text(FUNCTION)
+    name = f"{file}:doubled"
+    workshop = Workshop(Store(tmp_path / "runs"), torch.device("cpu"))
+    first = function_call(config(), name, {"times": 2}, "first")
+    second = function_call(config(), name, {"times": 3}, "second", {"round": 2}, first=first)
+    record = execute(second, workshop)
+    assert record.metrics == {"value": 6}
+    assert record.axes == {"round": 2}
+    assert record.parents == {"first": first.key}
+    assert (record.folder / "note.txt").read_text() == "here"
+    assert read_record(record.folder).summary == {"value": 6}
+    (record.folder / "note.txt").unlink()
+    assert execute(second, workshop).key == record.key
+    assert not (record.folder / "note.txt").exists()
+    keys = {
+        function_call(config(), name, {"times": times}, "x", **parents).key
+        for times in (2, 3)
+        for parents in ({}, {"first": first})
+    }
+    assert len(keys) == 4
+    same = function_call(config("target.name=toy2", "seed=3"), name, {"times": 2}, "first")
+    assert same.key == first.key  # what a function reads of a config, it names as an argument
+    with pytest.raises(SteeringError, match="has no function 'halved'"):
+        execute(function_call(config(), f"{file}:halved", {}, "halved"), workshop)
+    write_ask(tmp_path / "ask.json", second)
+    assert read_ask(tmp_path / "ask.json").key == second.key

@@ -1,5 +1,4 @@
-"""A study of one's own: a coarse search for the learning rate, then the best one with more seeds
-(docs/guide-study.md)."""
+"""A study of one's own (docs/guide-study.md): search the learning rate, then more seeds of the best."""
 
 from dataclasses import dataclass
 
@@ -46,19 +45,9 @@ class LearningRate:
         best, name = self._best(done), self.options.metric
         values = [record.metrics[name] for record in done if record.axes["rate"] == best]
         found = seeds_interval(values)
-        line = [
-            f"{best:g}",
-            f"{100 * found.value:.1f} [{100 * found.low:.1f}, {100 * found.high:.1f}]",
-            str(len(values)),
-        ]
-        rows = [
-            {"rate": r.axes["rate"], "seed": r.axes["seed"], name: r.metrics[name]} for r in done
-        ]
+        shown = f"{100 * found.value:.1f} [{100 * found.low:.1f}, {100 * found.high:.1f}]"
+        line = [f"{best:g}", shown, str(len(values))]
         table = Table("best learning rate", ["rate", name, "seeds"], [line])
-        return Report(
-            "lr",
-            f"{title}: learning rate",
-            "Percent, with the 95 % interval over seeds.",
-            [table],
-            rows,
-        )
+        rows = [{**record.axes, name: record.metrics[name]} for record in done]
+        about = "Percent, with the 95 % interval over seeds."
+        return Report("lr", f"{title}: learning rate", about, [table], rows)

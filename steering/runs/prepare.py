@@ -1,0 +1,118 @@
+"""What one training needs, gathered from its ask: the one place where a config becomes objects."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from steering.data import IndexedData
+from steering.errors import SteeringError
+from steering.methods import Method, build_method
+from steering.outputs import Artefact, WithOutputs, weights_fingerprint
+from steering.reference import STORED, LiveReference, Reference, StoredReference
+from steering.runs.ask import START, Ask
+from steering.runs.measure import forward_flops
+from steering.runs.opened import TRAINING, Opened
+from steering.runs.record import WEIGHTS
+from steering.runs.workshop import Frozen, Workshop
+from steering.task import Model
+from steering.training.checkpoint import load_weights
+
+
+@dataclass(frozen=True)
+class Steered:
+    """The reference of a training.
+
+    Attributes:
+        outputs: who gives its outputs for a batch.
+        frozen: the model.
+        stored: its outputs on disk; None when it runs live.
+        flops: of a forward pass on one example.
+    """
+
+    outputs: Reference
+    frozen: Frozen
+    stored: Artefact | None
+    flops: int
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A training before its first step.
+
+    Attributes:
+        target: the model, with the weights that it starts from.
+        reference: None for a method that needs none.
+        data: training examples, which carry stored outputs of the reference where there are such.
+        found: "part: what" -> digest of what was met, to compare with finished runs.
+        flops: of a forward pass of the target on one example.
+    """
+
+    opened: Opened
+    target: Model
+    reference: Steered | None
+    data: IndexedData
+    method: Method
+    found: dict[str, str]
+    flops: int
+
+
+def prepare(ask: Ask, workshop: Workshop) -> Prepared:
+    """Open the data, build the models and the method of a training.
+
+    Raises:
+        SteeringError: something cannot be had, or the method does not fit the task.
+    """
+    opened, config = workshop.fitting(ask), ask.config
+    torch.manual_seed(config.seed)
+    target = opened.task.build(config.target)
+    found = {"target: inputs": target.inputs_fingerprint}
+    start = _start(ask, workshop)
+    if start is not None:
+        load_weights(start, target.module)
+        found["start: weights"] = weights_fingerprint(target.module)
+    reference = _reference(ask, workshop) if ask.needs.reference else None
+    if reference is not None:
+        found["reference: weights"] = reference.frozen.weights
+        found["reference: inputs"] = reference.frozen.model.inputs_fingerprint
+        torch.manual_seed(config.seed)  # building the reference has drawn numbers
+    live = None if reference is None or reference.stored is not None else reference.frozen.model
+    data = opened.task.train_data(target, live, config.seed)
+    found["task: data"] = opened.digest(data)
+    method = build_method(
+        config.method.name,
+        config.method.options,
+        len(data),
+        opened.task.groups,
+        opened.task.risk.unit,
+        data.group_counts(len(opened.task.groups)),
+    )
+    flops = forward_flops(opened.task.risk, target, data, workshop.device)
+    if reference is not None and reference.stored is not None:
+        data = WithOutputs(data, reference.stored, STORED)
+    return Prepared(opened, target, reference, data, method, found, flops)
+
+
+def _reference(ask: Ask, workshop: Workshop) -> Steered:
+    frozen, opened = workshop.reference(ask), workshop.opened(ask)
+    plain = opened.plain_data(frozen.model)
+    flops = forward_flops(opened.task.risk, frozen.model, plain, workshop.device)
+    if ask.stores_reference:
+        stored = workshop.outputs(ask, frozen, ask.needs.outputs, TRAINING)
+        return Steered(StoredReference(), frozen, stored, flops)
+    live = LiveReference(frozen.model.module.to(workshop.device), opened.task.risk)
+    return Steered(live, frozen, None, flops)
+
+
+def _start(ask: Ask, workshop: Workshop) -> Path | None:
+    """The weights that the target starts from, if not from its own."""
+    if START in ask.parents:
+        return workshop.finished(ask.parents[START]).folder / WEIGHTS
+    if ask.start is not None and not ask.start.is_file():
+        raise SteeringError(
+            f"start: no weights in {ask.config.start}; expected a {WEIGHTS} or the folder of a "
+            "finished run"
+        )
+    return ask.start

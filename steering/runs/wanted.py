@@ -1,0 +1,211 @@
+"""One run that is wanted, and the key that says which run that is.
+
+A key is the digest of *what differs from the defaults*, of the parents' keys and of the schema's
+version. So a new config key orphans no finished run, and a changed default is a new schema. Weights
+and model files count by content, not by path. Where a run is written, how often it logs, evaluates
+and saves, and on which machine it runs are not part of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from steering.config import RunConfig, to_yaml
+from steering.errors import SteeringError
+from steering.methods import build_method, find_method
+from steering.reading import user_path
+from steering.runs.record import SCHEMA, WEIGHTS
+from steering.storage import known_sha256
+from steering.task import ModelSpec
+from steering.typed import differences
+
+Kind = Literal["train", "evaluate", "outputs", "call"]
+REFERENCE, START, MODEL = "reference", "start", "model"  # roles of parents
+_NOT_TRAINED = ("log_every", "eval_every", "save_every", "workers", "threads")
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a method asks of a run: a pure function of its options."""
+
+    reference: bool
+    logits: bool
+
+    @property
+    def outputs(self) -> str:
+        """The kind of outputs that it needs of the reference; see `steering.outputs.kinds`."""
+        return "logits" if self.logits else "losses"
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One run that is wanted. Made by `training`, `evaluation`, `model_outputs` and `function_call`.
+
+    Whatever the run needs to know of its config is worked out here, once, and handed down.
+
+    Attributes:
+        config: the run's.
+        label: readable name of its folder.
+        axes: what the study varies: "method", "seed", "width", ....
+        parents: role -> the run that it is built on: "reference" (whose weights steer), "start"
+            (whose weights the target starts from), "model" (whose target is evaluated, or whose
+            outputs are stored), or a role of a function's own.
+        kind: "train", "evaluate" a model, store its "outputs", or "call" a function.
+        about: what an "outputs" ask wants, {"kind": "losses", "part": "train"}; the function of a
+            "call", and its arguments.
+    """
+
+    config: RunConfig
+    label: str
+    axes: Mapping[str, Any] = field(default_factory=dict)
+    parents: Mapping[str, Ask] = field(default_factory=dict)
+    kind: Kind = "train"
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def needs(self) -> Needs:
+        return needs_of(self.config) if self.kind == "train" else Needs(False, False)
+
+    @cached_property
+    def yaml(self) -> str:
+        """The config as text, for the run's folder."""
+        return to_yaml(self.config)
+
+    @cached_property
+    def key(self) -> str:
+        """64 hex digits that say which run this is."""
+        parents = {role: ask.key for role, ask in self.parents.items()}
+        return _digest([SCHEMA, self.kind, self._content(), parents])
+
+    @cached_property
+    def task_key(self) -> str:
+        """Equal for runs on the same data."""
+        return _digest(differences(self.config.task))
+
+    @cached_property
+    def asked(self) -> dict[str, str]:
+        """Digests of parts: runs that agree in one must find the same there
+        (`steering.runs.store.require_same_found`)."""
+        found = {"task": self.task_key}
+        if REFERENCE in self.parents:
+            found["reference"] = self.parents[REFERENCE].key
+        elif self.needs.reference and self.config.reference is not None:
+            found["reference"] = _digest(_model(self.config.reference))
+        return found
+
+    @cached_property
+    def reference(self) -> ModelSpec:
+        """The reference's model as its section gives it; SteeringError without such a section."""
+        if self.config.reference is None:
+            raise SteeringError(f"{self.label}: the config has no reference: section")
+        return model_of(self.config.reference)
+
+    @cached_property
+    def start(self) -> Path | None:
+        """The weights that `start:` names."""
+        return None if self.config.start is None else start_file(self.config.start)
+
+    @property
+    def stores_reference(self) -> bool:
+        """Whether the reference's outputs are computed beforehand, on the data as they are.
+
+        A live reference sees the augmented view of an example.
+        """
+        return self.config.reference is not None and self.config.reference.cache is not None
+
+    @cached_property
+    def cache(self) -> Path | None:
+        """Folder of the reference's stored outputs; None: beside the runs."""
+        if self.kind != "train" or self.config.reference is None:
+            return None
+        where = self.config.reference.cache
+        return None if where in (None, "auto") else user_path(str(where))
+
+    def objection(self, unit: str, has_groups: bool) -> str | None:
+        """Why this training makes no sense for such losses, or None."""
+        method = self.config.method.name
+        found = find_method(method).objection(unit, has_groups)
+        if found is not None:
+            return f"method.name: {method} {found} (task {self.config.task.name})"
+        size = self.config.train.batch_size
+        if unit == "pair" and size < 2:
+            return (
+                "train.batch_size: a pair is compared with the others of its batch; expected at "
+                f"least 2, got {size}"
+            )
+        return None
+
+    def _content(self) -> dict[str, Any]:
+        config = self.config
+        content: dict[str, Any] = {"task": differences(config.task)}
+        if self.kind != "train":
+            model = (
+                {}
+                if self.kind == "call" or MODEL in self.parents
+                else {"model": _model(config.target)}
+            )
+            return content | model | dict(self.about)
+        content |= {
+            "target": _model(config.target),
+            "method": {"name": config.method.name, **differences(config.method.options)},
+            "optimizer": differences(config.optimizer),
+            "train": _without(differences(config.train), _NOT_TRAINED),
+            "seed": config.seed,
+        }
+        if self.start is not None:
+            content["start"] = _file(self.start)
+        if self.needs.reference:
+            content["stored"] = self.stores_reference
+            if REFERENCE not in self.parents:
+                content["reference"] = _model(self.reference)
+        return content
+
+
+def needs_of(config: RunConfig) -> Needs:
+    """What the config's method needs; asked of a method for one example."""
+    method = build_method(config.method.name, config.method.options, 1, ("all",))
+    return Needs(method.uses_reference, method.needs_logits)
+
+
+def start_file(start: str) -> Path:
+    """The weights that a `start:` names: a file, or those of a run's folder."""
+    path = user_path(start)
+    return path / WEIGHTS if path.is_dir() else path
+
+
+def _model(spec: ModelSpec) -> dict[str, Any]:
+    """A model spec; files by their content, so that other weights under the same path are another
+    model."""
+    own = model_of(spec)
+    return {
+        key: _file(value) if isinstance(value, str) else value
+        for key, value in differences(own).items()
+    }
+
+
+def model_of(spec: ModelSpec) -> ModelSpec:
+    """What a reference's section says of its model, without the keys of its own."""
+    return ModelSpec(**{one.name: getattr(spec, one.name) for one in fields(ModelSpec)})
+
+
+def _without(values: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key not in keys}
+
+
+def _file(name: str | Path) -> str:
+    """A file's digest; what is no file, as it is: a name of an architecture, a hub's tag."""
+    path = user_path(name)
+    try:
+        return f"sha256:{known_sha256(path)}" if path.is_file() else str(name)
+    except OSError as error:
+        raise SteeringError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
