@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from steering.studies import Study
 
 POLL = 0.2  # seconds between two looks at running processes
+SILENCE = 2.0  # seconds after which a study says what it is at
 
 
 @dataclass
@@ -130,9 +131,16 @@ def _do(
         execute,
     )  # here, as a study with nothing to do needs no trainer
 
+    said = 0.0
     for ask in todo:
         start = time.monotonic()
-        execute(ask, workshop, progress.title(ask.label))
+        title = progress.title(ask.label)
+        # A training has a progress line of its own; of the others, which may be many and short, one
+        # line now and then tells that something moves.
+        if ask.kind != "train" and distributed.rank() == 0 and start - said > SILENCE:
+            CONSOLE.print(title, soft_wrap=True)
+            said = start
+        execute(ask, workshop, title)
         progress.times.append(time.monotonic() - start)
         progress.done += 1
 
