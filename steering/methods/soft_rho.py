@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from steering.items import Pairs, Units
-from steering.methods.registry import Method, register
+from steering.items import LossItems, rows_of
+from steering.methods.registry import Method, Needs, register
 from steering.methods.selection import Selecting, require_temperature, sampled
 
 
@@ -31,12 +31,11 @@ class SoftRho(Selecting):
         require_temperature(options.temperature)
         self.temperature_of_choice = options.temperature
 
-    def select(self, losses: Units | Pairs, count: int) -> Tensor:
-        assert isinstance(losses, Units)
-        return sampled(self.scores(losses) / self.temperature_of_choice, count)
+    def select(self, items: LossItems, count: int) -> Tensor:
+        return sampled(self.scores(rows_of(items)) / self.temperature_of_choice, count)
 
 
-@register("soft_rho", SoftRhoOptions, units=("example", "sequence"))
+@register("soft_rho", SoftRhoOptions, units=("example", "sequence"), needs=Needs(reference=True))
 def build(options: SoftRhoOptions, num_examples: int) -> Method:  # noqa: ARG001
     """RHO-LOSS with a temperature: examples drawn by their excess loss.
 

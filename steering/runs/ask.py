@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from steering.config import RunConfig, to_yaml, with_overrides
 from steering.errors import SteeringError
-from steering.methods import build_method, find_method
+from steering.methods import Needs, check_options, find_method
 from steering.outputs.kinds import require_kind
 from steering.reading import user_path
 from steering.runs.record import SCHEMA, WEIGHTS
@@ -31,19 +31,6 @@ Kind = Literal["train", "evaluate", "outputs"]
 REFERENCE = "reference"
 _REFERENCES: dict[str, Ask] = {}
 _NOT_TRAINED = ("log_every", "eval_every", "save_every", "workers", "threads")
-
-
-@dataclass(frozen=True)
-class Needs:
-    """What a method asks of a run: a pure function of its options."""
-
-    reference: bool
-    logits: bool
-
-    @property
-    def outputs(self) -> str:
-        """The kind of outputs that it needs of the reference; see `steering.outputs.kinds`."""
-        return "logits" if self.logits else "losses"
 
 
 @dataclass(frozen=True)
@@ -70,7 +57,7 @@ class Ask:
 
     @cached_property
     def needs(self) -> Needs:
-        return needs_of(self.config) if self.kind == "train" else Needs(False, False)
+        return needs_of(self.config) if self.kind == "train" else Needs()
 
     @cached_property
     def yaml(self) -> str:
@@ -144,8 +131,9 @@ def training(
             reference= (steer by them).
 
     Raises:
-        ConfigError: the method needs a reference, and there is none.
+        ConfigError: the method needs a reference and there is none, or an option is out of range.
     """
+    check_options(config.method.name, config.method.options)
     found = dict(parents)
     name = config.method.name.rpartition(":")[2]  # "file.py:name" is a method from outside
     if needs_of(config).reference and REFERENCE not in found:
@@ -250,9 +238,8 @@ def study_folder(config: RunConfig) -> Path:
 
 
 def needs_of(config: RunConfig) -> Needs:
-    """What the config's method needs; asked of a method for one example."""
-    method = build_method(config.method.name, config.method.options, 1, ("all",))
-    return Needs(method.uses_reference, method.needs_logits)
+    """What the config's method needs."""
+    return find_method(config.method.name).needs(config.method.options)
 
 
 def objection_of(config: RunConfig, unit: str, has_groups: bool) -> str | None:

@@ -205,7 +205,7 @@ class _State:
     def _scalars(self, result: Step, rate: float, epoch: int) -> dict[str, float]:
         """What is logged of a step: the method's numbers, averaged over the ranks, and the loop's
         own."""
-        values = {"loss": result.loss, **result.metrics}
+        values = {"loss": result.loss, **result.scalars()}
         means = distributed.mean(
             torch.stack([value.detach().double() for value in values.values()])
         ).tolist()
