@@ -93,8 +93,7 @@ class UnitRisk(ReferenceRisk):
         return {"loss": F.cross_entropy(_wide(model(batch["image"])), label, reduction="none")}
 
     def losses(self, target, reference, batch):
-        rows = torch.zeros((), dtype=torch.int64, device=batch["index"].device)
-        return Units(target["loss"], None if reference is None else reference["loss"], rows)
+        return Units(target["loss"], None if reference is None else reference["loss"])
 
 
 class Vectors(IndexedData):

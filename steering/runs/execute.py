@@ -164,7 +164,11 @@ def _reference(
     outputs if there are."""
     config = ask.config
     if config.reference is None or config.reference.cache is None:
-        return LiveReference(frozen.model.module.to(workshop.device), task.risk), frozen.model, None
+        return (
+            LiveReference(frozen.model.module.to(workshop.device), task.risk, ask.needs.logits),
+            frozen.model,
+            None,
+        )
     return StoredReference(), None, workshop.stored_reference(ask, frozen)
 
 

@@ -63,9 +63,6 @@ class Workshop:
 
     def fitting_task(self, ask: Ask) -> Task:
         """The task of a training, set up for its method; ConfigError when the two do not fit."""
-        needs = (
-            ask.needs
-        )  # an option out of range shows before the data are opened, which may take a while
         task = self.task(ask.config)
         objection = objection_of(ask.config, task.risk.unit, bool(task.groups))
         if objection is not None:
@@ -77,7 +74,6 @@ class Workshop:
                 "train.batch_size: a pair is compared with the others of its batch; expected at least 2, got "
                 f"{ask.config.train.batch_size}"
             )
-        task.risk.with_logits = needs.logits
         return task
 
     def sources(self, config: RunConfig) -> dict[str, list[int]]:
