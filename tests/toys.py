@@ -92,7 +92,7 @@ class UnitRisk(ReferenceRisk):
         label = batch["text"].argmax(-1)  # (b,)
         return {"loss": F.cross_entropy(_wide(model(batch["image"])), label, reduction="none")}
 
-    def losses(self, target, reference, batch):
+    def losses(self, target, reference, batch):  # noqa: ARG002
         return Units(target["loss"], None if reference is None else reference["loss"])
 
 

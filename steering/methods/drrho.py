@@ -168,7 +168,9 @@ def build_dro(options: DroOptions, num_examples: int) -> Method:
     """DRO without a reference; for image-text pairs the global contrastive loss (FastCLIP).
 
     Formula: max_p Σ_i p_i·ℓ_i − τ·D(p ‖ uniform), or over all p with D ≤ radius; for KL τ·log
-    mean_i exp(ℓ_i/τ) Source: docs/theory.md; pairs: arXiv 2407.01445 (FastCLIP)
+    mean_i exp(ℓ_i/τ)
+
+    Source: docs/theory.md; pairs: arXiv 2407.01445 (FastCLIP)
     """
     return Drrho(options, 0.0, num_examples)
 
@@ -178,6 +180,8 @@ def build_drrho(options: DrrhoOptions, num_examples: int) -> Method:
     """DRRho risk minimisation with a frozen reference; for image-text pairs DRRho-CLIP.
 
     Formula: max_p Σ_i p_i·h_i − τ·D(p ‖ uniform), or over all p with D ≤ radius, where h = ℓ −
-    α·ℓ_ref Source: arXiv 2505.06699
+    α·ℓ_ref
+
+    Source: arXiv 2505.06699
     """
     return Drrho(options, options.strength, num_examples)

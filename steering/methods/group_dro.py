@@ -33,10 +33,10 @@ class GroupDroOptions:
 
 @register("group_dro", GroupDroOptions, units=("example", "token", "sequence"), groups=True)
 class GroupDro(Method):
-    """Group DRO: groups weighted towards the worst one, over the batches of all ranks.
+    """Group DRO: groups weighted towards the worst one.
 
     Formula: Σ_g q_g·L_g, q_g ← q_g·exp(η·L_g) and normalised, where L_g is the mean of ℓ − α·ℓ_ref
-    in group g
+    in group g, of all ranks
 
     Source: arXiv 1911.08731
     """

@@ -111,6 +111,8 @@ def build(options: JestOptions, num_examples: int) -> Method:  # noqa: ARG001
     """JEST: the pairs of a batch chosen jointly by learnability, then InfoNCE.
 
     Formula: InfoNCE over a share `keep` of the candidates, drawn chunk by chunk ∝ exp(excess
-    InfoNCE beside those chosen/T) Source: arXiv 2406.17711
+    InfoNCE beside those chosen/T)
+
+    Source: arXiv 2406.17711
     """
     return Jest(options)

@@ -21,9 +21,10 @@ class Rho1Options:
 
 @register("rho1", Rho1Options, units=("token",), needs=Needs(reference=True))
 class Rho1(Method):
-    """Rho-1: the tokens of the largest excess loss alone, over the batches of all ranks.
+    """Rho-1: the tokens of the largest excess loss alone.
 
-    Formula: mean of ℓ_t over the share of the batch's tokens with the largest ℓ_t − ℓ_ref,t
+    Formula: mean of ℓ_t over the share of the batch's tokens, of all ranks, with the largest ℓ_t −
+    ℓ_ref,t
 
     Source: arXiv 2404.07965
     """

@@ -32,6 +32,7 @@ def build(options: RhoLossOptions, num_examples: int) -> Method:  # noqa: ARG001
     """RHO-LOSS: the top share of a larger batch by excess loss, unweighted.
 
     Formula: mean of ℓ_i over the share `keep` of the candidates with the largest ℓ_i − ℓ_ref,i
+
     Source: arXiv 2206.07137
     """
     return RhoLoss("rho_loss", options.keep)

@@ -39,7 +39,9 @@ class SoftRho(Selecting):
 def build(options: SoftRhoOptions, num_examples: int) -> Method:  # noqa: ARG001
     """RHO-LOSS with a temperature: examples drawn by their excess loss.
 
-    Formula: mean of ℓ_i over a share `keep` of the candidates, drawn without replacement ∝ exp((ℓ_i
-    − ℓ_ref,i)/T) Source: arXiv 2206.07137, 2312.05328
+    Formula: mean of ℓ_i over a share `keep` of the candidates, drawn without replacement ∝
+    exp((ℓ_i − ℓ_ref,i)/T)
+
+    Source: arXiv 2206.07137, 2312.05328
     """
     return SoftRho(options)

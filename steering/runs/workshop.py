@@ -16,6 +16,7 @@ from steering import distributed
 from steering.config import RunConfig
 from steering.data import IndexedData
 from steering.errors import SteeringError
+from steering.methods import check_options
 from steering.outputs import Artefact, Estimate, Fingerprint, build, estimate, weights_fingerprint
 from steering.reading import user_path
 from steering.runs.ask import REFERENCE, Ask, differences, objection_of, reference_target
@@ -63,6 +64,8 @@ class Workshop:
 
     def fitting_task(self, ask: Ask) -> Task:
         """The task of a training, set up for its method; ConfigError when the two do not fit."""
+        # Before the data are opened, which may take a while.
+        check_options(ask.config.method.name, ask.config.method.options)
         task = self.task(ask.config)
         objection = objection_of(ask.config, task.risk.unit, bool(task.groups))
         if objection is not None:
