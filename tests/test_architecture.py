@@ -69,6 +69,7 @@ FORBIDDEN = {
         "steering.dro",
         "steering.methods",
         "steering.outputs",
+        "steering.training",
     ],
 }
 NEEDS_NO_TORCH = [

@@ -32,9 +32,9 @@ from steering.runs.store import OUTPUTS, require_same_found
 from steering.runs.workshop import Frozen, Workshop
 from steering.storage import known_sha256, write_text
 from steering.task import Evaluation, Model, Task
-from steering.training.checkpoint import load_weights
 from steering.training.job import Job
 from steering.training.loop import run
+from steering.weights import load_weights
 
 
 def execute(ask: Ask, workshop: Workshop, title: str | None = None) -> RunRecord:
