@@ -44,6 +44,7 @@ class Entry:
         groups: whether it weights groups (domains), and so needs a task that has some.
         needs: what it asks of a run, a pure function of the options.
         takes: what `build` takes after the options, by name, of `GIVEN`.
+        for_unit: (options, unit) -> the options with what None means for losses of that unit.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Entry:
     groups: bool = False
     needs: Callable[[Any], Needs] = lambda _: Needs()
     takes: tuple[str, ...] = ()
+    for_unit: Callable[[Any, str], Any] = lambda options, _: options
 
     def objection(self, unit: str, has_groups: bool) -> str | None:
         """Why this method makes no sense for such losses, or None."""
@@ -86,8 +88,9 @@ def register(
     paragraph is the summary.
 
     Args:
-        options: dataclass of the `method:` section. What the method needs may depend on it: a
-            function `needs()` of that class returns the `Needs`.
+        options: dataclass of the `method:` section. Two methods of it are used if it has them:
+            `needs()` returns the `Needs`, where they depend on the options; `for_unit(unit)` the
+            options with their defaults for losses of that unit.
         units: what the loss items may belong to, of `UNITS`.
         groups: it weights groups, and is refused for data that have none.
         needs: what it needs whatever the options; None: what the options say, else nothing.
@@ -101,18 +104,22 @@ def register(
             raise ValueError(f"a method named {name!r} is registered already")
         if unknown := set(units) - {*UNITS}:
             raise ValueError(f"units: expected some of {', '.join(UNITS)}, got {sorted(unknown)}")
-        summary = " ".join(inspect.cleandoc(build.__doc__ or "").partition("\n\n")[0].split())
-        asked = _needs_of(options) if needs is None else lambda _: needs
-        takes = _takes(name, build)
-        _REGISTRY[name] = Entry(name, options, build, summary, tuple(units), groups, asked, takes)
+        # The class's own docstring: one that has none inherits no summary.
+        summary = inspect.cleandoc(build.__doc__ or "").partition("\n\n")[0]
+        _REGISTRY[name] = Entry(
+            name,
+            options,
+            build,
+            " ".join(summary.split()),
+            units=tuple(units),
+            groups=groups,
+            needs=getattr(options, "needs", Entry.needs) if needs is None else lambda _: needs,
+            takes=_takes(name, build),
+            for_unit=getattr(options, "for_unit", Entry.for_unit),
+        )
         return build
 
     return add
-
-
-def _needs_of(options: type) -> Callable[[Any], Needs]:
-    """`options.needs`, or a function that answers "nothing" where the class says nothing."""
-    return getattr(options, "needs", lambda _: Needs())
 
 
 def _takes(name: str, build: Callable[..., Method]) -> tuple[str, ...]:
@@ -170,8 +177,7 @@ def build_method(
     """Build a method for a training set of `num_examples` examples.
 
     Args:
-        options: those that are None and depend on the unit of the losses get their values here, if
-            their class says which: `for_unit(unit)` returns the options with these filled in.
+        options: of the method's own class; what is None and depends on the unit is filled in here.
         groups: names of the groups, for a method that weights groups.
         unit: of the losses, one of `UNITS`; None: the first that the method knows, which is the
             example if it knows it.
@@ -184,8 +190,7 @@ def build_method(
     """
     entry = find_method(name)
     unit = unit or entry.units[0]
-    if hasattr(options, "for_unit"):
-        options = options.for_unit(unit)
+    options = entry.for_unit(options, unit)
     given = {"num_examples": num_examples, "groups": tuple(groups), "unit": unit}
     try:
         method = entry.build(options, **{key: given[key] for key in entry.takes})
