@@ -26,6 +26,9 @@ class Needs:
     reference: bool = False
     logits: bool = False
 
+    def __or__(self, other: Needs) -> Needs:
+        return Needs(self.reference or other.reference, self.logits or other.logits)
+
     @property
     def outputs(self) -> str:
         """The kind of outputs that it needs of a reference; see `steering.outputs.kinds`."""

@@ -107,6 +107,7 @@ def test_needs_are_a_function_of_the_options():
     found = [asks(Asking(weight)) for weight in (0.0, 1.0, 2.0)]
     assert found == [Needs(), Needs(reference=True), Needs(True, True)]
     assert [one.outputs for one in found] == ["losses", "losses", "logits"]
+    assert Needs(reference=True) | Needs(logits=True) == Needs(True, True)
     assert find_method("always").needs(Options()) == Needs(reference=True)
     assert build_method("asking", Asking(2.0), 5).needs == Needs(True, True)
 
