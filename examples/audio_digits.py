@@ -25,7 +25,6 @@ from steering import IndexedData, ReferenceRisk, SteeringError, Task, Units
 from steering.data import uniform
 from steering.storage import sha256
 from steering.task import Evaluation, Model, scores_of
-from steering.training.checkpoint import load_weights
 
 RATE, SECONDS = 8000, 0.75
 
@@ -50,19 +49,14 @@ def read_recordings(path: str | None) -> tuple[np.ndarray, np.ndarray, np.ndarra
     if Path(path).is_file():
         with tarfile.open(path) as tar:
             members = [member for member in tar.getmembers() if member.name.endswith(".wav")]
-            files = {
-                Path(m.name).name: tar.extractfile(m).read()
-                for m in sorted(members, key=lambda m: m.name)
-            }
+            members.sort(key=lambda member: member.name)
+            files = {Path(m.name).name: tar.extractfile(m).read() for m in members}
     if not files:
         raise SteeringError(f"task.path: no .wav files in {path}")
     waves = [fixed_length(wavfile.read(io.BytesIO(content))[1]) for content in files.values()]
     names = [Path(name).stem.split("_") for name in files]
-    return (
-        np.stack(waves),
-        np.array([int(name[0]) for name in names]),
-        np.array([int(name[2]) < 5 for name in names]),
-    )
+    digits, takes = ([int(name[part]) for name in names] for part in (0, 2))
+    return np.stack(waves), np.array(digits), np.array(takes) < 5
 
 
 def make_tones(n: int = 1200) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -71,11 +65,8 @@ def make_tones(n: int = 1200) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     digit, time = number % 10, np.arange(int(RATE * SECONDS)) / RATE
     pitch = 220 * 2 ** ((digit + 0.8 * uniform(5, number)) / 6)
     noise = uniform(6, number[:, None], np.arange(len(time))) - 0.5
-    return (
-        (np.sin(2 * np.pi * pitch[:, None] * time) + 4 * noise).astype(np.float32),
-        digit,
-        number % 4 == 0,
-    )
+    waves = np.sin(2 * np.pi * pitch[:, None] * time) + 4 * noise
+    return waves.astype(np.float32), digit, number % 4 == 0
 
 
 def fixed_length(wave: np.ndarray) -> np.ndarray:
@@ -98,12 +89,7 @@ class Recordings(IndexedData):
         if self.seed is not None:
             shift = (uniform(self.seed, epoch, index) * RATE / 10).astype(np.int64)
             waves = np.stack([np.roll(wave, by) for wave, by in zip(waves, shift, strict=True)])
-        tensors = {
-            "wave": waves,
-            "label": self.labels[index],
-            "index": index,
-            "skipped": np.zeros((), np.int64),
-        }
+        tensors = {"wave": waves, "label": self.labels[index], "index": index}
         return {key: torch.from_numpy(value) for key, value in tensors.items()}
 
     def fingerprint(self) -> str:
@@ -111,15 +97,15 @@ class Recordings(IndexedData):
 
 
 class AudioRisk(ReferenceRisk):
-    def outputs(self, model, batch):
-        logits = model(batch["wave"]).float()  # (b, 10)
-        return {"loss": F.cross_entropy(logits, batch["label"], reduction="none"), "logits": logits}
+    def outputs(self, model, batch, logits=False):
+        scores = model(batch["wave"]).float()  # (b, 10)
+        loss = F.cross_entropy(scores, batch["label"], reduction="none")  # (b,)
+        return {"loss": loss, "logits": scores} if logits else {"loss": loss}
 
     def losses(self, target, reference, batch):
-        guide = reference or {}
-        row = torch.zeros((), dtype=torch.int64, device=batch["index"].device)
-        logits = {"logits": target["logits"], "reference_logits": guide.get("logits")}
-        return Units(target["loss"], guide.get("loss"), row, **logits)
+        given = reference or {}
+        logits = {"logits": target.get("logits"), "reference_logits": given.get("logits")}
+        return Units(target["loss"], given.get("loss"), **logits)
 
 
 class Audio(Task):
@@ -135,23 +121,19 @@ class Audio(Task):
         kept = ~test & (low <= uniform(0, 3, number)) & (uniform(0, 3, number) < high)
         self.train, self.test = (waves[kept], labels[kept]), Recordings(waves[test], digits[test])
 
-    def build(self, spec):
+    def network(self, spec):
         width = int(spec.options.get("width", 16))
         if spec.name != "mel-cnn":
             raise SteeringError(f"target.name: no model {spec.name!r} for audio; expected mel-cnn")
         module = nn.Sequential(
             torchaudio.transforms.MelSpectrogram(RATE, n_fft=256, hop_length=80, n_mels=32),
             torchaudio.transforms.AmplitudeToDB(),
-            *(
-                nn.Unflatten(0, (-1, 1)),
-                nn.InstanceNorm2d(1),
-            ),  # (b, 1, mels, frames), each of mean 0 and variance 1
+            # (b, 1, mels, frames), each of mean 0 and variance 1
+            *(nn.Unflatten(0, (-1, 1)), nn.InstanceNorm2d(1)),
             *(nn.Conv2d(1, width, 5, 2, 2), nn.GroupNorm(4, width), nn.ReLU()),
             *(nn.Conv2d(width, 2 * width, 5, 2, 2), nn.GroupNorm(4, 2 * width), nn.ReLU()),
             *(nn.AdaptiveAvgPool2d((4, 4)), nn.Flatten(), nn.Linear(32 * width, 10)),
         )
-        if spec.checkpoint is not None:
-            load_weights(Path(spec.checkpoint), module)
         return Model(module, inputs=None, inputs_fingerprint="waves as they are")
 
     def train_data(self, target, reference, seed):

@@ -27,7 +27,7 @@ _HOME = {
     "ReferenceRisk": "steering.risk",
     "SteeringError": "steering.errors",
     "Task": "steering.task",
-    "Units": "steering.risk",
+    "Units": "steering.items",
     "worst_case": "steering.dro",
 }
 

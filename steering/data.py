@@ -28,9 +28,9 @@ class IndexedData(ABC):
     def batch(self, index: np.ndarray, epoch: int) -> Batch:
         """The examples `index` (int64, (b,)) as tensors with b rows each.
 
-        Must carry "index" (int64, (b,)): the numbers actually delivered. An example that cannot be
-        read is replaced by another, whose number stands in "index", and "skipped" (int64, ())
-        counts the replacements.
+        Must carry "index" (int64, (b,)): the numbers actually delivered. Where an example may be
+        unreadable it is replaced by another, whose number stands in "index", and "skipped" (int64,
+        ()) counts the replacements; data that can always be read leave that out.
         """
 
     def group_counts(self, num_groups: int) -> np.ndarray | None:  # noqa: ARG002

@@ -5,24 +5,37 @@ Shapes: n items in a row; b pairs in this process, B = K·b over all ranks, d fe
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import singledispatch
 
 import torch
 from torch import Tensor
 
 from steering import distributed
+from steering.errors import SteeringError
+
+
+class LossItems:
+    """What a task makes of a batch and a method weighs: `Units`, losses themselves, or `Pairs`,
+    features whose losses are between examples.
+
+    Attributes:
+        unit: what one loss belongs to: "example", "token", "sequence" or "pair".
+    """
+
+    unit: str
 
 
 @dataclass(frozen=True)
-class Units:
+class Units(LossItems):
     """Loss items of one batch; one adversary per row reweights the last axis.
 
     Attributes:
         target: target losses, (..., n), nats, with gradient, float32 or float64.
         reference: reference losses on the same items, (..., n), without gradient; None means "no
             reference".
-        rows: int64 key of each row's running estimate, (...). Zero for the single row of a plain
-            batch of examples.
+        rows: int64 key of each row's running estimate, (...). A plain batch is a single row, (n,),
+            and may leave it out: its key is 0.
         mask: bool, (..., n), True where an item counts; None means all do. What stands at the
             others may be anything.
         sharded: False when every rank holds the same rows, True when the rows are split over the
@@ -30,35 +43,40 @@ class Units:
         groups: int64, (..., n), the group (class, domain) of each item; None where the data have
             none.
         logits: scores of the target over C classes or tokens, (..., n, C), with gradient; only for
-            a method that `needs_logits`.
+            a method whose `Needs` name them.
         reference_logits: those of the reference, (..., n, C), without gradient.
+        unit: what an item belongs to: "example", "token" or "sequence"; "pair" where the items are
+            the losses between pairs.
 
     Raises:
-        ValueError: shapes differ, a row has no items, or the mask is not bool. Broadcasting would
-            hide such a mistake.
+        ValueError: shapes differ, a row has no items, the mask is not bool, or several rows come
+            without keys. Broadcasting would hide such a mistake.
     """
 
     target: Tensor
-    reference: Tensor | None
-    rows: Tensor
+    reference: Tensor | None = None
+    rows: Tensor = field(default=None)  # type: ignore[assignment]  # a tensor after __post_init__
     mask: Tensor | None = None
     sharded: bool = False
     groups: Tensor | None = None
     logits: Tensor | None = None
     reference_logits: Tensor | None = None
+    unit: str = "example"
 
     def __post_init__(self) -> None:
         shape = tuple(self.target.shape)
+        if self.rows is None and len(shape) == 1:
+            key = torch.zeros((), dtype=torch.int64, device=self.target.device)
+            object.__setattr__(self, "rows", key)  # the class is frozen
         if not shape or shape[-1] == 0:
             raise ValueError(f"target must be (..., n) with n ≥ 1, got {shape}")
         if self.reference is not None and tuple(self.reference.shape) != shape:
             raise ValueError(
                 f"reference must be {shape} like target, got {tuple(self.reference.shape)}"
             )
-        if tuple(self.rows.shape) != shape[:-1]:
-            raise ValueError(
-                f"rows must be {shape[:-1]}, one key per row of target, got {tuple(self.rows.shape)}"
-            )
+        rows = None if self.rows is None else tuple(self.rows.shape)
+        if rows != shape[:-1]:
+            raise ValueError(f"rows must be {shape[:-1]}, one key per row of target, got {rows}")
         if self.mask is not None and (
             tuple(self.mask.shape) != shape or self.mask.dtype != torch.bool
         ):
@@ -95,6 +113,32 @@ class Units:
         return counts.to(self.target.dtype)
 
 
+@singledispatch
+def rows_of(items: LossItems) -> Units:
+    """The items as losses that a method weighs or selects; SteeringError where there are none.
+
+    Pairs have no losses before it is known which others each is compared with
+    (`steering.contrastive.negatives`). A run refuses a method that does not fit its task by name
+    (`steering.methods.Entry.objection`); this guards those who call a method themselves.
+    """
+    raise SteeringError(
+        f"expected Units, one loss for each item, got {type(items).__name__} (unit {items.unit!r})"
+    )
+
+
+@rows_of.register
+def _(items: Units) -> Units:
+    return items
+
+
+@singledispatch
+def pairs_of(items: LossItems) -> Pairs:
+    """The items as pairs, for what needs their features; SteeringError where they are losses."""
+    raise SteeringError(
+        f"expected Pairs, the features of pairs, got {type(items).__name__} (unit {items.unit!r})"
+    )
+
+
 def gathered(units: Units) -> Units:
     """The same rows over the items of all ranks: (..., n) becomes (..., K·n) on every rank. Logits
     stay behind."""
@@ -107,7 +151,15 @@ def gathered(units: Units) -> Units:
     reference = None if units.reference is None else last_axis(units.reference)
     mask = None if units.mask is None else last_axis(units.mask)
     groups = None if units.groups is None else last_axis(units.groups)
-    return Units(last_axis(units.target), reference, units.rows, mask, groups=groups)
+    return replace(
+        units,
+        target=last_axis(units.target),
+        reference=reference,
+        mask=mask,
+        groups=groups,
+        logits=None,
+        reference_logits=None,
+    )
 
 
 def require_items(counts: Tensor) -> None:
@@ -123,7 +175,7 @@ def require_items(counts: Tensor) -> None:
 
 
 @dataclass(frozen=True)
-class Pairs:
+class Pairs(LossItems):
     """Unit-norm features of b pairs; row i of every tensor belongs to example `index[i]`.
 
     Attributes:
@@ -142,6 +194,7 @@ class Pairs:
     reference_image: Tensor | None = None
     reference_text: Tensor | None = None
     reference_scale: Tensor | None = None
+    unit: str = field(default="pair", init=False)
 
     def __post_init__(self) -> None:
         if self.image.ndim != 2 or self.image.shape != self.text.shape:
@@ -174,3 +227,8 @@ class Pairs:
             return None
         dtype = self.image.dtype
         return self.reference_image.detach().to(dtype), self.reference_text.detach().to(dtype)
+
+
+@pairs_of.register
+def _(items: Pairs) -> Pairs:
+    return items

@@ -9,14 +9,18 @@ those into one scalar to descend. Shapes: b examples in this process's batch, n 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
+from inspect import signature
 
 from torch import Tensor, nn
 
-from steering.items import Pairs, Units
+from steering.items import LossItems
 
 Batch = Mapping[str, Tensor]
 Outputs = dict[str, Tensor]
+OutputsOf = Callable[[nn.Module, Batch], Outputs]
+"""From a model and a batch to its outputs."""
 
 
 class ReferenceRisk(ABC):
@@ -30,21 +34,23 @@ class ReferenceRisk(ABC):
     Attributes:
         unit: what one loss item belongs to: "example", "token", "sequence" or "pair". Methods say
             which they can reweight.
-        with_logits: set before a run whose method compares whole distributions; `outputs` then has
-            what `losses` needs to fill in `Units.logits`. A risk that cannot leaves it alone, and
-            such a method is refused.
     """
 
     unit: str = "example"
-    with_logits: bool = False
 
     @abstractmethod
-    def outputs(self, model: nn.Module, batch: Batch) -> Outputs:
+    def outputs(self, model: nn.Module, batch: Batch, logits: bool = False) -> Outputs:
         """Per-example tensors of one model on one batch, each (b, ...) and float32 whatever the
-        autocast."""
+        autocast.
+
+        Args:
+            logits: also what `losses` needs to fill in `Units.logits`, for a method that compares
+                whole distributions. A task whose outputs are the same either way, or that has no
+                logits, may leave the argument out (`outputs_with`).
+        """
 
     @abstractmethod
-    def losses(self, target: Outputs, reference: Outputs | None, batch: Batch) -> Units | Pairs:
+    def losses(self, target: Outputs, reference: Outputs | None, batch: Batch) -> LossItems:
         """Loss items of a batch.
 
         Args:
@@ -52,3 +58,10 @@ class ReferenceRisk(ABC):
             reference: outputs of the reference on the same examples, without gradient, or None.
             batch: the batch itself; it carries "index", int64, (b,), the stable example numbers.
         """
+
+
+def outputs_with(risk: ReferenceRisk, logits: bool) -> OutputsOf:
+    """`risk.outputs`, asked for logits if they are wanted and the risk can be asked."""
+    if logits and "logits" in signature(risk.outputs).parameters:
+        return partial(risk.outputs, logits=True)
+    return risk.outputs

@@ -6,6 +6,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -17,6 +18,7 @@ from steering.errors import SteeringError
 from steering.plugins import installed, load_file, load_module
 from steering.risk import ReferenceRisk
 from steering.runs.record import Metric, Scores
+from steering.weights import load_weights
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -115,10 +117,26 @@ class Task(ABC):
     @abstractmethod
     def __init__(self, options: Any) -> None: ...
 
-    @abstractmethod
     def build(self, spec: ModelSpec) -> Model:
-        """The network of a spec, weights loaded, on the CPU, in train mode. Raises SteeringError
-        when it cannot be had."""
+        """The model of a spec with all of its weights, on the CPU, in train mode.
+
+        Raises:
+            SteeringError: it cannot be had, or `checkpoint` holds another architecture's weights.
+        """
+        model = self.network(spec)
+        if spec.checkpoint is not None:
+            load_weights(Path(spec.checkpoint), model.module)
+        model.module.train()
+        return model
+
+    @abstractmethod
+    def network(self, spec: ModelSpec) -> Model:
+        """The network of a spec, with the `pretrained` weights if it names some; those of its
+        `checkpoint` are loaded by `build`.
+
+        Raises:
+            SteeringError: it cannot be had.
+        """
 
     @abstractmethod
     def train_data(self, target: Model, reference: Model | None, seed: int) -> IndexedData:

@@ -71,6 +71,7 @@ FORBIDDEN = {
         "steering.dro",
         "steering.methods",
         "steering.outputs",
+        "steering.training",
     ],
 }
 NEEDS_NO_TORCH = [

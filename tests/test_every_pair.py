@@ -80,8 +80,7 @@ def test_a_step(setups, name, unit, method, micro_batches):
     built = build_method(
         method, find_method(method).options(), len(data), task.groups, task.risk.unit
     )
-    task.risk.with_logits = built.needs_logits
-    frozen = LiveReference(reference.module, task.risk)
+    frozen = LiveReference(reference.module, task.risk, built.needs.logits)
     before = [value.clone() for value in reference.module.state_dict().values()]
     batch = data.batch(np.arange(8), 0)
     chosen = None if built.keep == 1 else 4
@@ -89,13 +88,13 @@ def test_a_step(setups, name, unit, method, micro_batches):
         target.module,
         built,
         task.risk,
-        frozen if built.uses_reference else None,
+        frozen if built.needs.reference else None,
         micro_batches,
         chosen=chosen,
     )
     made = step(batch)
     assert made.loss.isfinite()
-    assert all(value.isfinite() for value in made.metrics.values())
+    assert all(value.isfinite() for value in made.scalars().values())
     gradients = [
         parameter.grad for parameter in target.module.parameters() if parameter.grad is not None
     ]

@@ -60,7 +60,7 @@ def test_a_path_without_recordings(tmp_path, capsys):
 METHOD = """
     from dataclasses import dataclass
 
-    from steering.methods import Method, Step, register
+    from steering.methods import Method, Needs, Step, register
 
 
     @dataclass
@@ -68,24 +68,17 @@ METHOD = """
         power: float = 2.0
 
 
+    @register("power", Options, units=("example",), needs=Needs(reference=True))
     class Power(Method):
-        uses_reference = True
+        \"\"\"Weights by a power of the excess loss.\"\"\"
 
         def __init__(self, options):
             super().__init__()
             self.power = options.power
 
-        def start_epoch(self, epoch): ...
-
-        def forward(self, losses):
-            weights = losses.excess().detach().clamp_min(0) ** self.power
-            return Step((weights * losses.target).sum() / weights.sum().clamp_min(1e-9), {})
-
-
-    @register("power", Options, units=("example",))
-    def build(options, num_examples):
-        \"\"\"Weights by a power of the excess loss.\"\"\"
-        return Power(options)
+        def forward(self, items):
+            weights = items.excess().detach().clamp_min(0) ** self.power
+            return Step((weights * items.target).sum() / weights.sum().clamp_min(1e-9))
 """
 
 

@@ -92,9 +92,8 @@ class UnitRisk(ReferenceRisk):
         label = batch["text"].argmax(-1)  # (b,)
         return {"loss": F.cross_entropy(_wide(model(batch["image"])), label, reduction="none")}
 
-    def losses(self, target, reference, batch):
-        rows = torch.zeros((), dtype=torch.int64, device=batch["index"].device)
-        return Units(target["loss"], None if reference is None else reference["loss"], rows)
+    def losses(self, target, reference, batch):  # noqa: ARG002
+        return Units(target["loss"], None if reference is None else reference["loss"])
 
 
 class Vectors(IndexedData):
@@ -142,7 +141,7 @@ class Toy(Task):
         self.options = options
         self.risk = PairRisk() if options.kind == "pairs" else UnitRisk()
 
-    def build(self, spec: ModelSpec) -> Model:
+    def network(self, spec: ModelSpec) -> Model:
         if spec.name != "linear":
             raise SteeringError(f"target.name: no model {spec.name!r}; known: linear")
         dtype = getattr(torch, spec.options.get("dtype", "float32"))
@@ -150,10 +149,6 @@ class Toy(Task):
             module: nn.Module = Towers(spec.options.get("dropout", 0.0), dtype)
         else:
             module = nn.Linear(WIDTH, WIDTH, dtype=dtype)
-        if spec.checkpoint is not None:
-            from steering.training.checkpoint import load_weights
-
-            load_weights(Path(spec.checkpoint), module)
         return Model(module, None, sha256([str(spec.options.get("inputs", "plain"))]))
 
     def train_data(self, target: Model, reference: Model | None, seed: int) -> IndexedData:  # noqa: ARG002

@@ -37,14 +37,13 @@ def methods_table(tasks: dict[str, type[Task]]) -> list[str]:
 
 
 def method_page(entry: Entry) -> list[str]:
-    """What a method is: the docstring of its builder, the units of its losses, and every key with
-    its default.
+    """What a method is: its docstring, the units of its losses, and every key with its default.
 
-    A builder's docstring says what is computed and where it comes from in lines "Formula: ..." and
+    The docstring of a method's class or builder says what is computed and where it comes from in lines "Formula: ..." and
     "Source: ...".
     """
-    text = inspect.getdoc(entry.build) or ""
-    words = [line for line in text.splitlines() if line.strip()] or ["(no description)"]
+    text = inspect.cleandoc(entry.build.__doc__ or "").partition("\n\n")[2]
+    more = [line for line in text.splitlines() if line.strip()]
     units = ", ".join(entry.units) + ("; the task needs groups" if entry.groups else "")
     docs, hints = field_docs(entry.options), get_type_hints(entry.options)
     lines = [["key", "default", "type", "meaning"]]
@@ -55,7 +54,13 @@ def method_page(entry: Entry) -> list[str]:
             [f"method.{key.name}", value, described(hints[key.name]), docs.get(key.name, "–")]
         )
     keys = _columns(lines) if len(lines) > 1 else ["It has no keys."]
-    return [f"{entry.name}: {words[0]}", *words[1:], f"Losses of: {units}", "", *keys]
+    return [
+        f"{entry.name}: {entry.summary or '(no description)'}",
+        *more,
+        f"Losses of: {units}",
+        "",
+        *keys,
+    ]
 
 
 def _columns(lines: list[list[str]]) -> list[str]:

@@ -5,16 +5,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import singledispatch
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from steering import distributed
 from steering.dro.defaults import default_tau
+from steering.dro.online.temperature import Temperature
 from steering.errors import SteeringError
-from steering.items import Pairs, Units
-from steering.methods.erm import Erm, ErmOptions
-from steering.methods.registry import Method, Step, register
+from steering.items import LossItems, Pairs, Units, rows_of
+from steering.methods.erm import clip_temperature, logit_scale, mean_loss
+from steering.methods.registry import Method, Needs, Step, register
 
 
 @dataclass
@@ -31,39 +33,55 @@ class DistillationOptions:
     tau_min: float = 0.01
     """Pairs: smallest temperature."""
 
+    def needs(self) -> Needs:
+        return Needs(reference=self.weight > 0, logits=self.weight > 0)
 
-class Distillation(Erm):
-    """(1 − a)·mean loss + a·T²·KL(teacher_T ‖ student_T)."""
 
-    def __init__(self, options: DistillationOptions) -> None:
-        super().__init__(ErmOptions(options.tau, options.tau_min))
-        for name, value, ok, expected in [
-            ("weight", options.weight, 0 <= options.weight <= 1, "in [0, 1]"),
-            (
-                "temperature",
-                options.temperature,
-                0 < options.temperature < math.inf,
-                "a number > 0",
-            ),
-        ]:
-            if not ok:
-                raise ValueError(f"{name} must be {expected}, got {value}")
+@register("distillation", DistillationOptions, units=("example", "token", "pair"))
+class Distillation(Method):
+    """Knowledge distillation: the reference's distributions as soft labels beside the true ones.
+
+    Formula: (1 − a)·mean_i ℓ_i + a·T²·mean_i KL(reference_T ‖ target_T), softmax at temperature T
+
+    Source: arXiv 1503.02531; pairs: arXiv 2311.17049 (MobileCLIP)
+    """
+
+    def __init__(self, options: DistillationOptions, unit: str = "example") -> None:
+        super().__init__()
+        if not 0 <= options.weight <= 1:
+            raise ValueError(f"weight must be in [0, 1], got {options.weight}")
+        if not 0 < options.temperature < math.inf:
+            raise ValueError(f"temperature must be a number > 0, got {options.temperature}")
         require_scale(options.reference_scale)
         self.options = options
-        self.uses_reference = self.needs_logits = options.weight > 0
+        self.temperature = clip_temperature(options.tau, options.tau_min, unit)
 
-    def forward(self, losses: Units | Pairs) -> Step:
-        plain = super().forward(losses)
-        if not self.uses_reference:
-            return plain
-        temperature = self.options.temperature
-        if isinstance(losses, Pairs):
-            scale = reference_scale(losses, self.options.reference_scale, "distillation")
-            kd = pairs_divergence(losses, 1 / self.temperature(), scale, temperature)
-        else:
-            kd = units_divergence(losses, temperature, "distillation")
+    def logit_scale(self) -> float | None:
+        return logit_scale(self.temperature)
+
+    def forward(self, items: LossItems) -> Step:
+        loss, metrics = mean_loss(items, self.temperature)
         a = self.options.weight
-        return Step((1 - a) * plain.loss + a * kd, plain.metrics | {"distillation": kd.detach()})
+        if a == 0:
+            return Step(loss, metrics)
+        kd = divergence(items, self.options, self.temperature)
+        return Step((1 - a) * loss + a * kd, metrics | {"distillation": kd.detach()})
+
+
+@singledispatch
+def divergence(
+    items: LossItems,
+    options: DistillationOptions,
+    temperature: Temperature | None,  # noqa: ARG001
+) -> Tensor:
+    """T²·KL(reference_T ‖ target_T) of the items, mean, ()."""
+    return units_divergence(rows_of(items), options.temperature, "distillation")
+
+
+@divergence.register
+def _(items: Pairs, options: DistillationOptions, temperature: Temperature) -> Tensor:
+    scale = reference_scale(items, options.reference_scale, "distillation")
+    return pairs_divergence(items, 1 / temperature(), scale, options.temperature)
 
 
 def units_divergence(units: Units, temperature: float, name: str) -> Tensor:
@@ -118,14 +136,14 @@ def require_scale(value: float | None) -> None:
 
 
 def pairs_divergence(
-    pairs: Pairs, scale: Tensor, guide_scale: float | Tensor, temperature: float = 1.0
+    pairs: Pairs, scale: Tensor, teacher_scale: float | Tensor, temperature: float = 1.0
 ) -> Tensor:
     """T²·KL between the reference's and the target's distributions over the other modality, mean of
     both directions, ().
 
     Args:
         scale: logit scale of the target, (), or one for each anchor, (2, b), images first.
-        guide_scale: that of the reference.
+        teacher_scale: that of the reference.
 
     Source: the distillation term of arXiv 2311.17049 (MobileCLIP), less the teacher's entropy,
     which has no gradient.
@@ -136,28 +154,16 @@ def pairs_divergence(
     if pairs.reference_image is None or pairs.reference_text is None:
         raise SteeringError("method: distillation needs the reference's features")
     image, text = distributed.gather(pairs.image), distributed.gather(pairs.text)
-    guide_image = distributed.gather(pairs.reference_image.detach()).to(image.dtype)
-    guide_text = distributed.gather(pairs.reference_text.detach()).to(image.dtype)
-    cosines = image @ text.T / temperature
-    teacher = guide_scale * guide_image @ guide_text.T / temperature
-    scales = (
-        (scale, scale)
-        if scale.ndim == 0
-        else (distributed.gather(one)[:, None] for one in scale.to(image.dtype))
-    )
+    reference_image = distributed.gather(pairs.reference_image.detach()).to(image.dtype)
+    reference_text = distributed.gather(pairs.reference_text.detach()).to(image.dtype)
+    cosines = image @ text.T / temperature  # (B, B), row = image
+    teacher = teacher_scale * reference_image @ reference_text.T / temperature
+    scales = [scale, scale]
+    if scale.ndim:
+        scales = [distributed.gather(one)[:, None] for one in scale.to(image.dtype)]  # (B, 1) each
     students = [one * s for one, s in zip(scales, (cosines, cosines.T), strict=True)]
     sides = [
         F.kl_div(s.log_softmax(-1), t.log_softmax(-1), reduction="batchmean", log_target=True)
         for s, t in zip(students, (teacher, teacher.T), strict=True)
     ]
     return temperature**2 * (sides[0] + sides[1]) / 2
-
-
-@register("distillation", DistillationOptions, units=("example", "token", "pair"))
-def build(options: DistillationOptions, num_examples: int) -> Method:  # noqa: ARG001
-    """Knowledge distillation: the reference's distributions as soft labels beside the true ones.
-
-    Formula: (1 − a)·mean_i ℓ_i + a·T²·mean_i KL(reference_T ‖ target_T), softmax at temperature T
-    Source: arXiv 1503.02531; pairs: arXiv 2311.17049 (MobileCLIP)
-    """
-    return Distillation(options)

@@ -11,9 +11,9 @@ from steering.contrastive.risk import anchor_keys, anchor_risks
 from steering.dro.defaults import defaults
 from steering.dro.online.row_table import Layout
 from steering.dro.online.stochastic import StochasticRisk
-from steering.items import Pairs, Units, gathered
+from steering.items import LossItems, Pairs, gathered, rows_of
 from steering.methods.distillation import pairs_divergence, reference_scale, units_divergence
-from steering.methods.registry import Method, Step, register
+from steering.methods.registry import Method, Needs, Step, register
 
 
 @dataclass
@@ -87,6 +87,9 @@ class DrrhoOptions(DroOptions):
     """Pairs: logit scale of the reference in that term, 1/τ; null: the reference's own (100 for
     OpenAI's models)."""
 
+    def needs(self) -> Needs:
+        return Needs(reference=self.strength != 0 or self.distill > 0, logits=self.distill > 0)
+
 
 class Drrho(Method):
     """One adversary per row: over the batch's examples, or for pairs over each anchor's
@@ -119,8 +122,6 @@ class Drrho(Method):
             individual_tau_lr=options.individual_tau_lr,
             layout=Layout(options.duals, options.duals_folder, split=True),
         )
-        self.needs_logits = self.distill > 0
-        self.uses_reference = self.risk.strength.uses_reference or self.distill > 0
 
     def start_epoch(self, epoch: int) -> None:
         self.risk.start_epoch(epoch)
@@ -128,7 +129,7 @@ class Drrho(Method):
     def logit_scale(self) -> float | None:
         return 1 / self.risk.temperature.typical().item()
 
-    def forward(self, losses: Units | Pairs) -> Step:
+    def forward(self, losses: LossItems) -> Step:
         if self.distill == 0:
             return self._steered(losses)
         if isinstance(losses, Pairs):
@@ -136,15 +137,15 @@ class Drrho(Method):
             guide = reference_scale(losses, self.distill_scale, "drrho", "distill_scale")
             kd = pairs_divergence(losses, scale, guide, self.distill_temperature)
         else:
-            kd = units_divergence(losses, self.distill_temperature, "drrho")
+            kd = units_divergence(rows_of(losses), self.distill_temperature, "drrho")
         step = self._steered(losses)
-        return Step(step.loss + self.distill * kd, step.metrics | {"distillation": kd.detach()})
+        return Step(step.loss + self.distill * kd, step.scalars() | {"distillation": kd.detach()})
 
-    def _steered(self, losses: Units | Pairs) -> Step:
+    def _steered(self, losses: LossItems) -> Step:
         if isinstance(losses, Pairs):
             risks, metrics = anchor_risks(self.risk, losses)
             return Step(risks.mean(), metrics)
-        estimate = self.risk(gathered(losses))
+        estimate = self.risk(gathered(rows_of(losses)))
         return Step(estimate.loss, estimate.metrics)
 
 
@@ -167,7 +168,9 @@ def build_dro(options: DroOptions, num_examples: int) -> Method:
     """DRO without a reference; for image-text pairs the global contrastive loss (FastCLIP).
 
     Formula: max_p Σ_i p_i·ℓ_i − τ·D(p ‖ uniform), or over all p with D ≤ radius; for KL τ·log
-    mean_i exp(ℓ_i/τ) Source: docs/theory.md; pairs: arXiv 2407.01445 (FastCLIP)
+    mean_i exp(ℓ_i/τ)
+
+    Source: docs/theory.md; pairs: arXiv 2407.01445 (FastCLIP)
     """
     return Drrho(options, 0.0, num_examples)
 
@@ -177,6 +180,8 @@ def build_drrho(options: DrrhoOptions, num_examples: int) -> Method:
     """DRRho risk minimisation with a frozen reference; for image-text pairs DRRho-CLIP.
 
     Formula: max_p Σ_i p_i·h_i − τ·D(p ‖ uniform), or over all p with D ≤ radius, where h = ℓ −
-    α·ℓ_ref Source: arXiv 2505.06699
+    α·ℓ_ref
+
+    Source: arXiv 2505.06699
     """
     return Drrho(options, options.strength, num_examples)

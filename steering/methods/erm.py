@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import singledispatch
+
+from torch import Tensor
 
 from steering import distributed
 from steering.contrastive.risk import info_nce_losses
 from steering.dro.defaults import default_tau
 from steering.dro.online.temperature import Temperature
-from steering.items import Pairs, Units, require_items
+from steering.errors import SteeringError
+from steering.items import LossItems, Pairs, require_items, rows_of
 from steering.methods.registry import Method, Step, register
 
 
@@ -21,40 +25,67 @@ class ErmOptions:
     """Smallest temperature; CLIP's largest logit scale is 100."""
 
 
-class Erm(Method):
-    """The mean of the losses; for pairs the mean of InfoNCE over all anchors of both directions,
-    which is CLIP."""
-
-    def __init__(self, options: ErmOptions) -> None:
-        super().__init__()
-        self.temperature = Temperature(
-            options.tau, learned=True, minimum=options.tau_min, maximum=1.0
-        )
-
-    def start_epoch(self, epoch: int) -> None: ...
-
-    def logit_scale(self) -> float | None:
-        return 1 / self.temperature.typical().item()
-
-    def forward(self, losses: Units | Pairs) -> Step:
-        if isinstance(losses, Pairs):
-            tau = self.temperature()
-            return Step(info_nce_losses(losses, tau).mean(), {"tau": tau.detach()})
-        if losses.mask is None:
-            return Step(losses.target.mean(), {})
-        kept = losses.target.masked_fill(~losses.mask, 0.0).sum()
-        # Over all ranks: a mean of the ranks' means would favour the items of a rank that keeps
-        # few.
-        count = distributed.mean(losses.mask.sum().to(kept.dtype))
-        require_items(count)
-        return Step(kept / count, {})
-
-
 @register("erm", ErmOptions)
-def build(options: ErmOptions, num_examples: int) -> Method:  # noqa: ARG001
+class Erm(Method):
     """Empirical risk minimisation; for image-text pairs InfoNCE (CLIP).
 
     Formula: mean_i ℓ_i; pairs: mean_i of −log softmax_j(cos_ij/τ) at j = i, over both directions
+
     Source: arXiv 2103.00020 (CLIP)
     """
-    return Erm(options)
+
+    def __init__(self, options: ErmOptions, unit: str = "example") -> None:
+        super().__init__()
+        self.temperature = clip_temperature(options.tau, options.tau_min, unit)
+
+    def logit_scale(self) -> float | None:
+        return logit_scale(self.temperature)
+
+    def forward(self, items: LossItems) -> Step:
+        loss, metrics = mean_loss(items, self.temperature)
+        return Step(loss, metrics)
+
+
+def clip_temperature(tau: float, minimum: float, unit: str) -> Temperature | None:
+    """The learned temperature of InfoNCE, at most 1; None for losses that know none.
+
+    Raises:
+        ValueError: out of range, whatever the unit.
+    """
+    temperature = Temperature(tau, learned=True, minimum=minimum, maximum=1.0)
+    return temperature if unit == "pair" else None
+
+
+def logit_scale(temperature: Temperature | None) -> float | None:
+    """1/τ; None without a temperature."""
+    return None if temperature is None else 1 / temperature.typical().item()
+
+
+@singledispatch
+def mean_loss(
+    items: LossItems,
+    temperature: Temperature | None,  # noqa: ARG001
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss of plain training and scalars for the log: the mean of the losses that count.
+
+    Args:
+        temperature: of InfoNCE, for pairs.
+    """
+    units = rows_of(items)
+    if units.mask is None:
+        return units.target.mean(), {}
+    total = units.target.masked_fill(~units.mask, 0.0).sum()
+    # Over all ranks: a mean of the ranks' means would favour the items of a rank that has few.
+    count = distributed.mean(units.mask.sum().to(total.dtype))
+    require_items(count)
+    return total / count, {}
+
+
+@mean_loss.register
+def _(items: Pairs, temperature: Temperature | None) -> tuple[Tensor, dict[str, Tensor]]:
+    if temperature is None:
+        raise SteeringError(
+            'method: was built for losses of examples and got pairs; build it with unit="pair"'
+        )
+    tau = temperature()
+    return info_nce_losses(items, tau).mean(), {"tau": tau.detach()}

@@ -5,14 +5,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from steering.dro.online.groups import GroupWeights, group_means
 from steering.errors import SteeringError
-from steering.items import Pairs, Units
-from steering.methods.registry import Method, Step, register
+from steering.items import LossItems, Units, rows_of
+from steering.methods.registry import Method, Needs, Step, register
 
 
 @dataclass
@@ -26,42 +27,49 @@ class GroupDroOptions:
     """α in the group's loss mean(ℓ − α·ℓ_ref): 0 is group DRO, 1 weights groups by what can still
     be learned."""
 
+    def needs(self) -> Needs:
+        return Needs(reference=self.strength > 0)
 
+
+@register("group_dro", GroupDroOptions, units=("example", "token", "sequence"), groups=True)
 class GroupDro(Method):
-    """Σ_g q_g L_g over the groups of a batch, of all ranks."""
+    """Group DRO: groups weighted towards the worst one.
+
+    Formula: Σ_g q_g·L_g, q_g ← q_g·exp(η·L_g) and normalised, where L_g is the mean of ℓ − α·ℓ_ref
+    in group g, of all ranks
+
+    Source: arXiv 1911.08731
+    """
 
     def __init__(self, options: GroupDroOptions, groups: Sequence[str]) -> None:
         super().__init__()
         if not 0 <= options.strength < float("inf"):
             raise ValueError(f"strength must be a number ≥ 0, got {options.strength}")
         self.names, self.strength = tuple(groups), options.strength
-        self.uses_reference = options.strength > 0
         self.weights = GroupWeights(len(groups), step=options.step, penalty=options.penalty)
-
-    def start_epoch(self, epoch: int) -> None: ...
 
     def without_groups(self, groups: Sequence[int]) -> None:
         self.weights.without(groups)
 
-    def forward(self, losses: Units | Pairs) -> Step:
-        assert isinstance(losses, Units)
-        items, groups = items_of_groups(losses, losses.excess(self.strength), "group_dro")
-        means, counts = group_means(items, groups, len(self.names))
+    def forward(self, items: LossItems) -> Step:
+        units = rows_of(items)
+        excess, groups = items_of_groups(units, units.excess(self.strength), "group_dro")
+        means, counts = group_means(excess, groups, len(self.names))
         loss = self.weights(means, counts)
-        return Step(loss, weight_scalars(self.names, self.weights))
+        return Step(loss, partial(weight_scalars, self.names, self.weights))
 
     def summary(self) -> dict[str, dict[str, float]]:
         return {"group_weights": mean_weights(self.names, self.weights)}
 
 
-def items_of_groups(losses: Units, values: Tensor, name: str) -> tuple[Tensor, Tensor]:
+def items_of_groups(units: Units, values: Tensor, name: str) -> tuple[Tensor, Tensor]:
     """The values and group numbers of the items that count, each (b,); SteeringError if the items
     have no groups."""
-    if losses.groups is None:
+    if units.groups is None:
         raise SteeringError(f"method ({name}): weights groups, and the losses come without them")
-    if losses.mask is None:
-        return values.flatten(), losses.groups.flatten()
-    return values[losses.mask], losses.groups[losses.mask]
+    if units.mask is None:
+        return values.flatten(), units.groups.flatten()
+    return values[units.mask], units.groups[units.mask]
 
 
 @torch.no_grad()
@@ -74,13 +82,3 @@ def weight_scalars(names: Sequence[str], weights: GroupWeights) -> dict[str, Ten
 def mean_weights(names: Sequence[str], weights: GroupWeights) -> dict[str, float]:
     """The running mean of the weights, by group."""
     return dict(zip(names, weights.mean.tolist(), strict=True))
-
-
-@register("group_dro", GroupDroOptions, units=("example", "token", "sequence"), groups=True)
-def build(options: GroupDroOptions, num_examples: int, groups: Sequence[str]) -> Method:  # noqa: ARG001
-    """Group DRO: groups weighted towards the worst one.
-
-    Formula: Σ_g q_g·L_g, q_g ← q_g·exp(η·L_g) and normalised, where L_g is the mean of ℓ − α·ℓ_ref
-    in group g Source: arXiv 1911.08731
-    """
-    return GroupDro(options, groups)

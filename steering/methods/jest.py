@@ -20,10 +20,10 @@ from torch import Tensor
 
 from steering.dro.defaults import default_tau
 from steering.errors import SteeringError
-from steering.items import Pairs, Units
+from steering.items import LossItems, pairs_of
 from steering.methods.distillation import reference_scale, require_scale
 from steering.methods.erm import ErmOptions
-from steering.methods.registry import Method, register
+from steering.methods.registry import Method, Needs, register
 from steering.methods.selection import Selecting, largest, require_temperature, sampled
 
 
@@ -61,14 +61,14 @@ class Jest(Selecting):
         self.options = options
 
     @torch.no_grad()
-    def select(self, losses: Units | Pairs, count: int) -> Tensor:
-        assert isinstance(losses, Pairs)
-        reference = losses.reference()
-        if reference is None:
+    def select(self, items: LossItems, count: int) -> Tensor:
+        pairs = pairs_of(items)
+        reference = pairs.reference()
+        if reference is None or self.temperature is None:
             raise SteeringError("method (jest): needs a reference")
-        learner = losses.image @ losses.text.T / self.temperature()
+        learner = pairs.image @ pairs.text.T / self.temperature()
         guide = (reference[0] @ reference[1].T) * reference_scale(
-            losses, self.options.reference_scale, "jest"
+            pairs, self.options.reference_scale, "jest"
         )
         return joint_selection(
             learner, guide, count, self.options.chunks, self.options.temperature, self.options.top
@@ -106,11 +106,13 @@ def joint_selection(
     return chosen
 
 
-@register("jest", JestOptions, units=("pair",))
+@register("jest", JestOptions, units=("pair",), needs=Needs(reference=True))
 def build(options: JestOptions, num_examples: int) -> Method:  # noqa: ARG001
     """JEST: the pairs of a batch chosen jointly by learnability, then InfoNCE.
 
     Formula: InfoNCE over a share `keep` of the candidates, drawn chunk by chunk ∝ exp(excess
-    InfoNCE beside those chosen/T) Source: arXiv 2406.17711
+    InfoNCE beside those chosen/T)
+
+    Source: arXiv 2406.17711
     """
     return Jest(options)

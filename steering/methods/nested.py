@@ -29,8 +29,8 @@ from steering.dro.defaults import defaults
 from steering.dro.online.row_table import Layout
 from steering.dro.online.stochastic import StochasticRisk
 from steering.errors import SteeringError
-from steering.items import Pairs, Units, gathered
-from steering.methods.registry import Method, Step, register
+from steering.items import LossItems, Pairs, Units, gathered, rows_of
+from steering.methods.registry import Method, Needs, Step, register
 
 
 @dataclass
@@ -72,6 +72,10 @@ class NestedOptions:
     outer_gamma: float = 1.0
     """Rate of the outer moving average over steps, in (0, 1]; 1 uses the batch alone."""
 
+    def needs(self) -> Needs:
+        strengths = (self.strength, self.outer_strength)
+        return Needs(reference=self.outer_prior > 0 or any(one != 0 for one in strengths))
+
     def for_unit(self, unit: str) -> Self:
         """The same with what null means for losses of this unit: tau, epsilon and gamma of the
         inner adversaries."""
@@ -86,8 +90,6 @@ class NestedOptions:
 
 class Nested(Method):
     """Two risks, one inside the other; both KL."""
-
-    uses_reference = True
 
     def __init__(self, options: NestedOptions, num_examples: int) -> None:
         super().__init__()
@@ -119,10 +121,6 @@ class Nested(Method):
             )
         except ValueError as error:
             raise ValueError(f"outer_{error}") from error
-        strengths = (self.inner.strength, self.outer.strength)
-        self.uses_reference = self.prior > 0 or any(
-            strength.uses_reference for strength in strengths
-        )
 
     def start_epoch(self, epoch: int) -> None:
         self.inner.start_epoch(epoch)
@@ -130,7 +128,7 @@ class Nested(Method):
     def logit_scale(self) -> float | None:
         return 1 / self.inner.temperature.typical().item()
 
-    def forward(self, losses: Units | Pairs) -> Step:
+    def forward(self, losses: LossItems) -> Step:
         if isinstance(losses, Pairs):
             guide = reference_risks(self.inner, losses)  # before the step moves its temperatures
             risks, metrics = anchor_risks(self.inner, losses)
@@ -141,7 +139,7 @@ class Nested(Method):
                 distributed.active(),
             )
         else:
-            units = gathered(losses)
+            units = gathered(rows_of(losses))
             if units.target.ndim < 2:
                 raise SteeringError(
                     "method (nested): needs rows of losses, as of a contrastive task, got one row of examples"
@@ -182,7 +180,9 @@ def build(options: NestedOptions, num_examples: int) -> Method:
     """Nested risk: the anchors are weighted too, against pairs that the reference finds
     unlearnable.
 
-    Formula: max_q Σ_i q_i·(G_i − β·G_i^ref) − λ·KL(q ‖ q⁰), q⁰_i ∝ exp(−κ·G_i^ref), G_i the risk of
-    drrho for anchor i Source: ours, docs/theory.md, "Nested risk"
+    Formula: max_q Σ_i q_i·(G_i − β·G_i^ref) − λ·KL(q ‖ q⁰), q⁰_i ∝ exp(−κ·G_i^ref), G_i the
+    risk of drrho for anchor i
+
+    Source: ours, docs/theory.md, "Nested risk"
     """
     return Nested(options, num_examples)

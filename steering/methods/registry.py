@@ -1,94 +1,35 @@
-"""The registry of methods: a name, a dataclass of options, and a builder, one short file each."""
+"""The registry of methods: a name, a dataclass of options, and a class, one short file each."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+import inspect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
 
 from steering.errors import ConfigError, SteeringError
-from steering.items import Pairs, Units
+from steering.methods.contract import Method, Needs, Step
 from steering.plugins import installed, load_file, load_module
 from steering.reading import report_once
 
+__all__ = [
+    "GIVEN",
+    "UNITS",
+    "Entry",
+    "Method",
+    "Needs",
+    "Step",
+    "build_method",
+    "check_options",
+    "find_method",
+    "register",
+    "registered",
+]
+
 UNITS = ("example", "token", "sequence", "pair")
 """What a loss item can belong to: `ReferenceRisk.unit`."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """What a method makes of one batch.
-
-    Attributes:
-        loss: scalar to descend; averaged over the ranks its gradient is that of the global batch.
-        metrics: scalars for the log, detached, () each.
-    """
-
-    loss: Tensor
-    metrics: dict[str, Tensor]
-
-
-class Method(nn.Module, ABC):
-    """Loss items in, one loss out. Buffers hold its memory, parameters what it learns (a
-    temperature).
-
-    The memory may change in train mode with gradients on, and at no other time:
-    `steering.dro.online.estimator.learning` tells.
-
-    Attributes:
-        uses_reference: whether a reference is loaded at all.
-        needs_logits: whether loss items must carry whole distributions, see
-            `ReferenceRisk.with_logits`.
-        keep: share of the drawn examples that are trained on. Below 1 the loop draws more, scores
-            them without gradient, and asks `select`; `forward` then sees the chosen examples alone,
-            without a reference.
-    """
-
-    uses_reference: bool = False
-    needs_logits: bool = False
-    keep: float = 1.0
-
-    @abstractmethod
-    def forward(self, losses: Units | Pairs) -> Step: ...
-
-    def select(self, losses: Units | Pairs, count: int) -> Tensor:
-        """Positions of `count` different examples of this rank's candidates, int64 (count,); only
-        if `keep` is below 1.
-
-        Random choices use torch's global generator of the CPU, which checkpoints keep.
-        """
-        raise NotImplementedError(f"{type(self).__name__} keeps every example")
-
-    def summary(self) -> dict[str, Any]:
-        """What a finished run tells beside its metrics, for result.json: plain values, such as
-        DoReMi's data mix."""
-        return {}
-
-    def without_groups(self, groups: Sequence[int]) -> None:
-        """Called once before training with the numbers of the groups that no training example
-        belongs to, if there are any.
-
-        They must get no weight from then on. A method that weights groups and has no such function
-        is refused for such data.
-        """
-        raise NotImplementedError(f"{type(self).__name__} cannot leave groups out")
-
-    def logit_scale(self) -> float | None:
-        """1/τ of the distributions that a model of pairs has been trained with; None: nobody can
-        tell.
-
-        Only asked of pairs, once a run, and on all ranks.
-        """
-        return None
-
-    @abstractmethod
-    def start_epoch(self, epoch: int) -> None:
-        """Called with 0, 1, ... before the first batch of each pass over the data, and again after
-        a resume."""
 
 
 @dataclass(frozen=True)
@@ -97,10 +38,13 @@ class Entry:
 
     Attributes:
         options: dataclass of its `method:` section.
-        build: (options, num_examples) -> Method; with `groups` also the names of the groups.
+        build: the method's class, or a function that makes one.
         summary: one sentence.
         units: the units whose losses it can reweight or select.
         groups: whether it weights groups (domains), and so needs a task that has some.
+        needs: what it asks of a run, a pure function of the options.
+        takes: what `build` takes after the options, by name, of `GIVEN`.
+        for_unit: (options, unit) -> the options with what None means for losses of that unit.
     """
 
     name: str
@@ -109,6 +53,9 @@ class Entry:
     summary: str
     units: tuple[str, ...] = UNITS
     groups: bool = False
+    needs: Callable[[Any], Needs] = lambda _: Needs()
+    takes: tuple[str, ...] = ()
+    for_unit: Callable[[Any, str], Any] = lambda options, _: options
 
     def objection(self, unit: str, has_groups: bool) -> str | None:
         """Why this method makes no sense for such losses, or None."""
@@ -122,17 +69,34 @@ def _with_article(unit: str) -> str:
 
 
 _REGISTRY: dict[str, Entry] = {}
+GIVEN = ("num_examples", "groups", "unit")
+"""What a builder may take beside the options, by name: the size of the training set, the names of
+its groups, and what a loss belongs to, one of `UNITS`."""
 
 
 def register(
-    name: str, options: type, *, units: Iterable[str] = UNITS, groups: bool = False
+    name: str,
+    options: type,
+    *,
+    units: Iterable[str] = UNITS,
+    groups: bool = False,
+    needs: Needs | None = None,
 ) -> Callable[[Callable[..., Method]], Callable[..., Method]]:
-    """Decorate a builder `build(options, num_examples) -> Method`; its docstring's first line is
-    the summary.
+    """Decorate a method's class, or a function that builds one, `build(options, ...) -> Method`.
+
+    Its constructor takes the options, and by name what it wants of `GIVEN`. Its docstring's first
+    paragraph is the summary.
 
     Args:
+        options: dataclass of the `method:` section. Two methods of it are used if it has them:
+            `needs()` returns the `Needs`, where they depend on the options; `for_unit(unit)` the
+            options with their defaults for losses of that unit.
         units: what the loss items may belong to, of `UNITS`.
-        groups: the builder takes the names of the groups as a third argument.
+        groups: it weights groups, and is refused for data that have none.
+        needs: what it needs whatever the options; None: what the options say, else nothing.
+
+    Raises:
+        ValueError: the name is taken, a unit is unknown, or the constructor takes something else.
     """
 
     def add(build: Callable[..., Method]) -> Callable[..., Method]:
@@ -140,11 +104,32 @@ def register(
             raise ValueError(f"a method named {name!r} is registered already")
         if unknown := set(units) - {*UNITS}:
             raise ValueError(f"units: expected some of {', '.join(UNITS)}, got {sorted(unknown)}")
-        summary = (build.__doc__ or "").strip().partition("\n")[0]
-        _REGISTRY[name] = Entry(name, options, build, summary, tuple(units), groups)
+        # The class's own docstring: one that has none inherits no summary.
+        summary = inspect.cleandoc(build.__doc__ or "").partition("\n\n")[0]
+        _REGISTRY[name] = Entry(
+            name,
+            options,
+            build,
+            " ".join(summary.split()),
+            units=tuple(units),
+            groups=groups,
+            needs=getattr(options, "needs", Entry.needs) if needs is None else lambda _: needs,
+            takes=_takes(name, build),
+            for_unit=getattr(options, "for_unit", Entry.for_unit),
+        )
         return build
 
     return add
+
+
+def _takes(name: str, build: Callable[..., Method]) -> tuple[str, ...]:
+    others = [*inspect.signature(build).parameters][1:]
+    if unknown := set(others) - {*GIVEN}:
+        raise ValueError(
+            f"method {name!r}: its builder takes {', '.join(sorted(unknown))}; "
+            f"expected the options and some of {', '.join(GIVEN)}"
+        )
+    return tuple(others)
 
 
 def find_method(name: str) -> Entry:
@@ -192,8 +177,7 @@ def build_method(
     """Build a method for a training set of `num_examples` examples.
 
     Args:
-        options: those that are None and depend on the unit of the losses get their values here, if
-            their class says which: `for_unit(unit)` returns the options with these filled in.
+        options: of the method's own class; what is None and depends on the unit is filled in here.
         groups: names of the groups, for a method that weights groups.
         unit: of the losses, one of `UNITS`; None: the first that the method knows, which is the
             example if it knows it.
@@ -205,26 +189,40 @@ def build_method(
             leave it out.
     """
     entry = find_method(name)
-    if hasattr(options, "for_unit"):
-        options = options.for_unit(unit or entry.units[0])
+    unit = unit or entry.units[0]
+    options = entry.for_unit(options, unit)
+    given = {"num_examples": num_examples, "groups": tuple(groups), "unit": unit}
     try:
-        method = entry.build(options, num_examples, *([tuple(groups)] if entry.groups else []))
+        method = entry.build(options, **{key: given[key] for key in entry.takes})
     except ValueError as error:
         raise ConfigError(f"method ({name}): {error}") from error
-    empty = (
-        []
-        if group_counts is None
-        else [number for number, count in enumerate(group_counts) if not count]
-    )
-    if entry.groups and empty:
-        names = ", ".join(groups[number] for number in empty)
-        try:
-            method.without_groups(empty)
-        except NotImplementedError:
-            raise ConfigError(
-                f"method ({name}): no training example belongs to group {names}"
-            ) from None
-        report_once(
-            f"method ({name}): no training example belongs to group {names}; it gets no weight"
-        )
+    method.needs = entry.needs(options)
+    if entry.groups and group_counts is not None:
+        _leave_out(method, name, groups, group_counts)
     return method
+
+
+def check_options(name: str, options: Any, unit: str | None = None) -> None:
+    """ConfigError where an option is out of range, before any data are opened.
+
+    A method checks its options where it is constructed, so one for a single example is made, and
+    dropped.
+    """
+    build_method(name, options, 1, ("all",), unit)
+
+
+def _leave_out(
+    method: Method, name: str, groups: Sequence[str], counts: Sequence[int] | np.ndarray
+) -> None:
+    """Tell the method, and the user, which groups have no training example."""
+    empty = [number for number, count in enumerate(counts) if not count]
+    if not empty:
+        return
+    names = ", ".join(groups[number] for number in empty)
+    try:
+        method.without_groups(empty)
+    except NotImplementedError:
+        raise ConfigError(
+            f"method ({name}): no training example belongs to group {names}"
+        ) from None
+    report_once(f"method ({name}): no training example belongs to group {names}; it gets no weight")

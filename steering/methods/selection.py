@@ -24,10 +24,8 @@ class Selecting(Erm):
         ValueError: `keep` out of range.
     """
 
-    uses_reference = True
-
     def __init__(self, name: str, keep: float, options: ErmOptions | None = None) -> None:
-        super().__init__(options or ErmOptions())
+        super().__init__(options or ErmOptions(), "example" if options is None else "pair")
         if not 0 < keep <= 1:
             raise ValueError(f"keep must lie in (0, 1], got {keep}")
         self.name, self.keep = name, keep

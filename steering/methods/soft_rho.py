@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from steering.items import Pairs, Units
-from steering.methods.registry import Method, register
+from steering.items import LossItems, rows_of
+from steering.methods.registry import Method, Needs, register
 from steering.methods.selection import Selecting, require_temperature, sampled
 
 
@@ -31,16 +31,17 @@ class SoftRho(Selecting):
         require_temperature(options.temperature)
         self.temperature_of_choice = options.temperature
 
-    def select(self, losses: Units | Pairs, count: int) -> Tensor:
-        assert isinstance(losses, Units)
-        return sampled(self.scores(losses) / self.temperature_of_choice, count)
+    def select(self, items: LossItems, count: int) -> Tensor:
+        return sampled(self.scores(rows_of(items)) / self.temperature_of_choice, count)
 
 
-@register("soft_rho", SoftRhoOptions, units=("example", "sequence"))
+@register("soft_rho", SoftRhoOptions, units=("example", "sequence"), needs=Needs(reference=True))
 def build(options: SoftRhoOptions, num_examples: int) -> Method:  # noqa: ARG001
     """RHO-LOSS with a temperature: examples drawn by their excess loss.
 
-    Formula: mean of ℓ_i over a share `keep` of the candidates, drawn without replacement ∝ exp((ℓ_i
-    − ℓ_ref,i)/T) Source: arXiv 2206.07137, 2312.05328
+    Formula: mean of ℓ_i over a share `keep` of the candidates, drawn without replacement ∝
+    exp((ℓ_i − ℓ_ref,i)/T)
+
+    Source: arXiv 2206.07137, 2312.05328
     """
     return SoftRho(options)

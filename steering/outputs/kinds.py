@@ -9,14 +9,11 @@ hidden:LAYER    the output of a layer, by its name in `named_modules`
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor, nn
 
 from steering.errors import SteeringError
-from steering.risk import Batch, Outputs, ReferenceRisk
+from steering.risk import Batch, Outputs, ReferenceRisk, outputs_with
 
 KINDS = ("losses", "logits", "features", "entropy")
 HIDDEN = "hidden:"
@@ -40,8 +37,7 @@ def compute(kind: str, risk: ReferenceRisk, module: nn.Module, batch: Batch) -> 
     require_kind(kind)
     if kind.startswith(HIDDEN):
         return {kind: _hidden(kind.removeprefix(HIDDEN), risk, module, batch)}
-    with _asked(risk, kind in ("logits", "entropy")):
-        found = risk.outputs(module, batch)
+    found = outputs_with(risk, kind in ("logits", "entropy"))(module, batch)
     if kind == "entropy":
         if "logits" not in found:
             raise SteeringError("outputs: entropy needs logits, and this task has none")
@@ -54,15 +50,6 @@ def compute(kind: str, risk: ReferenceRisk, module: nn.Module, batch: Batch) -> 
                 f"outputs: this task's outputs have no features; name a layer as {HIDDEN}LAYER"
             )
     return found
-
-
-@contextmanager
-def _asked(risk: ReferenceRisk, logits: bool) -> Iterator[None]:
-    before, risk.with_logits = risk.with_logits, logits
-    try:
-        yield
-    finally:
-        risk.with_logits = before
 
 
 def _hidden(layer: str, risk: ReferenceRisk, module: nn.Module, batch: Batch) -> Tensor:
@@ -81,8 +68,7 @@ def _hidden(layer: str, risk: ReferenceRisk, module: nn.Module, batch: Batch) ->
 
     handle = layers[layer].register_forward_hook(keep)
     try:
-        with _asked(risk, False):
-            risk.outputs(module, batch)
+        risk.outputs(module, batch)
     finally:
         handle.remove()
     b = len(batch["index"])

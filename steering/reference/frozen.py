@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import nn
 
-from steering.risk import Batch, Outputs, ReferenceRisk
+from steering.risk import Batch, Outputs, ReferenceRisk, outputs_with
 
 PREFIX = "reference_"
 STORED = "reference:"
@@ -30,11 +30,12 @@ class LiveReference(Reference):
         module: the reference; it is put in eval mode and its parameters stop requiring gradients,
             for good.
         risk: the same adapter that serves the target.
+        logits: whether the method compares whole distributions.
     """
 
-    def __init__(self, module: nn.Module, risk: ReferenceRisk) -> None:
+    def __init__(self, module: nn.Module, risk: ReferenceRisk, logits: bool = False) -> None:
         self.module = module.eval().requires_grad_(False)
-        self.risk = risk
+        self._outputs = outputs_with(risk, logits)
 
     @torch.no_grad()
     def outputs(self, batch: Batch) -> Outputs:
@@ -46,7 +47,7 @@ class LiveReference(Reference):
             if key.startswith(PREFIX)
         }
         shared = {key: value for key, value in batch.items() if not key.startswith(PREFIX)}
-        return self.risk.outputs(self.module, shared | own)
+        return self._outputs(self.module, shared | own)
 
 
 class StoredReference(Reference):

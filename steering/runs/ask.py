@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from steering.config import RunConfig, with_overrides
+from steering.methods import Needs, check_options
 from steering.outputs.kinds import require_kind
 from steering.reading import user_path
 from steering.runs.wanted import (
@@ -16,7 +17,6 @@ from steering.runs.wanted import (
     REFERENCE,
     START,
     Ask,
-    Needs,
     model_of,
     needs_of,
     start_file,
@@ -61,8 +61,9 @@ def training(
             reference= (steer by them).
 
     Raises:
-        ConfigError: the method needs a reference, and there is none.
+        ConfigError: the method needs a reference and there is none, or an option is out of range.
     """
+    check_options(config.method.name, config.method.options)
     found = dict(parents)
     name = config.method.name.rpartition(":")[2]  # "file.py:name" is a method from outside
     if needs_of(config).reference and REFERENCE not in found:

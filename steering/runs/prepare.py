@@ -18,7 +18,7 @@ from steering.runs.opened import TRAINING, Opened
 from steering.runs.record import WEIGHTS
 from steering.runs.workshop import Frozen, Workshop
 from steering.task import Model
-from steering.training.checkpoint import load_weights
+from steering.weights import load_weights
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,8 @@ def _reference(ask: Ask, workshop: Workshop) -> Steered:
     if ask.stores_reference:
         stored = workshop.outputs(ask, frozen, ask.needs.outputs, TRAINING)
         return Steered(StoredReference(), frozen, stored, flops)
-    live = LiveReference(frozen.model.module.to(workshop.device), opened.task.risk)
+    module = frozen.model.module.to(workshop.device)
+    live = LiveReference(module, opened.task.risk, ask.needs.logits)
     return Steered(live, frozen, None, flops)
 
 

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from steering.config import RunConfig, to_yaml
 from steering.errors import SteeringError
-from steering.methods import build_method, find_method
+from steering.methods import Needs, find_method
 from steering.reading import user_path
 from steering.runs.record import SCHEMA, WEIGHTS
 from steering.storage import known_sha256
@@ -28,19 +28,6 @@ from steering.typed import differences
 Kind = Literal["train", "evaluate", "outputs", "call"]
 REFERENCE, START, MODEL = "reference", "start", "model"  # roles of parents
 _NOT_TRAINED = ("log_every", "eval_every", "save_every", "workers", "threads")
-
-
-@dataclass(frozen=True)
-class Needs:
-    """What a method asks of a run: a pure function of its options."""
-
-    reference: bool
-    logits: bool
-
-    @property
-    def outputs(self) -> str:
-        """The kind of outputs that it needs of the reference; see `steering.outputs.kinds`."""
-        return "logits" if self.logits else "losses"
 
 
 @dataclass(frozen=True)
@@ -70,7 +57,7 @@ class Ask:
 
     @cached_property
     def needs(self) -> Needs:
-        return needs_of(self.config) if self.kind == "train" else Needs(False, False)
+        return needs_of(self.config) if self.kind == "train" else Needs()
 
     @cached_property
     def yaml(self) -> str:
@@ -168,9 +155,8 @@ class Ask:
 
 
 def needs_of(config: RunConfig) -> Needs:
-    """What the config's method needs; asked of a method for one example."""
-    method = build_method(config.method.name, config.method.options, 1, ("all",))
-    return Needs(method.uses_reference, method.needs_logits)
+    """What the config's method needs."""
+    return find_method(config.method.name).needs(config.method.options)
 
 
 def start_file(start: str) -> Path:

@@ -13,6 +13,7 @@ from torch import Tensor
 from steering import distributed
 from steering.data import IndexedData
 from steering.errors import ConfigError, SteeringError
+from steering.methods import check_options
 from steering.outputs import Artefact, Estimate, Fingerprint, build, estimate, weights_fingerprint
 from steering.outputs.computing import Batches
 from steering.reading import user_path
@@ -62,12 +63,12 @@ class Workshop:
         Raises:
             ConfigError: it does not, an option is out of range, or a batch is too small.
         """
-        needs = ask.needs  # a wrong option shows before the data are opened, which may take a while
+        # Before the data are opened, which may take a while.
+        check_options(ask.config.method.name, ask.config.method.options)
         opened = self.opened(ask)
         objection = ask.objection(opened.task.risk.unit, bool(opened.task.groups))
         if objection is not None:
             raise ConfigError(objection)
-        opened.task.risk.with_logits = needs.logits
         return opened
 
     def verify(self, ask: Ask, record: RunRecord) -> None:

@@ -29,7 +29,6 @@ from steering.training.checkpoint import (
     require_same_run,
     save_checkpoint,
     save_part,
-    save_weights,
     write_json,
 )
 from steering.training.job import Job
@@ -45,6 +44,7 @@ from steering.training.step import (
     set_random_state,
 )
 from steering.training.tryout import first_part, freeze_unused, in_plain_words
+from steering.weights import save_weights
 
 _LOG = logging.getLogger("steering")
 SMALLEST_SCALE = (
@@ -205,7 +205,7 @@ class _State:
     def _scalars(self, result: Step, rate: float, epoch: int) -> dict[str, float]:
         """What is logged of a step: the method's numbers, averaged over the ranks, and the loop's
         own."""
-        values = {"loss": result.loss, **result.metrics}
+        values = {"loss": result.loss, **result.scalars()}
         means = distributed.mean(
             torch.stack([value.detach().double() for value in values.values()])
         ).tolist()

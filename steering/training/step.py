@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from steering import distributed
 from steering.methods.registry import Method, Step
 from steering.reference.frozen import Reference
-from steering.risk import Batch, Outputs, ReferenceRisk
+from steering.risk import Batch, Outputs, ReferenceRisk, outputs_with
 
 Autocast = Callable[[], AbstractContextManager]
 _DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -53,6 +53,7 @@ class Gradient:
         chosen: int | None = None,
     ) -> None:
         self.target, self.method, self.risk, self.reference = target, method, risk, reference
+        self.outputs = outputs_with(risk, method.needs.logits)
         self.micro_batches, self.autocast, self.scale, self.chosen = (
             micro_batches,
             autocast,
@@ -68,7 +69,7 @@ class Gradient:
         if self.micro_batches == 1:
             guide = self._guide(batch)
             with self.autocast():
-                outputs = self.risk.outputs(self.target, batch)
+                outputs = self.outputs(self.target, batch)
             step = self.method(self.risk.losses(outputs, guide, batch))
             self.scale(step.loss).backward()
             return step
@@ -95,7 +96,7 @@ class Gradient:
         parts = _split(batch, -(-pool * self.micro_batches // count))
         module.eval()
         with self.autocast():
-            outputs = _join([self.risk.outputs(module, part) for part in parts])
+            outputs = _join([self.outputs(module, part) for part in parts])
         module.train(training)
         guides = (
             None
@@ -115,7 +116,7 @@ class Gradient:
             for part in parts:
                 states.append(random_state(batch["index"].device))
                 with self.autocast():
-                    pieces.append(self.risk.outputs(self.target, part))
+                    pieces.append(self.outputs(self.target, part))
             guided = self.reference is not None and self.chosen is None
             guides = _join([self._guide(part) or {} for part in parts]) if guided else None
         leaves = {
@@ -134,7 +135,7 @@ class Gradient:
             set_random_state(batch["index"].device, state)
             with _sync_only(self.target, number == len(parts) - 1):
                 with self.autocast():
-                    outputs = self.risk.outputs(self.target, part)
+                    outputs = self.outputs(self.target, part)
                 kept = [key for key in gradients if outputs[key].requires_grad]
                 torch.autograd.backward(
                     [outputs[key] for key in kept], [gradients[key][number] for key in kept]

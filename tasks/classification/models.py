@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from steering.errors import ConfigError, SteeringError
 from steering.reading import user_path
 from steering.task import Model, ModelSpec
-from steering.training.checkpoint import load_weights
+from steering.weights import load_weights
 
 from .data import ImageInputs
 
@@ -92,9 +92,7 @@ def build_classifier(spec: ModelSpec, shape: tuple[int, int, int], classes: int)
         raise ConfigError(
             f"target.name: no library {library!r}; expected torchvision:NAME or timm:NAME"
         )
-    if spec.checkpoint is not None:
-        load_weights(user_path(spec.checkpoint), module)
-    return Model(module.train(), inputs, inputs.fingerprint())
+    return Model(module, inputs, inputs.fingerprint())
 
 
 def _own(

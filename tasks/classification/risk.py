@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import nn
 
@@ -15,20 +14,20 @@ class ClassificationRisk(ReferenceRisk):
 
     unit = "example"
 
-    def outputs(self, model: nn.Module, batch: Batch) -> Outputs:
-        """Cross entropy "loss", (b,), nats; with `with_logits` also "logits", (b, classes)."""
-        logits = model(batch["image"]).float()
-        found = {"loss": F.cross_entropy(logits, batch["label"], reduction="none")}
-        return found | ({"logits": logits} if self.with_logits else {})
+    def outputs(self, model: nn.Module, batch: Batch, logits: bool = False) -> Outputs:
+        """Cross entropy "loss", (b,), nats; with `logits` also these, (b, classes)."""
+        scores = model(batch["image"]).float()
+        found = {"loss": F.cross_entropy(scores, batch["label"], reduction="none")}
+        if logits:
+            found["logits"] = scores
+        return found
 
     def losses(self, target: Outputs, reference: Outputs | None, batch: Batch) -> Units:
-        guide = reference or {}
-        rows = torch.zeros((), dtype=torch.int64, device=batch["index"].device)
+        given = reference or {}
         return Units(
             target["loss"],
-            guide.get("loss"),
-            rows,
+            given.get("loss"),
             groups=batch.get("group"),
             logits=target.get("logits"),
-            reference_logits=guide.get("logits"),
+            reference_logits=given.get("logits"),
         )

@@ -151,7 +151,7 @@ class ClassificationTask(Task):
         self.classes = self.train.classes
         self.part, self.test_part, self.groups = _parts(data, self.train, self.test)
 
-    def build(self, spec: ModelSpec) -> Model:
+    def network(self, spec: ModelSpec) -> Model:
         return build_classifier(spec, _first_shape(self.train), len(self.classes))
 
     def train_data(self, target: Model, reference: Model | None, seed: int) -> IndexedData:

@@ -23,7 +23,6 @@ from steering.errors import SteeringError
 from steering.reading import user_path
 from steering.storage import sha256
 from steering.task import Model, ModelSpec
-from steering.training.checkpoint import load_weights
 
 _SCHEMAS = ("hf-hub:", "local-dir:")
 _PROBE = "a photo of a LATIN SMALL LETTER E WITH ACUTE, 1234"
@@ -66,7 +65,7 @@ def _library() -> Any:
 
 
 def build_clip(spec: ModelSpec) -> Model:
-    """Make the model of a spec and load its weights.
+    """Make the model of a spec, with its pretrained weights if it names some.
 
     Args:
         spec: `name` is an open_clip architecture ("ViT-B-32"), "hf-hub:..." or "local-dir:...", or
@@ -102,8 +101,6 @@ def build_clip(spec: ModelSpec) -> Model:
         raise SteeringError(_failure(spec, name, failed[0]))
     for record in heard:
         _LOG.warning("%s: %s", spec.name, record.getMessage())
-    if spec.checkpoint is not None:
-        load_weights(Path(spec.checkpoint), module)
     # The temperature belongs to the method; a parameter that no loss uses would also stall DDP.
     module.logit_scale.requires_grad_(False)
     if getattr(module, "logit_bias", None) is not None:
@@ -131,7 +128,6 @@ def _at_home(spec: ModelSpec) -> ModelSpec:
         spec,
         name=path(spec.name),
         pretrained=path(spec.pretrained),
-        checkpoint=path(spec.checkpoint),
         options=options,
     )
 

@@ -16,9 +16,12 @@ class ClipRisk(ReferenceRisk):
 
     unit = "pair"
 
-    def outputs(self, model: nn.Module, batch: Batch) -> Outputs:
+    def outputs(self, model: nn.Module, batch: Batch, logits: bool = False) -> Outputs:  # noqa: ARG002
         """Unit-norm features "image" and "text", (b, d), float32; the model's logit scale in each
-        row, "scale", (b,)."""
+        row, "scale", (b,).
+
+        They are all that any method of pairs asks for: logits are products of features.
+        """
         found = model(batch["image"], batch["text"])  # through forward, so that DDP sees it
         outputs = {
             "image": unit_norm(found["image_features"]),
@@ -31,9 +34,5 @@ class ClipRisk(ReferenceRisk):
         return outputs
 
     def losses(self, target: Outputs, reference: Outputs | None, batch: Batch) -> Pairs:
-        guide = (
-            {}
-            if reference is None
-            else {f"reference_{key}": value for key, value in reference.items()}
-        )
-        return Pairs(target["image"], target["text"], batch["index"], **guide)
+        given = {f"reference_{key}": value for key, value in (reference or {}).items()}
+        return Pairs(target["image"], target["text"], batch["index"], **given)

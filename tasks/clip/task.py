@@ -126,7 +126,7 @@ class ClipTask(Task):
         self.risk = ClipRisk()
         self._opened: tuple[dict[str, RetrievalSet], ClassFolder | None] | None = None
 
-    def build(self, spec: ModelSpec) -> Model:
+    def network(self, spec: ModelSpec) -> Model:
         return build_clip(spec)
 
     def train_data(self, target: Model, reference: Model | None, seed: int) -> IndexedData:

@@ -50,7 +50,6 @@ class Blocks(IndexedData):
             "mask": torch.from_numpy(np.arange(block.shape[1] - 1) < self.counts[index, None]),
             "group": torch.from_numpy(self.domain[index]),
             "index": torch.from_numpy(index),
-            "skipped": torch.zeros((), dtype=torch.int64),
         }
 
     def group_counts(self, num_groups: int) -> np.ndarray | None:

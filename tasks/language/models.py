@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from steering.errors import SteeringError
 from steering.reading import user_path
 from steering.task import Model, ModelSpec
-from steering.training.checkpoint import load_weights
 
 from .tokens import Tokens, folder_or_hub, reason
 
@@ -82,14 +81,7 @@ def build_causal(spec: ModelSpec, tokens: Tokens, length: int) -> Model:
             f"task.length: {length} tokens are more than the {limit} positions of {spec.name!r}"
         )
     module = Causal(model.float())
-    if spec.checkpoint is not None:
-        weights = user_path(spec.checkpoint)
-        if weights.is_dir():
-            raise SteeringError(
-                f"checkpoint: {weights} is a folder; expected a file such as {weights / 'model.safetensors'}"
-            )
-        load_weights(weights, module)
-    return Model(module.train(), tokens, tokens.fingerprint())
+    return Model(module, tokens, tokens.fingerprint())
 
 
 def _config(path: Path, tokens: Tokens, options: dict[str, Any]) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -17,36 +16,32 @@ class LanguageRisk(ReferenceRisk):
     def __init__(self, unit: str) -> None:
         self.unit = unit
 
-    def outputs(self, model: nn.Module, batch: Batch) -> Outputs:
-        """Cross entropy "loss", (b, T), nats, zero where masked; with `with_logits` also "logits",
-        (b, T, V)."""
+    def outputs(self, model: nn.Module, batch: Batch, logits: bool = False) -> Outputs:
+        """Cross entropy "loss", (b, T), nats, zero where masked; with `logits` also these, (b, T,
+        V)."""
         tokens = batch["tokens"]
-        logits = model(tokens[:, :-1]).float()
-        loss = F.cross_entropy(
-            logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none"
-        ).view(tokens[:, 1:].shape)
-        found = {"loss": loss.masked_fill(~batch["mask"], 0.0)}
-        return found | ({"logits": logits} if self.with_logits else {})
+        scores = model(tokens[:, :-1]).float()  # (b, T, V)
+        labels = tokens[:, 1:]
+        loss = F.cross_entropy(scores.flatten(0, 1), labels.flatten(), reduction="none")
+        found = {"loss": loss.view(labels.shape).masked_fill(~batch["mask"], 0.0)}
+        if logits:
+            found["logits"] = scores
+        return found
 
     def losses(self, target: Outputs, reference: Outputs | None, batch: Batch) -> Units:
-        guide, mask = reference or {}, batch["mask"]
-        rows = torch.zeros((), dtype=torch.int64, device=mask.device)
+        given, mask = reference or {}, batch["mask"]
+        reference_loss = given.get("loss")
         if self.unit == "sequence":
-            means = [
-                None if "loss" not in found else _mean(found["loss"], mask)
-                for found in (target, guide)
-            ]
-            assert means[0] is not None
-            return Units(means[0], means[1], rows, groups=batch["group"])
-        groups = batch["group"][:, None].expand(mask.shape)
+            means = None if reference_loss is None else _mean(reference_loss, mask)
+            return Units(_mean(target["loss"], mask), means, groups=batch["group"], unit="sequence")
         return Units(
             target["loss"].flatten(),
-            guide["loss"].flatten() if "loss" in guide else None,
-            rows,
-            mask.flatten(),
-            groups=groups.flatten(),
+            None if reference_loss is None else reference_loss.flatten(),
+            mask=mask.flatten(),
+            groups=batch["group"][:, None].expand(mask.shape).flatten(),
             logits=_items(target.get("logits")),
-            reference_logits=_items(guide.get("logits")),
+            reference_logits=_items(given.get("logits")),
+            unit="token",
         )
 
 

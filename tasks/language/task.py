@@ -196,7 +196,7 @@ class LanguageTask(Task):
         limit = self.options.data.validation_blocks
         return blocks if limit is None else first_of_each(blocks, limit)
 
-    def build(self, spec: ModelSpec) -> Model:
+    def network(self, spec: ModelSpec) -> Model:
         return build_causal(spec, self._tokens, self.options.length)
 
     def train_data(self, target: Model, reference: Model | None, seed: int) -> IndexedData:  # noqa: ARG002

@@ -70,7 +70,7 @@ def main() -> None:
     studies = {
         "token": {
             "erm": {"name": "erm"},
-            "rho1": {"name": "rho1", "keep": 0.7},
+            "rho1": {"name": "rho1", "share": 0.7},
             "doremi": {"name": "doremi", "step": 0.1},
             "dro": {"name": "dro", "tau": 4.0, "epsilon": 0.0},
             "drrho": {"name": "drrho", "tau": 4.0, "epsilon": 0.0},

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from steering.errors import SteeringError
 from steering.task import Model, ModelSpec
-from steering.training.checkpoint import save_weights
+from steering.weights import save_weights
+from steering_tasks.clip import ClipOptions, ClipTask
 from steering_tasks.clip.models import build_clip, image_features, text_features
 from steering_tasks.clip.risk import ClipRisk
 
@@ -37,9 +38,14 @@ def inputs_of(model: Model, count: int = 4) -> tuple[Tensor, Tensor]:
     return images, model.inputs.tokenizer(CAPTIONS[:count])
 
 
+def build(spec: ModelSpec) -> Model:
+    """As the framework does, with the weights of a checkpoint."""
+    return ClipTask(ClipOptions()).build(spec)
+
+
 def error_of(spec: ModelSpec) -> str:
     with pytest.raises(SteeringError) as caught:
-        build_clip(spec)
+        build(spec)
     return str(caught.value)
 
 
@@ -222,7 +228,7 @@ def test_a_hub_model_without_its_weights_is_refused(
     monkeypatch.setattr("open_clip.factory.download_pretrained_from_hf", download)
     assert "weights" in error_of(ModelSpec("hf-hub:somebody/clip"))
     save_weights(tiny.parent / "m.safetensors", build_clip(ModelSpec(str(tiny))).module, {})
-    build_clip(
+    build(
         ModelSpec("hf-hub:somebody/clip", checkpoint=str(tiny.parent / "m.safetensors"))
     )  # it brings others
 
@@ -257,7 +263,7 @@ def test_weights_from_a_file(tiny: Path, suffix: str) -> None:
     found = build_clip(ModelSpec(str(tiny), pretrained=str(file)))
     assert all(map(torch.equal, weights(found), weights(original)))
     if suffix == "safetensors":
-        loaded = build_clip(ModelSpec(str(tiny), checkpoint=str(file)))
+        loaded = build(ModelSpec(str(tiny), checkpoint=str(file)))
         assert all(map(torch.equal, weights(loaded), weights(original)))
 
 

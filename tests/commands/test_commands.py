@@ -284,7 +284,35 @@ def test_one_explicit_cache_serves_methods_that_need_different_outputs(tmp_path)
     )
     compare(config)
     (about,) = (tmp_path / "cache").glob("*/outputs.json")
-    assert json.loads(about.read_text())["kinds"].keys() == {"losses", "logits"}
+    kinds = json.loads(about.read_text())["kinds"]
+    assert kinds.keys() == {"losses", "logits"}
+    # Features of pairs are all that either asks for, so the second kind is a second name for them.
+    assert kinds["losses"]["tensors"] == kinds["logits"]["tensors"] == ["image", "text"]
+    assert kinds["logits"]["seconds"] == 0.0
+    assert {path.name for path in about.parent.glob("*.npy")} == {
+        "image.npy",
+        "text.npy",
+        "valid.npy",
+    }
+
+
+@pytest.mark.parametrize(
+    ("methods", "kinds"),
+    [
+        ("{plain: {name: erm}, global: {name: dro}}", set()),
+        ("{plain: {name: erm}, drrho: {name: drrho}}", {"losses"}),
+        ("{kd: {name: distillation, reference_scale: 20}}", {"logits"}),
+    ],
+)
+def test_a_comparison_stores_what_its_methods_read_and_nothing_else(tmp_path, methods, kinds):
+    changes = [f"compare.methods={methods}", "compare.seeds=[0]", "reference.cache=auto"]
+    compare(load_config(toys.write_config(tmp_path), changes))
+    found = {
+        kind
+        for path in tmp_path.rglob("outputs.json")
+        for kind in json.loads(path.read_text())["kinds"]
+    }
+    assert found == kinds
 
 
 def test_cache_builds_once_and_says_where(tmp_path, capsys):

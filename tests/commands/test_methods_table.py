@@ -55,8 +55,6 @@ MEDIAN = """
             super().__init__()
             self.scale = options.scale
 
-        def start_epoch(self, epoch): ...
-
         def forward(self, losses):
             return Step(self.scale * losses.target.median(), {})
 

@@ -919,7 +919,7 @@ def test_every_path_of_the_task_may_start_at_home(tmp_path, monkeypatch):
     found = task(**home, groups="~/g.npy", test_groups="~/g.npy")
     assert len(found.train) == 6
     model = found.build(ModelSpec("linear"))
-    from steering.training.checkpoint import save_weights
+    from steering.weights import save_weights
 
     save_weights(tmp_path / "model.safetensors", model.module, {})
     again = found.build(ModelSpec("linear", checkpoint="~/model.safetensors"))

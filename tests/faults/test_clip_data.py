@@ -623,9 +623,9 @@ def test_models_from_home(home: Path) -> None:
         == built.inputs_fingerprint
     )
     with pytest.raises(SteeringError, match=f"checkpoint: no such file: {home}/gone"):
-        build_clip(ModelSpec("~/m.json", checkpoint="~/gone.safetensors"))
+        ClipTask(ClipOptions()).build(ModelSpec("~/m.json", checkpoint="~/gone.safetensors"))
     with pytest.raises(SteeringError, match=r"checkpoint: .* is a folder"):
-        build_clip(ModelSpec("~/m.json", checkpoint="~"))
+        ClipTask(ClipOptions()).build(ModelSpec("~/m.json", checkpoint="~"))
     with pytest.raises(SteeringError, match=f"'local-dir:{home}/gone'"):
         build_clip(ModelSpec("local-dir:~/gone"))
 

@@ -116,7 +116,7 @@ def test_the_home_folder_everywhere(folder):
     ):
         assert build_causal(spec, tokens, 8).module.model.config.vocab_size == 3
     with pytest.raises(SteeringError, match=f"no such file: {folder}/gone"):
-        build_causal(ModelSpec("tiny.json", checkpoint="~/gone"), tokens, 8)
+        LanguageTask(LanguageOptions()).build(ModelSpec("tiny.json", checkpoint="~/gone"))
 
 
 def test_a_user_that_is_not_known_is_no_traceback():
@@ -162,7 +162,9 @@ def test_files_and_folders_of_models(folder):
     with pytest.raises(
         SteeringError, match=r"is a folder; expected a file such as .*model\.safetensors"
     ):
-        build_causal(ModelSpec("tiny.json", checkpoint=str(folder)), Bytes(), 8)
+        LanguageTask(LanguageOptions(length=8)).build(
+            ModelSpec("tiny.json", checkpoint=str(folder))
+        )
     Path("bad").mkdir()
     Path("bad/config.json").write_text(TINY)
     Path("bad/model.safetensors").write_text("damaged")

@@ -35,9 +35,9 @@ from steering.methods import Method, build_method, find_method, registered
 from steering.outputs import Fingerprint, WithOutputs, build
 from steering.reference import STORED, LiveReference, StoredReference
 from steering.runs.record import read_curves
-from steering.training.checkpoint import load_weights
 from steering.training.log import RunLog
 from steering.training.loop import run
+from steering.weights import load_weights
 from steering_tasks.clip.risk import ClipRisk
 
 ALL, BATCH = 12, 6

@@ -11,8 +11,9 @@ from torch import Tensor
 import steering
 from steering.contrastive import Pairs, info_nce, negatives
 from steering.dro.online.stochastic import StochasticRisk
+from steering.errors import SteeringError
 from steering.items import Units
-from steering.methods import Method, build_method, find_method, registered
+from steering.methods import Method, Needs, build_method, find_method, registered
 from steering.methods.drrho import DroOptions, DrrhoOptions
 from steering.methods.erm import ErmOptions
 
@@ -88,7 +89,9 @@ def test_erm_of_nothing_is_an_error():
 def test_erm_on_pairs_is_clip():
     # Cross-entropy of the matching pair in both directions, averaged, logits divided by τ.
     losses = pairs()
-    loss, gradient = step(build_method("erm", ErmOptions(tau=0.5), ALL).double(), losses)
+    loss, gradient = step(
+        build_method("erm", ErmOptions(tau=0.5), ALL, unit="pair").double(), losses
+    )
     logits, diagonal = losses.image @ losses.text.T / 0.5, torch.arange(5)
     expected = (F.cross_entropy(logits, diagonal) + F.cross_entropy(logits.T, diagonal)) / 2
     torch.testing.assert_close(loss, expected.detach(), rtol=1e-6, atol=0)
@@ -98,7 +101,11 @@ def test_erm_on_pairs_is_clip():
 
 
 def test_erm_learns_its_temperature():
-    method, losses, at = build_method("erm", ErmOptions(tau=0.5), ALL).double(), pairs(), 1e-5
+    method, losses, at = (
+        build_method("erm", ErmOptions(tau=0.5), ALL, unit="pair").double(),
+        pairs(),
+        1e-5,
+    )
     method(losses).loss.backward()
     log_tau = method.get_parameter("temperature.log_tau")
     up, down = (
@@ -115,8 +122,21 @@ def test_erm_learns_its_temperature():
 
 @pytest.mark.parametrize("make", [units, pairs])
 def test_erm_ignores_a_reference(make):
-    method = build_method("erm", ErmOptions(), ALL)
+    method = build_method("erm", ErmOptions(), ALL, unit=make().unit)
     same(step(method, make(guided=True)), step(method, make(guided=False)))
+
+
+@pytest.mark.parametrize("name", ["erm", "distillation"])
+def test_a_temperature_is_learned_of_pairs_alone(name):
+    made = {
+        unit: build_method(name, find_method(name).options(), ALL, unit=unit)
+        for unit in ("example", "token", "pair")
+    }
+    assert [[*one.state_dict()] for one in made.values()] == [[], [], ["temperature.log_tau"]]
+    assert made["example"].logit_scale() is None
+    assert made["pair"].logit_scale() == pytest.approx(1 / 0.07)
+    with pytest.raises(SteeringError, match='got pairs; build it with unit="pair"'):
+        made["example"](pairs())
 
 
 # ---- dro and drrho
@@ -137,12 +157,13 @@ def test_dro_ignores_a_reference(make):
 
 
 def test_who_uses_a_reference():
-    uses = {
-        name: build_method(name, entry.options(), ALL, ["one"]).uses_reference
-        for name, entry in registered().items()
-    }
-    assert (uses["erm"], uses["dro"], uses["drrho"]) == (False, False, True)
-    assert not build_method("drrho", DrrhoOptions(strength=0.0), ALL).uses_reference
+    needs = {name: entry.needs(entry.options()) for name, entry in registered().items()}
+    without = {name for name, asked in needs.items() if not asked.reference}
+    assert without == {"erm", "dro", "group_dro"}
+    drrho = find_method("drrho")
+    assert drrho.needs(DrrhoOptions(strength=0.0)) == Needs()
+    assert drrho.needs(DrrhoOptions(strength="auto")) == Needs(reference=True)
+    assert drrho.needs(DrrhoOptions(strength=0.0, distill=0.5)) == Needs(True, logits=True)
 
 
 @pytest.mark.parametrize("radius", [None, 0.2])

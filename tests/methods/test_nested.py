@@ -215,9 +215,8 @@ def test_rows_of_examples_work_and_a_single_row_is_refused():
 
 def test_which_reference_it_uses():
     def uses(**options) -> bool:
-        return build_method(
-            "nested", find_method("nested").options(**{"outer_prior": 0.0, **options}), ALL
-        ).uses_reference
+        entry = find_method("nested")
+        return entry.needs(entry.options(**{"outer_prior": 0.0, **options})).reference
 
     assert uses()
     assert uses(outer_strength=0.0, strength="auto")

@@ -12,7 +12,7 @@ from steering.contrastive import Pairs
 from steering.dro import worst_case
 from steering.errors import SteeringError
 from steering.items import Units
-from steering.methods import Method, build_method, find_method, jest
+from steering.methods import Method, Needs, build_method, find_method, jest
 from steering.methods.distillation import pairs_divergence, units_divergence
 from steering.methods.jest import joint_selection
 from steering.methods.rho1 import top_share
@@ -190,14 +190,14 @@ def test_rho1_with_all_tokens_is_the_masked_mean():
     losses = tokens()
     assert losses.mask is not None
     expected = losses.mask.double() / losses.mask.sum()
-    torch.testing.assert_close(gradient(make("rho1", keep=1.0), losses), expected)
+    torch.testing.assert_close(gradient(make("rho1", share=1.0), losses), expected)
 
 
 @pytest.mark.parametrize("keep", [0.1, 0.5, 0.6])
 def test_rho1_learns_from_the_top_tokens_alone(keep: float):
     losses = tokens()
     assert losses.mask is not None
-    found = gradient(make("rho1", keep=keep), losses)
+    found = gradient(make("rho1", share=keep), losses)
     excess = [(-float(h), i) for i, h in enumerate(losses.excess()) if losses.mask[i]]
     top = [i for _, i in sorted(excess)[: math.ceil(keep * len(excess))]]
     expected = torch.zeros(40, dtype=torch.float64)
@@ -210,7 +210,7 @@ def test_rho1_is_cvar_when_the_share_is_whole():
     target, reference = noise(20).abs(), noise(20, seed=1).abs()
     exact = worst_case(target - reference, "cvar", level=0.25)
     torch.testing.assert_close(
-        gradient(make("rho1", keep=0.25), Units(target, reference, ROW)), exact.weights
+        gradient(make("rho1", share=0.25), Units(target, reference, ROW)), exact.weights
     )
 
 
@@ -322,8 +322,7 @@ def soft(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Units:
 
 def test_distillation_with_weight_zero_is_erm_and_wants_no_reference():
     method = make("distillation", weight=0.0)
-    assert not method.uses_reference
-    assert not method.needs_logits
+    assert method.needs == Needs()
     losses = Units(noise(6).abs(), None, ROW)
     torch.testing.assert_close(gradient(method, losses), gradient(make("erm"), losses))
 
@@ -382,7 +381,7 @@ def test_distillation_of_pairs_by_a_loop():
 def test_drrho_with_distillation_is_the_sum_of_both():
     losses = soft(noise(6, 4), noise(6, 4, seed=1))
     both = make("drrho", tau=1.0, distill=0.7, distill_temperature=2.0)
-    assert both.needs_logits
+    assert both.needs == Needs(reference=True, logits=True)
     alone = make("drrho", tau=1.0)(losses).loss
     torch.testing.assert_close(
         both(losses).loss, alone + 0.7 * units_divergence(losses, 2.0, "drrho")

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from steering.contrastive import Pairs, negatives
 from steering.errors import SteeringError
-from steering.items import Units
+from steering.items import LossItems, Units, rows_of
 from steering.methods import (
     UNITS,
     Method,
+    Needs,
     Step,
     build_method,
     find_method,
@@ -68,12 +69,13 @@ def batch(
         if guided:
             reference["logits"] = more["reference_logits"] = leaf(*shape, 7)
     guide = reference["reference"] if guided else None
-    units = Units(target["target"], guide, rows, mask, groups=groups, **more)
+    units = Units(target["target"], guide, rows, mask, groups=groups, unit=UNIT[kind], **more)
     return units, target, reference if guided else {}
 
 
-def build(name: str) -> Method:
-    return build_method(name, find_method(name).options(), ALL, GROUPS)
+def build(name: str, kind: str | None = None) -> Method:
+    unit = None if kind is None else UNIT[kind]
+    return build_method(name, find_method(name).options(), ALL, GROUPS, unit)
 
 
 def fits(name: str, kind: str) -> bool:
@@ -85,16 +87,16 @@ def gradients(leaves: Leaves) -> dict[str, Tensor | None]:
 
 
 def check_step(name: str, kind: str, dtype: torch.dtype, guided: bool) -> None:
-    method = build(name)
+    method = build(name, kind)
     method.start_epoch(0)
     losses, target, reference = batch(
-        kind, dtype, seed=1, guided=guided, logits=method.needs_logits
+        kind, dtype, seed=1, guided=guided, logits=method.needs.logits
     )
     made = method(losses)
     assert made.loss.shape == ()
     assert made.loss.dtype == dtype
     assert made.loss.isfinite()
-    for metric, value in made.metrics.items():
+    for metric, value in made.scalars().items():
         assert isinstance(metric, str)
         assert value.shape == ()
         assert value.isfinite()
@@ -124,7 +126,7 @@ def check_state(name: str, kind: str, dtype: torch.dtype) -> None:
 
     def step(method: Method, seed: int) -> list[Tensor]:
         method.zero_grad()
-        losses, target, _ = batch(kind, dtype, seed, logits=method.needs_logits)
+        losses, target, _ = batch(kind, dtype, seed, logits=method.needs.logits)
         made = method(losses)
         made.loss.backward()
         with torch.no_grad():
@@ -134,14 +136,14 @@ def check_state(name: str, kind: str, dtype: torch.dtype) -> None:
         return [
             made.loss.detach(),
             *(g for g in gradients(target).values() if g is not None),
-            *made.metrics.values(),
+            *made.scalars().values(),
         ]
 
-    first = build(name)
+    first = build(name, kind)
     for seed in range(2):
         first.start_epoch(seed)
         step(first, seed)
-    second = build(name)
+    second = build(name, kind)
     second.load_state_dict({key: value.clone() for key, value in first.state_dict().items()})
     check_buffers(second, first)
     for method in (first, second):
@@ -157,10 +159,10 @@ def check_state(name: str, kind: str, dtype: torch.dtype) -> None:
 @every_dtype
 @pytest.mark.parametrize("guided", [True, False])
 def test_one_step(name, kind, dtype, guided):
-    method = build(name)
     if not fits(name, kind):
         pytest.skip("says so by name, before a run: test_what_fits_what")
-    if method.needs_logits and not guided:
+    method = build(name, kind)
+    if method.needs.logits and not guided:
         losses = batch(kind, dtype, seed=1, guided=False, logits=True)[0]
         with pytest.raises(SteeringError, match="needs the"):
             method(losses)
@@ -181,8 +183,10 @@ def test_state_round_trip(name, kind, dtype):
 @every_dtype
 def test_selection(name, kind, dtype):
     """A method that trains on a share of the candidates names so many different ones."""
-    method = build(name)
-    if not fits(name, kind) or method.keep == 1:
+    if not fits(name, kind):
+        return
+    method = build(name, kind)
+    if method.keep == 1:
         return
     losses = batch(kind, dtype, seed=3)[0]
     for count in (1, 3, BATCH):
@@ -207,13 +211,13 @@ def test_a_reference_in_half_precision_is_the_same_numbers_widened(name, half):
         guide = {key: side.float() if widen else side for key, side in reference.items()}
         pairs, method = (
             Pairs(image, text, INDEX, **guide, reference_scale=losses.reference_scale),
-            build(name),
+            build(name, "pairs"),
         )
         step = method(pairs)
         step.loss.backward()
         torch.manual_seed(0)
         chosen = torch.arange(BATCH) if method.keep == 1 else method.select(pairs, 3)
-        found.append([step.loss, image.grad, text.grad, chosen, *step.metrics.values()])
+        found.append([step.loss, image.grad, text.grad, chosen, *step.scalars().values()])
     for x, y in zip(*found, strict=True):
         assert torch.equal(x, y)
 
@@ -304,8 +308,6 @@ class HalfOptions:
 class LargestHalf(Method):
     """The mean of the largest excess losses of each row, and how often it was asked."""
 
-    uses_reference = True
-
     def __init__(self, options: HalfOptions) -> None:
         super().__init__()
         if not 0 < options.keep <= 1:
@@ -314,10 +316,8 @@ class LargestHalf(Method):
         self.asked: Tensor
         self.register_buffer("asked", torch.zeros((), dtype=torch.int64))
 
-    def start_epoch(self, epoch: int) -> None: ...
-
-    def forward(self, losses: Units | Pairs) -> Step:
-        units = negatives(losses) if isinstance(losses, Pairs) else losses
+    def forward(self, items: LossItems) -> Step:
+        units = negatives(items) if isinstance(items, Pairs) else rows_of(items)
         excess = units.excess()
         hidden = (
             excess.detach()
@@ -335,7 +335,7 @@ def largest_half(monkeypatch):
     """Registers the method for one test."""
     monkeypatch.setattr(registry, "_REGISTRY", registered())
 
-    @register("largest_half", HalfOptions)
+    @register("largest_half", HalfOptions, needs=Needs(reference=True))
     def build_half(options: HalfOptions, num_examples: int) -> Method:
         """Train on the larger half.
 

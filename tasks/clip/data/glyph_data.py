@@ -62,7 +62,7 @@ class GlyphData(IndexedData):
         images = self._images[torch.from_numpy(index)]
         if self._seed is not None:
             images = shift(images, mix(self._seed, epoch, index))
-        batch = {"index": torch.from_numpy(index), "skipped": torch.zeros((), dtype=torch.int64)}
+        batch = {"index": torch.from_numpy(index)}
         for prefix, inputs in self._views.items():
             start = f"{prefix}_" if prefix else ""
             batch[f"{start}image"] = prepare(images, inputs)
