@@ -194,7 +194,7 @@ def _register(spec: ModelSpec) -> str:
             )
             raise SteeringError(f"no CLIP model {spec.name!r}; {hint}")
         return spec.name
-    path = Path(spec.name)
+    path = user_path(spec.name)
     text = _json_config(path)
     # open_clip knows a config by its file's stem; one with the content's digest cannot stand for
     # another file or model.
