@@ -7,6 +7,7 @@ The core of the package needs few others. A task's libraries come with an extra,
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import re
 import tomllib
 from collections.abc import Iterable, Iterator
@@ -40,8 +41,24 @@ def require(extra: str, module: str, by: str) -> ModuleType:
     Raises:
         MissingExtraError: it, or something that it imports, is not installed.
     """
+    try:
+        with explained(by, extra):
+            return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        missing = error.name or ""
+        if missing.partition(".")[0] != module.partition(".")[0]:
+            raise
+        raise MissingExtraError(_message(by, extra, missing), name=missing) from error
+
+
+def package_folder(extra: str, module: str, by: str) -> Path:
+    """Where an optional package is, without importing it: for a file that it brings. As `require`
+    otherwise."""
     with explained(by, extra):
-        return importlib.import_module(module)
+        spec = importlib.util.find_spec(module)
+    if spec is None or not spec.submodule_search_locations:
+        raise MissingExtraError(_message(by, extra, module), name=module)
+    return Path(next(iter(spec.submodule_search_locations)))
 
 
 @contextmanager

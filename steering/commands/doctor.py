@@ -111,7 +111,7 @@ def parsed(words: Sequence[str]) -> argparse.Namespace:
     """The words behind `steering doctor`: none but --help."""
     return argparse.ArgumentParser(
         prog="steering doctor",
-        description="Print versions, extras, devices, threads and folders of this installation. What is wrong stands in capitals.",
+        description="Versions, extras, devices, threads and folders of this installation; what is wrong stands in capitals.",
         allow_abbrev=False,
     ).parse_args(words)
 

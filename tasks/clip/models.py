@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from steering.errors import SteeringError
+from steering.extras import MissingExtraError, require
 from steering.reading import user_path
 from steering.storage import sha256
 from steering.task import Model, ModelSpec
@@ -58,11 +59,10 @@ class ClipInputs:
 def _library() -> Any:
     """open_clip, with our own towers registered; imported when a model is built, as it takes
     seconds and a report needs none."""
-    import open_clip
-
+    library = require("clip", "open_clip", "a CLIP model")
     from . import towers  # noqa: F401 (registers them with timm)
 
-    return open_clip
+    return library
 
 
 def build_clip(spec: ModelSpec) -> Model:
@@ -94,6 +94,8 @@ def build_clip(spec: ModelSpec) -> Model:
             preprocessing = _library().get_model_preprocess_cfg(module)
             size = _pair(preprocessing["size"])
             _try_out(module, torch.zeros(1, 3, *size), tokens)
+    except MissingExtraError:
+        raise
     except (
         Exception
     ) as error:  # open_clip raises anything from AssertionError to the hub's own types
