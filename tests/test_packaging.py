@@ -38,6 +38,18 @@ def test_all_holds_every_extra():
     assert sorted(names) == sorted(extras.keys() - {"all", "dev"})
 
 
+def test_the_table_of_extras_is_true():
+    page = (ROOT / "docs/installing.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `?(\w+)`? \| [^|]+ \| ([^|]*) \|$", page, re.M))
+    rows.pop("extra")
+    groups = {"none": SETTINGS["project"]["dependencies"]}
+    groups |= SETTINGS["project"]["optional-dependencies"]
+    assert rows.keys() == groups.keys()
+    for extra in rows.keys() - {"all", "dev"}:
+        wanted = {re.match(r"[\w-]+", one)[0] for one in groups[extra]}
+        assert set(re.sub(r" \([^)]*\)", "", rows[extra]).split(", ")) == wanted, extra
+
+
 def _build(folder: Path) -> Path:
     """The wheel of this checkout. Without a setuptools of today pip fetches one, if there is a
     network."""
