@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from steering.config_tree import Tree, merged, spelled_out, split_key
 from steering.errors import SteeringError
 from steering.methods import find_method, registered
+from steering.packaged import find_config, packaged_name
 from steering.ranges import problems
 from steering.reading import user_path
 from steering.schema import (  # noqa: F401  (the dataclasses are for the callers)
@@ -46,7 +47,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read and check a config file.
 
     Args:
-        path: YAML; interpolations such as ${seed} are resolved after the overrides.
+        path: YAML, or the name of a config that comes with the package, such as "clip/glyphs"; a
+            file of that name wins. Interpolations such as ${seed} are resolved after the overrides.
         overrides: "a.b=c" with c in YAML. `method=drrho` changes to that method with its own
             defaults, or keeps the section when it names the method already; so do `task=`,
             `target=` and `reference=`.
@@ -58,7 +60,10 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         ConfigError: names the key, what was expected, and the file (or "command line").
     """
-    return _finish(_read(user_path(path)), _parse(overrides), "command line")
+    file = user_path(path)
+    if not file.is_file():
+        file = find_config(str(path)) or file
+    return _finish(_read(file), _parse(overrides), "command line")
 
 
 def config_of(text: str, where: str) -> RunConfig:
@@ -248,16 +253,18 @@ def _read(path: Path, above: tuple[Path, ...] = ()) -> Tree:
     """The file's values over those of its `base:` file, interpolations unresolved."""
     own = spelled_out(read_sections(path))
     base = own.pop("base", None)
+    where = packaged_name(path) or str(path)
     if base is None:
-        return Tree(own, str(path))
+        return Tree(own, where)
     if not isinstance(base, str) or path.resolve() in above:
         raise ConfigError(
-            f"{path}: base: expected another config file, relative to this one, got {base!r}"
+            f"{where}: base: expected another config file, relative to this one, "
+            f"or one that comes with the package, got {base!r}"
         )
-    return Tree(
-        merged(_read(path.parent / user_path(base), (*above, path.resolve())).values, own, ""),
-        str(path),
-    )
+    file = path.parent / user_path(base)
+    if not file.is_file():
+        file = find_config(base) or file
+    return Tree(merged(_read(file, (*above, path.resolve())).values, own, ""), where)
 
 
 def _parse(overrides: Iterable[str]) -> Iterator[tuple[str, Any]]:

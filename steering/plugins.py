@@ -11,6 +11,7 @@ from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
 
 from steering.errors import SteeringError
+from steering.extras import explained
 from steering.reading import user_path
 from steering.storage import sha256
 
@@ -33,7 +34,8 @@ def load_module(name: str, key: str) -> ModuleType:
     """Import a module; SteeringError, naming the config key that asks for it, when there is
     none."""
     try:
-        return importlib.import_module(name)
+        with explained(f"{key}: {name!r}"):
+            return importlib.import_module(name)
     except ModuleNotFoundError as error:
         raise SteeringError(f"{key}: cannot import {name!r}: {error}") from error
 
@@ -53,7 +55,8 @@ def load_file(file: str, key: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and worker processes look the module up by name
     try:
-        spec.loader.exec_module(module)
+        with explained(f"{key}: {file}"):
+            spec.loader.exec_module(module)
     except BaseException:
         del sys.modules[name]
         raise

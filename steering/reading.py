@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
+from steering.packaged import packaged_file
+
 _LOG = logging.getLogger("steering")
 
 
@@ -23,8 +25,9 @@ def user_path(path: str | Path) -> Path:
     folder, as a shell does.
 
     Where no such user is known the path stays as it is; `Path.expanduser` would raise RuntimeError.
+    configs/... and examples/... that are not in the working folder are those of the package.
     """
-    return Path(os.path.expanduser(path))
+    return packaged_file(Path(os.path.expanduser(path)))
 
 
 @dataclass

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from steering.data import IndexedData
 from steering.errors import SteeringError
+from steering.extras import explained
 from steering.plugins import installed, load_file, load_module
 from steering.risk import ReferenceRisk
 from steering.runs.record import Metric, Scores
@@ -180,7 +181,8 @@ def find_task(name: str) -> type[Task]:
     """
     known = installed("steering.tasks")
     if name in known:
-        return known[name].load()
+        with explained(f"the task {name!r}", name):
+            return known[name].load()
     where, colon, attribute = name.rpartition(":")
     if not colon:
         raise SteeringError(

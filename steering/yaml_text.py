@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from steering.errors import ConfigError
+from steering.packaged import config_hint
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _PLAIN_INT = re.compile(r"[-+]?(0|[1-9][0-9_]*|0x[0-9a-fA-F_]+|0b[01_]+)")
@@ -26,6 +27,9 @@ def read_sections(path: Path) -> dict[Any, Any]:
         if odd := _odd_number(text):
             raise ConfigError(f"{path}, line {odd[0]}: {odd[1]}")
         values = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)))
+    except FileNotFoundError as error:
+        hint = config_hint(str(path))
+        raise ConfigError(f"cannot read the config {path}: {error.strerror}; {hint}") from error
     except OSError as error:
         raise ConfigError(f"cannot read the config {path}: {error.strerror}") from error
     except yaml.MarkedYAMLError as error:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from steering.errors import SteeringError
+from steering.extras import require
 from steering.reading import Tally, user_path
 
 from .pictures import SUFFIXES
@@ -73,11 +74,8 @@ def class_images(folder: Path | str, key: str) -> ClassImages:
     Raises:
         SteeringError: no such folder, no class in it, or a class without images.
     """
-    from torchvision.datasets import (
-        DatasetFolder,
-    )  # here, as it takes seconds, and a name can be judged without
-    from torchvision.datasets.folder import default_loader
-
+    # Here, as it takes seconds, and a name can be judged without.
+    library = require("vision", "torchvision.datasets.folder", key)
     root = user_path(folder)
     left_out: Counter[str] = Counter()
     if root.is_file():
@@ -85,7 +83,7 @@ def class_images(folder: Path | str, key: str) -> ClassImages:
             f"{key}: {root} is a file; expected a folder with one sub-folder of images for each class"
         )
 
-    class Listing(DatasetFolder):
+    class Listing(library.DatasetFolder):  # type: ignore[name-defined]
         """torchvision's, without the hidden."""
 
         def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
@@ -110,7 +108,7 @@ def class_images(folder: Path | str, key: str) -> ClassImages:
         return why is None
 
     try:
-        found = Listing(str(root), default_loader, is_valid_file=takes)
+        found = Listing(str(root), library.default_loader, is_valid_file=takes)
     except OSError as error:
         raise SteeringError(f"{key}: {error}; images are known by {', '.join(SUFFIXES)}") from error
     labels = np.array([label for _, label in found.samples], dtype=np.int64)

@@ -95,7 +95,8 @@ def test_the_protocols_exist_under_the_names_that_are_called():
     import steering.commands.studies
 
     assert all(
-        callable(getattr(steering.commands.studies, name)) for name in ("compare", "study", "main")
+        callable(getattr(steering.commands.studies, name))
+        for name in ("compare", "study", "report", "runs")
     )
     assert all(
         callable(getattr(steering.commands.single, name)) for name in ("train", "evaluate", "cache")

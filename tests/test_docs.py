@@ -32,11 +32,12 @@ import steering
 import steering_tasks
 from steering import schema
 from steering.cli import _parsed
-from steering.commands import benchmark, studies
+from steering.commands import benchmark, configs, doctor, studies
 from steering.config import load_config
 from steering.dro.online.stochastic import StochasticRisk
 from steering.items import Units
 from steering.methods import registry
+from steering.packaged import find_config
 from steering_tasks.classification import ClassificationOptions
 from steering_tasks.clip import ClipOptions
 from steering_tasks.language import LanguageOptions
@@ -140,8 +141,12 @@ def test_commands_parse(page: Path, reader: Path) -> None:
             if words[0] in ("report", "runs"):
                 studies.parsed(words[0], words[1:])
                 continue
+            if words[0] in ("configs", "doctor"):
+                words = words[: words.index(">")] if ">" in words else words
+                {"configs": configs, "doctor": doctor}[words[0]].parsed(words[1:])
+                continue
             arguments = _parsed(words)
-            if Path(arguments.config).is_file():
+            if Path(arguments.config).is_file() or find_config(arguments.config):
                 load_config(arguments.config, arguments.overrides)
 
 

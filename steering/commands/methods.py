@@ -6,13 +6,13 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from typing import get_type_hints
 
-from steering.console import CONSOLE
-from steering.errors import SteeringError
+from steering.console import CONSOLE, in_columns, print_lines
+from steering.errors import ConfigError, SteeringError
+from steering.extras import MissingExtraError
 from steering.methods import Entry, find_method, registered
 from steering.plugins import installed
 from steering.schema import MISSING, default_of, nearest, plain
@@ -33,7 +33,7 @@ def methods_table(tasks: dict[str, type[Task]]) -> list[str]:
     for name, entry in registered().items():
         cells = [", ".join(valid_units(entry, task)) or "–" for task in tasks.values()]
         lines.append([name, *cells, entry.summary])
-    return _columns(lines)
+    return in_columns(lines)
 
 
 def method_page(entry: Entry) -> list[str]:
@@ -53,7 +53,7 @@ def method_page(entry: Entry) -> list[str]:
         lines.append(
             [f"method.{key.name}", value, described(hints[key.name]), docs.get(key.name, "–")]
         )
-    keys = _columns(lines) if len(lines) > 1 else ["It has no keys."]
+    keys = in_columns(lines) if len(lines) > 1 else ["It has no keys."]
     return [
         f"{entry.name}: {entry.summary or '(no description)'}",
         *more,
@@ -63,15 +63,12 @@ def method_page(entry: Entry) -> list[str]:
     ]
 
 
-def _columns(lines: list[list[str]]) -> list[str]:
-    """The cells of each line below each other; the last column as long as it is."""
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]) - 1)]
-    return ["  ".join([*map(str.ljust, line, widths), line[-1]]) for line in lines]
-
-
 def main(argv: Sequence[str]) -> int:
-    """Print the table, or the page of one method; exit code 0, or 2 if a task or method that was
-    named cannot be loaded."""
+    """Print the table, or the page of one method.
+
+    Raises:
+        ConfigError: a task or method that was named cannot be loaded.
+    """
     parser = argparse.ArgumentParser(
         prog="steering methods",
         description="Print every method and the tasks that it fits, by the unit whose losses it reweights or selects; "
@@ -100,23 +97,24 @@ def main(argv: Sequence[str]) -> int:
         if arguments.name is not None:
             lines = method_page(_named(arguments.name))
         else:
-            names = [*sorted(installed("steering.tasks")), *arguments.task]
-            lines = methods_table({name.rpartition(":")[2]: find_task(name) for name in names})
+            tasks, missing = _installed_tasks()
+            named = {name.rpartition(":")[2]: find_task(name) for name in arguments.task}
+            lines = [*methods_table(tasks | named), *missing]
     except SteeringError as error:
-        print(f"steering: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
-        return 2
-    for line in lines:
-        clipped = (
-            CONSOLE.is_terminal and arguments.name is None
-        )  # a file or a pipe gets whole lines
-        CONSOLE.print(
-            line,
-            markup=False,
-            no_wrap=clipped,
-            overflow="ellipsis" if clipped else None,
-            soft_wrap=not clipped,
-        )
+        raise ConfigError(str(error)) from error
+    print_lines(CONSOLE, lines, clip=arguments.name is None)
     return 0
+
+
+def _installed_tasks() -> tuple[dict[str, type[Task]], list[str]]:
+    """The tasks whose packages are here, and a line for each other one that says what it needs."""
+    tasks, missing = {}, []
+    for name in sorted(installed("steering.tasks")):
+        try:
+            tasks[name] = find_task(name)
+        except MissingExtraError as error:
+            missing.append(f"not shown: {error}")
+    return tasks, missing
 
 
 def _named(name: str) -> Entry:

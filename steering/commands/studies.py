@@ -181,9 +181,3 @@ def _age(created: str) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"
     return f"{max(seconds, 0):.0f} s"
-
-
-def main(words: Sequence[str]) -> int:
-    """`report` or `runs`, by the first word."""
-    command = {"report": report, "runs": runs}[words[0]]
-    return command(words[1:])

@@ -9,9 +9,8 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from matplotlib import pyplot
-from matplotlib.figure import Figure
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -25,6 +24,9 @@ from torch.utils.tensorboard import SummaryWriter
 from steering.console import CONSOLE
 from steering.runs.record import read_curves
 from steering.storage import write_text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _LOG = logging.getLogger("steering")
 
@@ -82,6 +84,8 @@ class RunLog:
             file.write(json.dumps({"step": step, **row}) + "\n")
 
     def figures(self, step: int, figures: Mapping[str, Figure]) -> None:
+        from matplotlib import pyplot  # here, as it takes a while, and the first step needs none
+
         for name, figure in figures.items():
             self._writer.add_figure(name, figure, step, close=False)
             pyplot.close(figure)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from steering.data import IndexedData, mix, uniform
 from steering.errors import SteeringError
+from steering.extras import require
 from steering.reading import report_once
 from steering.risk import Batch
 from steering.storage import sha256
@@ -62,19 +64,21 @@ class ImageInputs:
         return (batch.float() / 255 - mean) / std
 
     def _sized(self, images: Tensor) -> Tensor:
-        from torchvision.transforms.v2 import (
-            functional as F,  # here, as it takes seconds, and arrays of one size need none
-        )
-
         if images.shape[1] == 1 and self.channels == 3:
             images = images.expand(-1, 3, -1, -1)
         elif images.shape[1] == 3 and self.channels == 1:
-            images = F.rgb_to_grayscale(images)
+            images = _transforms().rgb_to_grayscale(images)
         if self.size is not None and images.shape[-2:] != (self.size, self.size):
+            F = _transforms()
             images = F.center_crop(
                 F.resize(images, [self.size], antialias=True), [self.size, self.size]
             )
         return images
+
+
+def _transforms() -> ModuleType:
+    """torchvision's, imported late: it takes a while, and arrays of one size need none."""
+    return require("vision", "torchvision.transforms.v2.functional", "task.data: resizing images")
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from steering.errors import ConfigError, SteeringError
+from steering.extras import require
 from steering.reading import user_path
 from steering.task import Model, ModelSpec
 from steering.weights import load_weights
@@ -123,13 +124,12 @@ def _own(
 def _torchvision(
     name: str, pretrained: str | None, options: dict[str, Any], size: int, classes: int
 ) -> tuple[nn.Module, ImageInputs]:
-    from torchvision.models import get_model, get_model_weights
-
+    models = require("vision", "torchvision.models", f"target.name: torchvision:{name}")
     file = _weights_file(pretrained)
     try:
-        module = get_model(name, weights=None, num_classes=classes, **options)
+        module = models.get_model(name, weights=None, num_classes=classes, **options)
         if pretrained is not None and file is None:
-            state = get_model_weights(name)[pretrained].get_state_dict(check_hash=True)
+            state = models.get_model_weights(name)[pretrained].get_state_dict(check_hash=True)
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise SteeringError(
             f"target: torchvision cannot make {name!r} ({pretrained}): {error}"
@@ -144,8 +144,7 @@ def _torchvision(
 def _timm(
     name: str, pretrained: str | None, options: dict[str, Any], size: int | None, classes: int
 ) -> tuple[nn.Module, ImageInputs]:
-    import timm
-
+    timm = require("vision", "timm", f"target.name: timm:{name}")
     file = _weights_file(pretrained)
     try:
         module = timm.create_model(

@@ -15,6 +15,7 @@ import numpy as np
 
 from steering.data import mix
 from steering.errors import SteeringError
+from steering.extras import package_folder, require
 from steering.reading import Tally, report_once, user_path
 from steering.storage import sha256
 
@@ -208,15 +209,27 @@ def _walked(folder: Path) -> list[tuple[str, list[str], list[str]]]:
 
 def digits() -> tuple[Source, Source]:
     """scikit-learn's 1,797 handwritten digits, 8×8; a third is the test part, by a fixed hash."""
-    from sklearn.datasets import load_digits
-
-    found = load_digits()
-    images = (found.images * (255 / 16)).round().astype(np.uint8)
+    grey, labels = _scikit_digits()
+    images = (grey * (255 / 16)).round().astype(np.uint8)
     test = mix(20, np.arange(len(images))) % np.uint64(3) == 0
     return (
-        ArraySource(images[~test], found.target[~test], [str(n) for n in range(10)]),
-        ArraySource(images[test], found.target[test], [str(n) for n in range(10)]),
+        ArraySource(images[~test], labels[~test], [str(n) for n in range(10)]),
+        ArraySource(images[test], labels[test], [str(n) for n in range(10)]),
     )
+
+
+def _scikit_digits() -> tuple[np.ndarray, np.ndarray]:
+    """Images, (1797, 8, 8), 0 to 16, and labels, (1797,).
+
+    scikit-learn takes a second to import, with SciPy and pandas, so its file is read without it.
+    """
+    by = "task.data.source: digits"
+    file = package_folder("vision", "sklearn", by) / "datasets/data/digits.csv.gz"
+    if not file.is_file():  # a version that keeps it elsewhere
+        found = require("vision", "sklearn.datasets", by).load_digits()
+        return found.images, found.target
+    table = np.loadtxt(file, delimiter=",")  # (1797, 65): the pixels, then the label
+    return table[:, :-1].reshape(-1, 8, 8), table[:, -1].astype(np.int64)
 
 
 def arrays(path: str, test_path: str) -> tuple[Source, Source]:

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from steering.errors import SteeringError
+from steering.extras import require
 from steering.reading import user_path
 from steering.storage import sha256
 
@@ -91,10 +92,9 @@ def torchvision_sets(
         SteeringError: no such class, no way to choose the parts, an argument that it does not take,
             or no data in `path`.
     """
-    import torchvision  # here, as it takes seconds, and most data come from elsewhere
-    from torchvision.datasets import DatasetFolder
-
-    cls: Any = getattr(torchvision.datasets, name, None)
+    # Here, as it takes seconds, and most data come from elsewhere.
+    datasets = require("vision", "torchvision.datasets", "task.data.source: torchvision")
+    cls: Any = getattr(datasets, name, None)
     if not isinstance(cls, type):
         raise SteeringError(f"dataset: torchvision.datasets has no {name!r}")
     arguments, root = _arguments(cls), str(user_path(path))
@@ -116,7 +116,7 @@ def torchvision_sets(
         if "loader" in arguments:
             more["loader"] = read_colours
         dataset = _opened(cls, name, root, {**chosen, **more}, chosen, given, part)
-        if isinstance(dataset, DatasetFolder):
+        if isinstance(dataset, datasets.DatasetFolder):
             dataset.loader = read_colours
         found.append((dataset, _targets(dataset, name), f"{name} {part}"))
     names = next((_class_names(dataset) for dataset, _, _ in found if _class_names(dataset)), [])

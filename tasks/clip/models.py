@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from steering.errors import SteeringError
+from steering.extras import MissingExtraError, require
 from steering.reading import user_path
 from steering.storage import sha256
 from steering.task import Model, ModelSpec
@@ -57,11 +58,10 @@ class ClipInputs:
 def _library() -> Any:
     """open_clip, with our own towers registered; imported when a model is built, as it takes
     seconds and a report needs none."""
-    import open_clip
-
+    library = require("clip", "open_clip", "a CLIP model")
     from . import towers  # noqa: F401 (registers them with timm)
 
-    return open_clip
+    return library
 
 
 def build_clip(spec: ModelSpec) -> Model:
@@ -93,6 +93,8 @@ def build_clip(spec: ModelSpec) -> Model:
             preprocessing = _library().get_model_preprocess_cfg(module)
             size = _pair(preprocessing["size"])
             _try_out(module, torch.zeros(1, 3, *size), tokens)
+    except MissingExtraError:
+        raise
     except (
         Exception
     ) as error:  # open_clip raises anything from AssertionError to the hub's own types
@@ -190,7 +192,7 @@ def _register(spec: ModelSpec) -> str:
             )
             raise SteeringError(f"no CLIP model {spec.name!r}; {hint}")
         return spec.name
-    path = Path(spec.name)
+    path = user_path(spec.name)
     text = _json_config(path)
     # open_clip knows a config by its file's stem; one with the content's digest cannot stand for
     # another file or model.

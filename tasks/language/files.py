@@ -4,15 +4,14 @@ it is no text."""
 from __future__ import annotations
 
 import glob
-import importlib
 import json
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
-from steering.errors import SteeringError
+from steering.extras import require
 from steering.reading import Tally, in_words, user_path
 
 from .decoding import MARK, PACKED, decoded, universal
@@ -205,14 +204,9 @@ def _require(column: str, names: list[str]) -> None:
         raise ValueError(f"no column {column!r}; there are {', '.join(map(str, names))}")
 
 
-def needed(module: str) -> Any:
+def needed(module: str) -> ModuleType:
     """A module of the extra `data`."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise SteeringError(
-            "Parquet and data sets on disk need datasets: pip install 'model-steering[data]'"
-        ) from error
+    return require("data", module, "task.data.path: Parquet, or a data set on disk,")
 
 
 def folder_hint(folder: Path) -> str:

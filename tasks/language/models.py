@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from steering.errors import SteeringError
+from steering.extras import require
 from steering.reading import user_path
 from steering.task import Model, ModelSpec
 
@@ -54,18 +55,21 @@ def build_causal(spec: ModelSpec, tokens: Tokens, length: int) -> Model:
         SteeringError: no such model or weights, a vocabulary smaller than the tokenizer's, or a
             context shorter than a block.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
-
+    library = require("language", "transformers", "a language model")
     path, source = user_path(spec.name), spec.name
     try:
         if spec.pretrained is not None:
             source = spec.name if spec.pretrained == "name" else spec.pretrained
-            model = AutoModelForCausalLM.from_pretrained(folder_or_hub(source), **spec.options)
+            model = library.AutoModelForCausalLM.from_pretrained(
+                folder_or_hub(source), **spec.options
+            )
         else:
             config = _config(path, tokens, spec.options) if path.suffix.lower() == ".json" else None
             if config is None:
-                config = AutoConfig.from_pretrained(folder_or_hub(spec.name), **spec.options)
-            model = AutoModelForCausalLM.from_config(config)
+                config = library.AutoConfig.from_pretrained(
+                    folder_or_hub(spec.name), **spec.options
+                )
+            model = library.AutoModelForCausalLM.from_config(config)
     except _UNBUILDABLE as error:
         raise SteeringError(
             f"target: cannot build the language model {source!r}: {reason(source, error)}"
@@ -85,8 +89,7 @@ def build_causal(spec: ModelSpec, tokens: Tokens, length: int) -> Model:
 
 
 def _config(path: Path, tokens: Tokens, options: dict[str, Any]) -> Any:
-    from transformers import AutoConfig
-
+    library = require("language", "transformers", "a language model")
     if (
         path.is_dir() and (path / "config.json").is_file()
     ):  # a model's folder whose name ends like a file's
@@ -101,4 +104,4 @@ def _config(path: Path, tokens: Tokens, options: dict[str, Any]) -> Any:
         raise SteeringError(f"target.name: {path} has no 'model_type', such as gpt2 or llama")
     special = {"vocab_size": tokens.size, "bos_token_id": tokens.end, "eos_token_id": tokens.end}
     values = {**special, **values, **options}
-    return AutoConfig.for_model(values.pop("model_type"), **values)
+    return library.AutoConfig.for_model(values.pop("model_type"), **values)

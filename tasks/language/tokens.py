@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 import numpy as np
 
 from steering.errors import SteeringError
+from steering.extras import require
 from steering.reading import user_path
 from steering.storage import sha256
 
@@ -89,10 +90,9 @@ class Pretrained(Tokens):
     """A tokenizer of `transformers`, by folder or hub name."""
 
     def __init__(self, name: str) -> None:
-        from transformers import AutoTokenizer
-
+        library = require("language", "transformers", f"task.tokenizer: {name}")
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(folder_or_hub(name))
+            self._tokenizer = library.AutoTokenizer.from_pretrained(folder_or_hub(name))
         except (
             Exception
         ) as error:  # the library raises plain Exception, and many others, for what it cannot read

@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from steering.errors import SteeringError
+from steering.extras import require
 from steering.reading import in_words, user_path
 from steering.storage import write_atomically
 
@@ -127,13 +128,13 @@ class ShardSource(ImageTextSource):
 def expand_pattern(pattern: str) -> list[Path]:
     """The files that a shard pattern names, in its order; one named twice comes twice. Raises
     SteeringError if none."""
-    from webdataset.shardlists import expand_urls  # here, as it takes a second
-
+    # Here, as it takes a second.
+    shardlists = require("clip", "webdataset.shardlists", f"shard pattern {pattern!r}")
     paths: list[Path] = []
     for part in [pattern] if os.path.exists(_at_home(pattern)) else pattern.split("::"):
         try:
             # A path that is there is meant as it stands, whatever brackets it has.
-            names = [part] if os.path.exists(_at_home(part)) else expand_urls(part)
+            names = [part] if os.path.exists(_at_home(part)) else shardlists.expand_urls(part)
         except (ValueError, AssertionError) as error:  # unbalanced braces; an unset ${WDS_...}
             raise SteeringError(f"shard pattern {part!r}: {error}") from error
         for name in map(_at_home, names):
