@@ -6,6 +6,7 @@ Shapes: n items in a row; b pairs in this process, B = K·b over all ranks, d fe
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -13,8 +14,19 @@ from torch import Tensor
 from steering import distributed
 
 
+class LossItems:
+    """What a task makes of a batch and a method weighs: `Units`, losses themselves, or `Pairs`,
+    features whose losses are between examples.
+
+    Attributes:
+        unit: what one loss belongs to: "example", "token", "sequence" or "pair".
+    """
+
+    unit: str
+
+
 @dataclass(frozen=True)
-class Units:
+class Units(LossItems):
     """Loss items of one batch; one adversary per row reweights the last axis.
 
     Attributes:
@@ -46,6 +58,7 @@ class Units:
     groups: Tensor | None = None
     logits: Tensor | None = None
     reference_logits: Tensor | None = None
+    unit: str = "example"
 
     def __post_init__(self) -> None:
         shape = tuple(self.target.shape)
@@ -123,7 +136,7 @@ def require_items(counts: Tensor) -> None:
 
 
 @dataclass(frozen=True)
-class Pairs:
+class Pairs(LossItems):
     """Unit-norm features of b pairs; row i of every tensor belongs to example `index[i]`.
 
     Attributes:
@@ -142,6 +155,7 @@ class Pairs:
     reference_image: Tensor | None = None
     reference_text: Tensor | None = None
     reference_scale: Tensor | None = None
+    unit: ClassVar[str] = "pair"  # type: ignore[misc]  # no field: pairs are always pairs
 
     def __post_init__(self) -> None:
         if self.image.ndim != 2 or self.image.shape != self.text.shape:

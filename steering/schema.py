@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
 from steering.errors import ConfigError  # noqa: F401  (some import it from here)
-from steering.registry import registry_of
+from steering.methods.selection import SELECTORS, SelectorOptions
+from steering.registry import chosen, registry_of
 from steering.task import ModelSpec
 from steering.typed import (  # noqa: F401  (some import them from here)
     KEYS,
     MISSING,
     check_keys,
     default_of,
+    differences,
     hints_of,
     literal,
     nearest,
@@ -46,10 +48,22 @@ class MethodConfig:
     """A registered method: erm, dro, drrho, ..."""
     options: Any
     """An instance of the method's options dataclass."""
+    select: SelectorOptions | None = chosen(SELECTORS, None)
+    """Chooses the examples to train on before the method weighs them; null: all are."""
 
     def section(self) -> dict[str, Any]:
         """The flat section: the name beside the options."""
-        return {"name": self.name, **plain(self.options)}
+        return {"name": self.name, **plain(self.options), **self._selected(plain)}
+
+    def content(self) -> dict[str, Any]:
+        """What of the section differs from the defaults, for a run's key."""
+        return {"name": self.name, **differences(self.options), **self._selected(differences)}
+
+    def _selected(self, told: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        # Absent where there is none: a method without a selector has the section it always had.
+        if self.select is None:
+            return {}
+        return {"select": {"name": SELECTORS.name_of(self.select), **told(self.select)}}
 
 
 @dataclass(frozen=True)
@@ -177,8 +191,8 @@ def check_dotted(cls: type, keys: Mapping[str, Any], path: str, fail: Fail) -> N
 
 def _section(cls: type, key: str) -> type | None:
     """The dataclass of a section below a section; None for a value, and where a plug-in decides."""
-    chosen_part = any(f.name == key and registry_of(f.metadata) is not None for f in fields(cls))
-    return None if chosen_part else section_of(hints_of(cls)[key])
+    part = any(f.name == key and registry_of(f.metadata) is not None for f in fields(cls))
+    return None if part else section_of(hints_of(cls)[key])
 
 
 def _fields_of(section: str) -> tuple[Field[Any], ...]:

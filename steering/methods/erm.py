@@ -31,8 +31,6 @@ class Erm(Method):
             options.tau, learned=True, minimum=options.tau_min, maximum=1.0
         )
 
-    def start_epoch(self, epoch: int) -> None: ...
-
     def logit_scale(self) -> float | None:
         return 1 / self.temperature.typical().item()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor, nn
@@ -15,8 +15,32 @@ from steering.items import Pairs, Units
 from steering.plugins import installed, load_file, load_module
 from steering.reading import report_once
 
+if TYPE_CHECKING:
+    from steering.methods.selection import Selector
+
 UNITS = ("example", "token", "sequence", "pair")
 """What a loss item can belong to: `ReferenceRisk.unit`."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a method asks of a run; a pure function of its options.
+
+    Attributes:
+        reference: whether a reference is loaded at all.
+        logits: whether loss items must carry whole distributions, of the target and the reference.
+    """
+
+    reference: bool = False
+    logits: bool = False
+
+    def __or__(self, other: Needs) -> Needs:
+        return Needs(self.reference or other.reference, self.logits or other.logits)
+
+    @property
+    def outputs(self) -> str:
+        """The kind of outputs that it needs of a reference; see `steering.outputs.kinds`."""
+        return "logits" if self.logits else "losses"
 
 
 @dataclass(frozen=True)
@@ -26,10 +50,16 @@ class Step:
     Attributes:
         loss: scalar to descend; averaged over the ranks its gradient is that of the global batch.
         metrics: scalars for the log, detached, () each.
+        weights: of this process's items, detached, the shape of their losses; None: not told.
     """
 
     loss: Tensor
     metrics: dict[str, Tensor]
+    weights: Tensor | None = None
+
+    def scalars(self) -> dict[str, Tensor]:
+        """The metrics. Every rank calls this, or none."""
+        return dict(self.metrics)
 
 
 class Method(nn.Module, ABC):
@@ -43,25 +73,29 @@ class Method(nn.Module, ABC):
         uses_reference: whether a reference is loaded at all.
         needs_logits: whether loss items must carry whole distributions, see
             `ReferenceRisk.with_logits`.
-        keep: share of the drawn examples that are trained on. Below 1 the loop draws more, scores
-            them without gradient, and asks `select`; `forward` then sees the chosen examples alone,
-            without a reference.
+        selector: chooses the examples of a batch that are trained on; None: all are. `forward`
+            sees the chosen ones alone.
     """
 
     uses_reference: bool = False
     needs_logits: bool = False
-    keep: float = 1.0
+    selector: Selector | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Set here, not on the class: torch keeps a module apart, and a class's None would hide it.
+        self.selector = None
 
     @abstractmethod
     def forward(self, losses: Units | Pairs) -> Step: ...
 
-    def select(self, losses: Units | Pairs, count: int) -> Tensor:
-        """Positions of `count` different examples of this rank's candidates, int64 (count,); only
-        if `keep` is below 1.
+    def at(self, progress: float) -> None:
+        """Called before every step with the share of the steps that are done, in [0, 1): where
+        schedules move."""
 
-        Random choices use torch's global generator of the CPU, which checkpoints keep.
-        """
-        raise NotImplementedError(f"{type(self).__name__} keeps every example")
+    def start_epoch(self, epoch: int) -> None:
+        """Called with 0, 1, ... before the first batch of each pass over the data, and again after
+        a resume."""
 
     def summary(self) -> dict[str, Any]:
         """What a finished run tells beside its metrics, for result.json: plain values, such as
@@ -84,11 +118,6 @@ class Method(nn.Module, ABC):
         Only asked of pairs, once a run, and on all ranks.
         """
         return None
-
-    @abstractmethod
-    def start_epoch(self, epoch: int) -> None:
-        """Called with 0, 1, ... before the first batch of each pass over the data, and again after
-        a resume."""
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,8 @@ from typing import Any, Literal
 from steering.config import RunConfig, to_yaml, with_overrides
 from steering.errors import SteeringError
 from steering.methods import build_method, find_method
+from steering.methods.registry import Needs
+from steering.methods.selection import selection_objection, with_selection
 from steering.outputs.kinds import require_kind
 from steering.reading import user_path
 from steering.runs.record import SCHEMA, WEIGHTS
@@ -31,19 +33,6 @@ Kind = Literal["train", "evaluate", "outputs"]
 REFERENCE = "reference"
 _REFERENCES: dict[str, Ask] = {}
 _NOT_TRAINED = ("log_every", "eval_every", "save_every", "workers", "threads")
-
-
-@dataclass(frozen=True)
-class Needs:
-    """What a method asks of a run: a pure function of its options."""
-
-    reference: bool
-    logits: bool
-
-    @property
-    def outputs(self) -> str:
-        """The kind of outputs that it needs of the reference; see `steering.outputs.kinds`."""
-        return "logits" if self.logits else "losses"
 
 
 @dataclass(frozen=True)
@@ -113,7 +102,7 @@ class Ask:
         }
         content |= {
             "target": _model(config.target),
-            "method": {"name": config.method.name, **differences(config.method.options)},
+            "method": config.method.content(),
             "optimizer": differences(config.optimizer),
             "train": train,
             "seed": config.seed,
@@ -251,13 +240,15 @@ def study_folder(config: RunConfig) -> Path:
 
 def needs_of(config: RunConfig) -> Needs:
     """What the config's method needs; asked of a method for one example."""
-    method = build_method(config.method.name, config.method.options, 1, ("all",))
+    name, options, select = config.method.name, config.method.options, config.method.select
+    method = with_selection(build_method(name, options, 1, ("all",)), select, name)
     return Needs(method.uses_reference, method.needs_logits)
 
 
 def objection_of(config: RunConfig, unit: str, has_groups: bool) -> str | None:
     """Why the config's method makes no sense for such losses, or None."""
-    return find_method(config.method.name).objection(unit, has_groups)
+    of_method = find_method(config.method.name).objection(unit, has_groups)
+    return of_method or selection_objection(config.method.select, unit)
 
 
 def start_file(start: str) -> Path:

@@ -13,6 +13,7 @@ import torch
 from steering import distributed
 from steering.errors import SteeringError
 from steering.methods import build_method
+from steering.methods.selection import with_selection
 from steering.outputs import WithOutputs, weights_fingerprint
 from steering.reference import STORED, LiveReference, Reference, StoredReference
 from steering.runs.ask import Ask, start_file, with_parents_first
@@ -100,13 +101,17 @@ def _train(ask: Ask, workshop: Workshop, title: str) -> None:
             task=task,
             target=target,
             reference=reference,
-            method=build_method(
+            method=with_selection(
+                build_method(
+                    config.method.name,
+                    config.method.options,
+                    len(data),
+                    task.groups,
+                    task.risk.unit,
+                    data.group_counts(len(task.groups)),
+                ),
+                config.method.select,
                 config.method.name,
-                config.method.options,
-                len(data),
-                task.groups,
-                task.risk.unit,
-                data.group_counts(len(task.groups)),
             ),
             data=data if stored is None else WithOutputs(data, stored, STORED),
             optimizer=config.optimizer,

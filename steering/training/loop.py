@@ -36,7 +36,8 @@ from steering.training.job import Job
 from steering.training.loader import load
 from steering.training.log import ProgressLine, RunLog
 from steering.training.optim import build_optimizer, learning_rate_factor, set_learning_rate
-from steering.training.plan import Plan, candidates, require_even_parts
+from steering.training.plan import Plan, require_even_parts
+from steering.training.selection import Selection, examples_drawn, who_asks
 from steering.training.step import (
     Gradient,
     all_random_states,
@@ -88,11 +89,9 @@ class _State:
         self.job = job
         require_even_parts(job.train)
         self.batch_size = job.train.batch_size
-        self.pool = candidates(
-            job.train, job.method.keep, len(job.data)
-        )  # examples that a step draws
+        self.drawn = examples_drawn(job.train, job.method.selector, len(job.data))
         steps = job.train.samples // self.batch_size
-        self.plan = Plan(len(job.data), self.pool, steps * self.pool, job.seed)
+        self.plan = Plan(len(job.data), self.drawn, steps * self.drawn, job.seed)
         self.module = job.target.module.to(job.device).train()
         self.method = job.method.to(job.device).train()
         self.optimizer = build_optimizer(
@@ -112,15 +111,26 @@ class _State:
             batch = first_part(job.data, self.plan, job.train, job.device)
             with in_plain_words(job.train):
                 freeze_unused(self.module, job.task.risk, batch, autocast)
+        self.selects = self.drawn > self.batch_size
+        selector = self.method.selector if self.selects else None
+        asked, reference = who_asks(job.reference, selector)
+        self.selection = selector and Selection(
+            self.module,
+            selector,
+            job.task.risk,
+            asked,
+            self.batch_size // distributed.world_size(),
+            job.train.accumulation,
+            autocast,
+        )
         self.gradient = Gradient(
             data_parallel(self.module, job.device),
             self.method,
             job.task.risk,
-            job.reference,
+            reference,
             job.train.accumulation,
             autocast,
             self.scaler.scale,
-            self.batch_size // distributed.world_size() if self.pool > self.batch_size else None,
         )
         self.seconds, self.evaluation_seconds, self.skipped = 0.0, 0.0, 0
         self.broken = torch.zeros(
@@ -168,7 +178,8 @@ class _State:
         keys = self.plan.batches(start, distributed.rank(), distributed.world_size())
         for batch in load(job.data, keys, job.train.workers, pin=job.device.type == "cuda"):
             self.skipped += int(batch.pop("skipped", torch.zeros(())))
-            yield {key: value.to(job.device, non_blocking=True) for key, value in batch.items()}
+            moved = {key: value.to(job.device, non_blocking=True) for key, value in batch.items()}
+            yield moved if self.selection is None else self.selection(moved)
 
     def _step(self, step: int, batch: dict[str, Tensor]) -> Step:
         config = self.job.optimizer
@@ -205,7 +216,7 @@ class _State:
     def _scalars(self, result: Step, rate: float, epoch: int) -> dict[str, float]:
         """What is logged of a step: the method's numbers, averaged over the ranks, and the loop's
         own."""
-        values = {"loss": result.loss, **result.metrics}
+        values = {"loss": result.loss, **result.scalars()}
         means = distributed.mean(
             torch.stack([value.detach().double() for value in values.values()])
         ).tolist()
@@ -291,7 +302,10 @@ class _State:
         return step
 
     def finish(self, found: Evaluation) -> dict[str, Any]:
-        skipped, drawn = self._all_skipped(), self.plan.steps * self.pool
+        skipped, drawn = self._all_skipped(), self.plan.steps * self.drawn
+        # A selector that needs no reference leaves it to run on what is trained on alone.
+        early = self.selection is not None and self.selection.reference is not None
+        referred = drawn if early else self.plan.steps * self.batch_size
         live = isinstance(self.job.reference, LiveReference)
         result: dict[str, Any] = {
             "metrics": found.values(),
@@ -301,8 +315,8 @@ class _State:
             },
             "samples": self.plan.steps * self.batch_size,
             "drawn": drawn,
-            "scored": drawn if self.pool > self.batch_size else 0,
-            "reference_samples": drawn if live else 0,
+            "scored": drawn if self.selects else 0,
+            "reference_samples": referred if live else 0,
             "seconds": round(self.seconds, 2),
             "evaluation_seconds": round(self.evaluation_seconds, 2),
             "steps": self.plan.steps,

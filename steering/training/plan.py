@@ -93,20 +93,3 @@ def require_even_parts(train: TrainConfig) -> None:
             f"train.batch_size: {train.batch_size} does not split into equal parts for {ranks} processes "
             f"times train.accumulation {train.accumulation}"
         )
-
-
-def candidates(train: TrainConfig, keep: float, n: int) -> int:
-    """Examples that a step draws over all ranks: the batch size, or more if the method keeps a
-    share of them.
-
-    Raises:
-        SteeringError: more than the n examples that there are.
-    """
-    parts = distributed.world_size() * train.accumulation
-    pool = round(train.batch_size / keep / parts) * parts
-    if pool > n and pool > train.batch_size:
-        raise SteeringError(
-            f"method.keep: {keep} of {pool} candidates are a batch of {train.batch_size}, "
-            f"but there are only {n} training examples"
-        )
-    return pool
