@@ -26,7 +26,6 @@ from steering.schema import (  # noqa: F401  (the dataclasses are for the caller
     CompareConfig,
     ConfigError,
     MethodConfig,
-    OptimizerConfig,
     ReferenceConfig,
     RunConfig,
     TrainConfig,

@@ -26,10 +26,11 @@ from steering.methods import build_method, find_method
 from steering.methods.selection import SelectorOptions, with_selection
 from steering.reference import LiveReference
 from steering.risk import ReferenceRisk
-from steering.schema import OptimizerConfig, TrainConfig
+from steering.schema import TrainConfig
 from steering.storage import sha256
 from steering.task import Evaluation, Model, ModelSpec, Task, scores_of
 from steering.training.loop import Job
+from steering.training.recipes import OPTIMIZERS
 
 WIDTH = 6  # of every vector, and the number of classes
 
@@ -205,6 +206,7 @@ def make_job(
     method: str = "drrho",
     guided: bool = True,
     select: SelectorOptions | None = None,
+    optimizer: str = "adamw",
     **changes: object,
 ) -> Job:
     """A job on the CPU: target from seed 0, live reference from seed 1, 20 steps of 16 pairs;
@@ -217,7 +219,7 @@ def make_job(
     sections = {
         "task": (Options, {"name": "toy"}),
         "method": (find_method(method).options, {}),
-        "optimizer": (OptimizerConfig, {"lr": 0.02}),
+        "optimizer": (OPTIMIZERS.find(optimizer), {"lr": 0.02}),
         "train": (TrainConfig, {"samples": 320, "batch_size": 16, "log_every": 5}),
         "spec": (None, {}),
         "job": (None, {"seed": 0}),

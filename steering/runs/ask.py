@@ -24,7 +24,7 @@ from steering.methods.selection import selection_objection, with_selection
 from steering.outputs.kinds import require_kind
 from steering.reading import user_path
 from steering.runs.record import SCHEMA, WEIGHTS
-from steering.schema import ConfigError, ReferenceConfig, plain
+from steering.schema import ConfigError, ReferenceConfig, optimizer_content, plain
 from steering.storage import known_sha256
 from steering.task import ModelSpec
 from steering.typed import differences
@@ -103,7 +103,7 @@ class Ask:
         content |= {
             "target": _model(config.target),
             "method": config.method.content(),
-            "optimizer": differences(config.optimizer),
+            "optimizer": optimizer_content(config.optimizer),
             "train": train,
             "seed": config.seed,
         }
@@ -195,7 +195,7 @@ def reference_training(config: RunConfig) -> Ask:
     about = [
         config.reference,
         config.task,
-        config.optimizer,
+        optimizer_content(config.optimizer),
         config.train,
         config.name,
         config.output,

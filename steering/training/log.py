@@ -48,7 +48,7 @@ class RunLog:
             kept = [
                 row
                 for row in kept
-                if row["step"] < step or not any(key.startswith("eval/") for key in row)
+                if row["step"] < step or not any(key.startswith(("eval/", "eval_")) for key in row)
             ]
         self._warned = {key for row in kept for key in row if key.startswith("warning/")}
         text = "".join(json.dumps(row) + "\n" for row in kept)
@@ -81,9 +81,9 @@ class RunLog:
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **row}) + "\n")
 
-    def figures(self, step: int, figures: Mapping[str, Figure]) -> None:
+    def figures(self, step: int, figures: Mapping[str, Figure], prefix: str = "") -> None:
         for name, figure in figures.items():
-            self._writer.add_figure(name, figure, step, close=False)
+            self._writer.add_figure(f"{prefix}{name}", figure, step, close=False)
             pyplot.close(figure)
 
     def close(self) -> None:

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from steering import distributed
 from steering.methods.registry import Method, Step
 from steering.reference.frozen import Reference
 from steering.risk import Batch, Outputs, ReferenceRisk
+from steering.training.wraps import reduced_only
 
 Autocast = Callable[[], AbstractContextManager]
 _DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -151,23 +151,6 @@ def set_random_state(device: torch.device, state: list[Tensor]) -> None:
     torch.random.set_rng_state(state[0])
     if device.type == "cuda" and len(state) > 1:
         torch.cuda.set_rng_state(state[1], device)
-
-
-def reduced_only(module: nn.Module, last: bool) -> AbstractContextManager:
-    """DDP reduces gradients in the last micro-batch alone: its forward and backward pass stand
-    inside this context."""
-    return (
-        module.no_sync()
-        if isinstance(module, DistributedDataParallel) and not last
-        else nullcontext()
-    )
-
-
-def data_parallel(module: nn.Module, device: torch.device) -> nn.Module:
-    """The module in DDP, if there are several ranks."""
-    if not distributed.active():
-        return module
-    return DistributedDataParallel(module, device_ids=[device] if device.type == "cuda" else None)
 
 
 def all_random_states(device: torch.device) -> list[list[Tensor]]:

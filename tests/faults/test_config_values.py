@@ -153,7 +153,8 @@ def test_what_is_no_text_on_the_command_line(write, text, place, read, hint):
 @pytest.mark.parametrize("value", ["no", "12", "1.5"])
 def test_keys_of_the_run_that_are_text(write, key, value):
     with pytest.raises(
-        ConfigError, match=rf"^command line: {key}: expected str, got .*quote it: '{value}'"
+        ConfigError,
+        match=rf"^command line: {key}: expected (str|the name of a .*), got .*quote it: '{value}'",
     ):
         load_config(write(), [f"{key}={value}"])
 
