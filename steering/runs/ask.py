@@ -229,7 +229,8 @@ def reference_target(config: RunConfig, **changes: Any) -> RunConfig:
     assert config.reference is not None
     spec = _fields(config.reference)
     as_target = {"target": spec, "reference": None, "method": {"name": "erm"}, "start": None}
-    return with_overrides(config, as_target | changes)
+    none = {"train.observers": []}  # they look on the target: the reference stays the same run
+    return with_overrides(config, as_target | none | changes)
 
 
 def study_folder(config: RunConfig) -> Path:

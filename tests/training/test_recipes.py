@@ -1,18 +1,25 @@
 """Recipes: learning rates, weight decay, parameter groups, optimisers."""
 
 import math
+import re
 
 import pytest
 import torch
 import toys
 from torch import nn
 
+from steering.cli import main
+from steering.config import config_of, load_config, to_yaml
+from steering.errors import ConfigError
 from steering.methods import build_method, find_method
 from steering.methods.erm import ErmOptions
+from steering.runs.ask import training
+from steering.runs.record import read_curves
 from steering.schedules import Constant, Linear
+from steering.schema import optimizer_content
 from steering.training.decay import CosineDecay, LinearDecay, NoDecay, learning_rate_factor
+from steering.training.loop import run
 from steering.training.recipes import Adam, AdamW, Muon, Sgd, set_rates
-
 
 COSINE = CosineDecay()
 
@@ -177,3 +184,145 @@ def test_muon_takes_the_matrices_of_layers_alone():
     assert temperature == [*method.parameters()]
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.3, 0.3, 0.0, 0.0]
     assert [group["peak_lr"] for group in optimizer.param_groups] == [0.1, 0.1, 0.1, 0.01]
+
+
+class Killed(Exception):  # noqa: N818
+    """The end of a process, simulated."""
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd", "muon"])
+def test_a_run_resumed_in_the_middle_of_a_cycle_is_the_same(tmp_path, optimizer):
+    options = {
+        "optimizer": optimizer,
+        "schedule": CosineDecay(cycles=3),
+        "weight_decay": Linear(0.01, 0.3, cycles=2),
+        "radius": 0.3,  # a learned temperature, in a group of its own
+        "save_every": 3,
+    }
+    run(toys.make_job(tmp_path / "whole", **options))
+    job = toys.make_job(tmp_path / "cut", **options)
+    calls = iter(range(100))
+
+    def stop(*_):
+        if next(calls) == 10:
+            raise Killed
+
+    job.method.register_forward_pre_hook(stop)
+    with pytest.raises(Killed):
+        run(job)
+    run(toys.make_job(tmp_path / "cut", **options))
+    states = [
+        torch.load(sorted((tmp_path / name / "checkpoints").glob("*.pt"))[-1], weights_only=True)
+        for name in ("whole", "cut")
+    ]
+    for state in states:
+        del state["seconds"], state["evaluation_seconds"]
+        for part in state["optimizer"].get("parts", []):
+            for group in part["param_groups"]:
+                group.pop("adjust_lr_fn", None)  # a word, which assert_close cannot compare
+    torch.testing.assert_close(*states, rtol=0, atol=0)
+
+
+def test_training_by_every_optimizer_reduces_the_loss(tmp_path):
+    for name, lr in (("adam", 0.02), ("sgd", 0.5), ("muon", 0.02)):
+        job = toys.make_job(
+            tmp_path / name, optimizer=name, lr=lr, kind="units", method="erm", samples=960
+        )
+        run(job)
+        rows = read_curves(tmp_path / name / "metrics.jsonl")
+        losses = [row["train/loss"] for row in rows if "train/loss" in row]
+        assert losses[-1] < 0.7 * losses[0], name
+
+
+# ---- in a config
+# ----------------------------------------------------------------------------------------------
+
+
+def config_with(tmp_path, *overrides):
+    return load_config(toys.write_config(tmp_path), overrides)
+
+
+def test_a_config_names_an_optimizer(tmp_path):
+    config = config_with(
+        tmp_path,
+        "optimizer={name: sgd, lr: 0.5, momentum: 0.8}",
+        "optimizer.schedule={name: cosine, cycles: 4}",
+        "optimizer.weight_decay={name: linear, start: 0.01, end: 0.1, cycles: 4}",
+    )
+    expected = Sgd(0.5, Linear(0.01, 0.1, cycles=4), schedule=CosineDecay(4), momentum=0.8)
+    assert config.optimizer == expected
+    assert config_of(to_yaml(config), "config.yaml") == config
+    assert config_with(tmp_path, "optimizer=muon", "optimizer.lr=0.1").optimizer == Muon(0.1)
+    assert config_with(tmp_path).optimizer == AdamW(0.02)  # a section without a name
+
+
+def test_an_optimizer_is_part_of_a_runs_key_and_adamw_as_it_was(tmp_path):
+    names = ("adamw", "adam", "sgd", "muon")
+    keys = {training(config_with(tmp_path, f"optimizer.name={name}")).key for name in names}
+    assert len(keys) == 4
+    assert training(config_with(tmp_path)).key in keys
+    assert optimizer_content(AdamW(0.02)) == {"lr": 0.02}
+    assert optimizer_content(AdamW(schedule="constant", weight_decay=0.0)) == {
+        "schedule": "constant",
+        "weight_decay": 0.0,
+    }
+    assert optimizer_content(AdamW(weight_decay=0.1)) == {}
+    assert optimizer_content(Adam()) == {"name": "adam"}
+    assert optimizer_content(AdamW(schedule=CosineDecay(2))) == {
+        "schedule": {"name": "cosine", "cycles": 2}
+    }
+
+
+def test_two_optimizers_train_two_references(tmp_path):
+    parents = [
+        training(config_with(tmp_path, f"optimizer={name}")).parents["reference"].key
+        for name in ("adam", "adamw")
+    ]
+    assert parents[0] != parents[1]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["optimizer=adamm"], "optimizer: no optimizer 'adamm'; known: adam, adamw, muon, sgd"),
+        (["optimizer.momentum=0.9"], "unknown key 'optimizer.momentum'"),
+        (["optimizer=sgd", "optimizer.momentum=1"], "optimizer.momentum: expected a number in [0"),
+        (["optimizer=sgd", "optimizer.momentum=0", "optimizer.nesterov=true"], "nesterov: needs"),
+        (["optimizer.schedule.cycles=0"], "optimizer.schedule: cycles must be at least 1, got 0"),
+        (["optimizer.weight_decay={name: linear, start: -1, end: 0}"], "weight_decay: expected at"),
+        (["optimizer.weight_decay=much"], "optimizer.weight_decay: no schedule 'much'; known: con"),
+    ],
+)
+def test_a_wrong_optimizer_is_told_by_its_key(tmp_path, overrides, words):
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        config_with(tmp_path, *overrides)
+
+
+OWN = """
+from dataclasses import dataclass
+import torch
+from steering.training.recipes import OPTIMIZERS, Recipe, parameter_groups
+
+
+@OPTIMIZERS.register("rms")
+@dataclass(frozen=True)
+class Rms(Recipe):
+    alpha: float = 0.9
+
+    def build(self, target, method):
+        return torch.optim.RMSprop(parameter_groups(target, method, self), self.lr, self.alpha)
+"""
+
+
+def test_an_optimizer_of_ones_own_from_a_file(tmp_path, capsys):
+    path = toys.write_config(tmp_path)
+    (tmp_path / "mine.py").write_text(OWN)
+    optimizer = f"optimizer={{name: '{tmp_path}/mine.py:rms', lr: 0.001, alpha: 0.8}}"
+    assert main(["train", str(path), "reference.cache=null", optimizer]) == 0
+    (state,) = [
+        torch.load(found, weights_only=True)["optimizer"]
+        for found in tmp_path.rglob("step-000000020.pt")
+        if "drrho" in str(found)
+    ]
+    assert state["param_groups"][0]["alpha"] == 0.8
+    capsys.readouterr()
