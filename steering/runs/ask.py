@@ -229,7 +229,9 @@ def reference_target(config: RunConfig, **changes: Any) -> RunConfig:
     assert config.reference is not None
     spec = _fields(config.reference)
     as_target = {"target": spec, "reference": None, "method": {"name": "erm"}, "start": None}
-    none = {"train.observers": []}  # they look on the target: the reference stays the same run
+    none: dict[str, Any] = {
+        "train.observers": []
+    }  # they look on the target: the reference stays the same run
     return with_overrides(config, as_target | none | changes)
 
 
