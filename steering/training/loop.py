@@ -82,7 +82,8 @@ def _batches(state: State, start: int) -> Iterator[dict[str, Tensor]]:
     job, device = state.job, state.job.device
     keys = state.plan.batches(start, distributed.rank(), distributed.world_size())
     for batch in load(job.data, keys, job.train.workers, pin=device.type == "cuda"):
-        state.skipped += int(batch.pop("skipped", torch.zeros(())))
+        if "skipped" in batch:
+            state.skipped += int(batch.pop("skipped"))
         moved = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
         # Only now, after the step before: the choice is by the target as it is.
         yield moved if state.selection is None else state.selection(moved)
@@ -103,14 +104,14 @@ def _descend(state: State, result: Step) -> None:
     """One step of the optimiser along the gradients that stand."""
     # DDP has averaged the target's; the method's temperature is outside of it.
     distributed.average_gradients(state.method)
-    state.broken += ~torch.isfinite(result.loss.detach())
     # Clipping is meant for gradients as they are, so fp16's scale goes first.
     state.scaler.unscale_(state.optimizer)
     limit = state.job.train.clip_norm
     norm = nn.utils.clip_grad_norm_(state.module.parameters(), math.inf if limit is None else limit)
-    if not state.scaler.is_enabled():
-        # With fp16 an overflow is skipped, and expected now and then.
-        state.broken += ~torch.isfinite(norm)
+    # With fp16 an overflow of the gradient is skipped, and expected now and then. What is not
+    # finite stays so in a sum, and every small call is a part of a step's fixed cost.
+    loss = result.loss.detach()
+    state.broken += ~torch.isfinite(loss if state.scaler.is_enabled() else loss + norm)
     state.scaler.step(state.optimizer)
     state.scaler.update()
 

@@ -13,6 +13,8 @@ from steering.data import mix
 from steering.errors import ConfigError, SteeringError
 from steering.schema import TrainConfig
 
+AT_ONCE = 4096  # examples whose numbers are worked out together
+
 
 def shuffled(position: np.ndarray, n: int, *keys: int) -> np.ndarray:
     """Element `position` of a pseudo-random permutation of 0 .. n−1, chosen by integer keys.
@@ -73,16 +75,28 @@ class Plan:
     def indices(self, step: int, rank: int = 0, world_size: int = 1) -> np.ndarray:
         """Example numbers of one step for one rank, int64; the ranks' parts joined are the global
         batch."""
-        share = self.batch_size // world_size
-        first = (step % self.steps_per_epoch) * self.batch_size + rank * share
-        return shuffled(np.arange(first, first + share), self.n, self.seed, self.epoch(step))
+        return self._indices(step, step + 1, rank, world_size)[0]
 
     def batches(
         self, start: int, rank: int = 0, world_size: int = 1
     ) -> Iterator[tuple[int, np.ndarray]]:
         """(epoch, indices) of every step from `start` on."""
-        for step in range(start, self.steps):
-            yield self.epoch(step), self.indices(step, rank, world_size)
+        # Many steps at a time: the permutation costs a hundred small calls, however few it is asked
+        # for.
+        many = max(1, AT_ONCE * world_size // self.batch_size)
+        while start < self.steps:
+            epoch = self.epoch(start)
+            end = min(start + many, self.steps, (epoch + 1) * self.steps_per_epoch)
+            for indices in self._indices(start, end, rank, world_size):
+                yield epoch, indices
+            start = end
+
+    def _indices(self, start: int, end: int, rank: int, world_size: int) -> np.ndarray:
+        """Example numbers of the steps of one epoch for one rank, int64, (end − start, share)."""
+        share = self.batch_size // world_size
+        first = (np.arange(start, end) % self.steps_per_epoch) * self.batch_size + rank * share
+        places = first[:, None] + np.arange(share)
+        return shuffled(places.ravel(), self.n, self.seed, self.epoch(start)).reshape(-1, share)
 
 
 def require_even_parts(train: TrainConfig) -> None:
