@@ -95,6 +95,7 @@ def selecting(method: M, selector: Selector, needs: Needs) -> M:
             says.
     """
     if method.selector is not None:
+        # Two shares would multiply, and neither key would say what is trained on.
         raise ValueError("it selects examples itself; leave out select")
     selector.needs = needs
     method.selector = selector

@@ -81,7 +81,10 @@ def learning_rate_factor(step: int, steps: int, warmup: float, decay: Decay, fin
         warmup: steps of the warm-up if ≥ 1, share of all steps if below.
         final: share of the peak that the decay ends on.
     """
+    # Not rounded: a share of few steps would become none.
     warm = warmup if warmup >= 1 else warmup * steps
     if step < warm:
+        # From step 0 on the rate is above zero; the peak comes right after the warm-up.
         return (step + 1) / (warm + 1)
+    # A warm-up longer than the run leaves nothing to divide by.
     return decay((step - warm) / max(1.0, steps - warm), final)

@@ -33,6 +33,7 @@ def evaluate(run: State, model: Model, done: int, prefix: str) -> Evaluation:
     if run.log is not None:
         run.log.scalars(done, {f"{prefix}/{name}": value for name, value in found.values().items()})
         run.log.figures(done, found.figures, "" if prefix == "eval" else f"{prefix}/")
+    # Rank 0 writes figures; the others must not start a step, and with it a collective, without it.
     distributed.barrier()
     run.evaluation_seconds += time.monotonic() - start
     return found

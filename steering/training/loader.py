@@ -19,6 +19,7 @@ class _Batches(Dataset):
         self.data = data
 
     def __getitem__(self, key: tuple[int, np.ndarray]) -> dict[str, Tensor] | SteeringError:
+        # The epoch comes with the key: what augments an example is a function of it, not of a worker.
         epoch, index = key
         try:
             return dict(self.data.batch(index, epoch))

@@ -50,6 +50,7 @@ class RunLog:
                 for row in kept
                 if row["step"] < step or not any(key.startswith(("eval/", "eval_")) for key in row)
             ]
+        # A resumed run has told these already.
         self._warned = {key for row in kept for key in row if key.startswith("warning/")}
         text = "".join(json.dumps(row) + "\n" for row in kept)
         write_text(self._path, text)

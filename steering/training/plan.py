@@ -25,10 +25,13 @@ def shuffled(position: np.ndarray, n: int, *keys: int) -> np.ndarray:
     Args:
         position: int64, (b,), in [0, n).
     """
+    # Half of an even number of bits: both halves of the network have the same width.
     half = np.uint64(max(1, (max(n - 1, 1).bit_length() + 1) // 2))
     low = (np.uint64(1) << half) - np.uint64(1)
     x = position.astype(np.uint64)
     todo = np.ones(x.shape, dtype=bool)
+    # A cycle walk: what falls outside [0, n) goes round again. At most four times as many numbers
+    # as examples, so a few rounds on average.
     while todo.any():
         left, right = x[todo] >> half, x[todo] & low
         for turn in range(4):
@@ -102,6 +105,8 @@ class Plan:
 def require_even_parts(train: TrainConfig) -> None:
     """ConfigError when a batch does not split evenly over ranks and micro-batches."""
     ranks = distributed.world_size()
+    # Parts of other sizes would weigh their examples differently, and the gradient would not be
+    # that of the batch.
     if train.batch_size % (ranks * train.accumulation):
         raise ConfigError(
             f"train.batch_size: {train.batch_size} does not split into equal parts for {ranks} processes "

@@ -62,6 +62,7 @@ def counts(run: State) -> dict[str, int]:
     steps = run.plan.steps
     samples, drawn = steps * run.batch_size, steps * run.drawn
     # A selector that needs no reference leaves it to run on what is trained on alone.
+    # A selector that asks the reference asks it for all that is drawn, once.
     asked = drawn if run.selection is None or run.selection.reference is not None else samples
     return {
         "samples": samples,

@@ -28,6 +28,7 @@ def examples_drawn(train: TrainConfig, selector: Selector | None, n: int) -> int
     """
     if selector is None:
         return train.batch_size
+    # Every rank and every micro-batch gets as many: round the parts, not the whole.
     parts = distributed.world_size() * train.accumulation
     drawn = round(train.batch_size / selector.share / parts) * parts
     if drawn > n and drawn > train.batch_size:
@@ -66,11 +67,14 @@ class Selection:
         """The chosen rows of every tensor with one row per example; the reference's outputs on them
         are added."""
         drawn = len(batch["index"])
+        # As many examples in a part as in a micro-batch that trains, or fewer: no more memory.
         parts = split(batch, -(-drawn * self.micro_batches // self.count))
         outputs = self._target_outputs(parts)
         reference = self._reference_outputs(parts)
+        # The loss items of all that is drawn: a contrastive one is made of the whole batch.
         items = self.risk.losses(outputs, reference, batch)
         rows = self.selector.choose(items, self.count)
+        # From here on they are data of the batch, as a stored reference's are.
         scored = {f"{STORED}{key}": value for key, value in (reference or {}).items()}
         return {
             key: value[rows] if value.ndim and len(value) == drawn else value

@@ -49,12 +49,15 @@ class State:
     """
 
     def __init__(self, job: Job, observers: Sequence[Observer] = ()) -> None:
+        # First what the config alone can tell, before anything is moved to a device.
         require_even_parts(job.train)
         self.job, self.observers = job, observers
         self.batch_size = job.train.batch_size
         self.drawn = examples_drawn(job.train, job.method.selector, len(job.data))
         steps = job.train.samples // self.batch_size
+        # The order is that of what is drawn: without a selector it is what is trained on.
         self.plan = Plan(len(job.data), self.drawn, steps * self.drawn, job.seed)
+        # Moved before the optimiser is made, whose groups hold these very tensors.
         self.module = job.target.module.to(job.device).train()
         self.method = job.method.to(job.device).train()
         self.scaler = torch.amp.GradScaler(job.device.type, enabled=job.train.precision == "fp16")
@@ -69,6 +72,7 @@ class State:
         self.log: RunLog | None = None
         self.evaluation_seconds, self.skipped, self.epoch = 0.0, 0, -1
         self.broken = torch.zeros((), device=job.device)
+        # The last: they may look at all of it.
         for observer in observers:
             observer.begin(self)
 
@@ -115,6 +119,7 @@ class State:
     def save(self, done: int) -> None:
         """Write a checkpoint; every rank calls this."""
         folder, world = self.job.folder / "checkpoints", distributed.world_size()
+        # Running estimates are split over the ranks, and each writes what it holds.
         method, own = split_state(self.method)
         if own:
             save_part(folder, done, own)
@@ -141,11 +146,14 @@ class State:
         """Step to start from: 0, or that of the newest checkpoint, whose state is taken over."""
         found = load_newest(self.job.folder / "checkpoints", torch.device("cpu"))
         if found is None:
+            # Ranks draw other dropout masks; a resumed run takes its own generators back instead.
             torch.manual_seed(self.job.seed + distributed.rank())
             return 0
         step, state = found
         require_same_run(self.job.folder, state["identity"], self.job.identity, self.job.config)
+        # Before the optimiser: its state is matched to parameters by their place.
         load_whole_state(self.module, state["target"])
+        # Each rank takes its rows of the whole, however many ranks have written them.
         parts = load_parts(self.job.folder / "checkpoints", step, state.get("parts", 0))
         self.method.load_state_dict(state["method"] | (merged(parts, self.method) if parts else {}))
         self.optimizer.load_state_dict(state["optimizer"])

@@ -69,12 +69,15 @@ class Gradient:
         device = batch["index"].device
         states, outputs = self._outputs_without_graph(parts, device)
         reference = self._reference_outputs(parts)
+        # The method sees the whole batch as leaves: its gradient ends here, at the features, and
+        # needs no graph of the target.
         leaves = {
             key: value.detach().requires_grad_(value.is_floating_point())
             for key, value in outputs.items()
         }
         step = self.method(self.risk.losses(leaves, reference, batch))
         self.scale(step.loss).backward()  # stops at the leaves; the target comes next
+        # A leaf that the loss does not use (labels, ids) has no gradient to carry.
         gradients = {
             key: leaf.grad.tensor_split(len(parts))
             for key, leaf in leaves.items()
@@ -96,6 +99,7 @@ class Gradient:
         self, parts: list[dict[str, Tensor]], device: torch.device
     ) -> tuple[list[list[Tensor]], Outputs]:
         """The random state before each part's forward pass, and the outputs of all parts."""
+        # The state *before* each part: the second pass must draw the same masks.
         states, pieces = [], []
         for part in parts:
             states.append(random_state(device))

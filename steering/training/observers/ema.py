@@ -34,15 +34,18 @@ class Ema(Observer):
         self.average: nn.Module
 
     def begin(self, run: State) -> None:
+        # Of the bare module, not of what DDP has wrapped: it is evaluated and written, never trained.
         self.average = copy.deepcopy(run.module).requires_grad_(False)
 
     @torch.no_grad()
     def after_step(self, run: State, done: int, step: Step) -> None:  # noqa: ARG002
+        # A function of the step alone, so that a resumed run needs nothing but the weights.
         decay = self.options.decay
         if self.options.warm:
             decay = min(decay, (1 + done) / (10 + done))
         for mean, now in zip(self.average.parameters(), run.module.parameters(), strict=True):
             mean.lerp_(now, 1 - decay)
+        # Means of counters and masks mean nothing; batch statistics are running means already.
         for mine, theirs in zip(self.average.buffers(), run.module.buffers(), strict=True):
             mine.copy_(theirs)
         if run.evaluates(done):

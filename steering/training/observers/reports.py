@@ -30,6 +30,7 @@ class Log(Observer):
                 self._move(done)
             return
         values = self._scalars(run, done, step)
+        # All ranks have taken part in the means; rank 0 writes them.
         if run.log is not None:
             run.log.scalars(done, values)
             run.log.warn(done, warnings(run.method))
@@ -39,6 +40,7 @@ class Log(Observer):
     def _scalars(self, run: State, done: int, step: Step) -> dict[str, float]:
         """The method's numbers, averaged over the ranks, and the loop's own."""
         values = {"loss": step.loss, **step.scalars()}
+        # One transfer and one reduction for all of them.
         numbers = torch.stack([value.detach().double() for value in values.values()])
         means = distributed.mean(numbers).tolist()
         passed = run.clock.seconds - self.seconds

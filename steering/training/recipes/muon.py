@@ -32,6 +32,7 @@ class Muon(Recipe):
 
     def build(self, target: nn.Module, method: nn.Module) -> torch.optim.Optimizer:
         matrices, others = _split(parameter_groups(target, method, self), target)
+        # A model may have only one of the kinds, and torch refuses an optimiser without parameters.
         parts: list[torch.optim.Optimizer] = []
         if matrices:
             muon = torch.optim.Muon(

@@ -62,12 +62,14 @@ def parameter_groups(target: nn.Module, method: nn.Module, recipe: Recipe) -> Gr
     Every group carries its peak rate as "peak_lr" and whether it "decays", which `set_rates` reads.
     Groups without parameters are left out.
     """
+    # Frozen parameters stay out: decay would move them without a gradient.
     trained = [p for p in target.parameters() if p.requires_grad]
     learned = [p for p in method.parameters() if p.requires_grad]
     own_lr = recipe.lr if recipe.temperature_lr is None else recipe.temperature_lr
     groups = [
         _group([p for p in trained if p.ndim >= 2], recipe.lr, decays=True),
         _group([p for p in trained if p.ndim < 2], recipe.lr, decays=False),
+        # A temperature lives on another scale than weights, and nothing pulls it to zero.
         _group(learned, own_lr, decays=False),
     ]
     # The first step's values; optimisers want some before that.
@@ -86,6 +88,7 @@ def set_rates(optimizer: torch.optim.Optimizer, recipe: Recipe, step: int, steps
     Nothing is remembered from one step to the next: a resumed run needs no state of a scheduler.
     """
     factor = learning_rate_factor(step, steps, recipe.warmup, recipe.schedule, recipe.final_lr)
+    # Torch multiplies it by the rate (AdamW, Muon), so a cyclic rate alone makes it cyclic, too.
     decay = recipe.weight_decay(step / steps)
     for group in optimizer.param_groups:
         group["lr"] = group["peak_lr"] * factor
