@@ -27,7 +27,6 @@ from steering.schema import (  # noqa: F401  (the dataclasses are for the caller
     CompareConfig,
     ConfigError,
     MethodConfig,
-    OptimizerConfig,
     ReferenceConfig,
     RunConfig,
     TrainConfig,
@@ -217,7 +216,7 @@ def _method(tree: Tree, section: Any, path: str) -> MethodConfig:
             f"{path}.name",
             str(error).replace("method.name", f"{path}.name", 1) if ":" in name else known,
         )
-    options = {key: value for key, value in section.items() if key != "name"}
+    options = {key: value for key, value in section.items() if key not in ("name", "select")}
     own = {option.name for option in fields(entry.options)}
     for key in (key for key in options if key not in own):
         others = [
@@ -229,7 +228,10 @@ def _method(tree: Tree, section: Any, path: str) -> MethodConfig:
             tree.fail(
                 f"{path}.{key}", f"{path}.{key} is a key of {', '.join(others)}, not of {name}"
             )
-    return MethodConfig(name, typed(entry.options, options, path, tree.fail))
+    given = {"name": name, "options": typed(entry.options, options, path, tree.fail)}
+    select = {key: section[key] for key in ("select",) if key in section}
+    found: MethodConfig = typed(MethodConfig, select, path, tree.fail, given)
+    return found
 
 
 def _name(tree: Tree, section: Any, path: str) -> str:

@@ -10,7 +10,13 @@ from steering.typed import MISSING
 
 _DOTTED = ("smoke_overrides", "reference.train")  # mappings whose own keys are dotted
 _CHOOSING = ("method", "optimizer", "train", "compare")  # sections in which parts are chosen
-_NAMED = ("task", "target", "reference", "method")  # sections that `key=name` may replace
+_NAMED = (
+    "task",
+    "target",
+    "reference",
+    "method",
+    "optimizer",
+)  # sections that `key=name` may replace
 
 
 @dataclass

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import fields
 from functools import reduce
 from typing import Any
 
 from steering.schema import RunConfig
+from steering.training.recipes import Recipe
 
 _AT_LEAST = {
     **dict.fromkeys(("seed", "train.workers", "train.eval_every", "train.save_every"), 0),
-    **dict.fromkeys(
-        ("optimizer." + key for key in ("lr", "weight_decay", "eps", "final_lr", "temperature_lr")),
-        0,
-    ),
+    **dict.fromkeys(("optimizer.lr", "optimizer.final_lr", "optimizer.temperature_lr"), 0),
     **dict.fromkeys(
         (
             "train." + key
@@ -24,6 +23,13 @@ _AT_LEAST = {
         1,
     ),
     "jobs": 1,
+}
+
+
+_OF_SOME_OPTIMIZERS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "betas": (lambda betas: all(0 <= beta < 1 for beta in betas), "two numbers in [0, 1)"),
+    "eps": (lambda eps: 0 < eps < math.inf, "a positive number"),
+    "momentum": (lambda momentum: 0 <= momentum < 1, "a number in [0, 1)"),
 }
 
 
@@ -39,12 +45,27 @@ def problems(config: RunConfig) -> Iterator[tuple[str, str]]:
                 path,
                 f"{path}: expected {expected}, got {reduce(getattr, path.split('.'), config)!r}",
             )
+    yield from _of_the_optimizer(config.optimizer)
     samples, batch = config.train.samples, config.train.batch_size
     if samples < batch:
         yield (
             "train.samples",
             f"train.samples: {samples} is less than one batch, train.batch_size {batch}",
         )
+
+
+def _of_the_optimizer(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """What only some optimisers have, and a weight decay that may be a schedule."""
+    for key in (one.name for one in fields(recipe) if one.name in _OF_SOME_OPTIMIZERS):
+        valid, expected = _OF_SOME_OPTIMIZERS[key]
+        value = getattr(recipe, key)
+        if not valid(value):
+            yield f"optimizer.{key}", f"optimizer.{key}: expected {expected}, got {value!r}"
+    for value in map(recipe.weight_decay, (0.0, 1.0)):
+        if not 0 <= value < math.inf:
+            key = "optimizer.weight_decay"
+            yield key, f"{key}: expected at least 0, got {value}"
+            return
 
 
 def _rules(config: RunConfig) -> Iterator[tuple[str, bool, str]]:
@@ -61,9 +82,6 @@ def _rules(config: RunConfig) -> Iterator[tuple[str, bool, str]]:
         optimizer.warmup > 0 and optimizer.warmup.is_integer()
     )
     yield "optimizer.warmup", warmup_ok, "a fraction in [0, 1) or a number of steps"
-    yield "optimizer.betas", all(0 <= beta < 1 for beta in optimizer.betas), "two numbers in [0, 1)"
-    yield "optimizer.eps", optimizer.eps > 0, "a positive number"
-    yield "optimizer.schedule", optimizer.schedule in ("cosine", "constant"), "cosine or constant"
     yield "optimizer.final_lr", optimizer.final_lr <= 1, "a fraction in [0, 1]"
     divides = train.batch_size % train.accumulation == 0
     yield "train.accumulation", divides, f"a divisor of train.batch_size {train.batch_size}"

@@ -24,6 +24,7 @@ from steering.plugins import installed, load_file, load_module
 
 T = TypeVar("T")
 _KEY = "registry"
+_SEVERAL = "several"
 
 
 class Registry(Generic[T]):
@@ -41,6 +42,11 @@ class Registry(Generic[T]):
         self.kind, self.group, self.number = kind, group, number
         self._parts: dict[str, type[T]] = {}
         self._asked: dict[type[T], str] = {}  # parts from outside: the name that finds them again
+
+    @property
+    def a_kind(self) -> str:
+        """The kind with its article, for messages."""
+        return f"an {self.kind}" if self.kind[0] in "aeiou" else f"a {self.kind}"
 
     def register(self, name: str) -> Callable[[type[T]], type[T]]:
         """Decorate a frozen dataclass; ValueError where it is none, or the name is taken."""
@@ -114,7 +120,18 @@ def chosen(registry: Registry[Any], default: Any) -> Any:
     return field(default=default, metadata={_KEY: registry})
 
 
+def several(registry: Registry[Any]) -> Any:
+    """A dataclass field that a config fills with a list of names, or of sections that have a
+    `name`; empty by default."""
+    return field(default=(), metadata={_KEY: registry, _SEVERAL: True})
+
+
+def takes_several(metadata: Mapping[Any, Any]) -> bool:
+    """Whether a field is made by `several`, from its metadata."""
+    return bool(metadata.get(_SEVERAL))
+
+
 def registry_of(metadata: Mapping[Any, Any]) -> Registry[Any] | None:
-    """The registry of a field made by `chosen`, from its metadata; None for any other field."""
+    """The registry of a field made by `chosen` or `several`, from its metadata; None for any other field."""
     found = metadata.get(_KEY)
     return found if isinstance(found, Registry) else None

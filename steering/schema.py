@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
 from steering.errors import ConfigError  # noqa: F401  (some import it from here)
-from steering.registry import registry_of
+from steering.methods.selection import SELECTORS, SelectorOptions
+from steering.registry import chosen, registry_of, several
 from steering.task import ModelSpec
+from steering.training.observers import OBSERVERS, ObserverOptions
+from steering.training.recipes import OPTIMIZERS, AdamW, Recipe
 from steering.typed import (  # noqa: F401  (some import them from here)
     KEYS,
     MISSING,
     check_keys,
     default_of,
+    differences,
     hints_of,
     literal,
     nearest,
@@ -46,32 +50,36 @@ class MethodConfig:
     """A registered method: erm, dro, drrho, ..."""
     options: Any
     """An instance of the method's options dataclass."""
+    select: SelectorOptions | None = chosen(SELECTORS, None)
+    """Chooses the examples to train on before the method weighs them; null: all are."""
 
     def section(self) -> dict[str, Any]:
         """The flat section: the name beside the options."""
-        return {"name": self.name, **plain(self.options)}
+        return {"name": self.name, **plain(self.options), **self._selected(plain)}
+
+    def content(self) -> dict[str, Any]:
+        """What of the section differs from the defaults, for a run's key."""
+        return {"name": self.name, **differences(self.options), **self._selected(differences)}
+
+    def _selected(self, told: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        # Absent where there is none: a method without a selector has the section it always had.
+        if self.select is None:
+            return {}
+        return {"select": {"name": SELECTORS.name_of(self.select), **told(self.select)}}
 
 
-@dataclass(frozen=True)
-class OptimizerConfig:
-    """AdamW, with a warm-up and a schedule."""
+def optimizer_content(recipe: Recipe) -> dict[str, Any]:
+    """What of the `optimizer:` section differs from the defaults, for a run's key.
 
-    lr: float = 1e-3
-    """Peak learning rate."""
-    weight_decay: float = 0.1
-    """Decoupled weight decay."""
-    betas: tuple[float, float] = (0.9, 0.98)
-    """Decay rates of the two moments, each in [0, 1)."""
-    eps: float = 1e-6
-    """Added to the root of the second moment."""
-    warmup: float = 0.05
-    """Linear warm-up: a fraction of the steps if below 1, else a number of steps."""
-    schedule: str = "cosine"
-    """What follows the warm-up: "cosine" or "constant"."""
-    final_lr: float = 0.0
-    """Where the cosine ends, as a fraction of `lr`."""
-    temperature_lr: float | None = None
-    """Learning rate of a learned temperature; null: `lr`."""
+    AdamW goes without its name, and a schedule that has nothing but a name is that name: so it was
+    written before there were others, and no finished run loses its key.
+    """
+    found = differences(recipe)
+    schedule = found.get("schedule")
+    if schedule is not None and schedule.keys() == {"name"}:
+        found["schedule"] = schedule["name"]
+    name = OPTIMIZERS.name_of(recipe)
+    return found if name == "adamw" else {"name": name, **found}
 
 
 @dataclass(frozen=True)
@@ -99,6 +107,8 @@ class TrainConfig:
     """Steps between two checkpoints; 0: only at the end."""
     threads: int | None = None
     """CPU threads of each process; null: torch's choice."""
+    observers: tuple[ObserverOptions, ...] = several(OBSERVERS)
+    """What looks on beside log, evaluations and checkpoints, such as `{name: ema}`."""
 
 
 @dataclass(frozen=True)
@@ -135,8 +145,8 @@ class RunConfig:
     """The frozen model that steers; null: none."""
     method: MethodConfig
     """How losses become weights."""
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    """AdamW and its schedule."""
+    optimizer: Recipe = chosen(OPTIMIZERS, AdamW())
+    """An optimiser and its schedules; a section without a name is AdamW."""
     train: TrainConfig
     """The loop."""
     references: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -177,13 +187,16 @@ def check_dotted(cls: type, keys: Mapping[str, Any], path: str, fail: Fail) -> N
 
 def _section(cls: type, key: str) -> type | None:
     """The dataclass of a section below a section; None for a value, and where a plug-in decides."""
-    chosen_part = any(f.name == key and registry_of(f.metadata) is not None for f in fields(cls))
-    return None if chosen_part else section_of(hints_of(cls)[key])
+    part = any(f.name == key and registry_of(f.metadata) is not None for f in fields(cls))
+    return None if part else section_of(hints_of(cls)[key])
 
 
-def _fields_of(section: str) -> tuple[Field[Any], ...]:
-    found = _section(RunConfig, section)
+def _fields_of(section: Field[Any]) -> tuple[Field[Any], ...]:
+    """The keys of a section; of one that chooses a part those of its default."""
+    if registry_of(section.metadata) is not None:
+        return fields(type(default_of(section)))
+    found = _section(RunConfig, section.name)
     return () if found is None or found is MethodConfig else fields(found)
 
 
-KEYS.update({f.name: f"{s.name}.{f.name}" for s in fields(RunConfig) for f in _fields_of(s.name)})
+KEYS.update({f.name: f"{s.name}.{f.name}" for s in fields(RunConfig) for f in _fields_of(s)})

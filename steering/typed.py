@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from steering.errors import SteeringError
-from steering.registry import Registry, registry_of
+from steering.registry import Registry, registry_of, takes_several
 from steering.values import Fail, described, fitted, quote_it, section_of, shown
 
 MISSING: Any = "???"
@@ -81,6 +81,8 @@ def _plain_field(f: Field[Any], value: Any) -> Any:
     registry = registry_of(f.metadata)
     if registry is None or value is None or isinstance(value, str | Mapping):
         return plain(value)
+    if takes_several(f.metadata):
+        return [{"name": registry.name_of(part), **plain(part)} for part in value]
     number = registry.as_number(value)
     return {"name": registry.name_of(value), **plain(value)} if number is None else number
 
@@ -105,7 +107,9 @@ def differences(value: Any, base: Any = None) -> dict[str, Any]:
             continue
         inner = default if same_class else None
         registry = registry_of(f.metadata)
-        if registry is not None and mine is not None and registry.as_number(mine) is None:
+        if registry is not None and takes_several(f.metadata):
+            found[f.name] = [{"name": registry.name_of(one), **differences(one)} for one in mine]
+        elif registry is not None and mine is not None and registry.as_number(mine) is None:
             found[f.name] = {"name": registry.name_of(mine), **differences(mine, inner)}
         elif registry is None and is_dataclass(mine) and not hasattr(mine, "section"):
             if changed := differences(mine, inner):
@@ -138,11 +142,13 @@ def _build(
         default = default_of(f) if base is None else getattr(base, f.name)
         value, section = raw.get(f.name, default), section_of(hints[f.name])
         registry = registry_of(f.metadata)
-        if registry is not None and value is not default and value is not None:
+        if registry is not None and takes_several(f.metadata):
+            values[f.name] = _parts(registry, value, here, fail)
+        elif registry is not None and value is not default and value is not None:
             values[f.name] = _part(registry, value, default, here, fail)
         elif registry is not None:
             if value is None and type(None) not in get_args(hints[f.name]):
-                fail(here, f"{here}: expected the name of a {registry.kind} or a section, got null")
+                fail(here, f"{here}: expected the name of {registry.a_kind} or a section, got null")
             values[f.name] = value
         elif section is not None and value is not None:
             entries = {} if value is default or value == MISSING else value
@@ -177,7 +183,9 @@ def _part(registry: Registry[Any], value: Any, default: Any, path: str, fail: Fa
         if any(type(value) is part for part in registry.parts().values()):
             return value
         fail(
-            path, f"{path}: expected the name of a {registry.kind} or a section, got {shown(value)}"
+            path,
+            f"{path}: expected the name of {registry.a_kind} or a section, "
+            f"got {shown(value)}{quote_it(value)}",
         )
     entries = {} if isinstance(value, str) else {k: v for k, v in value.items() if k != "name"}
     usual = None if default is None or default == MISSING else registry.name_of(default)
@@ -190,6 +198,16 @@ def _part(registry: Registry[Any], value: Any, default: Any, path: str, fail: Fa
         fail(path, str(error))
     check_keys(part, entries, path, fail)
     return _build(part, entries, path, fail, default if name == usual else None, {})
+
+
+def _parts(registry: Registry[Any], value: Any, path: str, fail: Fail) -> tuple[Any, ...]:
+    """Parts that a list chooses, each by a name or a section."""
+    if not isinstance(value, list | tuple):
+        fail(path, f"{path}: expected a list of {registry.kind}s, got {shown(value)}")
+    return tuple(
+        _part(registry, entry, None, f"{path}[{number}]", fail)
+        for number, entry in enumerate(value)
+    )
 
 
 @cache

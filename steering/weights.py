@@ -56,6 +56,7 @@ def load_weights(path: Path, module: nn.Module) -> None:
         raise SteeringError(
             f"checkpoint: {path} is not a readable safetensors file: {error}"
         ) from error
+    # All names are compared before anything is loaded: half a model would be worse than none.
     wanted = module.state_dict()
     for name in sorted(wanted.keys() | tensors.keys()):
         if name not in tensors or name not in wanted:

@@ -311,8 +311,16 @@ def test_unknown_key_of_an_override_names_the_command_line(refused):
             "{betas: [0.9]}",
             "optimizer.betas: expected tuple[float, float], got [0.9] (list)",
         ),
-        ("{lr: 1e-3}", "5", "optimizer: expected a section, got 5 (int)"),
-        ("{lr: 1e-3}", "null", "optimizer: expected a section, got null"),
+        (
+            "{lr: 1e-3}",
+            "5",
+            "optimizer: expected the name of an optimizer or a section, got 5 (int)",
+        ),
+        (
+            "{lr: 1e-3}",
+            "null",
+            "optimizer: expected the name of an optimizer or a section, got null",
+        ),
         ("{kind: swap}", "[swap]", "task.noise: expected a section, got ['swap'] (list)"),
         ("tau: 0.05", "tau: warm", "method.tau: expected float, got 'warm' (str)"),
         ("tau: 0.1", "tau: hot", "compare.methods.steered.tau: expected float, got 'hot' (str)"),
@@ -371,7 +379,13 @@ def test_missing_values(refused, old, new, expected):
         ("optimizer.lr=nan", "expected at least 0, got nan"),
         ("optimizer.lr=.inf", "expected at least 0, got inf"),
         ("optimizer.betas=[0.9,1]", "expected two numbers in [0, 1), got (0.9, 1.0)"),
-        ("optimizer.schedule=linear", "expected cosine or constant, got 'linear'"),
+        ("optimizer.eps=0", "expected a positive number, got 0.0"),
+        ("optimizer.weight_decay=-1", "expected at least 0, got -1.0"),
+        (
+            "optimizer.schedule=square",
+            "no schedule of a learning rate 'square'; known: constant, cosine, linear; "
+            "or give 'file.py:name'",
+        ),
         ("optimizer.final_lr=2", "expected a fraction in [0, 1], got 2.0"),
         ("device=gpu", "expected auto, cpu, cuda or cuda:N, got 'gpu'"),
         ("seed=-1", "expected at least 0, got -1"),

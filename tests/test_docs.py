@@ -21,7 +21,7 @@ import tempfile
 import textwrap
 import tokenize
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -37,7 +37,11 @@ from steering.config import load_config
 from steering.dro.online.stochastic import StochasticRisk
 from steering.items import Units
 from steering.methods import registry
+from steering.methods.selection import SELECTORS
 from steering.packaged import find_config
+from steering.registry import Registry, registry_of
+from steering.training.observers import OBSERVERS
+from steering.training.recipes import OPTIMIZERS, AdamW
 from steering_tasks.classification import ClassificationOptions
 from steering_tasks.clip import ClipOptions
 from steering_tasks.language import LanguageOptions
@@ -92,6 +96,8 @@ def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+    for parts in (OPTIMIZERS, OBSERVERS, SELECTORS):
+        monkeypatch.setattr(parts, "_parts", dict(parts._parts))
     random = torch.random.get_rng_state()
     yield tmp_path
     torch.random.set_rng_state(random)
@@ -309,16 +315,33 @@ def keys(cls: type, prefix: str = "") -> Iterator[tuple[str, str]]:
     section."""
     hints = get_type_hints(cls)
     for field in fields(cls):
-        section = schema.section_of(hints[field.name])
-        if section is not None:
+        section, default = schema.section_of(hints[field.name]), schema.default_of(field)
+        registry_of_part = registry_of(field.metadata)
+        if registry_of_part is not None and is_dataclass(default):  # a part: its default's keys
+            number = registry_of_part.as_number(default)
+            yield prefix + field.name, "section" if number is None else json.dumps(number)
+            if number is None:
+                yield from keys(type(default), f"{prefix}{field.name}.")
+            continue
+        if section is not None and registry_of_part is None:
             yield prefix + field.name, "section"
             yield from keys(section, f"{prefix}{field.name}.")
             continue
-        default = schema.default_of(field)
         yield (
             prefix + field.name,
             "required" if default == schema.MISSING else json.dumps(schema.plain(default)),
         )
+
+
+def keys_of_other_parts(registry: Registry[Any], prefix: str, usual: type) -> dict[str, str]:
+    """Keys of the parts that are not the default one, where that has not the same, by part."""
+    known = dict(keys(usual, prefix))
+    return {
+        f"{key} ({name})": default
+        for name, part in registry.parts().items()
+        for key, default in keys(part, prefix)
+        if known.get(key) != default
+    }
 
 
 def documented_keys(page: str) -> dict[str, str]:
@@ -339,6 +362,8 @@ def test_every_config_key_is_documented_with_its_default() -> None:
     assert documented_keys("guide-clip.md") == run | {
         "task": "section",
         **dict(keys(ClipOptions, "task.")),
+        **keys_of_other_parts(OPTIMIZERS, "optimizer.", AdamW),
+        **keys_of_other_parts(OBSERVERS, "train.observers.", schema.TrainConfig),
     }
     assert documented_keys("guide-classification.md") == dict(keys(ClassificationOptions, "task."))
     assert documented_keys("guide-language.md") == dict(keys(LanguageOptions, "task."))

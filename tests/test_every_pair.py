@@ -11,6 +11,7 @@ from PIL import Image
 from steering.methods import build_method, find_method, registered
 from steering.reference import LiveReference
 from steering.task import ModelSpec, find_task
+from steering.training.selection import Selection, who_asks
 from steering.training.step import Gradient
 
 ROOT = Path(__file__).parents[1]
@@ -83,15 +84,11 @@ def test_a_step(setups, name, unit, method, micro_batches):
     frozen = LiveReference(reference.module, task.risk, built.needs.logits)
     before = [value.clone() for value in reference.module.state_dict().values()]
     batch = data.batch(np.arange(8), 0)
-    chosen = None if built.keep == 1 else 4
-    step = Gradient(
-        target.module,
-        built,
-        task.risk,
-        frozen if built.needs.reference else None,
-        micro_batches,
-        chosen=chosen,
-    )
+    asked, given = who_asks(frozen if built.needs.reference else None, built.selector)
+    if built.selector is not None:
+        selection = Selection(target.module, built.selector, task.risk, asked, 4, micro_batches)
+        batch = selection(batch)
+    step = Gradient(target.module, built, task.risk, given, micro_batches)
     made = step(batch)
     assert made.loss.isfinite()
     assert all(value.isfinite() for value in made.scalars().values())

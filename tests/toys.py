@@ -23,12 +23,14 @@ from steering.data import IndexedData, uniform
 from steering.errors import SteeringError
 from steering.items import Pairs, Units
 from steering.methods import build_method, find_method
+from steering.methods.selection import SelectorOptions, with_selection
 from steering.reference import LiveReference
 from steering.risk import ReferenceRisk
-from steering.schema import OptimizerConfig, TrainConfig
+from steering.schema import TrainConfig
 from steering.storage import sha256
 from steering.task import Evaluation, Model, ModelSpec, Task, scores_of
 from steering.training.loop import Job
+from steering.training.recipes import OPTIMIZERS
 
 WIDTH = 6  # of every vector, and the number of classes
 
@@ -193,18 +195,26 @@ class Toy(Task):
         return {"first": Vectors(Options("toy", n=16), None, next(model.module.parameters()).dtype)}
 
 
-def make_job(folder: Path, *, method: str = "drrho", guided: bool = True, **changes: object) -> Job:
+def make_job(
+    folder: Path,
+    *,
+    method: str = "drrho",
+    guided: bool = True,
+    select: SelectorOptions | None = None,
+    optimizer: str = "adamw",
+    **changes: object,
+) -> Job:
     """A job on the CPU: target from seed 0, live reference from seed 1, 20 steps of 16 pairs;
     changes go where they belong.
 
     Keys of `Options` change the task, those of the method's options the method, and so on for the
-    optimizer and the loop; `seed` the order of the data; `dropout` and `dtype` the target. An
-    unknown key is an error.
+    optimizer and the loop; `seed` the order of the data; `dropout` and `dtype` the target; `select`
+    puts a selector before the method. An unknown key is an error.
     """
     sections = {
         "task": (Options, {"name": "toy"}),
         "method": (find_method(method).options, {}),
-        "optimizer": (OptimizerConfig, {"lr": 0.02}),
+        "optimizer": (OPTIMIZERS.find(optimizer), {"lr": 0.02}),
         "train": (TrainConfig, {"samples": 320, "batch_size": 16, "log_every": 5}),
         "spec": (None, {}),
         "job": (None, {"seed": 0}),
@@ -231,7 +241,9 @@ def make_job(folder: Path, *, method: str = "drrho", guided: bool = True, **chan
         task=task,
         target=target,
         reference=LiveReference(reference.module, task.risk) if guided else None,
-        method=build_method(method, built["method"], len(data), unit=task.risk.unit),
+        method=with_selection(
+            build_method(method, built["method"], len(data), unit=task.risk.unit), select, method
+        ),
         data=data,
         optimizer=built["optimizer"],
         train=built["train"],

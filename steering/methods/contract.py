@@ -5,11 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from steering.items import LossItems
+
+if TYPE_CHECKING:
+    from steering.methods.selection import Selector
 
 Metrics = Mapping[str, Tensor]
 
@@ -67,14 +70,10 @@ class Method(nn.Module, ABC):
         needs: what it asks of a run; filled in by `build_method`.
         selector: chooses examples before they are trained on; None: all are. `forward` sees the
             chosen ones alone.
-        keep: share of the drawn examples that are trained on. Below 1 the loop draws more, scores
-            them without gradient, and asks `select`; `forward` then sees the chosen examples alone,
-            without a reference.
     """
 
     needs: Needs = Needs()
-    selector: nn.Module | None
-    keep: float = 1.0
+    selector: Selector | None
 
     def __init__(self) -> None:
         super().__init__()
@@ -83,14 +82,6 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, items: LossItems) -> Step: ...
-
-    def select(self, items: LossItems, count: int) -> Tensor:
-        """Positions of `count` different examples of this rank's candidates, int64 (count,); only
-        if `keep` is below 1.
-
-        Random choices use torch's global generator of the CPU, which checkpoints keep.
-        """
-        raise NotImplementedError(f"{type(self).__name__} keeps every example")
 
     def at(self, progress: float) -> None:
         """Called before every step with the share of the steps that are done, in [0, 1): where

@@ -7,71 +7,93 @@ the learner. A chunk is drawn ∝ exp of
     S_ii + ½ Σ_directions [ log mean_{j chosen} exp(cos(i, j)/τ) − log mean_{j chosen}
     exp(s_ref·cos_ref(i, j)) ]
 
-the excess InfoNCE loss that a candidate would have beside those that are chosen already; the first
+the excess InfoNCE loss that a pair would have beside those that are chosen already; the first
 chunk by S_ii alone.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from steering.dro.defaults import default_tau
+from steering.dro.online.temperature import Temperature
 from steering.errors import SteeringError
 from steering.items import LossItems, pairs_of
 from steering.methods.distillation import reference_scale, require_scale
-from steering.methods.erm import ErmOptions
-from steering.methods.registry import Method, Needs, register
-from steering.methods.selection import Selecting, largest, require_temperature, sampled
+from steering.methods.erm import Erm, ErmOptions
+from steering.methods.registry import Method, register
+from steering.methods.selection import (
+    SELECTORS,
+    Selector,
+    SelectorOptions,
+    largest,
+    require_temperature,
+    sampled,
+    selecting,
+)
 
 
-@dataclass
-class JestOptions:
-    keep: float = 0.2
-    """Share of the drawn pairs to train on, in (0, 1]: a step draws batch_size/keep candidates."""
+@SELECTORS.register("jest")
+@dataclass(frozen=True)
+class JestOptions(SelectorOptions):
+    units: ClassVar[tuple[str, ...]] = ("pair",)
+    share: float = 0.2
+    """Share of the drawn pairs to train on, in (0, 1]: a step draws batch_size/share."""
     chunks: int = 16
     """Parts in which the batch is chosen; each knows the ones before."""
     temperature: float = 1.0
-    """T in nats: candidates are drawn ∝ exp(score/T)."""
+    """T in nats: pairs are drawn ∝ exp(score/T)."""
     top: bool = False
     """Take the largest scores instead of drawing."""
     reference_scale: float | None = None
     """Logit scale of the reference, 1/τ; null: its own (100 for OpenAI's models)."""
     tau: float = default_tau("pair")
-    """Initial temperature of InfoNCE, learned."""
+    """Initial temperature of InfoNCE, learned; as the `select` of another method the fixed
+    temperature at which the target's pairs are scored."""
     tau_min: float = 0.01
     """Smallest temperature."""
 
+    def selector(self) -> Selector:
+        return Jest(self, self.fixed_temperature())
 
-class Jest(Selecting):
-    """Joint selection, then a step of InfoNCE. Every rank selects among its own candidates.
+    def fixed_temperature(self) -> Temperature:
+        """The temperature of the target's scores where none is learned."""
+        return Temperature(self.tau, False, self.tau_min, maximum=1.0)
+
+
+class Jest(Selector):
+    """Joint selection of the pairs of a batch.
 
     Source: arXiv 2406.17711, softmax variant as run in arXiv 2505.06699; that the first chunk is
     drawn ∝ exp(S_ii) is our choice, where sources differ.
+
+    Args:
+        learner: temperature of the target's logits. The method `jest` gives the one that it learns.
     """
 
-    def __init__(self, options: JestOptions) -> None:
-        super().__init__("jest", options.keep, ErmOptions(options.tau, options.tau_min))
+    def __init__(self, options: JestOptions, learner: Temperature) -> None:
+        super().__init__(options.share)
         require_temperature(options.temperature)
         if options.chunks < 1:
             raise ValueError(f"chunks must be at least 1, got {options.chunks}")
         require_scale(options.reference_scale)
-        self.options = options
+        self.options, self.learner = options, learner
 
     @torch.no_grad()
-    def select(self, items: LossItems, count: int) -> Tensor:
+    def choose(self, items: LossItems, count: int) -> Tensor:
         pairs = pairs_of(items)
         reference = pairs.reference()
-        if reference is None or self.temperature is None:
+        if reference is None:
             raise SteeringError("method (jest): needs a reference")
-        learner = pairs.image @ pairs.text.T / self.temperature()
-        guide = (reference[0] @ reference[1].T) * reference_scale(
-            pairs, self.options.reference_scale, "jest"
-        )
+        learner = pairs.image @ pairs.text.T / self.learner()
+        scale = reference_scale(pairs, self.options.reference_scale, "jest")
+        judge = (reference[0] @ reference[1].T) * scale
         return joint_selection(
-            learner, guide, count, self.options.chunks, self.options.temperature, self.options.top
+            learner, judge, count, self.options.chunks, self.options.temperature, self.options.top
         )
 
 
@@ -83,10 +105,10 @@ def joint_selection(
     temperature: float = 1.0,
     top: bool = False,
 ) -> Tensor:
-    """Positions of `count` different pairs of n candidates, chunk after chunk, (count,).
+    """Positions of `count` different pairs of n, chunk after chunk, (count,).
 
     Args:
-        learner, reference: logits of all pairs of candidates, (n, n); row = image, column = text.
+        learner, reference: logits of all pairs that were drawn, (n, n); row = image, column = text.
         chunks: parts of `count`, as equal as can be.
         temperature, top: see `JestOptions`.
     """
@@ -106,13 +128,16 @@ def joint_selection(
     return chosen
 
 
-@register("jest", JestOptions, units=("pair",), needs=Needs(reference=True))
-def build(options: JestOptions, num_examples: int) -> Method:  # noqa: ARG001
+@register("jest", JestOptions, units=("pair",))
+def build(options: JestOptions) -> Method:
     """JEST: the pairs of a batch chosen jointly by learnability, then InfoNCE.
 
-    Formula: InfoNCE over a share `keep` of the candidates, drawn chunk by chunk ∝ exp(excess
-    InfoNCE beside those chosen/T)
+    Formula: InfoNCE over a `share` of the drawn pairs, chosen chunk by chunk ∝ exp(excess InfoNCE
+    beside those chosen/T)
 
     Source: arXiv 2406.17711
     """
-    return Jest(options)
+    method = Erm(ErmOptions(options.tau, options.tau_min), unit="pair")
+    # The selector holds the very temperature that training learns, and reads it as it moves.
+    learner = method.temperature or options.fixed_temperature()
+    return selecting(method, Jest(options, learner), options.needs())

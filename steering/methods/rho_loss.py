@@ -1,38 +1,49 @@
 """RHO-LOSS (arXiv 2206.07137): train on the examples of the largest reducible loss, of a larger
-batch of candidates."""
+batch that is drawn for it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
-from steering.items import LossItems, rows_of
-from steering.methods.registry import Method, Needs, register
-from steering.methods.selection import Selecting, largest
+from steering.items import LossItems
+from steering.methods.erm import Erm, ErmOptions
+from steering.methods.registry import Method, register
+from steering.methods.selection import (
+    SELECTORS,
+    Selector,
+    SelectorOptions,
+    excess_of,
+    largest,
+    selecting,
+)
 
 
-@dataclass
-class RhoLossOptions:
-    keep: float = 0.1
-    """Share of the drawn examples to train on, in (0, 1]: a step draws batch_size/keep
-    candidates."""
+class RhoLoss(Selector):
+    """The largest ℓ(θ; z) − ℓ(θ_ref; z)."""
+
+    def choose(self, items: LossItems, count: int) -> Tensor:
+        return largest(excess_of(items, "rho_loss"), count)
 
 
-class RhoLoss(Selecting):
-    """The largest ℓ(θ; z) − ℓ(θ_ref; z), then an unweighted step. Every rank selects among its own
-    candidates."""
+@SELECTORS.register("rho_loss")
+@dataclass(frozen=True)
+class RhoLossOptions(SelectorOptions):
+    units: ClassVar[tuple[str, ...]] = ("example", "sequence")
+    share: float = 0.1
+    """Share of the drawn examples to train on, in (0, 1]: a step draws batch_size/share."""
 
-    def select(self, items: LossItems, count: int) -> Tensor:
-        return largest(self.scores(rows_of(items)), count)
+    def selector(self) -> Selector:
+        return RhoLoss(self.share)
 
 
-@register("rho_loss", RhoLossOptions, units=("example", "sequence"), needs=Needs(reference=True))
-def build(options: RhoLossOptions, num_examples: int) -> Method:  # noqa: ARG001
+@register("rho_loss", RhoLossOptions, units=RhoLossOptions.units)
+def build(options: RhoLossOptions) -> Method:
     """RHO-LOSS: the top share of a larger batch by excess loss, unweighted.
 
-    Formula: mean of ℓ_i over the share `keep` of the candidates with the largest ℓ_i − ℓ_ref,i
-
+    Formula: mean of ℓ_i over the `share` of the drawn examples with the largest ℓ_i − ℓ_ref,i
     Source: arXiv 2206.07137
     """
-    return RhoLoss("rho_loss", options.keep)
+    return selecting(Erm(ErmOptions()), options.selector(), options.needs())

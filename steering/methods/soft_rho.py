@@ -4,44 +4,57 @@ ClassAct, arXiv 2312.05328)."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
-from steering.items import LossItems, rows_of
-from steering.methods.registry import Method, Needs, register
-from steering.methods.selection import Selecting, require_temperature, sampled
+from steering.items import LossItems
+from steering.methods.erm import Erm, ErmOptions
+from steering.methods.registry import Method, register
+from steering.methods.selection import (
+    SELECTORS,
+    Selector,
+    SelectorOptions,
+    excess_of,
+    require_temperature,
+    sampled,
+    selecting,
+)
 
 
-@dataclass
-class SoftRhoOptions:
-    keep: float = 0.1
-    """Share of the drawn examples to train on, in (0, 1]: a step draws batch_size/keep
-    candidates."""
+class SoftRho(Selector):
+    """Examples drawn ∝ exp((ℓ − ℓ_ref)/T), without replacement."""
+
+    def __init__(self, share: float, temperature: float) -> None:
+        super().__init__(share)
+        require_temperature(temperature)
+        self.temperature = temperature
+
+    def choose(self, items: LossItems, count: int) -> Tensor:
+        return sampled(excess_of(items, "soft_rho") / self.temperature, count)
+
+
+@SELECTORS.register("soft_rho")
+@dataclass(frozen=True)
+class SoftRhoOptions(SelectorOptions):
+    units: ClassVar[tuple[str, ...]] = ("example", "sequence")
+    share: float = 0.1
+    """Share of the drawn examples to train on, in (0, 1]: a step draws batch_size/share."""
     temperature: float = 0.25
     """T in nats: examples are drawn without replacement ∝ exp(excess/T); towards 0 the top share,
     towards ∞ uniform."""
 
-
-class SoftRho(Selecting):
-    """Candidates drawn ∝ exp((ℓ − ℓ_ref)/T), then an unweighted step. Every rank selects among its
-    own candidates."""
-
-    def __init__(self, options: SoftRhoOptions) -> None:
-        super().__init__("soft_rho", options.keep)
-        require_temperature(options.temperature)
-        self.temperature_of_choice = options.temperature
-
-    def select(self, items: LossItems, count: int) -> Tensor:
-        return sampled(self.scores(rows_of(items)) / self.temperature_of_choice, count)
+    def selector(self) -> Selector:
+        return SoftRho(self.share, self.temperature)
 
 
-@register("soft_rho", SoftRhoOptions, units=("example", "sequence"), needs=Needs(reference=True))
-def build(options: SoftRhoOptions, num_examples: int) -> Method:  # noqa: ARG001
+@register("soft_rho", SoftRhoOptions, units=SoftRhoOptions.units)
+def build(options: SoftRhoOptions) -> Method:
     """RHO-LOSS with a temperature: examples drawn by their excess loss.
 
-    Formula: mean of ℓ_i over a share `keep` of the candidates, drawn without replacement ∝
+    Formula: mean of ℓ_i over a `share` of the drawn examples, chosen without replacement ∝
     exp((ℓ_i − ℓ_ref,i)/T)
 
     Source: arXiv 2206.07137, 2312.05328
     """
-    return SoftRho(options)
+    return selecting(Erm(ErmOptions()), options.selector(), options.needs())

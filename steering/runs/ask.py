@@ -21,7 +21,7 @@ from steering.runs.wanted import (
     needs_of,
     start_file,
 )
-from steering.schema import ConfigError, ReferenceConfig
+from steering.schema import ConfigError, ReferenceConfig, optimizer_content
 from steering.typed import plain
 
 __all__ = [
@@ -145,7 +145,7 @@ def reference_training(config: RunConfig) -> Ask:
     about = [
         config.reference,
         config.task,
-        config.optimizer,
+        optimizer_content(config.optimizer),
         config.train,
         config.name,
         config.output,
@@ -177,11 +177,12 @@ def reference_target(config: RunConfig, **changes: Any) -> RunConfig:
         changes: of other keys at the top of the config.
     """
     assert config.reference is not None
-    as_target = {
+    as_target: dict[str, Any] = {
         "target": model_of(config.reference),
         "reference": None,
         "method": {"name": "erm"},
         "start": None,
+        "train.observers": [],  # they look on the target: the reference stays the same run
     }
     return with_overrides(config, as_target | changes)
 

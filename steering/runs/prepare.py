@@ -10,6 +10,7 @@ import torch
 from steering.data import IndexedData
 from steering.errors import SteeringError
 from steering.methods import Method, build_method
+from steering.methods.selection import with_selection
 from steering.outputs import Artefact, WithOutputs, weights_fingerprint
 from steering.reference import STORED, LiveReference, Reference, StoredReference
 from steering.runs.ask import START, Ask
@@ -89,6 +90,7 @@ def prepare(ask: Ask, workshop: Workshop) -> Prepared:
         opened.task.risk.unit,
         data.group_counts(len(opened.task.groups)),
     )
+    method = with_selection(method, config.method.select, config.method.name)
     flops = forward_flops(opened.task.risk, target, data, workshop.device)
     if reference is not None and reference.stored is not None:
         data = WithOutputs(data, reference.stored, STORED)

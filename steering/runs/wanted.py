@@ -19,8 +19,10 @@ from typing import Any, Literal
 from steering.config import RunConfig, to_yaml
 from steering.errors import SteeringError
 from steering.methods import Needs, find_method
+from steering.methods.selection import selection_objection
 from steering.reading import user_path
 from steering.runs.record import SCHEMA, WEIGHTS
+from steering.schema import optimizer_content
 from steering.storage import known_sha256
 from steering.task import ModelSpec
 from steering.typed import differences
@@ -118,6 +120,7 @@ class Ask:
         """Why this training makes no sense for such losses, or None."""
         method = self.config.method.name
         found = find_method(method).objection(unit, has_groups)
+        found = found or selection_objection(self.config.method.select, unit)
         if found is not None:
             return f"method.name: {method} {found} (task {self.config.task.name})"
         size = self.config.train.batch_size
@@ -140,8 +143,8 @@ class Ask:
             return content | model | dict(self.about)
         content |= {
             "target": _model(config.target),
-            "method": {"name": config.method.name, **differences(config.method.options)},
-            "optimizer": differences(config.optimizer),
+            "method": config.method.content(),
+            "optimizer": optimizer_content(config.optimizer),
             "train": _without(differences(config.train), _NOT_TRAINED),
             "seed": config.seed,
         }
@@ -155,8 +158,10 @@ class Ask:
 
 
 def needs_of(config: RunConfig) -> Needs:
-    """What the config's method needs."""
-    return find_method(config.method.name).needs(config.method.options)
+    """What the config's method needs, and the selector before it."""
+    own = find_method(config.method.name).needs(config.method.options)
+    select = config.method.select
+    return own if select is None else own | select.needs()
 
 
 def start_file(start: str) -> Path:

@@ -21,6 +21,7 @@ _WHOLE = f"step-{'[0-9]' * 9}.pt"
 
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int = 2) -> None:
     """Write the state after `step` steps and drop all but the newest `keep` checkpoints."""
+    # The new one first: a run that dies between the two lines has one too many, never one too few.
     _save(folder / f"step-{step:09d}.pt", state)
     for stale in folder.glob(".step-*"):  # left by a run that was killed while it wrote
         stale.unlink()
@@ -47,6 +48,7 @@ def load_parts(folder: Path, step: int, count: int) -> list[dict[str, Any]]:
 
 def _save(path: Path, state: dict[str, Any]) -> None:
     write_atomically(path, lambda temporary: torch.save(state, temporary))
+    # The checksum is written last, so a file without one is a file that was not finished.
     write_text(path.with_suffix(".sha256"), file_sha256(path))
 
 
@@ -66,8 +68,11 @@ def load_newest(folder: Path, device: torch.device) -> tuple[int, dict[str, Any]
     for path in sorted(folder.glob(_WHOLE), reverse=True):
         state = torch.load(path, map_location=device, weights_only=True) if _intact(path) else None
         count = 0 if state is None else state.get("parts", 0)
+        # Hashing is what takes time, so the ranks share it; the number of parts is that of the ranks
+        # that wrote, which may have been others.
         mine = range(distributed.rank(), count, distributed.world_size())
         sound = all(_intact(folder / f"{path.stem}.part-{part}-of-{count}.pt") for part in mine)
+        # Were one rank to go on from here and another from an older one, they would wait for each other.
         if distributed.agree(state is not None and sound) and state is not None:
             return int(path.stem.removeprefix("step-")), state
         _LOG.warning("checkpoint %s is incomplete or damaged; it is ignored", path)
@@ -90,6 +95,7 @@ def require_same_run(
         if stored.get(key) != value
     ]
     if wrong:
+        # Digests say that something differs, the two configs what.
         kept = folder / "config.yaml"
         if config is not None and kept.is_file():
             wrong += _differences(kept.read_text(encoding="utf-8"), config)

@@ -10,8 +10,9 @@ import torch
 from steering.data import IndexedData
 from steering.methods.registry import Method
 from steering.reference.frozen import Reference
-from steering.schema import OptimizerConfig, TrainConfig
+from steering.schema import TrainConfig
 from steering.task import Model, Task
+from steering.training.recipes import Recipe
 
 
 @dataclass
@@ -33,7 +34,7 @@ class Job:
     reference: Reference | None
     method: Method
     data: IndexedData
-    optimizer: OptimizerConfig
+    optimizer: Recipe
     train: TrainConfig
     seed: int
     device: torch.device

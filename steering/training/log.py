@@ -50,8 +50,9 @@ class RunLog:
             kept = [
                 row
                 for row in kept
-                if row["step"] < step or not any(key.startswith("eval/") for key in row)
+                if row["step"] < step or not any(key.startswith(("eval/", "eval_")) for key in row)
             ]
+        # A resumed run has told these already.
         self._warned = {key for row in kept for key in row if key.startswith("warning/")}
         text = "".join(json.dumps(row) + "\n" for row in kept)
         write_text(self._path, text)
@@ -83,11 +84,11 @@ class RunLog:
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **row}) + "\n")
 
-    def figures(self, step: int, figures: Mapping[str, Figure]) -> None:
+    def figures(self, step: int, figures: Mapping[str, Figure], prefix: str = "") -> None:
         from matplotlib import pyplot  # here, as it takes a while, and the first step needs none
 
         for name, figure in figures.items():
-            self._writer.add_figure(name, figure, step, close=False)
+            self._writer.add_figure(f"{prefix}{name}", figure, step, close=False)
             pyplot.close(figure)
 
     def close(self) -> None:

@@ -13,6 +13,8 @@ from steering.data import mix
 from steering.errors import ConfigError, SteeringError
 from steering.schema import TrainConfig
 
+AT_ONCE = 4096  # examples whose numbers are worked out together
+
 
 def shuffled(position: np.ndarray, n: int, *keys: int) -> np.ndarray:
     """Element `position` of a pseudo-random permutation of 0 .. n−1, chosen by integer keys.
@@ -23,10 +25,13 @@ def shuffled(position: np.ndarray, n: int, *keys: int) -> np.ndarray:
     Args:
         position: int64, (b,), in [0, n).
     """
+    # Half of an even number of bits: both halves of the network have the same width.
     half = np.uint64(max(1, (max(n - 1, 1).bit_length() + 1) // 2))
     low = (np.uint64(1) << half) - np.uint64(1)
     x = position.astype(np.uint64)
     todo = np.ones(x.shape, dtype=bool)
+    # A cycle walk: what falls outside [0, n) goes round again. At most four times as many numbers
+    # as examples, so a few rounds on average.
     while todo.any():
         left, right = x[todo] >> half, x[todo] & low
         for turn in range(4):
@@ -73,40 +78,37 @@ class Plan:
     def indices(self, step: int, rank: int = 0, world_size: int = 1) -> np.ndarray:
         """Example numbers of one step for one rank, int64; the ranks' parts joined are the global
         batch."""
-        share = self.batch_size // world_size
-        first = (step % self.steps_per_epoch) * self.batch_size + rank * share
-        return shuffled(np.arange(first, first + share), self.n, self.seed, self.epoch(step))
+        return self._indices(step, step + 1, rank, world_size)[0]
 
     def batches(
         self, start: int, rank: int = 0, world_size: int = 1
     ) -> Iterator[tuple[int, np.ndarray]]:
         """(epoch, indices) of every step from `start` on."""
-        for step in range(start, self.steps):
-            yield self.epoch(step), self.indices(step, rank, world_size)
+        # Many steps at a time: the permutation costs a hundred small calls, however few it is asked
+        # for.
+        many = max(1, AT_ONCE * world_size // self.batch_size)
+        while start < self.steps:
+            epoch = self.epoch(start)
+            end = min(start + many, self.steps, (epoch + 1) * self.steps_per_epoch)
+            for indices in self._indices(start, end, rank, world_size):
+                yield epoch, indices
+            start = end
+
+    def _indices(self, start: int, end: int, rank: int, world_size: int) -> np.ndarray:
+        """Example numbers of the steps of one epoch for one rank, int64, (end − start, share)."""
+        share = self.batch_size // world_size
+        first = (np.arange(start, end) % self.steps_per_epoch) * self.batch_size + rank * share
+        places = first[:, None] + np.arange(share)
+        return shuffled(places.ravel(), self.n, self.seed, self.epoch(start)).reshape(-1, share)
 
 
 def require_even_parts(train: TrainConfig) -> None:
     """ConfigError when a batch does not split evenly over ranks and micro-batches."""
     ranks = distributed.world_size()
+    # Parts of other sizes would weigh their examples differently, and the gradient would not be
+    # that of the batch.
     if train.batch_size % (ranks * train.accumulation):
         raise ConfigError(
             f"train.batch_size: {train.batch_size} does not split into equal parts for {ranks} processes "
             f"times train.accumulation {train.accumulation}"
         )
-
-
-def candidates(train: TrainConfig, keep: float, n: int) -> int:
-    """Examples that a step draws over all ranks: the batch size, or more if the method keeps a
-    share of them.
-
-    Raises:
-        SteeringError: more than the n examples that there are.
-    """
-    parts = distributed.world_size() * train.accumulation
-    pool = round(train.batch_size / keep / parts) * parts
-    if pool > n and pool > train.batch_size:
-        raise SteeringError(
-            f"method.keep: {keep} of {pool} candidates are a batch of {train.batch_size}, "
-            f"but there are only {n} training examples"
-        )
-    return pool

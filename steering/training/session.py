@@ -34,6 +34,7 @@ def _joined(device: str, threads: int | None) -> Iterator[torch.device]:
     if threads is not None:
         torch.set_num_threads(threads)
     world = int(os.environ.get("WORLD_SIZE", "1"))
+    # Before the group is made: NCCL binds each rank to the current device.
     chosen = choose_device(device, int(os.environ["LOCAL_RANK"]) if world > 1 else None)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from steering import distributed
 from steering.methods.registry import Method, Step
 from steering.reference.frozen import Reference
 from steering.risk import Batch, Outputs, ReferenceRisk, outputs_with
+from steering.training.wraps import reduced_only
 
 Autocast = Callable[[], AbstractContextManager]
 _DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -37,8 +37,6 @@ class Gradient:
         micro_batches: parts of this rank's batch; must divide it.
         autocast: makes the context of the model's forward pass.
         scale: multiplies a loss before its backward pass (fp16), the identity otherwise.
-        chosen: examples that train of each rank's batch, for a method that selects; None: all of
-            them.
     """
 
     def __init__(
@@ -50,98 +48,79 @@ class Gradient:
         micro_batches: int = 1,
         autocast: Autocast = nullcontext,
         scale: Callable[[Tensor], Tensor] = lambda loss: loss,
-        chosen: int | None = None,
     ) -> None:
         self.target, self.method, self.risk, self.reference = target, method, risk, reference
         self.outputs = outputs_with(risk, method.needs.logits)
-        self.micro_batches, self.autocast, self.scale, self.chosen = (
-            micro_batches,
-            autocast,
-            scale,
-            chosen,
-        )
+        self.micro_batches, self.autocast, self.scale = micro_batches, autocast, scale
 
     def __call__(self, batch: Batch) -> Step:
         """Add this batch's gradients to the parameters' `.grad` and return the (unscaled) loss and
         the log's scalars."""
-        if self.chosen is not None:
-            batch = self._selected(batch, self.chosen)
-        if self.micro_batches == 1:
-            guide = self._guide(batch)
-            with self.autocast():
-                outputs = self.outputs(self.target, batch)
-            step = self.method(self.risk.losses(outputs, guide, batch))
-            self.scale(step.loss).backward()
-            return step
-        return self._in_parts(batch)
-
-    def _guide(self, batch: Batch) -> Outputs | None:
-        """The reference's outputs, which a selection has used up."""
-        return None if self.chosen is not None else self._reference_outputs(batch)
-
-    def _reference_outputs(self, batch: Batch) -> Outputs | None:
-        if self.reference is None:
-            return None
+        if self.micro_batches > 1:
+            return self._in_parts(split(batch, self.micro_batches), batch)
+        # The reference comes first: its activations are gone before those of the target pile up.
+        reference = self._reference_outputs([dict(batch)])
         with self.autocast():
-            return self.reference.outputs(batch)
+            outputs = self.outputs(self.target, batch)
+        step = self.method(self.risk.losses(outputs, reference, batch))
+        self.scale(step.loss).backward()
+        return step
 
-    @torch.no_grad()
-    def _selected(self, batch: Batch, count: int) -> Batch:
-        """The examples that the method chooses of these candidates, scored in eval mode and in
-        parts of `count`."""
-        module = (
-            self.target.module if isinstance(self.target, DistributedDataParallel) else self.target
-        )
-        pool, training = len(batch["index"]), module.training
-        parts = _split(batch, -(-pool * self.micro_batches // count))
-        module.eval()
-        with self.autocast():
-            outputs = _join([self.outputs(module, part) for part in parts])
-        module.train(training)
-        guides = (
-            None
-            if self.reference is None
-            else _join([self._reference_outputs(part) or {} for part in parts])
-        )
-        rows = self.method.select(self.risk.losses(outputs, guides, batch), count)
-        return {
-            key: value[rows] if value.ndim and len(value) == pool else value
-            for key, value in batch.items()
-        }
-
-    def _in_parts(self, batch: Batch) -> Step:
-        parts = _split(batch, self.micro_batches)
-        states, pieces = [], []
-        with torch.no_grad():
-            for part in parts:
-                states.append(random_state(batch["index"].device))
-                with self.autocast():
-                    pieces.append(self.outputs(self.target, part))
-            guided = self.reference is not None and self.chosen is None
-            guides = _join([self._guide(part) or {} for part in parts]) if guided else None
+    def _in_parts(self, parts: list[dict[str, Tensor]], batch: Batch) -> Step:
+        device = batch["index"].device
+        states, outputs = self._outputs_without_graph(parts, device)
+        reference = self._reference_outputs(parts)
+        # The method sees the whole batch as leaves: its gradient ends here, at the features, and
+        # needs no graph of the target.
         leaves = {
             key: value.detach().requires_grad_(value.is_floating_point())
-            for key, value in _join(pieces).items()
+            for key, value in outputs.items()
         }
-        step = self.method(self.risk.losses(leaves, guides, batch))
-        self.scale(step.loss).backward()
+        step = self.method(self.risk.losses(leaves, reference, batch))
+        self.scale(step.loss).backward()  # stops at the leaves; the target comes next
+        # A leaf that the loss does not use (labels, ids) has no gradient to carry.
         gradients = {
             key: leaf.grad.tensor_split(len(parts))
             for key, leaf in leaves.items()
             if leaf.grad is not None
         }
-        after = random_state(batch["index"].device)
-        for number, (part, state) in enumerate(zip(parts, states, strict=True)):
-            set_random_state(batch["index"].device, state)
-            with _sync_only(self.target, number == len(parts) - 1):
-                with self.autocast():
-                    outputs = self.outputs(self.target, part)
-                kept = [key for key in gradients if outputs[key].requires_grad]
-                torch.autograd.backward(
-                    [outputs[key] for key in kept], [gradients[key][number] for key in kept]
-                )
-        set_random_state(batch["index"].device, after)
+        # The second pass draws each part's dropout once more. After it the generator must stand
+        # where one pass and the method have left it, or the next step would repeat their numbers.
+        after = random_state(device)
+        for number, part in enumerate(parts):
+            set_random_state(device, states[number])
+            own = {key: pieces[number] for key, pieces in gradients.items()}
+            with reduced_only(self.target, last=number == len(parts) - 1):
+                self._carry(part, own)
+        set_random_state(device, after)
         return step
+
+    @torch.no_grad()
+    def _outputs_without_graph(
+        self, parts: list[dict[str, Tensor]], device: torch.device
+    ) -> tuple[list[list[Tensor]], Outputs]:
+        """The random state before each part's forward pass, and the outputs of all parts."""
+        # The state *before* each part: the second pass must draw the same masks.
+        states, pieces = [], []
+        for part in parts:
+            states.append(random_state(device))
+            with self.autocast():
+                pieces.append(self.outputs(self.target, part))
+        return states, join(pieces)
+
+    def _reference_outputs(self, parts: list[dict[str, Tensor]]) -> Outputs | None:
+        if self.reference is None:
+            return None
+        with self.autocast():
+            return join([self.reference.outputs(part) for part in parts])
+
+    def _carry(self, part: Batch, gradients: dict[str, Tensor]) -> None:
+        """Run a part with a graph, and send the gradients of its outputs down to the parameters."""
+        with self.autocast():
+            outputs = self.outputs(self.target, part)
+        # Outputs that do not hang on a parameter (a frozen tower's) have nowhere to carry theirs.
+        live = [key for key in gradients if outputs[key].requires_grad]
+        torch.autograd.backward([outputs[key] for key in live], [gradients[key] for key in live])
 
 
 def autocast_to(precision: str, device: str) -> AbstractContextManager:
@@ -150,7 +129,7 @@ def autocast_to(precision: str, device: str) -> AbstractContextManager:
     return nullcontext() if dtype is None else torch.autocast(device, dtype=dtype)
 
 
-def _split(batch: Batch, count: int) -> list[dict[str, Tensor]]:
+def split(batch: Batch, count: int) -> list[dict[str, Tensor]]:
     """Equal parts of every tensor with one row per example; the others are repeated."""
     b = len(batch["index"])
     whole = {
@@ -160,7 +139,10 @@ def _split(batch: Batch, count: int) -> list[dict[str, Tensor]]:
     return [{key: value[number] for key, value in whole.items()} for number in range(count)]
 
 
-def _join(pieces: list[Outputs]) -> Outputs:
+def join(pieces: list[Outputs]) -> Outputs:
+    """Outputs of parts, one after another; of a single part the very tensors."""
+    if len(pieces) == 1:
+        return pieces[0]
     return {key: torch.cat([piece[key] for piece in pieces]) for key in pieces[0]}
 
 
@@ -174,22 +156,6 @@ def set_random_state(device: torch.device, state: list[Tensor]) -> None:
     torch.random.set_rng_state(state[0])
     if device.type == "cuda" and len(state) > 1:
         torch.cuda.set_rng_state(state[1], device)
-
-
-def _sync_only(module: nn.Module, last: bool) -> AbstractContextManager:
-    """DDP reduces gradients in the last micro-batch alone."""
-    return (
-        module.no_sync()
-        if isinstance(module, DistributedDataParallel) and not last
-        else nullcontext()
-    )
-
-
-def data_parallel(module: nn.Module, device: torch.device) -> nn.Module:
-    """The module in DDP, if there are several ranks."""
-    if not distributed.active():
-        return module
-    return DistributedDataParallel(module, device_ids=[device] if device.type == "cuda" else None)
 
 
 def all_random_states(device: torch.device) -> list[list[Tensor]]:

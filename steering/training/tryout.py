@@ -55,6 +55,7 @@ def freeze_unused(
     Returns:
         Names of the frozen parameters.
     """
+    # One process has no reducer that waits for a gradient.
     if not distributed.active():
         return []
     named = [
@@ -63,9 +64,11 @@ def freeze_unused(
         if parameter.requires_grad
     ]
     device = batch["index"].device
+    # Batch norm and dropout would otherwise begin the run one step later.
     state, buffers = random_state(device), [(buffer, buffer.clone()) for buffer in module.buffers()]
     with autocast():
         outputs = [value for value in risk.outputs(module, batch).values() if value.requires_grad]
+    # A model without any output to differentiate is told as such later; here nothing is frozen.
     used = [True] * len(named)
     if outputs and named:
         total = torch.stack([value.float().sum() for value in outputs]).sum()
@@ -76,6 +79,7 @@ def freeze_unused(
             buffer.copy_(before)
     set_random_state(device, state)
     anywhere = torch.tensor(used, dtype=torch.uint8, device=device)
+    # A parameter that one rank alone uses (a rare branch) must stay trained on all.
     dist.all_reduce(anywhere, dist.ReduceOp.MAX)
     frozen = []
     for (name, parameter), kept in zip(named, anywhere.tolist(), strict=True):

@@ -79,7 +79,7 @@ def main() -> None:
         "sequence": {
             "drrho": {"name": "drrho", "tau": 0.5, "epsilon": 0.0},
             "drrho-cvar": {"name": "drrho", "divergence": "cvar", "level": 0.7},
-            "rho_loss": {"name": "rho_loss", "keep": 0.5},
+            "rho_loss": {"name": "rho_loss", "share": 0.5},
         },
     }
     for unit, methods in studies.items():

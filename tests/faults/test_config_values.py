@@ -153,7 +153,8 @@ def test_what_is_no_text_on_the_command_line(write, text, place, read, hint):
 @pytest.mark.parametrize("value", ["no", "12", "1.5"])
 def test_keys_of_the_run_that_are_text(write, key, value):
     with pytest.raises(
-        ConfigError, match=rf"^command line: {key}: expected str, got .*quote it: '{value}'"
+        ConfigError,
+        match=rf"^command line: {key}: expected (str|the name of a .*), got .*quote it: '{value}'",
     ):
         load_config(write(), [f"{key}={value}"])
 
@@ -330,15 +331,15 @@ def test_a_key_of_another_method_is_told_as_that(write):
     ):
         load_config(write(rest="method: {name: _plain, tail_share: 1}"))
     for name, key, owners in (
-        ("drrho", "keep", "jest, rho_loss, soft_rho"),
+        ("drrho", "share", "jest, rho_loss, soft_rho"),
         ("erm", "penalty", "group_dro"),
     ):
         with pytest.raises(
             ConfigError, match=rf"^command line: method\.{key} is a key of {owners}, not of {name}$"
         ):
             load_config(write(), [f"method={name}", f"method.{key}=0.5"])
-    with pytest.raises(ConfigError, match=r"compare\.methods\.x\.keep is a key of .*, not of erm"):
-        load_config(write(rest="compare: {methods: {x: {name: erm, keep: 0.5}}}"))
+    with pytest.raises(ConfigError, match=r"compare\.methods\.x\.share is a key of .*, not of erm"):
+        load_config(write(rest="compare: {methods: {x: {name: erm, share: 0.5}}}"))
     with pytest.raises(
         ConfigError, match=r"unknown key 'method\.taus'; did you mean 'method\.tau'"
     ):
@@ -358,8 +359,8 @@ def test_a_key_of_another_method_is_told_as_that(write):
         (["method=rho1"], "method.name: rho1 works on losses of a token, not of an example"),
         (["method=doremi"], "method.name: doremi weights groups, and there are none"),
         (
-            ["method=rho_loss", "method.keep=2"],
-            "method (rho_loss): keep must lie in (0, 1], got 2.0",
+            ["method=rho_loss", "method.share=2"],
+            "method (rho_loss): share must lie in (0, 1], got 2.0",
         ),
         (["reference=null"], "method.name: drrho needs a reference"),
     ],

@@ -607,7 +607,8 @@ def test_jest_scores_with_it_too() -> None:
         method = build_method(
             "jest", find_method("jest").options(top=True, chunks=3, **options), ALL
         )
-        return method.select(of, 4).tolist()
+        assert method.selector is not None
+        return method.selector.choose(of, 4).tolist()
 
     assert chosen(pairs) == chosen(bare, reference_scale=20.0)
     with pytest.raises(SteeringError, match=r"method \(jest\): .* set method.reference_scale"):

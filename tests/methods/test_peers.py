@@ -16,13 +16,19 @@ from steering.methods import Method, Needs, build_method, find_method, jest
 from steering.methods.distillation import pairs_divergence, units_divergence
 from steering.methods.jest import joint_selection
 from steering.methods.rho1 import top_share
-from steering.methods.selection import largest, sampled
+from steering.methods.selection import Selector, largest, sampled
 
 ROW = torch.tensor(0)
 
 
 def make(name: str, groups: tuple[str, ...] = ("a", "b", "c"), **options: object) -> Method:
     return build_method(name, find_method(name).options(**options), 100, groups).double()
+
+
+def selector(name: str, **options: object) -> Selector:
+    found = make(name, **options).selector  # type: ignore[arg-type]
+    assert found is not None
+    return found
 
 
 def row(*values: float) -> Tensor:
@@ -47,24 +53,29 @@ def gradient(method: Method, losses: Units) -> Tensor:
 
 def test_rho_loss_with_a_constant_irreducible_loss_takes_the_highest_losses():
     losses = noise(50)
-    chosen = make("rho_loss").select(Units(losses, torch.full_like(losses, 0.7), ROW), 7)
+    chosen = selector("rho_loss").choose(Units(losses, torch.full_like(losses, 0.7), ROW), 7)
     assert chosen.tolist() == losses.topk(7).indices.tolist()
 
 
 def test_rho_loss_with_an_untrained_target_takes_what_the_reference_knows_best():
     target, reference = torch.full((50,), math.log(10.0)), noise(50).abs().float()
-    chosen = make("rho_loss").select(Units(target, reference, ROW), 7)
+    chosen = selector("rho_loss").choose(Units(target, reference, ROW), 7)
     assert set(chosen.tolist()) == set((-reference).topk(7).indices.tolist())
 
 
 def test_rho_loss_breaks_ties_by_position():
-    assert make("rho_loss").select(Units(row(1, 2, 2, 1, 2), None, ROW), 4).tolist() == [1, 2, 4, 0]
+    assert selector("rho_loss").choose(Units(row(1, 2, 2, 1, 2), None, ROW), 4).tolist() == [
+        1,
+        2,
+        4,
+        0,
+    ]
 
 
 def test_mislabelled_examples_are_not_preferred():
     # High loss under both: nothing to learn. Fact 2.
     target, reference = row(3.0, 3.0, 1.0, 0.2), row(2.9, 0.5, 0.4, 0.1)
-    assert make("rho_loss").select(Units(target, reference, ROW), 2).tolist() == [1, 2]
+    assert selector("rho_loss").choose(Units(target, reference, ROW), 2).tolist() == [1, 2]
 
 
 @pytest.mark.parametrize("name", ["rho_loss", "soft_rho"])
@@ -73,14 +84,15 @@ def test_a_constant_of_each_example_changes_no_selection(name: str):
     chosen = []
     for by in (torch.zeros_like(shift), shift):
         torch.manual_seed(0)
-        chosen.append(make(name).select(Units(target + by, reference + by, ROW), 10).tolist())
+        chosen.append(selector(name).choose(Units(target + by, reference + by, ROW), 10).tolist())
     assert chosen[0] == chosen[1]
 
 
 @pytest.mark.parametrize("name", ["rho_loss", "soft_rho"])
 def test_selecting_everything_is_plain_training(name: str):
-    method, losses = make(name, keep=1.0), Units(noise(20).abs(), noise(20).abs(), ROW)
-    assert sorted(method.select(losses, 20).tolist()) == [*range(20)]
+    method, losses = make(name, share=1.0), Units(noise(20).abs(), noise(20).abs(), ROW)
+    assert method.selector is not None
+    assert sorted(method.selector.choose(losses, 20).tolist()) == [*range(20)]
     torch.testing.assert_close(
         gradient(method, losses), torch.full((20,), 1 / 20, dtype=torch.float64)
     )
@@ -88,13 +100,13 @@ def test_selecting_everything_is_plain_training(name: str):
 
 def test_a_cold_choice_is_the_top_and_a_hot_one_uniform():
     scores = Units(noise(30), None, ROW)
-    cold = make("soft_rho", temperature=1e-9).select(scores, 5)
+    cold = selector("soft_rho", temperature=1e-9).choose(scores, 5)
     assert cold.tolist() == scores.target.topk(5).indices.tolist()
-    hot = make("soft_rho", temperature=1e9)
+    hot = selector("soft_rho", temperature=1e9)
     torch.manual_seed(1)
     counts = torch.zeros(30)
     for _ in range(3000):
-        counts[hot.select(scores, 5)] += 1
+        counts[hot.choose(scores, 5)] += 1
     expected = 3000 * 5 / 30
     assert ((counts - expected).abs() < 5 * math.sqrt(expected)).all()
 
@@ -115,7 +127,7 @@ def test_draws_without_replacement_have_the_probabilities_of_one_after_another()
 
 def test_selection_wants_one_row_of_examples():
     with pytest.raises(SteeringError, match=r"method \(rho_loss\): selects examples"):
-        make("rho_loss").select(Units(noise(3, 4), None, torch.arange(3)), 2)
+        selector("rho_loss").choose(Units(noise(3, 4), None, torch.arange(3)), 2)
 
 
 # ---- JEST: fact 4, and section 1, fact 15
@@ -168,13 +180,13 @@ def test_jest_against_a_loop():
 def test_jest_reads_both_models_at_their_own_temperatures():
     features = [F.normalize(noise(10, 6, seed=seed), dim=-1) for seed in range(4)]
     pairs = Pairs(features[0], features[1], torch.arange(10), features[2], features[3])
-    method = make("jest", top=True, chunks=2, tau=0.2, reference_scale=7.0)
+    method = selector("jest", top=True, chunks=2, tau=0.2, reference_scale=7.0)
     expected = joint_selection(
         features[0] @ features[1].T / 0.2, 7 * features[2] @ features[3].T, 4, 2, top=True
     )
-    assert method.select(pairs, 4).tolist() == expected.tolist()
+    assert method.choose(pairs, 4).tolist() == expected.tolist()
     with pytest.raises(SteeringError, match="needs a reference"):
-        method.select(Pairs(features[0], features[1], torch.arange(10)), 4)
+        method.choose(Pairs(features[0], features[1], torch.arange(10)), 4)
 
 
 # ---- Rho-1: fact 5
@@ -404,7 +416,8 @@ def test_jest_scores_a_half_precision_reference_in_float32(monkeypatch):
         torch.randn(2, 8, 16, generator=torch.Generator().manual_seed(0)), dim=-1
     )
     method = build_method("jest", find_method("jest").options(), 8)
-    method.select(
+    assert method.selector is not None
+    method.selector.choose(
         Pairs(image, text, torch.arange(8), image.half(), text.half(), torch.full((8,), 20.0)), 2
     )
     torch.testing.assert_close(

@@ -182,15 +182,13 @@ def test_state_round_trip(name, kind, dtype):
 @every_kind
 @every_dtype
 def test_selection(name, kind, dtype):
-    """A method that trains on a share of the candidates names so many different ones."""
-    if not fits(name, kind):
-        return
+    """A selector names so many different ones of the drawn examples."""
     method = build(name, kind)
-    if method.keep == 1:
+    if not fits(name, kind) or method.selector is None:
         return
     losses = batch(kind, dtype, seed=3)[0]
     for count in (1, 3, BATCH):
-        chosen = method.select(losses, count)
+        chosen = method.selector.choose(losses, count)
         assert chosen.dtype == torch.int64
         assert len(set(chosen.tolist())) == count
         assert not chosen.requires_grad
@@ -216,7 +214,8 @@ def test_a_reference_in_half_precision_is_the_same_numbers_widened(name, half):
         step = method(pairs)
         step.loss.backward()
         torch.manual_seed(0)
-        chosen = torch.arange(BATCH) if method.keep == 1 else method.select(pairs, 3)
+        selector = method.selector
+        chosen = torch.arange(BATCH) if selector is None else selector.choose(pairs, 3)
         found.append([step.loss, image.grad, text.grad, chosen, *step.scalars().values()])
     for x, y in zip(*found, strict=True):
         assert torch.equal(x, y)

@@ -7,7 +7,6 @@ import torch
 import toys
 from safetensors.torch import load_file, save_file
 
-from steering import schema
 from steering.config import load_config
 from steering.errors import ConfigError, SteeringError
 from steering.runs.ask import (
@@ -23,6 +22,7 @@ from steering.runs.record import read_record
 from steering.runs.store import Store
 from steering.runs.transport import read_ask, write_ask
 from steering.runs.workshop import Workshop
+from steering.training.recipes import OPTIMIZERS, AdamW
 from steering.typed import differences
 
 
@@ -94,19 +94,18 @@ def test_a_method_without_a_reference_does_not_care_which_there_is(config):
         training(config("reference=null"))
 
 
-def test_a_new_config_key_orphans_nothing(config):
+def test_a_new_config_key_orphans_nothing(config, monkeypatch):
     """A field with a default, added to any section, leaves every key as it was."""
 
     @dataclass(frozen=True)
-    class Wider(schema.OptimizerConfig):
+    class Wider(AdamW):
         momentum: float = 0.9
         more: dict = field(default_factory=dict)
 
     ask = training(config("optimizer.lr=0.5"))
-    known = {
-        name: getattr(ask.config.optimizer, name)
-        for name in schema.OptimizerConfig.__dataclass_fields__
-    }
+    assert ask.key  # computed now, with the optimizer as it is
+    known = {name: getattr(ask.config.optimizer, name) for name in AdamW.__dataclass_fields__}
+    monkeypatch.setitem(OPTIMIZERS._parts, "adamw", Wider)
     wider = replace(ask, config=replace(ask.config, optimizer=Wider(**known)))
     assert wider.key == ask.key
     assert (

@@ -21,6 +21,7 @@ from torch import nn
 from steering.errors import SteeringError
 from steering.methods.registry import Step
 from steering.runs.record import read_curves
+from steering.storage import file_sha256
 from steering.training.log import RunLog
 from steering.training.loop import run
 from steering.training.plan import Plan
@@ -488,3 +489,46 @@ def test_a_run_that_is_over_keeps_no_memory(tmp_path, kind):
         assert method() is None
     finally:
         gc.enable()
+
+
+def test_a_method_is_told_how_far_the_run_is_before_every_step_and_after_a_resume(tmp_path):
+    def told(job):
+        found = []
+        job.method.at = found.append
+        job.method.register_forward_pre_hook(lambda *_: found.append("step"))
+        return found
+
+    job = _killed_at(toys.make_job(tmp_path, save_every=6), 14)
+    found = told(job)
+    with pytest.raises(Killed):
+        run(job)
+    assert found == [entry for step in range(14) for entry in (step / 20, "step")]
+    job = toys.make_job(tmp_path, save_every=6)
+    found = told(job)
+    run(job)
+    assert found == [entry for step in range(12, 20) for entry in (step / 20, "step")]
+
+
+def test_metrics_are_asked_for_where_they_are_logged_alone(tmp_path, monkeypatch):
+    asked = []
+    scalars = Step.scalars
+    monkeypatch.setattr(Step, "scalars", lambda step: asked.append(1) or scalars(step))
+    run(toys.make_job(tmp_path, log_every=5))
+    assert len(asked) == 4
+
+
+def test_the_rate_of_a_resumed_run_is_that_of_its_own_steps(tmp_path):
+    job = _killed_at(toys.make_job(tmp_path, save_every=10, log_every=10), 12)
+    with pytest.raises(Killed):
+        run(job)
+    checkpoint = tmp_path / "checkpoints/step-000000010.pt"
+    state = torch.load(checkpoint, weights_only=True)
+    state["seconds"] = 1e6  # a long history: it must not make the rest look slow
+    torch.save(state, checkpoint)
+    checkpoint.with_suffix(".sha256").write_text(file_sha256(checkpoint))
+    result = run(toys.make_job(tmp_path, save_every=10, log_every=10))
+    rate = [
+        row["train/samples_per_second"] for row in read_curves(tmp_path / "metrics.jsonl")[-2:-1]
+    ]
+    assert rate[0] > 10
+    assert 1e6 < result["seconds"] < 1e6 + 60

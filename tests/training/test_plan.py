@@ -98,3 +98,15 @@ def test_a_batch_larger_than_the_data_is_refused():
         SteeringError, match=r"train.batch_size: 9 is more than the 8 training examples"
     ):
         Plan(n=8, batch_size=9, samples=9, seed=0)
+
+
+@pytest.mark.parametrize(("batch", "n"), [(6, 100), (5000, 12000)])
+def test_batches_are_the_steps_one_by_one_from_any_start(batch, n):
+    """However many are worked out together."""
+    plan = Plan(n, batch, samples=batch * 40, seed=3)
+    for start, rank, world in ((0, 0, 1), (7, 1, 2), (39, 0, 1), (40, 0, 1)):
+        found = [*plan.batches(start, rank, world)]
+        assert len(found) == 40 - start
+        for step, (epoch, indices) in enumerate(found, start):
+            assert epoch == plan.epoch(step)
+            assert np.array_equal(indices, plan.indices(step, rank, world))

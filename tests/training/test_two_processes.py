@@ -29,9 +29,11 @@ from steering.commands.single import cache
 from steering.config import load_config
 from steering.dro.online.row_table import merged
 from steering.errors import SteeringError
+from steering.methods.rho_loss import RhoLossOptions
 from steering.runs.record import read_curves
 from steering.training.checkpoint import load_newest, load_parts
 from steering.training.loop import run
+from steering.training.observers import EmaOptions
 
 PATIENCE = 100  # seconds until a test that hangs is ended
 
@@ -132,7 +134,35 @@ def _nan_gradient(folder):
     run(job)
 
 
+def _selected(folder):
+    """Each rank chooses of what it has drawn, steers by the reference's word on that alone, and its
+    average is that of the other."""
+    select = RhoLossOptions(share=0.25)
+    options = {"kind": "units", "n": 256, "select": select, "observers": (EmaOptions(0.8),)}
+    job = toys.make_job(folder, **options)
+    chosen, choose, losses = [], job.method.selector.choose, job.task.risk.losses
+
+    def watched(items, count):
+        chosen.append((len(items.target), count, choose(items, count)))
+        return chosen[-1][-1]
+
+    def judged(target, reference, batch):
+        expected = job.task.risk.outputs(job.reference.module, batch)["loss"]
+        torch.testing.assert_close(reference["loss"], expected.detach())
+        return losses(target, reference, batch)
+
+    job.method.selector.choose, job.task.risk.losses = watched, judged
+    result = run(job)
+    assert {(drawn, count) for drawn, count, _ in chosen} == {(32, 8)}
+    assert len({tuple(rows.tolist()) for *_, rows in chosen}) > 10
+    counts = [result[key] for key in ("samples", "drawn", "scored", "reference_samples")]
+    assert counts == [320, 1280, 1280, 1280]
+    mine = torch.cat([value.flatten() for value in job.target.module.state_dict().values()])
+    assert torch.equal(*distributed.gather(mine[None]))
+
+
 OTHERS = {
+    "selected": _selected,
     "reference": _frozen_and_alone,
     "interrupted": _interrupted,
     "half": _half,
@@ -285,6 +315,14 @@ def test_two_processes_log_what_one_does(two, tmp_path, name):
         assert row.keys() == wanted.keys()
         for key in row.keys() - {f"train/{name}" for name in inexact}:
             assert row[key] == pytest.approx(wanted[key], rel=1e-4, abs=1e-5), key
+
+
+def test_each_process_selects_of_its_own_draw(two):
+    assert _said(two, "selected") == "nothing"
+    result = json.loads((two / "selected/result.json").read_text())
+    assert (result["samples"], result["drawn"]) == (320, 1280)
+    assert load_file(two / "selected/model-ema.safetensors").keys() == {"weight", "bias"}
+    assert result["summary"]["ema"]["metrics"].keys() == result["metrics"].keys()
 
 
 def test_the_reference_stays_each_ranks_own_and_frozen(two):

@@ -1,0 +1,39 @@
+"""An evaluation while a run trains."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from steering import distributed
+from steering.errors import SteeringError
+from steering.task import Evaluation, Model
+from steering.training.state import State
+
+
+def evaluate(run: State, model: Model, done: int, prefix: str) -> Evaluation:
+    """Evaluate the target, or a model like it, after `done` steps and log what is found.
+
+    On every rank, each with its share of the examples; the random state is left as it was.
+
+    Args:
+        prefix: of the scalars in the log: "eval" for the target.
+    """
+    job, start, training = run.job, time.monotonic(), model.module.training
+    model.module.eval()
+    # An evaluation may draw random numbers, and must not move those that training draws next.
+    with torch.random.fork_rng(devices=[job.device] if job.device.type == "cuda" else []):
+        found = job.task.evaluate(model, job.device)
+    model.module.train(training)
+    if not isinstance(found, Evaluation):
+        raise SteeringError(
+            f"task: {type(job.task).__name__}.evaluate must return a steering.task.Evaluation"
+        )
+    if run.log is not None:
+        run.log.scalars(done, {f"{prefix}/{name}": value for name, value in found.values().items()})
+        run.log.figures(done, found.figures, "" if prefix == "eval" else f"{prefix}/")
+    # Rank 0 writes figures; the others must not start a step, and with it a collective, without it.
+    distributed.barrier()
+    run.evaluation_seconds += time.monotonic() - start
+    return found
