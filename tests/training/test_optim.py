@@ -42,7 +42,7 @@ def test_a_warmup_longer_than_the_run_never_divides_by_zero():
 
 
 def _optimizer(target, method_name="erm", **changes):
-    method = build_method(method_name, find_method(method_name).options(**changes), 8)
+    method = build_method(method_name, find_method(method_name).options(**changes), 8, unit="pair")
     options = {
         "lr": 0.1,
         "weight_decay": 0.3,
