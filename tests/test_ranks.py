@@ -109,7 +109,7 @@ def grouped(module: nn.Module, share: Share) -> Tensor:
 
 Case = tuple[Callable[[], nn.Module], Callable[[nn.Module, Share], Tensor]]
 CASES: dict[str, Case] = {
-    "InfoNCE": (lambda: build_method("erm", ErmOptions(tau=0.3), ALL), pairs),
+    "InfoNCE": (lambda: build_method("erm", ErmOptions(tau=0.3), ALL, unit="pair"), pairs),
     "global risk": (lambda: build_method("dro", DroOptions(tau=0.4, gamma=0.3), ALL), pairs),
     "global risk with a reference": (
         lambda: build_method(

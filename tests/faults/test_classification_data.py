@@ -815,9 +815,7 @@ def test_every_method_of_groups_gives_an_empty_group_no_weight(name, empty, capl
 def test_an_outsiders_method_that_cannot_leave_groups_out_is_refused(monkeypatch):
     from steering.methods.erm import Erm, ErmOptions
 
-    entry = registry.Entry(
-        "mine", ErmOptions, lambda options, _, __: Erm(options), "Mine.", groups=True
-    )
+    entry = registry.Entry("mine", ErmOptions, Erm, "Mine.", groups=True)
     monkeypatch.setitem(registry._REGISTRY, "mine", entry)
     build_method("mine", ErmOptions(), 10, ("x", "y"), group_counts=[5, 5])
     build_method("mine", ErmOptions(), 10, ("x", "y"))

@@ -331,7 +331,7 @@ def test_a_key_of_another_method_is_told_as_that(write):
     ):
         load_config(write(rest="method: {name: _plain, tail_share: 1}"))
     for name, key, owners in (
-        ("drrho", "share", "jest, rho_loss, soft_rho"),
+        ("drrho", "share", "jest, rho1, rho_loss, soft_rho"),
         ("erm", "penalty", "group_dro"),
     ):
         with pytest.raises(

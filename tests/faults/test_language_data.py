@@ -116,7 +116,7 @@ def test_the_home_folder_everywhere(folder):
     ):
         assert build_causal(spec, tokens, 8).module.model.config.vocab_size == 3
     with pytest.raises(SteeringError, match=f"no such file: {folder}/gone"):
-        LanguageTask(LanguageOptions()).build(ModelSpec("tiny.json", checkpoint="~/gone"))
+        LanguageTask(LanguageOptions(length=8)).build(ModelSpec("tiny.json", checkpoint="~/gone"))
 
 
 def test_a_user_that_is_not_known_is_no_traceback():

@@ -156,10 +156,10 @@ def test_who_calls_a_method_with_pairs_it_cannot_weigh_is_told(name):
 def test_who_lets_a_method_select_pairs_is_told(name):
     method = build_method(name, find_method(name).options(), 5)
     with pytest.raises(SteeringError, match="expected Units, one loss for each item, got Pairs"):
-        method.select(Pairs(torch.eye(2), torch.eye(2), torch.arange(2)), 1)
+        method.selector.choose(Pairs(torch.eye(2), torch.eye(2), torch.arange(2)), 1)
 
 
 def test_jest_selects_pairs_alone():
     method = build_method("jest", find_method("jest").options(), 5)
     with pytest.raises(SteeringError, match="expected Pairs, the features of pairs, got Units"):
-        method.select(Units(torch.ones(3)), 1)
+        method.selector.choose(Units(torch.ones(3)), 1)

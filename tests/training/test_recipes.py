@@ -58,7 +58,7 @@ RECIPE = AdamW(lr=0.1, weight_decay=0.3, betas=(0.8, 0.9), eps=1e-5, temperature
 
 
 def _optimizer(target, method_name="erm", **changes):
-    method = build_method(method_name, find_method(method_name).options(**changes), 8)
+    method = build_method(method_name, find_method(method_name).options(**changes), 8, unit="pair")
     return method, RECIPE.build(target, method)
 
 
@@ -112,7 +112,7 @@ def test_a_cycle_starts_anew_from_the_peak():
 def test_a_weight_decay_that_moves_stays_off_vectors_and_temperatures():
     recipe = AdamW(weight_decay=Linear(0.01, 0.1, cycles=2))
     target = nn.Linear(2, 2)
-    optimizer = recipe.build(target, build_method("erm", ErmOptions(), 8))
+    optimizer = recipe.build(target, build_method("erm", ErmOptions(), 8, unit="pair"))
     found = []
     for step in range(8):
         set_rates(optimizer, recipe, step, 8)
@@ -157,7 +157,7 @@ def test_a_matrix_is_trained_as_torch_trains_it(recipe, by_hand):
     torch.manual_seed(0)
     layer = nn.Linear(4, 3, bias=False)
     twin = nn.Parameter(layer.weight.detach().clone())
-    method = build_method("erm", ErmOptions(), 8)
+    method = build_method("erm", ErmOptions(), 8, unit="pair")
     found = _trained_by(recipe.build(layer, method), layer.weight)
     assert torch.equal(found, _trained_by(by_hand([twin]), twin))
     assert not torch.equal(found, torch.zeros_like(found))
@@ -173,7 +173,7 @@ class Words(nn.Module):
 
 
 def test_muon_takes_the_matrices_of_layers_alone():
-    target, method = Words(), build_method("erm", ErmOptions(), 8)
+    target, method = Words(), build_method("erm", ErmOptions(), 8, unit="pair")
     optimizer = Muon(lr=0.1, weight_decay=0.3, temperature_lr=0.01).build(target, method)
     muon, adamw = optimizer.parts
     assert isinstance(muon, torch.optim.Muon)
