@@ -1,0 +1,164 @@
+"""What may be given as `steer`, called in one way: a module, a function, a method of the registry."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from steering.errors import SteeringError
+from steering.items import Units
+from steering.methods import Method, build_method, find_method
+from steering.typed import build as build_options
+
+
+@dataclass(frozen=True)
+class Steered:
+    """One batch.
+
+    Attributes:
+        loss: scalar to descend.
+        metrics: detached scalars for the log, () each.
+    """
+
+    loss: Tensor
+    metrics: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class MethodSteer(nn.Module):
+    """A method of the registry as a steer: one row of items, no selection, no logits.
+
+    Args:
+        method: built for losses of the trainer's unit.
+        name: for messages.
+
+    Raises:
+        SteeringError: a method that needs more than losses.
+    """
+
+    def __init__(self, method: Method, name: str = "") -> None:
+        super().__init__()
+        self.method, self.name = method, name or type(method).__name__
+        _require_losses_suffice(self.method, self.name)
+
+    def start_epoch(self, epoch: int) -> None:
+        self.method.start_epoch(epoch)
+
+    def estimate(
+        self,
+        losses: Tensor,
+        reference_losses: Tensor | None,
+        index: Tensor | None = None,  # noqa: ARG002
+        mask: Tensor | None = None,
+    ) -> Steered:
+        """Loss and metrics of one batch; a method knows rows, not example numbers."""
+        row = torch.zeros((), dtype=torch.int64, device=losses.device)
+        step = self.method(Units(losses, reference_losses, row, mask))
+        return Steered(step.loss, step.metrics)
+
+    def forward(
+        self,
+        losses: Tensor,
+        reference_losses: Tensor | None,
+        index: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        return self.estimate(losses, reference_losses, index, mask).loss
+
+
+def as_steer(given: Any, unit: str) -> Any:
+    """A module or a function as it is; a method, its name, or its section, as a module.
+
+    Args:
+        given: "rho1"; {"name": "rho1", "keep": 0.6}, as in a config; a `Method`; anything callable.
+        unit: of the losses; a method's defaults depend on it.
+
+    Raises:
+        SteeringError: no such method or option, a method that makes no sense for such losses or
+            needs more than losses, or nothing that can be called.
+    """
+    if isinstance(given, str | Mapping):
+        section = {"name": given} if isinstance(given, str) else dict(given)
+        return _built(section, unit)
+    if isinstance(given, Method):
+        return MethodSteer(given)
+    if not callable(given):
+        raise SteeringError(
+            f"steer: expected a module, a function, or a method's name or section, got {type(given).__name__}"
+        )
+    return given
+
+
+def steered(
+    steer: Any,
+    losses: Tensor,
+    reference_losses: Tensor | None,
+    index: Tensor | None,
+    mask: Tensor | None,
+) -> Steered:
+    """Call it. A steer with `estimate` tells metrics, too.
+
+    Raises:
+        SteeringError: it returns no single number.
+    """
+    marked = {} if mask is None else {"mask": mask}
+    estimate = getattr(steer, "estimate", None)
+    if estimate is None:
+        return Steered(_scalar(steer(losses, reference_losses, index, **marked)))
+    found = estimate(losses, reference_losses, index, **marked)
+    return Steered(_scalar(found.loss), found.metrics)
+
+
+def takes_mask(steer: Any) -> bool:
+    """Whether it can be told which items count; if so, it looks at those of all ranks."""
+    try:
+        names = inspect.signature(
+            steer.forward if isinstance(steer, nn.Module) else steer
+        ).parameters
+    except (TypeError, ValueError):
+        return False
+    return "mask" in names
+
+
+def needs_reference(steer: Any) -> bool:
+    """Whether it is a method that compares with a reference."""
+    return isinstance(steer, MethodSteer) and steer.method.uses_reference
+
+
+def needs_index(steer: Any) -> bool:
+    """Whether it is made for numbered examples."""
+    return isinstance(getattr(steer, "num_examples", None), int)
+
+
+def _built(section: dict[str, Any], unit: str) -> MethodSteer:
+    name = section.pop("name", None)
+    if not isinstance(name, str):
+        raise SteeringError("steer: a section must have a 'name', that of a method")
+    entry = find_method(name)
+    if objection := entry.objection(unit, has_groups=False):
+        raise SteeringError(f"steer: {name} {objection}")
+    options = build_options(entry.options, section, f"steer ({name})")
+    # One row of items, whatever the number of examples.
+    return MethodSteer(build_method(name, options, num_examples=1, unit=unit), name)
+
+
+def _require_losses_suffice(method: Method, name: str) -> None:
+    if method.keep < 1:
+        raise SteeringError(
+            f"steer: {name} selects examples before they are trained on, and this trainer draws its own batches"
+        )
+    if method.needs_logits:
+        raise SteeringError(f"steer: {name} needs whole distributions, and a steer is given losses")
+
+
+def _scalar(loss: Any) -> Tensor:
+    if not isinstance(loss, Tensor) or loss.ndim != 0:
+        shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+        raise SteeringError(
+            f"steer: must return one number a batch, a tensor of shape (), got {shape}"
+        )
+    return loss
