@@ -221,7 +221,9 @@ class LossOf:
 def _own(losses: Any, count: int | None) -> PerItem:
     """What a function of the user's has returned: one loss an example, all of which count."""
     shape = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
-    fits = shape == (count,) if count is not None else isinstance(losses, Tensor) and losses.ndim == 1
+    fits = (
+        shape == (count,) if count is not None else isinstance(losses, Tensor) and losses.ndim == 1
+    )
     if not fits:
         expected = "(b,)" if count is None else f"({count},) for this batch"
         raise SteeringError(f"losses: must return one loss an example, {expected}, got {shape}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from steering.errors import SteeringError
 from steering.items import Units
 from steering.methods import Method, build_method, find_method
-from steering.typed import build as build_options
+from steering.typed import typed
 
 
 @dataclass(frozen=True)
@@ -141,9 +141,13 @@ def _built(section: dict[str, Any], unit: str) -> MethodSteer:
     entry = find_method(name)
     if objection := entry.objection(unit, has_groups=False):
         raise SteeringError(f"steer: {name} {objection}")
-    options = build_options(entry.options, section, f"steer ({name})")
+    options = typed(entry.options, section, f"steer ({name})", _fail)
     # One row of items, whatever the number of examples.
     return MethodSteer(build_method(name, options, num_examples=1, unit=unit), name)
+
+
+def _fail(path: str, message: str) -> NoReturn:
+    raise SteeringError(f"{path}: {message}")
 
 
 def _require_losses_suffice(method: Method, name: str) -> None:

@@ -33,7 +33,7 @@ import transformers as hf  # noqa: E402
 from transformers import TrainingArguments, default_data_collator  # noqa: E402
 from transformers.modeling_outputs import SequenceClassifierOutput  # noqa: E402
 
-from steering.integrations import hf_losses, numbers  # noqa: E402
+from steering.integrations import hf_terms, numbers  # noqa: E402
 from steering.integrations.hf_losses import LossOf  # noqa: E402
 from steering.integrations.hugging_face import SteeringTrainer, example_losses, reference_losses  # noqa: E402
 from steering.integrations.lightning import SteeringCallback  # noqa: E402
@@ -1343,4 +1343,4 @@ def test_lightning_accumulates_means(tmp_path):
 
 
 def test_kinds_are_all_named():
-    assert set(hf_losses.SMOOTH) < set(hf_losses.KINDS)
+    assert set(hf_terms.SMOOTH) < set(hf_terms.KINDS)
