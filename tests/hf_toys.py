@@ -236,7 +236,7 @@ class Unlike(nn.Module):
         torch.manual_seed(0)
         self.how, self.table = how, nn.Embedding(WORDS, WORDS)
 
-    def forward(self, input_ids, labels):
+    def forward(self, input_ids, labels, attention_mask=None, position_ids=None):
         logits = self.table(input_ids)
         first, second = (
             (logits[:, :-1], labels[:, 1:]) if self.how == "shifted" else (logits, labels)

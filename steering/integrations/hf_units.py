@@ -85,6 +85,7 @@ def per_item(
         SteeringError: a unit that this loss does not have, or numbers that fit no row.
     """
     rows, of_tokens = len(labels), KINDS[name].of_tokens
+    terms = _without_padding(name, terms, inputs, labels)
     if unit != "example" and not of_tokens:
         raise SteeringError(
             f"unit: the loss of this model ({name}) has no tokens, expected 'example', got {unit!r}"
@@ -134,6 +135,16 @@ def segments(inputs: Mapping[str, Any], labels: Tensor) -> Tensor | None:
     else:
         return None
     return starts.reshape(-1).long().cumsum(0).reshape(labels.shape) - 1
+
+
+def _without_padding(name: str, terms: Terms, inputs: Mapping[str, Any], labels: Tensor) -> Terms:
+    """Without the terms in which padding on the left predicts the first word: with them a loss
+    would depend on who else is in the batch."""
+    mask = inputs.get("attention_mask")
+    if name != "shifted" or not isinstance(mask, Tensor) or mask.shape != labels.shape:
+        return terms
+    seen = mask[:, :-1].to(labels.device).bool()
+    return Terms(terms.losses * seen, terms.counted & seen)
 
 
 def _packed(
