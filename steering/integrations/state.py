@@ -67,7 +67,7 @@ def made_for(steer: Any) -> dict[str, Any]:
     count = getattr(steer, "num_examples", None)
     if isinstance(count, int):
         found["num_examples"] = count
-    risk = getattr(steer, "risk", None)
+    risk = getattr(getattr(steer, "method", steer), "risk", None)
     divergence = getattr(risk, "divergence", None)
     if divergence is not None:
         numbers = {
