@@ -29,6 +29,7 @@ from steering.integrations.hugging_face import (
 )
 
 N, WORDS = 16, 20
+LENGTHS = [5, 3, 7, 4, 6, 3, 7, 5]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -279,3 +280,50 @@ def split_over_two(monkeypatch):
         two.setattr(steering.distributed, "world_size", lambda: 2)
         two.setattr(steering.distributed, "rank", lambda: 0)
         return steering.GlobalContrastiveLoss(N, layout=Layout(split=True))
+
+
+class Ragged(torch.utils.data.Dataset):
+    """Sentences of unlike lengths; the first two words of every second one are a prompt."""
+
+    def __init__(self, numbered=True):
+        self.rows = [words(1, n, seed=n)[0] for n in LENGTHS]
+        self.numbered = numbered
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, i):
+        labels = self.rows[i].clone()
+        labels[: 2 * (i % 2)] = -100
+        number = {"index": i} if self.numbered else {}
+        return {"input_ids": self.rows[i], "labels": labels, **number}
+
+
+def padded(side="right", width=None):
+    """A collator; what it pads with is a word like any other, only its label is −100."""
+
+    def collate(items):
+        length = width or max(len(item["labels"]) for item in items)
+
+        def fill(row, value):
+            pad = torch.full((length - len(row),), value)
+            return torch.cat([row, pad] if side == "right" else [pad, row])
+
+        batch = {
+            "input_ids": torch.stack([fill(item["input_ids"], 3) for item in items]),
+            "labels": torch.stack([fill(item["labels"], -100) for item in items]),
+            "attention_mask": torch.stack([fill(torch.ones_like(i["labels"]), 0) for i in items]),
+        }
+        if "index" in items[0]:
+            batch["index"] = torch.tensor([item["index"] for item in items])
+        return batch
+
+    return collate
+
+
+def another(seed=7):
+    """Another language model of the same kind: a reference."""
+    model = Unlike("shifted")
+    torch.manual_seed(seed)
+    torch.nn.init.normal_(model.table.weight)
+    return model

@@ -21,14 +21,17 @@ import transformers as hf
 from hf_toys import (
     Linear,
     N,
+    Ragged,
     Sentences,
     Unlike,
+    another,
     arguments,
     bert,
     cheap_collections,  # noqa: F401
     flat,
     llama,
     mean,
+    padded,
     run,
     words,
 )
@@ -37,46 +40,6 @@ from steering.integrations.hf_losses import LossOf
 from steering.integrations.hugging_face import SteeringTrainer, reference_losses
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the trainer itself
-LENGTHS = [5, 3, 7, 4, 6, 3, 7, 5]
-
-
-class Ragged(torch.utils.data.Dataset):
-    """Sentences of unlike lengths; the first two words of every second one are a prompt."""
-
-    def __init__(self, numbered=True):
-        self.rows = [words(1, n, seed=n)[0] for n in LENGTHS]
-        self.numbered = numbered
-
-    def __len__(self):
-        return len(self.rows)
-
-    def __getitem__(self, i):
-        labels = self.rows[i].clone()
-        labels[: 2 * (i % 2)] = -100
-        number = {"index": i} if self.numbered else {}
-        return {"input_ids": self.rows[i], "labels": labels, **number}
-
-
-def padded(side="right", width=None):
-    """A collator; what it pads with is a word like any other, only its label is −100."""
-
-    def collate(items):
-        length = width or max(len(item["labels"]) for item in items)
-
-        def fill(row, value):
-            pad = torch.full((length - len(row),), value)
-            return torch.cat([row, pad] if side == "right" else [pad, row])
-
-        batch = {
-            "input_ids": torch.stack([fill(item["input_ids"], 3) for item in items]),
-            "labels": torch.stack([fill(item["labels"], -100) for item in items]),
-            "attention_mask": torch.stack([fill(torch.ones_like(i["labels"]), 0) for i in items]),
-        }
-        if "index" in items[0]:
-            batch["index"] = torch.tensor([item["index"] for item in items])
-        return batch
-
-    return collate
 
 
 def token_losses(model, item):
@@ -87,14 +50,6 @@ def token_losses(model, item):
         if word != -100:
             found.append(-model.table.weight[before].log_softmax(-1)[word])
     return torch.stack(found)
-
-
-def other(seed=7):
-    """Another language model of the same kind: a reference."""
-    model = Unlike("shifted")
-    torch.manual_seed(seed)
-    torch.nn.init.normal_(model.table.weight)
-    return model
 
 
 def made(folder, steer, model=None, collate=None, data=None, **options):
@@ -126,7 +81,7 @@ def test_the_tokens_of_a_batch_are_those_that_count(collate):
 
 def test_drrho_by_token_is_the_formula_over_all_tokens_of_the_batch(tmp_path):
     """KL with the batch's own normaliser: τ·log mean exp(h/τ) over the tokens that count."""
-    tau, model, reference, data = 0.4, Unlike("shifted"), other(), Ragged()
+    tau, model, reference, data = 0.4, Unlike("shifted"), another(), Ragged()
     steer = steering.DRRho(len(data), tau=tau, gamma=1.0)
     trainer = made(tmp_path, steer, model, ref_model=reference)
     picked = [data[i] for i in (1, 6, 0)]
@@ -141,7 +96,7 @@ def test_drrho_by_token_is_the_formula_over_all_tokens_of_the_batch(tmp_path):
 
 @pytest.mark.parametrize("share", [0.3, 0.6, 1.0])
 def test_rho1_trains_on_the_tokens_of_the_largest_excess(tmp_path, share):
-    model, reference, data = Unlike("shifted"), other(), Ragged()
+    model, reference, data = Unlike("shifted"), another(), Ragged()
     trainer = made(tmp_path, {"name": "rho1", "keep": share}, model, ref_model=reference)
     picked = [data[i] for i in range(4)]
     found = trainer.compute_loss(model.train(), padded()(picked))
@@ -154,7 +109,7 @@ def test_rho1_trains_on_the_tokens_of_the_largest_excess(tmp_path, share):
 @pytest.mark.parametrize("collate", [padded(), padded("left"), padded(width=11)])
 def test_stored_tokens_are_found_whatever_the_padding(tmp_path, collate):
     """The table is made with one padding and read with another, in another order."""
-    reference, data = other(), Ragged()
+    reference, data = another(), Ragged()
     table = reference_losses(reference, data, padded("right", 9), batch_size=3, unit="token")
     assert table.shape == (8, 6)
     picked = [data[i] for i in (5, 0, 3)]
@@ -173,7 +128,7 @@ def test_stored_tokens_are_found_whatever_the_padding(tmp_path, collate):
 
 def test_stored_tokens_are_found_in_packed_rows(tmp_path):
     """Behind one another the first word of a sentence is nobody's next one."""
-    reference, data = other(), Ragged()
+    reference, data = another(), Ragged()
     table = reference_losses(reference, data, padded(), unit="token")
     picked = [data[i] for i in (4, 1, 2)]
     packed = flat([item["input_ids"] for item in picked])
@@ -187,7 +142,7 @@ def test_stored_tokens_are_found_in_packed_rows(tmp_path):
 
 def test_stored_tokens_of_other_labels_are_refused(tmp_path):
     data = Ragged()
-    table = reference_losses(other(), data, padded(), unit="token")
+    table = reference_losses(another(), data, padded(), unit="token")
     trainer = made(tmp_path, "rho1", reference_losses=table)
     batch = padded()([data[3], data[2]])
     batch["labels"][1, 4] = -100
@@ -240,7 +195,7 @@ def test_a_packed_row_without_numbers_is_no_example(tmp_path):
         seen.append((len(losses), index))
         return losses.mean()
 
-    run(made(tmp_path, watched, collate=collate, data=data, unit="sequence", ref_model=other()))
+    run(made(tmp_path, watched, collate=collate, data=data, unit="sequence", ref_model=another()))
     assert seen == [(4, None)] * 2
 
 
@@ -261,7 +216,7 @@ def example_mean(logits, labels):
 def test_a_unit_that_is_none(tmp_path):
     for make in (
         lambda: made(tmp_path, mean, unit="word"),
-        lambda: reference_losses(other(), Ragged(), padded(), unit="word"),
+        lambda: reference_losses(another(), Ragged(), padded(), unit="word"),
     ):
         with pytest.raises(SteeringError, match="expected one of example, sequence, token"):
             make()
@@ -330,7 +285,7 @@ def test_a_loss_outside_of_a_step_is_not_scaled(tmp_path):
 
 
 def test_the_log_tells_the_means_of_what_the_loss_hides(tmp_path):
-    model, reference, data = Unlike("shifted"), other(), Ragged()
+    model, reference, data = Unlike("shifted"), another(), Ragged()
     every = [torch.cat([token_losses(m, data[i]) for i in range(8)]) for m in (model, reference)]
     trainer = made(
         tmp_path,
@@ -366,7 +321,7 @@ def test_a_steer_with_an_estimate_tells_its_metrics(tmp_path):
 @pytest.mark.parametrize("numbered", [True, False])
 def test_evaluation_is_the_plain_mean_over_tokens(tmp_path, numbered):
     data = Ragged(numbered)
-    trainer = made(tmp_path, "rho1", data=data, ref_model=other(), per_device_eval_batch_size=8)
+    trainer = made(tmp_path, "rho1", data=data, ref_model=another(), per_device_eval_batch_size=8)
     expected = torch.cat([token_losses(trainer.model, data[i]) for i in range(8)]).mean()
     found = trainer.evaluate()
     assert found["eval_loss"] == pytest.approx(expected.item(), rel=1e-5)
