@@ -15,7 +15,7 @@ from steering.integrations.hf_frozen import Frozen
 from steering.integrations.hf_log import Meter
 from steering.integrations.hf_losses import LossOf
 from steering.integrations.hf_reference import NO_INDEX
-from steering.integrations.hf_steer import Steered, needs_index, steered, takes_mask
+from steering.integrations.hf_steer import Caller, Steered, needs_index
 from steering.integrations.hf_units import PerItem
 from steering.integrations.numbers import checked_index
 from steering.reading import report_once
@@ -29,7 +29,7 @@ class Batches:
     the mean over the whole step, whatever the padding. An adversary sees one micro-batch at a time.
 
     Args:
-        steer: see `hf_steer.as_steer`.
+        steer: from `hf_steer.as_steer`.
         reference: asked for the same items; None: there is none.
         loss_of: the target's.
         count: examples of the training set, n; None if nobody knows.
@@ -51,11 +51,11 @@ class Batches:
         device: torch.device,
         must_be_numbered: bool,
     ) -> None:
-        self.steer, self.reference, self.loss_of = steer, reference, loss_of
+        self.reference, self.loss_of = reference, loss_of
         self.count, self.device = count, device
         self.must_be_numbered = must_be_numbered
         self.silent = 0
-        self._takes_mask = takes_mask(steer)
+        self._steered = Caller(steer)
         self.inside = False
         self._step: list[Mapping[str, Any]] = []  # until N is known
         self._items: int | None = None  # N
@@ -110,7 +110,7 @@ class Batches:
         numbers = None if index is None else index[items.owners()]
         if everywhere == 0:
             return items.losses.sum() * 0.0
-        if self._takes_mask and (distributed.active() or own < len(items.losses)):
+        if self._steered.takes_mask and (distributed.active() or own < len(items.losses)):
             found, share = self._over_all(items, guide, numbers, longest), everywhere
         elif own == 0:
             return items.losses.sum() * 0.0
@@ -153,7 +153,7 @@ class Batches:
             losses, mask = F.pad(losses, (0, missing)), F.pad(mask, (0, missing))
             guide = None if guide is None else F.pad(guide, (0, missing))
             index = None if index is None else F.pad(index, (0, missing))
-        return steered(self.steer, losses, guide, index, mask)
+        return self._steered(losses, guide, index, mask)
 
     def _over_own(self, items: PerItem, guide: Tensor | None, index: Tensor | None) -> Steered:
         """The items that count alone; all of them as they are, if all do."""
@@ -162,7 +162,7 @@ class Batches:
             losses = losses[mask]
             guide = None if guide is None else guide[mask]
             index = None if index is None else index[mask]
-        return steered(self.steer, losses, guide, index, None)
+        return self._steered(losses, guide, index, None)
 
     def _note_silent(self, items: PerItem, index: Tensor | None) -> None:
         """Tell of examples in which nothing counts."""

@@ -93,35 +93,55 @@ def as_steer(given: Any, unit: str) -> Any:
     return given
 
 
-def steered(
-    steer: Any,
-    losses: Tensor,
-    reference_losses: Tensor | None,
-    index: Tensor | None,
-    mask: Tensor | None,
-) -> Steered:
-    """Call it. A steer with `estimate` tells metrics, too.
+class Caller:
+    """Calls a steer with what it takes.
 
-    Raises:
-        SteeringError: it returns no single number.
+    The losses and the reference's come first. Numbers are given by the name `index`, or in the third
+    place to a function that calls them otherwise; a mask by the name `mask`, to a steer that has
+    such an argument: it looks at the items of all ranks then. A steer with `estimate` tells metrics,
+    too.
     """
-    marked = {} if mask is None else {"mask": mask}
-    estimate = getattr(steer, "estimate", None)
-    if estimate is None:
-        return Steered(_scalar(steer(losses, reference_losses, index, **marked)))
-    found = estimate(losses, reference_losses, index, **marked)
-    return Steered(_scalar(found.loss), found.metrics)
+
+    def __init__(self, steer: Any) -> None:
+        self.steer = steer
+        self._estimate = getattr(steer, "estimate", None)
+        forward = steer.forward if isinstance(steer, nn.Module) else steer
+        names = _positional(forward if self._estimate is None else self._estimate)
+        self.takes_mask = "mask" in names
+        self._by_name = "index" in names
+        self._third = not self._by_name and len(names) > 2 and names[2] != "mask"
+
+    def __call__(
+        self,
+        losses: Tensor,
+        reference_losses: Tensor | None,
+        index: Tensor | None,
+        mask: Tensor | None,
+    ) -> Steered:
+        """Loss and metrics of one batch.
+
+        Raises:
+            SteeringError: the steer returns no single number.
+        """
+        places = (losses, reference_losses, index) if self._third else (losses, reference_losses)
+        named = {"index": index} if self._by_name else {}
+        if mask is not None:
+            named["mask"] = mask
+        if self._estimate is None:
+            return Steered(_scalar(self.steer(*places, **named)))
+        found = self._estimate(*places, **named)
+        return Steered(_scalar(found.loss), found.metrics)
 
 
-def takes_mask(steer: Any) -> bool:
-    """Whether it can be told which items count; if so, it looks at those of all ranks."""
+def _positional(function: Any) -> list[str]:
+    """Names of its parameters; three of any name where they cannot be told."""
     try:
-        names = inspect.signature(
-            steer.forward if isinstance(steer, nn.Module) else steer
-        ).parameters
+        parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):
-        return False
-    return "mask" in names
+        return ["", "", ""]
+    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        return ["", "", ""]
+    return [p.name for p in parameters]
 
 
 def needs_reference(steer: Any) -> bool:

@@ -84,17 +84,10 @@ def per_item(
     Raises:
         SteeringError: a unit that this loss does not have, or numbers that fit no row.
     """
-    rows, of_tokens = len(labels), KINDS[name].of_tokens
+    rows = len(labels)
     terms = _without_padding(name, terms, inputs, labels)
-    if unit != "example" and not of_tokens:
-        raise SteeringError(
-            f"unit: the loss of this model ({name}) has no tokens, expected 'example', got {unit!r}"
-        )
-    if not of_tokens and count not in (None, rows):
-        raise SteeringError(f"a batch has {rows} rows of labels and {count} numbers in 'index'")
-    places = segments(inputs, labels) if of_tokens else None
-    if count is None and unit == "example":
-        _require_unpacked(places, rows)
+    places = segments(inputs, labels) if KINDS[name].of_tokens else None
+    _require_fits(unit, name, places, rows, count)
     if count not in (None, rows):
         terms, places = _packed(name, terms, places, rows, count)
         example = places
@@ -103,14 +96,13 @@ def per_item(
         example = _row_numbers(terms)
     else:
         places = example = _row_numbers(terms)
-    found = rows if count is None else count
+    examples = rows if count is None else count
     if unit == "token":
-        return PerItem(
-            terms.losses.reshape(-1), terms.counted.reshape(-1), example.reshape(-1), found
-        )
-    if places is example:
-        return _means(terms, None if found == rows else places, found)
-    return _of_sequences(terms, places, example, found)
+        losses, counted = terms.losses.reshape(-1), terms.counted.reshape(-1)
+        return PerItem(losses, counted, example.reshape(-1), examples)
+    if places is example:  # every sequence is an example
+        return _means(terms, None if examples == rows else places, examples)
+    return _of_sequences(terms, places, example, examples)
 
 
 def segments(inputs: Mapping[str, Any], labels: Tensor) -> Tensor | None:
@@ -173,12 +165,20 @@ def _inside(name: str, terms: Terms, places: Tensor) -> tuple[Terms, Tensor]:
     return Terms(terms.losses * same, terms.counted & same), places[:, 1:]
 
 
-def _require_unpacked(places: Tensor | None, rows: int) -> None:
-    """Refuse one row of several examples that carry no numbers: they would be one loss.
-
-    Left padding has positions that jump, too; a single row is never padded.
-    """
-    if places is not None and rows == 1 and int(places.max()) > 0:
+def _require_fits(
+    unit: str, name: str, places: Tensor | None, rows: int, count: int | None
+) -> None:
+    of_tokens = KINDS[name].of_tokens
+    if unit != "example" and not of_tokens:
+        raise SteeringError(
+            f"unit: the loss of this model ({name}) has no tokens, expected 'example', got {unit!r}"
+        )
+    if not of_tokens and count not in (None, rows):
+        raise SteeringError(f"a batch has {rows} rows of labels and {count} numbers in 'index'")
+    # Several examples that carry no numbers would be one loss. Left padding has positions that
+    # jump, too, but a single row is never padded.
+    alone = rows == 1 and count is None and unit == "example"
+    if alone and places is not None and int(places.max()) > 0:
         raise SteeringError(
             f"a batch of 1 row holds {int(places.max()) + 1} sequences by its positions, and no"
             " 'index'; set unit='sequence' (or 'token'), or let the collator hand 'index' on"

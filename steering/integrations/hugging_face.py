@@ -37,6 +37,7 @@ from steering.integrations.state import (
     restore,
     saved,
     set_epoch,
+    set_progress,
     start_alike,
 )
 from steering.reading import report_once
@@ -278,6 +279,9 @@ class _Steps(TrainerCallback):
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
         set_epoch(self.trainer.steer, int((state.epoch or 0) + 1e-6))
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        set_progress(self.trainer.steer, state.global_step, state.max_steps)
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
         own = list(self.trainer.own.values())

@@ -139,5 +139,12 @@ def set_epoch(steer: Any, epoch: int) -> None:
         start_epoch(epoch)
 
 
+def set_progress(steer: Any, done: int, steps: int) -> None:
+    """Tell a `steer` that has schedules which share of the steps is done, in [0, 1)."""
+    at = getattr(getattr(steer, "method", steer), "at", None)
+    if at is not None and steps > 0:
+        at(done / steps)
+
+
 def _copy(value: Any) -> Any:
     return value.detach().clone() if isinstance(value, Tensor) else value
