@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer
 from transformers.trainer_utils import get_last_checkpoint
 
 from steering.errors import SteeringError
@@ -27,25 +27,21 @@ from steering.integrations.hf_frozen import Frozen, Live, Stored, require_one
 from steering.integrations.hf_losses import ExampleLosses, LossOf, example_losses
 from steering.integrations.hf_reference import reference_losses
 from steering.integrations.hf_steer import as_steer, needs_reference
+from steering.integrations.hf_steps import Steps
 from steering.integrations.hf_units import require_unit
 from steering.integrations.numbers import check_column, checked_count, checked_reference
 from steering.integrations.state import (
-    average_gradients,
     missing_parameters,
     own_parameters,
     require_whole,
     restore,
     saved,
-    set_epoch,
-    set_progress,
-    start_alike,
 )
 from steering.reading import report_once
 
 __all__ = ["STATE", "ExampleLosses", "SteeringTrainer", "example_losses", "reference_losses"]
 
 STATE = "steering.pt"
-_LOG = logging.getLogger("steering")
 
 
 class SteeringTrainer(Trainer):
@@ -111,7 +107,7 @@ class SteeringTrainer(Trainer):
         hf_checks.require(self, self.example_losses, self.own, ref_model)
         self.reference = self._reference(ref_model, stored)
         if self.optimizer is not None:
-            self._require_moved()
+            self.require_moved()
         # What older trainers ask in the place of loss_is_scaled_for_ga.
         self.model_accepts_loss_kwargs = False
         self.batches = Batches(
@@ -123,7 +119,7 @@ class SteeringTrainer(Trainer):
             by_number,
         )
         self._fresh = saved(self.steer) if self.model_init is not None else None
-        self.add_callback(_Steps(self))
+        self.add_callback(Steps(self))
 
     def _reference(self, ref_model: Any, stored: Tensor | None) -> Frozen | None:
         if ref_model is not None:
@@ -205,7 +201,7 @@ class SteeringTrainer(Trainer):
             )
         return made
 
-    def _require_moved(self) -> None:
+    def require_moved(self) -> None:
         if missing := missing_parameters(self.own, [self.optimizer]):
             raise SteeringError(
                 f"optimizers: lacks parameters of steer ({', '.join(missing)}); make it with steer.parameters(), too"
@@ -260,50 +256,6 @@ class SteeringTrainer(Trainer):
             torch.load(path, weights_only=True, map_location=self.args.device),
             str(path),
         )
-
-
-class _Steps(TrainerCallback):
-    """What happens to the steer around the steps of the model."""
-
-    def __init__(self, trainer: SteeringTrainer) -> None:
-        self.trainer = trainer
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        if isinstance(self.trainer.steer, nn.Module):
-            self.trainer.steer.train()
-        model: Any = self.trainer.model  # model_init makes new ones
-        self.trainer.example_losses.model = model
-        self.trainer._require_moved()
-        start_alike(self.trainer.own)
-        self._forget()
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        set_epoch(self.trainer.steer, int((state.epoch or 0) + 1e-6))
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        set_progress(self.trainer.steer, state.global_step, state.max_steps)
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        own = list(self.trainer.own.values())
-        if own:
-            average_gradients(own)
-            if args.max_grad_norm:
-                torch.nn.utils.clip_grad_norm_(own, args.max_grad_norm)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        self._forget()
-        self.trainer.batches.end_step()
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        if count := self.trainer.batches.silent:
-            _LOG.warning(
-                "%d times an example without a label that counts was left out of the loss", count
-            )
-
-    def _forget(self) -> None:
-        """The trainer clears the gradients of its model, not these."""
-        for parameter in self.trainer.own.values():
-            parameter.grad = None
 
 
 def _require_state(folder: Path) -> Path:

@@ -1,7 +1,7 @@
 """Tokens and sequences under a steer in a Hugging Face Trainer: which count, how micro-batches add
 up, what the log tells. The twins here are loops over single tokens."""
 
-# ruff: noqa: ARG001, ARG002 (steers have three arguments)
+# ruff: noqa: ARG001, ARG002, ARG005 (steers have three arguments)
 
 import math
 from types import SimpleNamespace
@@ -339,3 +339,59 @@ def test_examples_without_a_label_are_told_by_token_too(tmp_path):
     )
     torch.testing.assert_close(found, 0.5 * (losses / 0.5).exp().mean().log())
     assert trainer.without_labels == 2
+
+
+def test_a_steer_is_given_what_it_takes(tmp_path):
+    """Numbers by name or in the third place, a mask by name, neither to one that has no place."""
+    seen = {}
+
+    class NoNumbers(torch.nn.Module):
+        def forward(self, losses, reference_losses, mask=None):
+            seen["no numbers"] = mask
+            return losses[mask].mean()
+
+    class Named(torch.nn.Module):
+        def forward(self, losses, *, reference_losses=None, index=None, mask=None):
+            raise AssertionError
+
+        def estimate(self, losses, reference_losses, mask=None, index=None):
+            seen["named"] = index
+            return SimpleNamespace(loss=losses[mask].mean(), metrics={})
+
+    def third(losses, reference_losses, numbers):
+        seen["third"] = numbers
+        return losses.mean()
+
+    def any_three(*given):
+        seen["any"] = given[2]
+        return given[0].mean()
+
+    data = Ragged()
+    picked, losses = [data[i] for i in (1, 4)], []
+    for steer in (NoNumbers(), Named(), third, any_three, lambda losses, reference: losses.mean()):
+        trainer = made(tmp_path, steer)
+        losses.append(trainer.compute_loss(trainer.model.train(), padded()(picked)))
+    torch.testing.assert_close(losses, losses[:1] * 5)
+    assert seen["no numbers"].sum() == 1 + 5
+    assert seen["named"].tolist() == [1] * 5 + [4] * 5  # all places, of which the mask leaves some
+    assert seen["third"].tolist() == seen["any"].tolist() == [1] + [4] * 5
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_schedules_are_told_how_far_the_run_is(tmp_path, resumed):
+    told = []
+
+    class Scheduled(torch.nn.Module):
+        def at(self, progress):
+            told.append(progress)
+
+        def forward(self, losses, reference, index):
+            return losses.mean()
+
+    saving = {"save_strategy": "steps", "save_steps": 3}
+    run(made(tmp_path, Scheduled(), max_steps=4, gradient_accumulation_steps=2, **saving))
+    if resumed:
+        told.clear()
+        again = made(tmp_path, Scheduled(), max_steps=4, gradient_accumulation_steps=2)
+        run(again, resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert told == ([0.75] if resumed else [0.0, 0.25, 0.5, 0.75])
