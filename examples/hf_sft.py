@@ -8,10 +8,10 @@ of Python's standard library, so nothing is downloaded. In the training set a qu
 are mistyped. The reference has learnt from a few clean examples. Without --model both models are
 made here, of bytes; on one core that is all under a minute.
 
-What the numbers mean: they show that the parts work together, and which way steering moves a model
-on data like these, where a share of the tokens is noise that a reference can tell. They are one
-seed of a toy; on clean data there is less to win, and a reference that knows less than the target
-can do harm. docs/guide-trainers.md has the arguments.
+Measured with --seed 0, 1 and 2: the reference 2.40, plain 2.47 to 2.54, Rho-1 2.30 to 2.36, DRRho
+2.34 to 2.40 nats per token. That shows that the parts work together, and which way steering moves a
+model where a share of the tokens is noise that a reference can tell; no more. It is a toy. Where
+noise came in one piece, so that a model can see it coming, plain training was better than both.
 """
 
 import argparse
