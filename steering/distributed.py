@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gc
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -118,6 +119,15 @@ def total_count(count: int) -> int:
     counts: list[int] = [count] * world_size()
     dist.all_gather_object(counts, count)
     return sum(counts)
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """What every rank holds, rank 0 first; plain objects, for what is asked rarely."""
+    if not active():
+        return [value]
+    every: list[Any] = [value] * world_size()
+    dist.all_gather_object(every, value)
+    return every
 
 
 def barrier() -> None:

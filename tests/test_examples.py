@@ -12,10 +12,15 @@ SMALL = {  # arguments of those that would take longer than a test may
     "excess_risk_bound.py": ["--quick", "--repetitions", "20"],
     "reference_distance.py": ["--quick", "--seeds", "3"],
     "dro_convergence.py": ["--quick", "--seeds", "1"],
+    "hf_sft.py": ["--steps", "2"],
     "hf_trainer.py": ["--steps", "3"],
     "lightning_digits.py": ["--epochs", "1", "--seeds", "2"],
 }
-NEEDS = {"hf_trainer.py": "accelerate", "lightning_digits.py": "lightning"}
+NEEDS = {
+    "hf_sft.py": "accelerate",
+    "hf_trainer.py": "accelerate",
+    "lightning_digits.py": "lightning",
+}
 TASKS = {"audio_digits.py"}  # not scripts: tests/test_outsiders.py
 
 

@@ -13,7 +13,8 @@ from transformers import Trainer
 from transformers.utils import is_sagemaker_mp_enabled
 
 from steering.errors import SteeringError
-from steering.integrations.hf_losses import ELSEWHERE, SMOOTH, LossOf, bare, takes_outputs
+from steering.integrations.hf_losses import ELSEWHERE, LossOf, bare, takes_outputs
+from steering.integrations.hf_terms import SMOOTH
 
 # Models whose loss is not one of logits and labels, by the ends of their class names.
 OTHER_LOSSES = re.compile(
@@ -43,13 +44,19 @@ def before(given: Mapping[str, Any]) -> None:
             )
 
 
-def require(trainer: Trainer, loss_of: LossOf, parameters: Mapping[str, nn.Parameter]) -> None:
+def require(
+    trainer: Trainer,
+    loss_of: LossOf,
+    parameters: Mapping[str, nn.Parameter],
+    ref_model: Any = None,
+) -> None:
     """Refuse what would be lost.
 
     Args:
         trainer: made, not started.
         loss_of: its per-example losses.
         parameters: trainable ones of `steer` that are not the model's.
+        ref_model: the live reference, or None.
 
     Raises:
         SteeringError: names the argument.
@@ -106,6 +113,10 @@ def require(trainer: Trainer, loss_of: LossOf, parameters: Mapping[str, nn.Param
         (
             bool(parameters) and (sharded or "layerwise" in optimizer or "lomo" in optimizer),
             f"steer: its parameters ({listed}) cannot be trained under DeepSpeed, FSDP or {optimizer}",
+        ),
+        (
+            ref_model is not None and sharded,
+            "ref_model: is not sharded under DeepSpeed or FSDP; store its losses with reference_losses(...)",
         ),
     ):
         if wrong:

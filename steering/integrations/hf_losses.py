@@ -1,12 +1,8 @@
-"""One loss an example from a Hugging Face model's outputs: the model's own loss, before it takes
-the mean.
+"""The losses of a Hugging Face model's items: its own loss, before it takes the mean.
 
 Which loss that is, the model's config tells; the model's own mean of the first batch,
 `outputs.loss`, has to confirm it. So class weights, an auxiliary loss or labels of another
 convention are found in the first step, not after the run.
-
-Legend: b examples in a batch, T tokens, C classes (or words). A *term* is a summand of the model's
-mean: a token of a sequence, an example of a classifier.
 """
 
 from __future__ import annotations
@@ -15,36 +11,20 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from steering.errors import SteeringError
-from steering.integrations import hf_packed
+from steering.integrations import hf_terms
+from steering.integrations.hf_terms import KINDS, Terms
+from steering.integrations.hf_units import PerItem, per_item
 
 ExampleLosses = Callable[..., Tensor]
-IGNORED = -100
 SHIFTED = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 UNSHIFTED = ("ForMaskedLM", "ForTokenClassification", "WithLMHeadModel")
 ELSEWHERE = "give losses=, a function of (outputs, inputs) that returns one loss an example"
-
-
-class Terms(NamedTuple):
-    """Losses of the terms, (b, k), float32, zero where one does not count; which count, bool, (b,
-    k)."""
-
-    losses: Tensor
-    counted: Tensor
-
-
-class PerExample(NamedTuple):
-    """Losses, (b,), float32, zero where an example has no term that counts; which examples have
-    one, bool, (b,)."""
-
-    losses: Tensor
-    counted: Tensor | None
 
 
 def example_losses(
@@ -67,72 +47,8 @@ def example_losses(
     name = kinds(None, logits, labels)[0]
     if logits.ndim == 3:
         name = "shifted" if shift else "tokens"
-    return _means(_terms(name, logits, labels, label_smoothing)).losses
-
-
-# ---- the losses
-# -------------------------------------------------------------------------------------------------------
-
-
-def _classes(logits: Tensor, labels: Tensor, smoothing: float) -> Terms:
-    labels = labels.reshape(-1).long()
-    losses = F.cross_entropy(
-        logits.float(), labels, reduction="none", ignore_index=IGNORED, label_smoothing=smoothing
-    )
-    return Terms(losses[:, None], (labels != IGNORED)[:, None])
-
-
-def _tokens(logits: Tensor, labels: Tensor, smoothing: float) -> Terms:
-    labels = labels.long()
-    scores = logits.float().transpose(1, 2)
-    losses = F.cross_entropy(
-        scores, labels, reduction="none", ignore_index=IGNORED, label_smoothing=smoothing
-    )
-    return Terms(losses, labels != IGNORED)
-
-
-def _shifted(logits: Tensor, labels: Tensor, smoothing: float) -> Terms:
-    return _tokens(logits[:, :-1], labels[:, 1:], smoothing)
-
-
-def _several_labels(logits: Tensor, labels: Tensor, smoothing: float) -> Terms:  # noqa: ARG001
-    losses = F.binary_cross_entropy_with_logits(
-        logits.float(), labels.float(), reduction="none"
-    ).mean(-1, keepdim=True)
-    return Terms(losses, torch.ones_like(losses, dtype=torch.bool))
-
-
-def _regression(logits: Tensor, labels: Tensor, smoothing: float) -> Terms:  # noqa: ARG001
-    outputs = logits.float().reshape(len(logits), -1)
-    losses = (outputs - labels.float().reshape(outputs.shape)).square().mean(-1, keepdim=True)
-    return Terms(losses, torch.ones_like(losses, dtype=torch.bool))
-
-
-KINDS: dict[str, Callable[[Tensor, Tensor, float], Terms]] = {
-    "classes": _classes,
-    "tokens": _tokens,
-    "shifted": _shifted,
-    "several labels": _several_labels,
-    "regression": _regression,
-}
-SMOOTH = ("classes", "tokens", "shifted")  # those that label smoothing is made for
-
-
-def _terms(name: str, logits: Tensor, labels: Tensor, smoothing: float) -> Terms:
-    if smoothing and name not in SMOOTH:
-        raise SteeringError(
-            f"label_smoothing_factor: has no meaning for the loss of this model ({name}), expected 0"
-        )
-    return KINDS[name](logits, labels, smoothing)
-
-
-def _means(terms: Terms) -> PerExample:
-    counts = terms.counted.sum(-1)
-    return PerExample(terms.losses.sum(-1) / counts.clamp_min(1), counts > 0)
-
-
-# ---- which of them
-# ----------------------------------------------------------------------------------------------------
+    found = hf_terms.terms(name, logits, labels, label_smoothing)
+    return per_item("example", name, found, {}, labels, None).losses
 
 
 def bare(model: nn.Module) -> nn.Module:
@@ -198,7 +114,7 @@ def certain(model: nn.Module, names: list[str]) -> bool:
     named = type(model).__name__.endswith((*SHIFTED, *UNSHIFTED)) or getattr(
         getattr(model, "config", None), "is_encoder_decoder", False
     )
-    return len(names) == 1 or (known and (named or names[0] not in ("tokens", "shifted")))
+    return len(names) == 1 or (known and (named or not KINDS[names[0]].of_tokens))
 
 
 def takes_outputs(losses: ExampleLosses) -> bool:
@@ -212,64 +128,67 @@ def takes_outputs(losses: ExampleLosses) -> bool:
 
 @dataclass
 class LossOf:
-    """Per-example losses of one model.
+    """Losses of one model's items.
 
     Attributes:
         model: whose config and own loss decide.
-        custom: the user's function; None: the model's own loss.
+        custom: the user's function, one loss an example; None: the model's own loss.
         smoothing: label smoothing factor.
+        unit: what an item is, one of `hf_units.UNITS`.
+        kind: name of the loss that the last batch had, one of `KINDS`; None before the first.
     """
 
     model: nn.Module
     custom: ExampleLosses | None = None
     smoothing: float = 0.0
-    _kind: str | None = None
+    unit: str = "example"
+    kind: str | None = None
+    _confirmed: bool = False
 
     def __post_init__(self) -> None:
         if self.custom is example_losses:  # it does not know the model
             self.custom = None
+        if self.custom is not None and self.unit != "example":
+            raise SteeringError(
+                f"losses: returns one loss an example, expected unit='example', got {self.unit!r}"
+            )
 
-    def __call__(self, outputs: Any, inputs: Mapping[str, Any], count: int) -> PerExample:
+    def __call__(self, outputs: Any, inputs: Mapping[str, Any], count: int | None) -> PerItem:
         """Losses of one batch.
 
         Args:
             outputs: of the model on the inputs.
             inputs: with "labels", without "index".
-            count: examples in the batch, b.
+            count: examples in the batch, c; None if they carry no numbers: as many as rows.
 
         Raises:
-            SteeringError: this model's loss is none of ours, or not one an example.
+            SteeringError: this model's loss is none of ours, or not one an item.
         """
         if self.custom is not None and takes_outputs(self.custom):
-            return self._own(self.custom(outputs, inputs), count)
-        logits, labels = _entry(outputs, "logits"), inputs.get("labels")
+            return _own(self.custom(outputs, inputs), count)
+        logits, labels = _entry(outputs, "logits"), _labels(inputs)
         if not isinstance(logits, Tensor):
             raise SteeringError(f"the model's outputs hold no tensor 'logits'; {ELSEWHERE}")
-        if not isinstance(labels, Tensor):
-            raise SteeringError(
-                f"a batch has no tensor 'labels', only {', '.join(sorted(inputs))}; {ELSEWHERE}"
-            )
         labels = labels.to(logits.device)
         if self.custom is not None:
-            return self._own(self.custom(logits, labels), count)
-        name = self._kind or self._decided(logits, labels, _entry(outputs, "loss"))
-        terms = _terms(name, logits, labels, self.smoothing)
-        if len(labels) == count:
-            return _means(terms)
-        if name not in ("tokens", "shifted"):
-            raise SteeringError(
-                f"a batch has {len(labels)} rows of labels and {count} numbers in 'index'"
-            )
-        sums, counts = hf_packed.split(*terms, name == "shifted", inputs, labels, count)
-        return PerExample(sums / counts.clamp_min(1), counts > 0)
+            return _own(self.custom(logits, labels), len(labels) if count is None else count)
+        if not self._confirmed:
+            self.kind = self._decided(logits, labels, _entry(outputs, "loss"))
+        name = str(self.kind)
+        found = hf_terms.terms(name, logits, labels, self.smoothing)
+        return per_item(self.unit, name, found, inputs, labels, count)
 
-    def _own(self, losses: Any, count: int) -> PerExample:
-        shape = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
-        if shape != (count,):
-            raise SteeringError(
-                f"losses: must return one loss an example, ({count},) for this batch, got {shape}"
-            )
-        return PerExample(losses, None)
+    def items(self, inputs: Mapping[str, Any], count: int | None) -> int:
+        """How many items of a batch count, without running the model; asked after a first batch
+        has told the kind."""
+        if self.kind is None:  # a function of the user's: all of its examples count
+            first = next(value for value in inputs.values() if isinstance(value, Tensor))
+            return len(first) if count is None else count
+        labels = _labels(inputs)
+        counted = KINDS[self.kind].counted(labels)
+        nothing = Terms(torch.zeros(counted.shape, device=labels.device), counted)
+        found = per_item(self.unit, self.kind, nothing, inputs, labels, count)
+        return int(found.counts().sum())
 
     def _decided(self, logits: Tensor, labels: Tensor, own: Any) -> str:
         """The kind that gives the model's own mean; it stays once the model has confirmed it."""
@@ -284,19 +203,40 @@ class LossOf:
         own, means = own.detach().float(), []
         with torch.no_grad():
             for name in names:
-                losses, counted = KINDS[name](logits, labels, 0.0)
+                losses, counted = hf_terms.terms(name, logits, labels)
                 means.append((losses.sum() / counted.sum()).to(own.device))
         told, *means = torch.stack([own.reshape(()), *means]).tolist()
         if not math.isfinite(told):  # nothing counts in this batch: ask the next one
             return names[0]
         for name, mean in zip(names, means, strict=True):
             if abs(mean - told) <= _tolerance(logits) * max(abs(told), 0.1):
-                self._kind = name
+                self._confirmed = True
                 return name
         raise SteeringError(
             f"the loss of {called} is {told:.4g} on its first batch, and the mean over its examples {means[0]:.4g}: weights, an"
             f" auxiliary loss or a loss of its own would be lost; {ELSEWHERE}"
         )
+
+
+def _own(losses: Any, count: int | None) -> PerItem:
+    """What a function of the user's has returned: one loss an example, all of which count."""
+    shape = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
+    fits = (
+        shape == (count,) if count is not None else isinstance(losses, Tensor) and losses.ndim == 1
+    )
+    if not fits:
+        expected = "(b,)" if count is None else f"({count},) for this batch"
+        raise SteeringError(f"losses: must return one loss an example, {expected}, got {shape}")
+    return PerItem(losses, None, None, len(losses))
+
+
+def _labels(inputs: Mapping[str, Any]) -> Tensor:
+    labels = inputs.get("labels")
+    if not isinstance(labels, Tensor):
+        raise SteeringError(
+            f"a batch has no tensor 'labels', only {', '.join(sorted(inputs))}; {ELSEWHERE}"
+        )
+    return labels
 
 
 def _tolerance(logits: Tensor) -> float:

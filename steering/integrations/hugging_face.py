@@ -1,110 +1,144 @@
-"""Steering in a Hugging Face `Trainer`: another class name, two more arguments.
+"""Steering in a Hugging Face `Trainer`: another class name, a few more arguments.
 
     steer = steering.DRRho(num_examples=len(train_set), tau=1.0)
     trainer = SteeringTrainer(model, args, train_dataset=train_set, steer=steer,
-    reference_losses=found)
+        ref_model="path/of/the/reference", unit="token")
 
-Needs `pip install 'model-steering[hf]'`. The data set's items must carry "index", their own number,
-0 .. n − 1.
+Needs `pip install 'model-steering[hf]'`. Where something is looked up by the number of an example,
+the data set's items must carry "index", 0 .. n − 1.
 """
 
 from __future__ import annotations
 
-import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer
 from transformers.trainer_utils import get_last_checkpoint
 
-from steering import distributed
 from steering.errors import SteeringError
 from steering.integrations import hf_checks
-from steering.integrations.hf_losses import ExampleLosses, LossOf, PerExample, example_losses
-from steering.integrations.hf_reference import NO_INDEX, reference_losses
-from steering.integrations.numbers import (
-    check_column,
-    checked_count,
-    checked_index,
-    checked_reference,
-)
+from steering.integrations.hf_batch import Batches, numbered
+from steering.integrations.hf_frozen import Frozen, Live, Stored, require_one
+from steering.integrations.hf_losses import ExampleLosses, LossOf, example_losses
+from steering.integrations.hf_reference import reference_losses
+from steering.integrations.hf_steer import as_steer, needs_reference
+from steering.integrations.hf_steps import Steps
+from steering.integrations.hf_units import require_unit
+from steering.integrations.numbers import check_column, checked_count, checked_reference
 from steering.integrations.state import (
-    average_gradients,
     missing_parameters,
     own_parameters,
     require_whole,
     restore,
     saved,
-    set_epoch,
-    start_alike,
 )
 from steering.reading import report_once
 
 __all__ = ["STATE", "ExampleLosses", "SteeringTrainer", "example_losses", "reference_losses"]
 
 STATE = "steering.pt"
-_LOG = logging.getLogger("steering")
 
 
 class SteeringTrainer(Trainer):
     """A `Trainer` that descends a steered loss. Evaluation is unchanged: the model's own loss.
 
+    A step of several micro-batches (`gradient_accumulation_steps`) weighs each by its share of the
+    items that count, over all processes. So plain averaging gives the gradient of the whole batch.
+    An adversary, and Rho-1's threshold, see one micro-batch of all processes at a time.
+
     Args:
         steer: `steering.DRRho`, or anything called as steer(losses, reference losses or None,
-            index); a module or a function. Its state is saved in every checkpoint, as
+            index or None); a module, a function, or a method of the registry ("rho1",
+            {"name": "rho1", "keep": 0.6}). Its state is saved in every checkpoint, as
             `steering.pt`, and restored with it; so it is with the best model
             (`load_best_model_at_end`). Parameters of its own get a group of the optimizer, without
             weight decay; their gradients are averaged over the ranks and clipped by their own norm.
-        reference_losses: (n,), by example number; None for a `steer` that uses no reference.
+        reference_losses: stored, from the function of that name: (n,) by example number, (n, K) for
+            tokens; None for a `steer` that uses no reference.
+        ref_model: the reference itself instead, a model, a folder or a name; it is frozen for good,
+            runs beside the target in eval mode, and is in no checkpoint. Numbers are not needed.
+        unit: what the steer weighs: "example"; "sequence", which differs where a row holds several;
+            "token". Of the model's own loss, labels shifted as it shifts them, −100 left out.
         losses: (logits, labels) -> (b,), or, by the names of its parameters, (outputs, inputs) ->
-            (b,). None: the model's own loss, an example at a time (docs/guide-trainers.md says of
+            (b,). None: the model's own loss, an item at a time (docs/guide-trainers.md says of
             which models), with `args.label_smoothing_factor`.
 
     Raises:
         SteeringError: an argument of `Trainer` that would be dropped, numbers of examples that
-            differ, a reference loss that is not finite; in training a number outside 0 .. n − 1, or
-            a model whose loss is not one of ours.
+            differ, a reference loss that is not finite, a reference that is the target; in training
+            a number outside 0 .. n − 1, or a model whose loss is not one of ours.
     """
 
-    # Our loss is a mean over the micro-batch: the trainer divides it by their number.
+    # The steered loss is to be divided by the number of micro-batches; `Batches` reckons with it.
     loss_is_scaled_for_ga = False
 
     def __init__(
         self,
         *args: Any,
-        steer: Callable[..., Tensor],
+        steer: Callable[..., Tensor] | str | Mapping[str, Any],
         reference_losses: Tensor | None = None,
+        ref_model: nn.Module | str | Path | None = None,
+        unit: str = "example",
         losses: ExampleLosses | None = None,
         **kwargs: Any,
     ) -> None:
         given = hf_checks.arguments(args, kwargs)
         hf_checks.before(given)
-        reference = None if reference_losses is None else checked_reference(reference_losses)
-        self.count = checked_count(steer, reference, given.get("train_dataset"))
-        check_column(given.get("train_dataset"))
-        require_whole(steer)
+        require_unit(unit)
+        require_one(ref_model, reference_losses)
+        self.steer: Any = as_steer(steer, unit)
+        stored = None if reference_losses is None else checked_reference(reference_losses, unit)
+        by_number = numbered(self.steer, stored)
+        self.count = checked_count(self.steer, stored, given.get("train_dataset"))
+        if by_number:
+            check_column(given.get("train_dataset"))
+        require_whole(self.steer)
         super().__init__(*args, **kwargs)
-        self.steer = steer.to(self.args.device) if isinstance(steer, nn.Module) else steer
-        self.reference_losses = None if reference is None else reference.to(self.args.device)
+        if isinstance(self.steer, nn.Module):
+            self.steer.to(self.args.device)
         made: Any = self.model  # by model_init, if it was not given
-        self.example_losses = LossOf(made, losses, self.args.label_smoothing_factor)
+        self.example_losses = LossOf(made, losses, self.args.label_smoothing_factor, unit)
         self.own = own_parameters(self.steer, made)
-        hf_checks.require(self, self.example_losses, self.own)
+        hf_checks.require(self, self.example_losses, self.own, ref_model)
+        self.reference = self._reference(ref_model, stored)
         if self.optimizer is not None:
-            self._require_moved()
-        self.model_accepts_loss_kwargs = (
-            False  # what older trainers ask in the place of loss_is_scaled_for_ga
+            self.require_moved()
+        # What older trainers ask in the place of loss_is_scaled_for_ga.
+        self.model_accepts_loss_kwargs = False
+        self.batches = Batches(
+            self.steer,
+            self.reference,
+            self.example_losses,
+            self.count,
+            self.args.device,
+            by_number,
         )
-        self.without_labels = 0  # examples seen that had no label that counts
-        self._takes_mask = _takes_mask(self.steer)
         self._fresh = saved(self.steer) if self.model_init is not None else None
-        self.add_callback(_Steps(self))
+        self.add_callback(Steps(self))
+
+    def _reference(self, ref_model: Any, stored: Tensor | None) -> Frozen | None:
+        if ref_model is not None:
+            return Live(ref_model, self.example_losses, self)
+        if stored is not None:
+            # A table of examples is small; one of tokens stays where it is.
+            return Stored(stored.to(self.args.device) if stored.ndim == 1 else stored)
+        if needs_reference(self.steer):
+            raise SteeringError(
+                f"steer: {self.steer.name} compares with a reference; give ref_model= or reference_losses="
+            )
+        return None
 
     # ---- the loss ----
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        found = super().get_batch_samples(*args, **kwargs)
+        self.batches.begin_step(found[0])
+        return found
 
     def compute_loss(
         self,
@@ -113,49 +147,26 @@ class SteeringTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        index = inputs.get("index")
-        inputs = {key: value for key, value in inputs.items() if key != "index"}
         if not (model.training and torch.is_grad_enabled()):
             scale = {} if num_items_in_batch is None else {"num_items_in_batch": num_items_in_batch}
+            inputs = {key: value for key, value in inputs.items() if key != "index"}
             return super().compute_loss(model, inputs, return_outputs, **scale)
-        if index is None:
-            raise SteeringError(NO_INDEX)
-        index = checked_index(index, self.count)
-        outputs = model(**inputs)
-        loss = self._steered(
-            self.example_losses(outputs, inputs, len(index)), index.to(self.args.device)
-        )
+        loss, outputs = self.batches.loss(model, inputs, self._divisor())
         return (loss, outputs) if return_outputs else loss
 
-    def _steered(self, found: PerExample, index: Tensor) -> Tensor:
-        """The loss of a batch; examples without a label that counts do not count in it either."""
-        losses, counted = found.losses.to(index.device), found.counted
-        guide = None if self.reference_losses is None else self.reference_losses[index]
-        if counted is None:
-            return _scalar(self.steer(losses, guide, index))
-        counted = counted.to(index.device)
-        kept, everywhere = int(counted.sum()), counted.sum()
-        if kept < len(index):
-            self.without_labels += len(index) - kept
-            example = int(index[~counted][0])
-            report_once(
-                f"example {example} has no label that counts: it, and others like it, are left out of the loss"
-            )
-        if distributed.active():
-            torch.distributed.all_reduce(everywhere)
-        if int(everywhere) == 0:
-            return losses.sum() * 0.0
-        if self._takes_mask and (
-            distributed.active() or kept < len(index)
-        ):  # every rank gathers the same things
-            return _scalar(self.steer(losses, guide, index, mask=counted))
-        if kept == len(index):
-            return _scalar(self.steer(losses, guide, index))
-        if kept == 0:
-            return losses.sum() * 0.0
-        return _scalar(
-            self.steer(losses[counted], None if guide is None else guide[counted], index[counted])
-        )
+    def _divisor(self) -> int:
+        """What this step's losses will be divided by: older trainers take the argument even for
+        the shorter step at an epoch's end."""
+        if not self.batches.inside:
+            return 1
+        told = getattr(self, "current_gradient_accumulation_steps", None)
+        return int(told or self.args.gradient_accumulation_steps)
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """With what the steer tells, "steer/...", beside the training loss."""
+        if "loss" in logs:
+            logs = logs | self.batches.meter.read()
+        super().log(logs, *args, **kwargs)
 
     def prediction_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         return super().prediction_step(
@@ -169,6 +180,16 @@ class SteeringTrainer(Trainer):
         if "index" not in kept:
             kept.append("index")
 
+    @property
+    def reference_losses(self) -> Tensor | None:
+        """The stored ones; None if there are none."""
+        return self.reference.table if isinstance(self.reference, Stored) else None
+
+    @property
+    def without_labels(self) -> int:
+        """Examples seen in training that had no label that counts."""
+        return self.batches.silent
+
     # ---- parameters of the steer ----
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
@@ -180,7 +201,7 @@ class SteeringTrainer(Trainer):
             )
         return made
 
-    def _require_moved(self) -> None:
+    def require_moved(self) -> None:
         if missing := missing_parameters(self.own, [self.optimizer]):
             raise SteeringError(
                 f"optimizers: lacks parameters of steer ({', '.join(missing)}); make it with steer.parameters(), too"
@@ -237,67 +258,8 @@ class SteeringTrainer(Trainer):
         )
 
 
-class _Steps(TrainerCallback):
-    """What happens to the steer around the steps of the model."""
-
-    def __init__(self, trainer: SteeringTrainer) -> None:
-        self.trainer = trainer
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        if isinstance(self.trainer.steer, nn.Module):
-            self.trainer.steer.train()
-        model: Any = self.trainer.model  # model_init makes new ones
-        self.trainer.example_losses.model = model
-        self.trainer._require_moved()
-        start_alike(self.trainer.own)
-        self._forget()
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        set_epoch(self.trainer.steer, int((state.epoch or 0) + 1e-6))
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        own = list(self.trainer.own.values())
-        if own:
-            average_gradients(own)
-            if args.max_grad_norm:
-                torch.nn.utils.clip_grad_norm_(own, args.max_grad_norm)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        self._forget()
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        if count := self.trainer.without_labels:
-            _LOG.warning(
-                "%d times an example without a label that counts was left out of the loss", count
-            )
-
-    def _forget(self) -> None:
-        """The trainer clears the gradients of its model, not these."""
-        for parameter in self.trainer.own.values():
-            parameter.grad = None
-
-
 def _require_state(folder: Path) -> Path:
     path = folder / STATE
     if not path.is_file():
         raise SteeringError(f"{folder} was made without steering: no {STATE} in it")
     return path
-
-
-def _takes_mask(steer: Any) -> bool:
-    try:
-        names = inspect.signature(
-            steer.forward if isinstance(steer, nn.Module) else steer
-        ).parameters
-    except (TypeError, ValueError):
-        return False
-    return "mask" in names
-
-
-def _scalar(loss: Any) -> Tensor:
-    if not isinstance(loss, Tensor) or loss.ndim != 0:
-        shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
-        raise SteeringError(
-            f"steer: must return one number a batch, a tensor of shape (), got {shape}"
-        )
-    return loss

@@ -52,8 +52,12 @@ def checked_index(index: Any, count: int | None) -> Tensor:
     return index
 
 
-def checked_reference(losses: Any) -> Tensor:
-    """A reference's losses as float32, (n,), without gradient.
+def checked_reference(losses: Any, unit: str = "example") -> Tensor:
+    """A reference's losses, (n,), float32, without gradient. For tokens and sequences (n, K) in the
+    floating-point type that they have, NaN behind the last of an example.
+
+    Args:
+        unit: what they are losses of.
 
     Raises:
         SteeringError: not numbers, of another shape, or not finite.
@@ -72,9 +76,12 @@ def checked_reference(losses: Any) -> Tensor:
             raise SteeringError(
                 f"reference_losses: must be a tensor of numbers, (n,), got {type(losses).__name__}{hint}"
             ) from error
-    if losses.ndim != 1 or losses.is_complex() or losses.dtype == torch.bool:
+    if unit != "example" and losses.ndim == 2 and losses.is_floating_point():
+        return _checked_table(losses.detach())
+    expected = {"example": "(n,)", "sequence": "(n,) or (n, K)", "token": "(n, K)"}[unit]
+    if losses.ndim != 1 or losses.is_complex() or losses.dtype == torch.bool or unit == "token":
         raise SteeringError(
-            f"reference_losses: must be numbers, (n,), got {losses.dtype} of shape {tuple(losses.shape)}"
+            f"reference_losses: must be numbers, {expected}, got {losses.dtype} of shape {tuple(losses.shape)}"
         )
     losses = losses.detach().float()
     wrong = ~losses.isfinite()
@@ -82,6 +89,18 @@ def checked_reference(losses: Any) -> Tensor:
         first = int(wrong.nonzero()[0, 0])
         raise SteeringError(
             f"reference_losses: {int(wrong.sum())} of {len(losses)} are not finite, the first is that of example {first}"
+        )
+    return losses
+
+
+def _checked_table(losses: Tensor) -> Tensor:
+    """(n, K), of which NaN may stand behind the numbers of a row alone."""
+    there = ~losses.isnan()
+    behind = (there[:, 1:] & ~there[:, :-1]).any(-1) | losses.isinf().any(-1)
+    if behind.any():
+        raise SteeringError(
+            f"reference_losses: {int(behind.sum())} of {len(losses)} rows are not finite up to their last number,"
+            f" the first is that of example {int(behind.nonzero()[0, 0])}"
         )
     return losses
 

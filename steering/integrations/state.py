@@ -67,7 +67,7 @@ def made_for(steer: Any) -> dict[str, Any]:
     count = getattr(steer, "num_examples", None)
     if isinstance(count, int):
         found["num_examples"] = count
-    risk = getattr(steer, "risk", None)
+    risk = getattr(getattr(steer, "method", steer), "risk", None)
     divergence = getattr(risk, "divergence", None)
     if divergence is not None:
         numbers = {
@@ -137,6 +137,13 @@ def set_epoch(steer: Any, epoch: int) -> None:
     start_epoch = getattr(steer, "start_epoch", None)
     if start_epoch is not None:
         start_epoch(epoch)
+
+
+def set_progress(steer: Any, done: int, steps: int) -> None:
+    """Tell a `steer` that has schedules which share of the steps is done, in [0, 1)."""
+    at = getattr(getattr(steer, "method", steer), "at", None)
+    if at is not None and steps > 0:
+        at(done / steps)
 
 
 def _copy(value: Any) -> Any:
