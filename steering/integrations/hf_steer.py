@@ -58,7 +58,7 @@ class MethodSteer(nn.Module):
         """Loss and metrics of one batch; a method knows rows, not example numbers."""
         row = torch.zeros((), dtype=torch.int64, device=losses.device)
         step = self.method(Units(losses, reference_losses, row, mask))
-        return Steered(step.loss, step.metrics)
+        return Steered(step.loss, step.scalars())
 
     def forward(
         self,
@@ -74,7 +74,7 @@ def as_steer(given: Any, unit: str) -> Any:
     """A module or a function as it is; a method, its name, or its section, as a module.
 
     Args:
-        given: "rho1"; {"name": "rho1", "keep": 0.6}, as in a config; a `Method`; anything callable.
+        given: "rho1"; {"name": "rho1", "share": 0.6}, as in a config; a `Method`; anything callable.
         unit: of the losses; a method's defaults depend on it.
 
     Raises:
@@ -146,7 +146,7 @@ def _positional(function: Any) -> list[str]:
 
 def needs_reference(steer: Any) -> bool:
     """Whether it is a method that compares with a reference."""
-    return isinstance(steer, MethodSteer) and steer.method.uses_reference
+    return isinstance(steer, MethodSteer) and steer.method.needs.reference
 
 
 def needs_index(steer: Any) -> bool:
@@ -171,11 +171,11 @@ def _fail(path: str, message: str) -> NoReturn:
 
 
 def _require_losses_suffice(method: Method, name: str) -> None:
-    if method.keep < 1:
+    if method.selector is not None:
         raise SteeringError(
             f"steer: {name} selects examples before they are trained on, and this trainer draws its own batches"
         )
-    if method.needs_logits:
+    if method.needs.logits:
         raise SteeringError(f"steer: {name} needs whole distributions, and a steer is given losses")
 
 

@@ -54,7 +54,7 @@ class SteeringTrainer(Trainer):
     Args:
         steer: `steering.DRRho`, or anything called as steer(losses, reference losses or None,
             index or None); a module, a function, or a method of the registry ("rho1",
-            {"name": "rho1", "keep": 0.6}). Its state is saved in every checkpoint, as
+            {"name": "rho1", "share": 0.6}). Its state is saved in every checkpoint, as
             `steering.pt`, and restored with it; so it is with the best model
             (`load_best_model_at_end`). Parameters of its own get a group of the optimizer, without
             weight decay; their gradients are averaged over the ranks and clipped by their own norm.

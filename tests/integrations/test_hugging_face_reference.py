@@ -252,10 +252,10 @@ def test_half_precision_is_the_reference_s_too(tmp_path):
     ("steer", "told"),
     [
         ("rho_1", "no method 'rho_1'"),
-        ({"keep": 0.5}, "must have a 'name'"),
+        ({"share": 0.5}, "must have a 'name'"),
         ({"name": "rho1", "kep": 0.5}, r"steer \(rho1\).*kep"),
-        ({"name": "rho1", "keep": 1.5}, "keep must lie in"),
-        ({"name": "rho1", "keep": "half"}, r"steer \(rho1\).*keep"),
+        ({"name": "rho1", "share": 1.5}, "share must lie in"),
+        ({"name": "rho1", "share": "half"}, r"steer \(rho1\).*share"),
         ("jest", "not of a token"),
         ("group_dro", "weights groups, and there are none"),
         ("rho_loss", "selects examples before they are trained on"),

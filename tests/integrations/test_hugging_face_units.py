@@ -97,7 +97,7 @@ def test_drrho_by_token_is_the_formula_over_all_tokens_of_the_batch(tmp_path):
 @pytest.mark.parametrize("share", [0.3, 0.6, 1.0])
 def test_rho1_trains_on_the_tokens_of_the_largest_excess(tmp_path, share):
     model, reference, data = Unlike("shifted"), another(), Ragged()
-    trainer = made(tmp_path, {"name": "rho1", "keep": share}, model, ref_model=reference)
+    trainer = made(tmp_path, {"name": "rho1", "share": share}, model, ref_model=reference)
     picked = [data[i] for i in range(4)]
     found = trainer.compute_loss(model.train(), padded()(picked))
     target = torch.cat([token_losses(model, item) for item in picked])
@@ -289,7 +289,7 @@ def test_the_log_tells_the_means_of_what_the_loss_hides(tmp_path):
     every = [torch.cat([token_losses(m, data[i]) for i in range(8)]) for m in (model, reference)]
     trainer = made(
         tmp_path,
-        {"name": "rho1", "keep": 0.5},
+        {"name": "rho1", "share": 0.5},
         model,
         ref_model=reference,
         per_device_train_batch_size=4,
