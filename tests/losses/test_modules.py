@@ -305,8 +305,8 @@ def test_validation_leaves_no_trace(name: str) -> None:
     ids=str,
 )
 def test_weights_of_negatives_are_what_the_similarities_feel(options: dict[str, Any]) -> None:
-    """∂(2b·loss)/∂S of an anchor's negatives, times τ of that call, is p; against the dense path by
-    autograd."""
+    """The gradient of the loss is that of Σ_j p_ij (S_ij − S_ii), mean over the 2b anchors, with
+    these weights as constants."""
     criterion = modules.GlobalContrastiveLoss(N, tau=0.3, **options).double()
     for seed in (1, 20):
         batch = Batch(seed)
@@ -374,6 +374,10 @@ def test_drrho_with_a_prior_is_one_softmax(masked: bool) -> None:
     scores = batch.losses / tau - (alpha / tau + kappa) * batch.reference
     expected = scores.masked_fill(~counted, -math.inf).softmax(0)
     torch.testing.assert_close(found.weights, expected, **CLOSE)
+    # The value is τ·log Σ q·exp(h/τ).
+    h = batch.losses - alpha * batch.reference
+    log_q = (-kappa * batch.reference).masked_fill(~counted, -math.inf).log_softmax(0)
+    torch.testing.assert_close(found.loss, tau * (log_q + h / tau).logsumexp(0), **CLOSE)
 
 
 def test_drrho_at_a_high_temperature_with_a_prior_is_the_soft_filter() -> None:
