@@ -5,11 +5,13 @@ Every loss here has `forward`, which returns the scalar to descend, and `estimat
 returns the weights and metrics for a log. The selectors return the positions of what to train on.
 """
 
+from steering.losses.clip import ClipLoss
 from steering.losses.distillation import ContrastiveDistillation, Distillation
 from steering.losses.estimate import Estimate
 from steering.losses.examples import DRRho, SoftFilter
 from steering.losses.groups import DoReMi, GroupDRO
-from steering.losses.pairs import ClipLoss, GlobalContrastiveLoss, NestedContrastiveLoss
+from steering.losses.nested import NestedContrastiveLoss
+from steering.losses.pairs import GlobalContrastiveLoss
 from steering.losses.selectors import Jest, RhoLoss, SoftRho
 from steering.losses.tokens import Rho1
 
