@@ -17,8 +17,9 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorData
 from torch.utils.data.distributed import DistributedSampler
 
 import steering
-from steering import distributed, reference_pass
+from steering import distributed
 from steering.errors import SteeringError
+from steering.reference_pass import record
 
 N = 23
 Named = namedtuple("Named", "x y")
@@ -137,7 +138,7 @@ def test_a_file_is_read_the_second_time(tmp_path: Path) -> None:
 
 
 def test_a_killed_pass_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reference_pass, "FLUSH_SECONDS", -1.0)  # after each batch
+    monkeypatch.setattr(record, "FLUSH_SECONDS", -1.0)  # after each batch
     path, loader = tmp_path / "reference.safetensors", DataLoader(items(), batch_size=5)
     with pytest.raises(KeyboardInterrupt):
         steering.reference_losses(make(), loader, Counting(3), file=path)
