@@ -182,6 +182,18 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
             steering.reference_losses(make(), loader, loss_of, file=path)
 
 
+def test_a_file_that_cannot_be_written_is_refused_before_the_pass(tmp_path: Path) -> None:
+    counting, loader = Counting(), DataLoader(items(), batch_size=5)
+    (tmp_path / "file").write_text("")
+    for path, message in [
+        (tmp_path, "is a folder, expected a file such as"),
+        (tmp_path / "file" / "reference.safetensors", "cannot be written: .*Not a directory"),
+    ]:
+        with pytest.raises(SteeringError, match=message):
+            steering.reference_losses(make(), loader, counting, file=path)
+    assert counting.examples == 0
+
+
 def test_the_file_is_plain_data(tmp_path: Path) -> None:
     path = tmp_path / "reference.safetensors"
     found = steering.reference_losses(make(), DataLoader(items()), loss_of, file=path)

@@ -35,6 +35,9 @@ def one_row(
         ValueError: shapes differ, the batch is empty, or a loss is not finite where the mask counts
             it (on a GPU the last is a device-side assertion, so that nothing waits).
     """
+    for name, given in [("losses", losses), ("reference_losses", reference_losses)]:
+        if given is not None and not isinstance(given, Tensor):
+            raise ValueError(f"{name} must be a tensor, got {type(given).__name__}")
     shape = tuple(losses.shape)
     if losses.numel() == 0 or losses.ndim == 0 or (losses.ndim > 1 and not any_shape):
         expected = "(b,) or (b, T)" if any_shape else "(b,)"
@@ -123,7 +126,8 @@ def require_share(value: float) -> None:
 
 def require_index(index: Tensor, num_examples: int | None) -> None:
     if index.dtype != torch.int64:
-        raise ValueError(f"index must be int64, got {index.dtype}")
+        hint = "; a mask is given by name: mask=" if index.dtype == torch.bool else ""
+        raise ValueError(f"index must be int64, got {index.dtype}{hint}")
     if num_examples is not None:
         inside = (index >= 0) & (index < num_examples)
         _require(inside, index, f"index: outside [0, {num_examples})")

@@ -4,6 +4,7 @@ to."""
 from __future__ import annotations
 
 import json
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +39,23 @@ class LossFile:
 
     path: Path
     owner: Owner
+
+    def prepare(self) -> None:
+        """Make the folder, and try it: a pass must not end in a file that cannot be written.
+
+        Raises:
+            SteeringError: the path is a folder, or nothing can be written there.
+        """
+        if self.path.is_dir():
+            raise SteeringError(
+                f"{self.path}: is a folder, expected a file such as {self.path / 'losses.safetensors'}"
+            )
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.path.parent):
+                pass
+        except OSError as error:
+            raise SteeringError(f"{self.path}: cannot be written: {error}") from None
 
     def read(self) -> Tensor | None:
         """What is there, (n,), float32, NaN where nothing is known; None: nothing at all.

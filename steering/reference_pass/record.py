@@ -40,9 +40,13 @@ class Record:
 
     def read(self) -> None:
         """Take in what earlier passes have left on disk."""
-        stored = None if self.file is None else self.file.read()
+        if self.file is None:
+            return
+        stored = self.file.read()
         if stored is not None:
             self.values = stored
+        if not self.complete:
+            self.file.prepare()
 
     def knows(self, index: Tensor) -> bool:
         return bool(self.values[index].isfinite().all())

@@ -474,6 +474,8 @@ LOSSES, INDEX = torch.ones(4), torch.arange(4)
         (lambda: modules.DRRho(prior=-1.0), "prior must be a number ≥ 0, got -1.0"),
         (lambda: modules.DRRho(divergence="tv", prior=1.0), "prior must be 0 for 'tv'.*got 1.0"),
         (lambda: modules.DRRho(prior=1.0)(LOSSES, None), "prior: needs reference_losses"),
+        (lambda: modules.DRRho()([1.0, 2.0], None), "losses must be a tensor, got list"),
+        (lambda: modules.DRRho()(LOSSES, LOSSES, LOSSES > 0), "got torch.bool; a mask is given by"),
         (lambda: modules.DRRho(divergence="cvar"), "level: 'cvar' needs it"),
         (lambda: modules.SoftFilter(prior=math.inf), "prior must be a number ≥ 0, got inf"),
         (lambda: modules.Rho1(share=0.0), r"share must lie in \(0, 1\], got 0.0"),
