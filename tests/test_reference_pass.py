@@ -187,7 +187,7 @@ def test_a_file_that_cannot_be_written_is_refused_before_the_pass(tmp_path: Path
     (tmp_path / "file").write_text("")
     for path, message in [
         (tmp_path, "is a folder, expected a file such as"),
-        (tmp_path / "file" / "reference.safetensors", "cannot be written: .*Not a directory"),
+        (tmp_path / "file" / "reference.safetensors", "cannot be written: .*File exists"),
     ]:
         with pytest.raises(SteeringError, match=message):
             steering.reference_losses(make(), loader, counting, file=path)
