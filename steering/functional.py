@@ -26,12 +26,12 @@ from steering.dro.divergences import Divergence
 from steering.dro.divergences import divergence as find
 from steering.dro.divergences.cressie_read import KL
 from steering.dro.exact import worst_case
-from steering.dro.online.stochastic import StochasticRisk
 from steering.dro.online.strength import Strength
 from steering.items import Pairs, Units, gathered
 from steering.losses.checks import checked_pairs, one_row, require_number
 from steering.losses.distillation import Distillation
 from steering.losses.examples import SoftFilter, soft_filter_weights
+from steering.losses.risk import adversary_of
 from steering.losses.tokens import Rho1
 
 __all__ = [
@@ -242,13 +242,7 @@ def _soft_maximum(units: Units, excess: Tensor, tau: float, q: Tensor | None) ->
 def _in_blocks(
     pairs: Pairs, tau: float | None, strength: float | str, epsilon: float | None
 ) -> Tensor:
-    found = defaults("pair")
+    rows = 2 * len(pairs.image) * distributed.world_size()
+    risk = adversary_of(rows, "pair", tau=tau, strength=strength, epsilon=epsilon, gamma=1.0)
     # In eval mode nothing is remembered: the estimates are those of this batch.
-    risk = StochasticRisk(
-        2 * len(pairs.image) * distributed.world_size(),
-        tau=found.tau if tau is None else tau,
-        strength=strength,
-        epsilon=found.epsilon if epsilon is None else epsilon,
-        gamma=1.0,
-    )
     return anchor_risks(risk.to(pairs.image.device).eval(), pairs)[0].mean()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -21,4 +22,4 @@ class Estimate:
 
     loss: Tensor
     weights: Tensor | None
-    metrics: dict[str, Tensor]
+    metrics: Mapping[str, Tensor]

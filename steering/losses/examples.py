@@ -8,10 +8,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from steering.dro.defaults import defaults
-from steering.dro.divergences import CVaR, Divergence
+from steering.dro.divergences import Divergence
 from steering.dro.divergences.cressie_read import KL
-from steering.dro.online.stochastic import StochasticRisk, weight_metrics
 from steering.items import Units, gathered
 from steering.losses.checks import (
     one_row,
@@ -21,6 +19,7 @@ from steering.losses.checks import (
     require_number,
 )
 from steering.losses.estimate import Estimate
+from steering.losses.risk import adversary_of
 
 
 class DRRho(nn.Module):
@@ -51,8 +50,7 @@ class DRRho(nn.Module):
             temperature.
         radius: budget of the adversary in the unit of the divergence (nats for KL). The temperature
             then moves by itself, a little with each training call, to where the divergence of the
-            weights averages to it (`steering.dro.online.temperature.SolvedTemperature`). There is
-            nothing to give to an optimiser. None: `tau` stays.
+            weights averages to it; there is nothing to give to an optimiser. None: `tau` stays.
         strength: α ≥ 0, how much of the reference's loss is subtracted; "auto" tracks the α of
             least variance.
         prior: κ ≥ 0 per nat, KL only: the adversary starts from q ∝ exp(−κ·ℓ_ref), so examples that
@@ -107,24 +105,22 @@ class DRRho(nn.Module):
                 "for pairs use GlobalContrastiveLoss"
             )
         self.num_examples, self.unit = num_examples, unit
-        found = defaults(unit)
-        is_cvar = divergence == CVaR.name or isinstance(divergence, CVaR)
-        self.risk = StochasticRisk(
+        self.risk = adversary_of(
             1,
+            unit,
             divergence=divergence,
             level=level,
             order=order,
-            tau=found.tau if tau is None and not is_cvar else tau,
+            tau=tau,
             radius=radius,
             strength=strength,
-            epsilon=found.epsilon if epsilon is None else epsilon,
+            epsilon=epsilon,
             estimator=estimator,
-            gamma=found.gamma if gamma is None else gamma,
+            gamma=gamma,
             gamma_decay_epochs=gamma_decay_epochs,
             log_alpha=log_alpha,
             step=step,
             tau_min=tau_min,
-            solve_tau=True,
         )
         require_number("prior", prior)
         if prior > 0 and not isinstance(self.risk.divergence, KL):
@@ -238,7 +234,8 @@ class SoftFilter(nn.Module):
         weights = soft_filter_weights(units, self.prior)
         loss = (weights * units.excess(0.0)).sum()
         own = own_part(weights, losses.numel()).view(losses.shape)
-        return Estimate(loss, own, weight_metrics(units, weights))
+        share = 1 / (weights.square().sum() * units.counts())
+        return Estimate(loss, own, {"effective_sample_share": share})
 
 
 @torch.no_grad()

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from steering.contrastive.risk import anchor_risks, reference_risks
 from steering.dro.defaults import defaults
 from steering.dro.online.row_table import Layout
-from steering.dro.online.stochastic import StochasticRisk
 from steering.items import Units, gathered
 from steering.losses.checks import (
     checked_pairs,
@@ -20,6 +19,7 @@ from steering.losses.checks import (
     require_number,
 )
 from steering.losses.estimate import Estimate
+from steering.losses.risk import adversary_of
 
 
 class NestedContrastiveLoss(nn.Module):
@@ -76,8 +76,10 @@ class NestedContrastiveLoss(nn.Module):
         require_count("num_examples", num_examples)
         require_number("outer_prior", outer_prior)
         self.num_examples, self.outer_prior = num_examples, outer_prior
-        self.inner = StochasticRisk(
+        self.inner = adversary_of(
             2 * num_examples,
+            "pair",
+            layout,
             tau=tau,
             radius=radius,
             strength=strength,
@@ -87,18 +89,17 @@ class NestedContrastiveLoss(nn.Module):
             tau_min=tau_min,
             individual_tau=individual_tau,
             individual_tau_lr=individual_tau_lr,
-            solve_tau=True,
-            layout=layout,
         )
         try:
-            self.outer = StochasticRisk(
+            self.outer = adversary_of(
                 1,
+                "pair",
                 tau=outer_tau,
                 radius=outer_radius,
                 strength=outer_strength,
+                epsilon=0.0,
                 gamma=outer_gamma,
                 tau_min=tau_min,
-                solve_tau=True,
             )
         except ValueError as error:
             raise ValueError(f"outer_{error}") from error

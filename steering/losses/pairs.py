@@ -10,10 +10,10 @@ from steering.contrastive.naive import negatives
 from steering.contrastive.risk import anchor_keys, anchor_risks
 from steering.dro.defaults import defaults
 from steering.dro.online.row_table import Layout
-from steering.dro.online.stochastic import StochasticRisk
 from steering.items import Pairs
 from steering.losses.checks import checked_pairs, require_count, require_index
 from steering.losses.estimate import Estimate
+from steering.losses.risk import adversary_of
 
 
 class GlobalContrastiveLoss(nn.Module):
@@ -37,8 +37,8 @@ class GlobalContrastiveLoss(nn.Module):
         gamma_decay_epochs: epochs of that cosine; 0: `gamma` from the start.
         tau_min: how far a `radius` may take τ down.
         individual_tau: with a radius, a temperature for every image and every text, in [tau_min,
-            1]. They move by an Adam of their own (`steering.dro.online.temperature`) whenever
-            `forward` sees them: there is nothing to give to an optimiser.
+            1]. They move by an Adam of their own whenever `forward` sees them: there is nothing to
+            give to an optimiser.
         individual_tau_lr: step of that Adam, in the unit of τ.
         layout: how the estimates are kept (`steering.dro.online.row_table.Layout`): in half
             precision, in a file, split over the ranks. If they are split, each rank's `state_dict`
@@ -66,8 +66,10 @@ class GlobalContrastiveLoss(nn.Module):
         super().__init__()
         require_count("num_examples", num_examples)
         self.num_examples = num_examples
-        self.risk = StochasticRisk(
+        self.risk = adversary_of(
             2 * num_examples,
+            "pair",
+            layout,
             tau=tau,
             radius=radius,
             strength=strength,
@@ -77,8 +79,6 @@ class GlobalContrastiveLoss(nn.Module):
             tau_min=tau_min,
             individual_tau=individual_tau,
             individual_tau_lr=individual_tau_lr,
-            solve_tau=True,
-            layout=layout,
         )
 
     def start_epoch(self, epoch: int) -> None:
