@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -143,7 +145,7 @@ class GlobalContrastiveLoss(nn.Module):
         require_index(index, self.num_examples)
         return pairs
 
-    def _risks(self, pairs: Pairs) -> tuple[Tensor, dict[str, Tensor]]:
+    def _risks(self, pairs: Pairs) -> tuple[Tensor, Mapping[str, Tensor]]:
         found = anchor_risks(self.risk, pairs)
         self.risk.watch.tell()
         return found
