@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from steering.contrastive.risk import anchor_risks, reference_risks
-from steering.dro.defaults import defaults
 from steering.dro.online.row_table import Layout
 from steering.items import Units, gathered
 from steering.losses.checks import (
@@ -56,11 +55,11 @@ class NestedContrastiveLoss(nn.Module):
         self,
         num_examples: int,
         *,
-        tau: float = defaults("pair").tau,
+        tau: float | None = None,
         radius: float | None = None,
         strength: float | str = 0.0,
-        epsilon: float = defaults("pair").epsilon,
-        gamma: float = defaults("pair").gamma,
+        epsilon: float | None = None,
+        gamma: float | None = None,
         gamma_decay_epochs: int = 0,
         tau_min: float = 0.01,
         individual_tau: bool = False,

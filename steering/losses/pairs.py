@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from steering import distributed
 from steering.contrastive.naive import negatives
 from steering.contrastive.risk import anchor_keys, anchor_risks
-from steering.dro.defaults import defaults
 from steering.dro.online.row_table import Layout
 from steering.items import Pairs
 from steering.losses.checks import checked_pairs, require_count, require_index
@@ -32,10 +31,12 @@ class GlobalContrastiveLoss(nn.Module):
 
     Args:
         num_examples: pairs in the training set, n; the state holds 2n running estimates.
-        tau: temperature in units of the cosine; initial value if `radius` is given.
-        radius, strength, epsilon: see `DRRho`; so is what happens in eval mode, and what is told.
+        tau: temperature in units of the cosine; initial value if `radius` is given. None: 0.07.
+        radius, strength: see `DRRho`; so is what happens in eval mode, and what is told.
+        epsilon: ε ≥ 0, the margin: an anchor lets go once its excess losses are below τ·ln ε. None:
+            1e-4.
         gamma: final rate of the moving average over visits, in (0, 1]; `start_epoch` moves it there
-            from 1.
+            from 1. None: 1, the batch alone.
         gamma_decay_epochs: epochs of that cosine; 0: `gamma` from the start.
         tau_min: how far a `radius` may take τ down.
         individual_tau: with a radius, a temperature for every image and every text, in [tau_min,
@@ -54,11 +55,11 @@ class GlobalContrastiveLoss(nn.Module):
         self,
         num_examples: int,
         *,
-        tau: float = defaults("pair").tau,
+        tau: float | None = None,
         radius: float | None = None,
         strength: float | str = 1.0,
-        epsilon: float = defaults("pair").epsilon,
-        gamma: float = defaults("pair").gamma,
+        epsilon: float | None = None,
+        gamma: float | None = None,
         gamma_decay_epochs: int = 0,
         tau_min: float = 0.01,
         individual_tau: bool = False,
