@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
-from steering.items import Units, gathered
+from steering.items import gathered
 from steering.losses.checks import one_row, own_part, require_share
 from steering.losses.estimate import Estimate
 from steering.methods.rho1 import Rho1Options, top_share
@@ -55,21 +54,10 @@ class Rho1(nn.Module):
             ValueError: shapes differ, no token counts, or a loss that counts is not finite.
         """
         units = gathered(one_row(losses, reference_losses, mask, any_shape=True))
-        weights = rho1_weights(units, self.share)
+        counts = units.counts()  # refuses a batch in which no token counts
+        chosen = top_share(units.excess().detach(), units.mask, self.share)
+        weights = chosen.to(units.target.dtype) / chosen.sum()
         loss = (weights * units.excess(0.0)).sum()
-        kept = (weights > 0).sum() / units.counts().sum()
+        kept = chosen.sum() / counts
         own = own_part(weights, losses.numel()).view(losses.shape)
         return Estimate(loss, own, {"kept_share": kept})
-
-
-@torch.no_grad()
-def rho1_weights(units: Units, share: float) -> Tensor:
-    """1/k for the k = ⌈share·count⌉ items of each row with the largest excess loss, else 0, (...,
-    n).
-
-    Raises:
-        ValueError: a row has no item that counts.
-    """
-    units.counts()  # a row without items would become a NaN
-    chosen = top_share(units.excess(), units.mask, share)
-    return chosen.to(units.target.dtype) / chosen.sum(-1, keepdim=True)
