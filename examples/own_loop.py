@@ -35,7 +35,7 @@ def fit(
     epochs: int,
 ) -> torch.nn.Module:
     """Plain training, or steered by `guide`."""
-    steer = steering.DRRho(num_examples=len(x), tau=1.0)
+    steer = steering.DRRho(tau=1.0)
     reference_losses = None
     if guide is not None:
         with torch.no_grad():  # once, for the whole data set
@@ -47,7 +47,7 @@ def fit(
             loss = (
                 losses.mean()
                 if reference_losses is None
-                else steer(losses, reference_losses[index], index)
+                else steer(losses, reference_losses[index])
             )
             optimizer.zero_grad()
             loss.backward()

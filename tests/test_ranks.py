@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import steering
-from steering import distributed
+from steering import distributed, losses
 from steering.contrastive import Pairs
 from steering.dro.online.groups import GroupWeights, group_means
 from steering.items import Units
@@ -89,6 +89,25 @@ def contrastive(module: nn.Module, share: Share) -> Tensor:
 
 def examples(module: nn.Module, share: Share) -> Tensor:
     return module(share.target("losses"), share.constant(70), share.index)
+
+
+def masked(module: nn.Module, share: Share) -> Tensor:
+    """A mask that keeps more items on some ranks than on others."""
+    mask = torch.linspace(-2, 1, B)[share.part] < share.constant(90)
+    return module(share.target("losses"), share.constant(70), mask=mask)
+
+
+def domains(module: nn.Module, share: Share) -> Tensor:
+    """Three groups, the last of which the second half of the batch lacks."""
+    groups = torch.tensor([2, 0, 1, 2, 1, 0, 0, 1])[share.part]
+    mask = torch.linspace(-2, 1, B)[share.part] < share.constant(90)
+    return module(share.target("losses"), share.constant(70), groups, mask)
+
+
+def distilled(module: nn.Module, share: Share) -> Tensor:
+    mask = torch.linspace(-2, 1, B)[share.part] < share.constant(90)
+    logits = share.target("grid"), share.constant(80, 3)
+    return module(share.target("losses"), *logits, mask)
 
 
 def grid(module: nn.Module, share: Share) -> Tensor:
@@ -182,6 +201,16 @@ CASES: dict[str, Case] = {
     ),
     "a temperature that moves by itself": (
         lambda: steering.GlobalContrastiveLoss(ALL, tau=0.4, gamma=0.3, radius=0.2, strength=0.7),
+        contrastive,
+    ),
+    "DRRho with a prior": (lambda: steering.DRRho(tau=0.6, gamma=0.3, prior=2.0), masked),
+    "soft filter": (lambda: losses.SoftFilter(prior=2.0), masked),
+    "Rho-1": (lambda: losses.Rho1(share=0.5), masked),
+    "group DRO": (lambda: losses.GroupDRO(3, step=0.5, strength=0.5), domains),
+    "DoReMi": (lambda: losses.DoReMi(3), domains),
+    "distillation": (losses.Distillation, distilled),
+    "nested, the module": (
+        lambda: losses.NestedContrastiveLoss(ALL, tau=0.4, outer_tau=0.3, outer_gamma=0.5),
         contrastive,
     ),
     "groups": (lambda: GroupWeights(3, step=0.5, smoothing=0.01), grouped),
