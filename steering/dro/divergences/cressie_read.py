@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from steering.dro.divergences.base import Divergence, Rows, Solution, tilted
-from steering.dro.search import LOG_RANGE, falling_root
+from steering.dro.search import LOG_RANGE, falling_bracket, falling_root
 
 
 @dataclass(frozen=True)
@@ -246,7 +246,12 @@ class CressieRead(Divergence):
         return Solution(rows.weights(t), value, torch.ones_like(nu), nu)
 
     def constrained(self, rows: Rows, radius: Tensor) -> Solution:
-        """The β at which D = R."""
+        """The β at which D = R, and the weights between its two neighbours in floating point.
+
+        An item near the wall has t = e^{1/(k−1)} with a small e = 1 + (k − 1)βx, of which β keeps
+        few digits: no β may spend the radius to within rounding. A mix of the weights on both sides
+        does, and as D is convex the mix spends no more than its parts do on average.
+        """
         x = rows.x.double()
 
         def unspent(log_beta: Tensor) -> Tensor:
@@ -255,9 +260,13 @@ class CressieRead(Divergence):
             return radius.log() - spent.clamp_min(1e-300).log()
 
         start = (2 * radius / _variance(rows)).log() / 2
-        t, tau, nu = self._tilt(rows, x, falling_root(unspent, start, LOG_RANGE).exp())
-        value = rows.mean(t * x)
-        return Solution(rows.weights(t), value, tau, nu)
+        below, above = falling_bracket(unspent, start, LOG_RANGE)
+        less, _, _ = self._tilt(rows, x, below.exp())
+        more, tau, nu = self._tilt(rows, x, above.exp())
+        spent_less, spent_more = rows.mean(self.phi(less)), rows.mean(self.phi(more))
+        share = ((radius - spent_less) / (spent_more - spent_less)).nan_to_num(1.0).clamp(0, 1)
+        t = torch.lerp(less, more, share[:, None])
+        return Solution(rows.weights(t.clone()), rows.mean(t * x), tau, nu)
 
     def _tilt(self, rows: Rows, x: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Ratios, (m, n), τ and ν, (m,), at one β."""

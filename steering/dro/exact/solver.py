@@ -219,7 +219,7 @@ def _block(problem: Problem, out: Tensor, spare: dict[int, Tensor]) -> Solution:
             return solution
         weights, value, _, nu = solution
         return Solution(weights, value * prices, prices, nu * prices)
-    solution = _limits(rows, flat)
+    solution = _limits(rows, flat, _least_ratio(problem))
     if not limit.all():
         inner = (~limit).nonzero()[:, 0]
         some = Rows(
@@ -238,11 +238,24 @@ def _inner(divergence: Divergence, rows: Rows, radius: Tensor | None) -> Solutio
     return divergence.penalised(rows) if radius is None else divergence.constrained(rows, radius)
 
 
-def _limits(rows: Rows, flat: Tensor) -> Solution:
+def _least_ratio(problem: Problem) -> Tensor:
+    """Ratio of the items that the limit τ → 0 leaves out, (rows,), float64: zero as a rule.
+
+    Where φ(0) = ∞, as for reverse KL, a weight of zero has an infinite price, and only at τ = 0
+    is it free. Rounding squared costs next to nothing at the tiny τ of this limit.
+    """
+    none = torch.zeros_like(problem.tau)
+    if problem.radius is not None or problem.divergence.phi(none[:1]).isfinite().all():
+        return none
+    return torch.where(problem.tau > 0, torch.finfo(problem.losses.dtype).eps ** 2, 0.0)
+
+
+def _limits(rows: Rows, flat: Tensor, least: Tensor) -> Solution:
     """τ = ∞, the prior itself, in the rows that are flat; τ = 0, the largest items alone, in the
     others."""
     largest = (rows.x == 0).to(rows.x.dtype)
-    ratios = torch.where(flat[:, None], 1.0, largest / rows.column(rows.mean(largest)))
+    sharp = torch.maximum(largest / rows.column(rows.mean(largest)), rows.column(least))
+    ratios = torch.where(flat[:, None], 1.0, sharp)
     mean = torch.where(flat, rows.mean(rows.x), 0.0)
     return Solution(
         rows.weights(ratios), mean, torch.where(flat, torch.inf, 0.0).double(), mean.clone()
