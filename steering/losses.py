@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from steering.contrastive.risk import anchor_risks
 from steering.dro.defaults import defaults
-from steering.dro.divergences import CVaR, Divergence
+from steering.dro.divergences import Divergence
+from steering.dro.flat import flat_adversary
 from steering.dro.online.row_table import Layout
 from steering.dro.online.stochastic import StochasticRisk
 from steering.items import Pairs, Units, gathered
@@ -37,7 +38,7 @@ class DRRho(nn.Module):
             temperature.
         radius: budget of the adversary in the unit of the divergence (nats for KL): the temperature
             then moves by itself, a little with each training call, to where the divergence of the
-            weights averages to it (`steering.dro.online.temperature.SolvedTemperature`). There is nothing
+            weights averages to it (`steering.dro.online.solved_temperature.SolvedTemperature`). There is nothing
             to give to an optimiser. None: `tau` stays.
         strength: α, how much of the reference's loss is subtracted; "auto" tracks the α of least
             variance.
@@ -67,15 +68,14 @@ class DRRho(nn.Module):
         super().__init__()
         _require_positive(num_examples)
         self.num_examples = num_examples
-        cvar = divergence == CVaR.name or isinstance(divergence, CVaR)
-        self.risk = StochasticRisk(
-            1,
+        adversary = flat_adversary(
             divergence=divergence,
-            tau=defaults("example").tau if tau is None and not cvar else tau,
+            tau=tau,
             radius=radius,
             strength=strength,
-            **{"gamma": defaults("example").gamma, "solve_tau": True, **options},
+            **{"tau_min": 1e-4, **options},
         )
+        self.risk = StochasticRisk(1, adversary.for_unit("example"), solve_tau=True)
 
     def forward(
         self,
@@ -145,7 +145,7 @@ class GlobalContrastiveLoss(nn.Module):
             from 1.
         gamma_decay_epochs: epochs of that cosine; 0: `gamma` from the start.
         individual_tau: with a radius, a temperature for every image and every text, in [0.01, 1].
-            They move by an Adam of their own (`steering.dro.online.temperature`) whenever `forward` sees
+            They move by an Adam of their own (`steering.dro.online.individual_temperatures`) whenever `forward` sees
             them: there is nothing to give to an optimiser.
         individual_tau_lr: step of that Adam, in the unit of τ.
         layout: how the estimates are kept (`steering.dro.online.row_table.Layout`): in half precision, in a
@@ -170,20 +170,20 @@ class GlobalContrastiveLoss(nn.Module):
         super().__init__()
         _require_positive(num_examples)
         self.num_examples = num_examples
-        self.risk = StochasticRisk(
-            2 * num_examples,
+        layout = layout or Layout()
+        adversary = flat_adversary(
             tau=tau,
             radius=radius,
             strength=strength,
             epsilon=epsilon,
             gamma=gamma,
             gamma_decay_epochs=gamma_decay_epochs,
-            tau_min=0.01,
             individual_tau=individual_tau,
             individual_tau_lr=individual_tau_lr,
-            solve_tau=True,
-            layout=layout,
+            duals=layout.dtype,
+            duals_folder=layout.folder,
         )
+        self.risk = StochasticRisk(2 * num_examples, adversary, solve_tau=True, split=layout.split)
 
     def start_epoch(self, epoch: int) -> None:
         """Move γ along its schedule; call with 0, 1, ... at the start of each pass over the

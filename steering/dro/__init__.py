@@ -1,6 +1,7 @@
 """The DRRho solver: from the losses of a row to its worst-case weights."""
 
 from steering.dro.divergences import (
+    DIVERGENCES,
     KL,
     ChiSquare,
     CressieRead,
@@ -13,6 +14,7 @@ from steering.dro.divergences import (
 from steering.dro.exact import Dual, WorstCase, worst_case
 
 __all__ = [
+    "DIVERGENCES",
     "KL",
     "CVaR",
     "ChiSquare",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,11 +25,14 @@ class Step:
 
     Attributes:
         loss: scalar to descend; averaged over the ranks its gradient is that of the global batch.
-        metrics: scalars for the log, detached, () each.
+        metrics: scalars for the log, detached, () each; a mapping that may compute them when it is
+            read (`steering.dro.online.metrics.Metrics`).
+        weights: of this process's items, detached; None where they are never written down.
     """
 
     loss: Tensor
-    metrics: dict[str, Tensor]
+    metrics: Mapping[str, Tensor]
+    weights: Tensor | None = None
 
 
 class Method(nn.Module, ABC):
@@ -84,6 +87,10 @@ class Method(nn.Module, ABC):
         Only asked of pairs, once a run, and on all ranks.
         """
         return None
+
+    def at(self, progress: float) -> None:
+        """Called before every step with the share of the run that is done, in [0, 1): schedules
+        move."""
 
     @abstractmethod
     def start_epoch(self, epoch: int) -> None:

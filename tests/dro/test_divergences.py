@@ -210,7 +210,7 @@ def test_names_resolve():
 
 def test_wrong_names_and_levels():
     with pytest.raises(
-        ValueError, match="expected one of kl, chi2, tv, cvar, cressie-read, got 'hellinger'"
+        ValueError, match="expected one of chi2, cressie-read, cvar, kl, tv, got 'hellinger'"
     ):
         divergence("hellinger")
     with pytest.raises(ValueError, match=r"level: 'cvar' needs .* got None"):

@@ -299,7 +299,7 @@ def test_cvar_refuses_a_budget(named: str, arguments: dict[str, float]):
     ("message", "arguments"),
     [
         (
-            "divergence: expected one of kl, chi2, tv, cvar, cressie-read, got 'kls'",
+            "divergence: expected one of chi2, cressie-read, cvar, kl, tv, got 'kls'",
             {"divergence": "kls"},
         ),
         ("level: 'cvar' needs it, got None", {"divergence": "cvar"}),

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from adversaries import flat, stochastic
 from torch import Tensor
 
 import steering
@@ -127,13 +128,16 @@ def test_erm_ignores_a_reference(make):
 def test_dro_ignores_a_reference(make):
     # The no-reference switch reproduces the unguided method exactly.
     options = {"tau": 0.3, "gamma": 0.4, "epsilon": 0.1}
-    dro = build_method("dro", DroOptions(**options), ALL)
+    dro = build_method("dro", DroOptions(**flat(**options)), ALL)
     same(
         step(dro, make(guided=True)),
-        step(build_method("drrho", DrrhoOptions(**options), ALL), make(0, guided=False)),
+        step(build_method("drrho", DrrhoOptions(**flat(**options)), ALL), make(0, guided=False)),
     )
-    switched_off = build_method("drrho", DrrhoOptions(**options, strength=0.0), ALL)
-    same(step(build_method("dro", DroOptions(**options), ALL), make()), step(switched_off, make()))
+    switched_off = build_method("drrho", DrrhoOptions(**flat(**options, strength=0.0)), ALL)
+    same(
+        step(build_method("dro", DroOptions(**flat(**options)), ALL), make()),
+        step(switched_off, make()),
+    )
 
 
 def test_who_uses_a_reference():
@@ -142,14 +146,14 @@ def test_who_uses_a_reference():
         for name, entry in registered().items()
     }
     assert (uses["erm"], uses["dro"], uses["drrho"]) == (False, False, True)
-    assert not build_method("drrho", DrrhoOptions(strength=0.0), ALL).uses_reference
+    assert not build_method("drrho", DrrhoOptions(**flat(strength=0.0)), ALL).uses_reference
 
 
 @pytest.mark.parametrize("radius", [None, 0.2])
 def test_drrho_on_examples_is_the_function_of_the_same_name(radius):
     options = {"tau": 0.7, "radius": radius, "strength": 0.6, "gamma": 0.4, "epsilon": 0.05}
     method, steer = (
-        build_method("drrho", DrrhoOptions(**options), ALL),
+        build_method("drrho", DrrhoOptions(**flat(**options)), ALL),
         steering.DRRho(ALL, **options),
     )
     for seed in (
@@ -165,7 +169,7 @@ def test_drrho_on_examples_is_the_function_of_the_same_name(radius):
 def test_drrho_on_pairs_is_the_function_of_the_same_name(radius):
     options = {"tau": 0.3, "radius": radius, "strength": 0.6, "gamma": 0.4, "epsilon": 0.05}
     method, criterion = (
-        build_method("drrho", DrrhoOptions(**options), ALL),
+        build_method("drrho", DrrhoOptions(**flat(**options)), ALL),
         steering.GlobalContrastiveLoss(ALL, **options),
     )
     for seed in (1, 20) if radius is None else (1,):
@@ -205,10 +209,10 @@ def test_every_option_arrives(option):
         return found
 
     def through_method(options: dict[str, float]) -> list[Tensor]:
-        method = build_method("drrho", DrrhoOptions(**options), ALL)
+        method = build_method("drrho", DrrhoOptions(**flat(**options)), ALL)
         return outcome(method.get_submodule("risk"), method)
 
-    found, expected = through_method(changed), outcome(StochasticRisk(2 * ALL, **changed))
+    found, expected = through_method(changed), outcome(stochastic(2 * ALL, **changed))
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
     for x, y in zip(found, through_method(base), strict=True):
         if not torch.allclose(x, y, rtol=1e-4, atol=1e-6):
@@ -230,17 +234,17 @@ def test_default_options_are_the_documented_ones():
 
 def test_high_temperature_is_erm():
     # Fact 1.
-    flat = step(build_method("dro", DroOptions(tau=1e8, epsilon=0.0), ALL), units())
+    flat = step(build_method("dro", DroOptions(**flat(tau=1e8, epsilon=0.0)), ALL), units())
     mean = step(build_method("erm", ErmOptions(), ALL), units())
     torch.testing.assert_close(flat[1], mean[1], rtol=1e-6, atol=0)
 
 
 def test_examples_without_a_number_of_pairs_share_one_estimate():
     # A batch of examples is one row of key 0, whatever examples it holds; pairs have a row each.
-    method = build_method("dro", DroOptions(gamma=0.5), ALL)
+    method = build_method("dro", DroOptions(**flat(gamma=0.5)), ALL)
     method(units())
     assert method.get_buffer("risk.estimator.visited").nonzero().tolist() == [[0]]
-    method = build_method("dro", DroOptions(gamma=0.5), ALL)
+    method = build_method("dro", DroOptions(**flat(gamma=0.5)), ALL)
     method(pairs())
     expected = sorted([*(2 * INDEX).tolist(), *(2 * INDEX + 1).tolist()])
     assert method.get_buffer("risk.estimator.visited").nonzero().flatten().tolist() == expected

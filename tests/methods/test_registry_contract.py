@@ -254,7 +254,7 @@ NUMBERS = [
     (name, f.name, value)
     for name, entry in registered().items()
     for f in fields(entry.options)
-    if "float" in str(f.type) or f.name == "strength"
+    if f.init and ("float" in str(f.type) or "Schedule" in str(f.type))
     for value in ([math.nan] if f.name in SIGNED else [math.nan, -1.0])
 ]
 
@@ -271,7 +271,7 @@ def test_an_option_out_of_range_names_the_method(name, option, value):
 def test_an_unknown_divergence_names_the_method():
     with pytest.raises(
         SteeringError,
-        match=r"method \(dro\): divergence: expected one of kl, .*, got 'wasserstein'",
+        match=r"method \(dro\): divergence: expected one of chi2, .*, got 'wasserstein'",
     ):
         build_method("dro", find_method("dro").options(divergence="wasserstein"), ALL)
 

@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 import toys
+from adversaries import options_of
 from torch import nn
 
-from steering.methods import build_method, find_method
+from steering.methods import build_method
 from steering.training.optim import build_optimizer, learning_rate_factor, set_learning_rate
 
 
@@ -42,7 +43,7 @@ def test_a_warmup_longer_than_the_run_never_divides_by_zero():
 
 
 def _optimizer(target, method_name="erm", **changes):
-    method = build_method(method_name, find_method(method_name).options(**changes), 8)
+    method = build_method(method_name, options_of(method_name, **changes), 8)
     options = {
         "lr": 0.1,
         "weight_decay": 0.3,

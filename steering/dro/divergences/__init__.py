@@ -1,8 +1,8 @@
 """The shapes of an uncertainty set: one file for each family, found by name in `registry`."""
 
 from steering.dro.divergences.registry import (
+    DIVERGENCES,
     KL,
-    NAMES,
     ChiSquare,
     CressieRead,
     CVaR,
@@ -13,8 +13,8 @@ from steering.dro.divergences.registry import (
 )
 
 __all__ = [
+    "DIVERGENCES",
     "KL",
-    "NAMES",
     "CVaR",
     "ChiSquare",
     "CressieRead",

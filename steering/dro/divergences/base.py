@@ -17,7 +17,9 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from steering.dro.search import LOG_RANGE, falling_root
+from steering.dro.divergences.proximal import by_sections
+from steering.dro.search import LOG_RANGE, falling_bracket, falling_root
+from steering.registry import Registry
 
 EPS = torch.finfo(torch.float64).eps
 
@@ -89,15 +91,26 @@ class Divergence(ABC):
     """Convex φ ≥ 0 on t ≥ 0 with φ(1) = 0; +∞ for t < 0. φ, φ* and φ*′ are elementwise, of any
     floating dtype.
 
-    A new divergence brings these four. `penalised` and `constrained` then work by search, in
-    float64; those that can do better override them.
+    A new divergence brings these three, in a frozen dataclass that `DIVERGENCES` registers. Tilt,
+    `penalised`, `constrained` and `proximal` then work by search, in float64; those that can do
+    better override them.
     """
 
-    name: ClassVar[str]
-    """What a config calls it."""
-    takes_budget: ClassVar[bool]
+    takes_budget: ClassVar[bool] = True
     """Whether a penalty or a radius sets its strength; False when φ is 0 or +∞ only: scaling would
     change nothing."""
+    has_log_means: ClassVar[bool] = False
+    """Whether log mean e^s of a row is all that its worst case needs to know: KL alone. It brings
+    running averages of u, a margin ε, a prior, and pairs in memory linear in the batch."""
+    has_wall: ClassVar[bool] = False
+    """Whether φ* is +∞ from a finite score on which every optimum reaches, so that ν cannot follow
+    its slope."""
+
+    @property
+    def name(self) -> str:
+        """What a config calls it; of one that is not registered the name of its class."""
+        known = type(self) in DIVERGENCES.parts().values()
+        return DIVERGENCES.name_of(self) if known else type(self).__name__
 
     @abstractmethod
     def phi(self, t: Tensor) -> Tensor:
@@ -109,10 +122,9 @@ class Divergence(ABC):
 
     @abstractmethod
     def ratio(self, s: Tensor) -> Tensor:
-        """t = φ*′(s) ≥ 0, the likelihood ratio that a score s buys; where φ* has a kink, the
-        smaller one."""
+        """t = φ*′(s) ≥ 0, the likelihood ratio that a score s buys: 1 at s = 0. The smaller one
+        where φ* has a kink, +∞ where φ* is."""
 
-    @abstractmethod
     def tilt(
         self, scores: Tensor, mask: Tensor, prior: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
@@ -131,6 +143,24 @@ class Divergence(ABC):
             t, (..., n), zero where masked, and the multiplier ν of Σ q t = 1, (...): t_i ∈ ∂φ*(s_i
             − ν).
         """
+        return _tilted_by_search(self, scores, mask, prior)
+
+    def proximal(
+        self, s: Tensor, mask: Tensor | None, before: Tensor, lam: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """One proximal step of ν, argmin_x x + mean φ*(s − x) + (x − ν)²/(2λ), and its ratios.
+
+        Args:
+            s: scores, (..., n), float64.
+            mask: bool, (..., n), True where an item counts; None: all do.
+            before: ν before the step, (...), float64.
+            lam: λ > 0, (...), float64.
+
+        Returns:
+            t, (..., n), zero where masked, and x, (...). At a kink of φ* the ratios are those that
+            make the slope zero: mean t = 1 + (x − ν)/λ.
+        """
+        return by_sections(self.ratio, s, mask, before, lam)
 
     def penalised(self, rows: Rows) -> Solution:
         """max_p Σ p x − D(p‖q): x in units of the penalty. May overwrite rows.x."""
@@ -157,6 +187,40 @@ class Divergence(ABC):
         ).exp()  # D ≤ about Var(x)/(2τ²) ≤ 1/(8τ²)
         t, nu = self.tilt(x / tau[:, None], _mask(rows), rows.prior)
         return Solution(rows.weights(t.clone()).to(rows.x.dtype), rows.mean(t * x), tau, tau * nu)
+
+
+DIVERGENCES: Registry[Divergence] = Registry("divergence", "steering.divergences")
+
+
+def _tilted_by_search(
+    divergence: Divergence, scores: Tensor, mask: Tensor, prior: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """`tilt` from φ*′ alone: the ν at which the ratios have mean 1, which falls as ν rises.
+
+    Between the two neighbours of the root the ratios are mixed, which settles kinks.
+    """
+    shape = scores.shape
+    s = scores.masked_fill(~mask, 0.0).double().reshape(-1, shape[-1])
+    counted = mask.double() if prior is None else prior.double()
+    q = (counted / counted.sum(-1, keepdim=True)).expand(shape).reshape(s.shape)
+    top = s.masked_fill(q == 0, -torch.inf).amax(-1)
+    width = top - s.masked_fill(q == 0, torch.inf).amin(-1) + 1
+    rows = Rows(s, width, q)
+
+    def ratios(place: Tensor) -> Tensor:
+        return divergence.ratio(s - (top + place * width)[:, None])
+
+    def excess(place: Tensor) -> Tensor:
+        return rows.mean(ratios(place)).clamp_max(1e300) - 1
+
+    # As φ*′(0) = 1, ν lies between the smallest score, less 1, and the largest: place −1 and 0.
+    below, above = falling_bracket(excess, torch.full_like(top, -0.5), (-1.0, 0.0))
+    many, few = ratios(below), ratios(above)
+    spent_many, spent_few = rows.mean(many), rows.mean(few)
+    share = ((1 - spent_few) / (spent_many - spent_few)).nan_to_num(0.0).clamp(0, 1)
+    t = torch.lerp(few, many, share[:, None]).masked_fill(q == 0, 0.0)
+    nu = (top + above * width).reshape(shape[:-1])
+    return t.to(scores.dtype).reshape(shape), nu.to(scores.dtype)
 
 
 def tilted(
@@ -216,7 +280,9 @@ def farthest(phi: Divergence, items: Tensor) -> Tensor:
     return share * phi.phi(items) + others
 
 
-def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
     """Mean over the items that count, (..., n) → (...); what stands at the others does not matter,
-    not even NaN."""
+    not even NaN. None: all count."""
+    if mask is None:
+        return values.mean(-1)
     return values.masked_fill(~mask, 0.0).sum(-1) / mask.sum(-1)

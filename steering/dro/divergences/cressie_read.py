@@ -20,16 +20,17 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from steering.dro.divergences.base import Divergence, Rows, Solution, tilted
+from steering.dro.divergences.base import DIVERGENCES, Divergence, Rows, Solution, tilted
+from steering.dro.divergences.proximal import of_ramps
 from steering.dro.search import LOG_RANGE, falling_bracket, falling_root
 
 
+@DIVERGENCES.register("kl")
 @dataclass(frozen=True)
 class KL(Divergence):
     """Kullback–Leibler, φ(t) = t log t − t + 1, φ*(s) = e^s − 1, nats."""
 
-    name: ClassVar[str] = "kl"
-    takes_budget: ClassVar[bool] = True
+    has_log_means: ClassVar[bool] = True
 
     def phi(self, t: Tensor) -> Tensor:
         # Around t = 1, φ is (t − 1)²/2: log(t) would drown it in rounding, log1p(t − 1) does not.
@@ -97,6 +98,7 @@ class KL(Divergence):
         return Solution(rows.weights(e, level), mean, 1 / beta, log_z / beta)
 
 
+@DIVERGENCES.register("chi2")
 @dataclass(frozen=True)
 class ChiSquare(Divergence):
     """HALF chi-square, φ(t) = (t − 1)²/2, φ*(s) = s + s²/2 for s ≥ −1 and −1/2 below.
@@ -107,9 +109,6 @@ class ChiSquare(Divergence):
     in closed form; starting from all items, η only rises and items only drop out, so the exact set
     is met after a few passes, without a sort.
     """
-
-    name: ClassVar[str] = "chi2"
-    takes_budget: ClassVar[bool] = True
 
     def phi(self, t: Tensor) -> Tensor:
         return ((t - 1).square() / 2).masked_fill(t < 0, torch.inf)
@@ -127,6 +126,12 @@ class ChiSquare(Divergence):
         """t_i = [1 + s_i − ν]_+: a projection onto the simplex. Source: our derivation from φ′(t) =
         t − 1 = s − ν."""
         return tilted(self, scores, mask, prior)
+
+    def proximal(
+        self, s: Tensor, mask: Tensor | None, before: Tensor, lam: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """By a sort: its ratios are ramps."""
+        return of_ramps(s, mask, before, lam)
 
     def penalised(self, rows: Rows) -> Solution:
         """t = [1 + x − ν]_+; over the active items A, Σ_A q t = 1 reads ν = (Σ_A q x − q(not A)) /
@@ -174,6 +179,7 @@ class ChiSquare(Divergence):
         return Solution(rows.weights(t, level), value, level, eta + level)
 
 
+@DIVERGENCES.register("cressie-read")
 @dataclass(frozen=True)
 class CressieRead(Divergence):
     """φ_k(t) = (t^k − k t + k − 1)/(k (k − 1)), φ*_k(s) = ([1 + (k − 1)s]_+^{k/(k−1)} − 1)/k; k = 0
@@ -192,9 +198,7 @@ class CressieRead(Divergence):
     """
 
     order: float
-
-    name: ClassVar[str] = "cressie-read"
-    takes_budget: ClassVar[bool] = True
+    """k of the family: any finite number but 1, which is KL; 2 is half chi-square."""
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.order) or abs(self.order - 1) < 1e-6:

@@ -50,7 +50,7 @@ class Estimator(nn.Module, ABC):
         self,
         rows: Tensor,
         scores: Tensor,
-        mask: Tensor,
+        mask: Tensor | None,
         sharded: bool = False,
         *,
         learn: bool | None = None,
@@ -60,7 +60,8 @@ class Estimator(nn.Module, ABC):
         Args:
             rows: keys in [0, num_rows), int64, (...); each at most once in a batch.
             scores: s = h/τ, (..., n), detached.
-            mask: bool, (..., n), True where an item counts; at least one in each row.
+            mask: bool, (..., n), True where an item counts; at least one in each row. None: all
+                count, which spares the work of a mask.
             sharded: rows differ between the ranks, whose updates are then exchanged (O(rows)
                 numbers).
             learn: whether the state may change, see `learning`; if not, the answer is the same and
@@ -108,7 +109,8 @@ class Remembering(Estimator):
     def recall(self, rows: Tensor, dtype: torch.dtype, sharded: bool) -> tuple[Tensor, Tensor]:
         """ν of these rows, and whether they have been visited, (...)."""
         if self.duals is None:
-            return self.get_buffer(self.kept)[rows].to(dtype), self.visited[rows]
+            table: Tensor = getattr(self, self.kept)
+            return table[rows].to(dtype), self.visited[rows]
         values, visited = self.duals.read(rows, sharded)
         return values.to(dtype), visited
 
@@ -117,7 +119,7 @@ class Remembering(Estimator):
             self.duals.write(rows, new, sharded)
             return
         all_rows, all_new = of_all_ranks(rows, new, sharded)
-        table = self.get_buffer(self.kept)
+        table: Tensor = getattr(self, self.kept)
         table[all_rows] = all_new.to(table.dtype)
         self.visited[all_rows] = True
 
