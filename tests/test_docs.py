@@ -21,7 +21,7 @@ import tempfile
 import textwrap
 import tokenize
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import Field, dataclass, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -37,6 +37,8 @@ from steering.config import load_config
 from steering.dro.online.stochastic import StochasticRisk
 from steering.items import Units
 from steering.methods import registry
+from steering.registry import registry_of
+from steering.typed import plain_field
 from steering_tasks.classification import ClassificationOptions
 from steering_tasks.clip import ClipOptions
 from steering_tasks.language import LanguageOptions
@@ -299,12 +301,19 @@ def test_line_counts_are_those_of_the_example() -> None:
     assert f"in one file of {total} lines" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
+def shown(field: Field, default: object) -> object:
+    """A default as a config would write it: of a part without keys its name."""
+    found = plain_field(field, default)
+    return found["name"] if isinstance(found, dict) and [*found] == ["name"] else found
+
+
 def keys(cls: type, prefix: str = "") -> Iterator[tuple[str, str]]:
     """(dotted key, default as JSON) of every field; "required" without one, "section" for a
     section."""
     hints = get_type_hints(cls)
-    for field in fields(cls):
-        section = schema.section_of(hints[field.name])
+    for field in (field for field in fields(cls) if field.init):
+        part = registry_of(field.metadata)
+        section = schema.section_of(hints[field.name]) if part is None else None
         if section is not None:
             yield prefix + field.name, "section"
             yield from keys(section, f"{prefix}{field.name}.")
@@ -312,7 +321,7 @@ def keys(cls: type, prefix: str = "") -> Iterator[tuple[str, str]]:
         default = schema.default_of(field)
         yield (
             prefix + field.name,
-            "required" if default == schema.MISSING else json.dumps(schema.plain(default)),
+            "required" if default == schema.MISSING else json.dumps(shown(field, default)),
         )
 
 

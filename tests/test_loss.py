@@ -221,7 +221,9 @@ def test_an_option_out_of_range_is_named(make, option, value):
 
 
 def test_an_unknown_divergence_is_an_error():
-    with pytest.raises(ValueError, match=r"divergence: expected one of kl, .*, got 'wasserstein'"):
+    with pytest.raises(
+        ValueError, match=r"divergence: expected one of chi2, .*, got 'wasserstein'"
+    ):
         steering.DRRho(3, divergence="wasserstein")
 
 

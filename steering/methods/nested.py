@@ -152,8 +152,7 @@ def _named(name: str, num_rows: int, adversary: Adversary) -> StochasticRisk:
 
 @register("nested", NestedOptions, units=("pair",))
 def build(options: NestedOptions, num_examples: int) -> Method:
-    """Nested risk: the anchors are weighted too, against pairs that the reference finds
-    unlearnable.
+    """Nested risk: anchors are weighted too, against pairs that the reference finds unlearnable.
 
     Formula: max_q Σ_i q_i·(G_i − β·G_i^ref) − λ·KL(q ‖ q⁰), q⁰_i ∝ exp(−κ·G_i^ref), G_i the risk of
     drrho for anchor i Source: ours, docs/theory.md, "Nested risk"

@@ -11,11 +11,13 @@ from torch import Tensor
 
 import steering
 from steering.contrastive import Pairs, info_nce, negatives
+from steering.dro.online.specs import MovingAverage
 from steering.dro.online.stochastic import StochasticRisk
 from steering.items import Units
 from steering.methods import Method, build_method, find_method, registered
 from steering.methods.drrho import DroOptions, DrrhoOptions
 from steering.methods.erm import ErmOptions
+from steering.schedules import Constant
 
 ALL = 8
 INDEX = torch.tensor([6, 1, 0, 4, 7])
@@ -224,19 +226,18 @@ def test_every_option_arrives(option):
 def test_default_options_are_the_documented_ones():
     # The paper's headline run: fixed temperature, no moving average.
     options = find_method("drrho").options().for_unit("pair")
-    assert (options.radius, options.gamma, options.gamma_decay_epochs, options.strength) == (
+    assert (options.radius, options.estimator, options.strength) == (
         None,
-        1.0,
-        0,
-        1.0,
+        MovingAverage(gamma=1.0, decay_epochs=0),
+        Constant(1.0),
     )
 
 
 def test_high_temperature_is_erm():
     # Fact 1.
-    flat = step(build_method("dro", DroOptions(**flat(tau=1e8, epsilon=0.0)), ALL), units())
+    even = step(build_method("dro", DroOptions(**flat(tau=1e8, epsilon=0.0)), ALL), units())
     mean = step(build_method("erm", ErmOptions(), ALL), units())
-    torch.testing.assert_close(flat[1], mean[1], rtol=1e-6, atol=0)
+    torch.testing.assert_close(even[1], mean[1], rtol=1e-6, atol=0)
 
 
 def test_examples_without_a_number_of_pairs_share_one_estimate():

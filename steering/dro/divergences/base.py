@@ -145,6 +145,10 @@ class Divergence(ABC):
         """
         return _tilted_by_search(self, scores, mask, prior)
 
+    def most(self, items: int) -> float:
+        """The most that weights on n items can spend, all of it on one; may be ∞."""
+        return farthest(self, torch.tensor(float(items), dtype=torch.float64, device="cpu")).item()
+
     def proximal(
         self, s: Tensor, mask: Tensor | None, before: Tensor, lam: Tensor
     ) -> tuple[Tensor, Tensor]:

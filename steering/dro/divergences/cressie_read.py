@@ -46,6 +46,9 @@ class KL(Divergence):
     def ratio(self, s: Tensor) -> Tensor:
         return s.exp()
 
+    def most(self, items: int) -> float:
+        return math.log(items)
+
     def tilt(
         self, scores: Tensor, mask: Tensor, prior: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ import logging
 import torch
 from torch import Tensor, nn
 
-from steering.dro.divergences.base import EPS, Divergence, farthest
+from steering.dro.divergences.base import EPS, Divergence
 
 LONG = 50
 """Training steps in a row that make a collapse, and calls between two looks of a loop that has no
@@ -49,17 +49,13 @@ class Watch:
         if self.radius is None or items in self.sizes or torch.compiler.is_compiling():
             return
         self.sizes.add(items)
-        if items > 1 and self.radius >= self._most(items) * (1 - 8 * EPS):
+        most = self.divergence.most(items)
+        if items > 1 and self.radius >= most * (1 - 8 * EPS):
             self._note(
                 "radius",
-                f"radius {self.radius:g} is beyond what weights on {items} items can spend ({self._most(items):.4g}): the "
+                f"radius {self.radius:g} is beyond what weights on {items} items can spend ({most:.4g}): the "
                 "constraint is void, tau goes to its minimum, and the worst item gets all the weight; set a smaller radius",
             )
-
-    def _most(self, items: int) -> float:
-        return farthest(
-            self.divergence, torch.tensor(float(items), dtype=torch.float64, device="cpu")
-        ).item()
 
     def wants(self, items: int) -> bool:
         """Whether it is worth telling the share of rows of so many items. CVaR was told how many
