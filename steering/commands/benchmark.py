@@ -24,8 +24,7 @@ from torch import Tensor
 
 from steering.contrastive import Pairs, negatives
 from steering.contrastive.risk import anchor_risks
-from steering.dro.adversary import Adversary
-from steering.dro.online.specs import MovingAverage
+from steering.dro.flat import flat_adversary
 from steering.dro.online.stochastic import StochasticRisk
 
 Row = dict[str, object]
@@ -64,10 +63,10 @@ def step(variant: str, size: int, width: int, device: torch.device) -> Callable[
         return lambda: loss(image, text, scale).backward()
     guided = "no reference" not in variant
     own, learned = variant.endswith("individual τ"), variant.endswith(("learned τ", "individual τ"))
-    adversary = Adversary(
+    adversary = flat_adversary(
         tau=0.07,
         epsilon=1e-4,
-        estimator=MovingAverage(gamma=0.8),
+        gamma=0.8,
         strength=1.0 if guided else 0.0,
         radius=0.5 if learned else None,
         individual_tau=own,

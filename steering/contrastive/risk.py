@@ -140,9 +140,7 @@ def anchor_risks(
     )
     blocks = _blocks(pairs, visit.tau, visit.alpha, budget)
     blocks.with_means = risk.temperature.learned
-    height, log_means, means = global_risk(
-        pairs, blocks, lambda found: risk.heights(visit, found, learn=visit.learn)
-    )
+    height, log_means, means = global_risk(pairs, blocks, lambda found: risk.heights(visit, found))
     risks = risk.finish(visit, height, lambda: risk.log_slopes(height.detach(), log_means, means))
     sampled = _sampled_metrics(blocks)
     if visit.learn:

@@ -63,7 +63,7 @@ class Distillation(Erm):
         else:
             kd = units_divergence(losses, temperature, "distillation")
         a = self.options.weight
-        return Step((1 - a) * plain.loss + a * kd, plain.metrics | {"distillation": kd.detach()})
+        return Step((1 - a) * plain.loss + a * kd, {**plain.metrics, "distillation": kd.detach()})
 
 
 def units_divergence(units: Units, temperature: float, name: str) -> Tensor:

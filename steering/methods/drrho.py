@@ -11,6 +11,7 @@ from torch import Tensor
 from steering import distributed
 from steering.contrastive.risk import LossItems, anchor_keys, row_risks
 from steering.dro.adversary import Adversary
+from steering.dro.online.metrics import Metrics
 from steering.dro.online.stochastic import StochasticRisk
 from steering.items import Pairs, Units
 from steering.methods.distillation import pairs_divergence, reference_scale, units_divergence
@@ -88,7 +89,8 @@ class Distilled(Steered):
     def forward(self, items: LossItems) -> Step:
         kd = _distillation(items, self.risk, self.options)  # before the step moves its temperature
         step = super().forward(items)
-        metrics = step.metrics | {"distillation": kd.detach()}
+        found = kd.detach()
+        metrics = Metrics(lambda: {**step.metrics, "distillation": found})
         return Step(step.loss + self.options.distill * kd, metrics, step.weights)
 
 

@@ -27,6 +27,7 @@ from steering.dro.online.estimator import (
     of_all_ranks,
     require_rows,
     stateful,
+    store,
 )
 from steering.dro.online.row_table import Layout
 from steering.dro.online.steps import mirror_step, proximal_step
@@ -109,12 +110,14 @@ class MovingAverageDual(Remembering):
         learn: bool,
     ) -> tuple[Tensor, Tensor]:
         log_g, scores = log_mean_exp(scores, mask)
-        nu = self.track(rows, log_g, sharded, learn=learn)
+        nu = self.update(rows, log_g, self.gamma, sharded, learn=learn)
         return (scores - nu[..., None]).exp(), nu
 
-    @stateful
-    def track(self, rows: Tensor, log_g: Tensor, sharded: bool = False, *, learn: bool) -> Tensor:
-        return self.update(rows, log_g, self.gamma, sharded, learn=learn)
+    def track(
+        self, rows: Tensor, log_g: Tensor, sharded: bool = False, *, learn: bool | None = None
+    ) -> Tensor:
+        found: Tensor = self.update(rows, log_g, self.gamma, sharded, learn=learn)
+        return found
 
     @stateful
     def update(
@@ -131,14 +134,14 @@ class MovingAverageDual(Remembering):
         """
         if not 0 < gamma <= 1:
             raise ValueError(f"gamma must lie in (0, 1], got {gamma}")
-        new = log_g
-        if gamma < 1:
-            log_u, visited = self.recall(rows, log_g.dtype, sharded)
-            mixed = torch.logaddexp(log_u + math.log1p(-gamma), log_g + math.log(gamma))
-            new = torch.where(visited, mixed, log_g)
-        if learn:
-            self.remember(rows, new, sharded)
-        return new
+        if gamma == 1:  # what is kept is not asked for: a table in parts would have to be read
+            if learn:
+                self.remember(rows, log_g, sharded)
+            return log_g
+        share, rest = math.log(gamma), math.log1p(-gamma)
+        return self.moved(
+            rows, log_g, lambda log_u: torch.logaddexp(log_u + rest, log_g + share), sharded, learn
+        )
 
 
 class MirrorDescentDual(Remembering):
@@ -180,11 +183,9 @@ class MirrorDescentDual(Remembering):
 
     @stateful
     def track(self, rows: Tensor, log_g: Tensor, sharded: bool = False, *, learn: bool) -> Tensor:
-        nu, visited = self.recall(rows, log_g.dtype, sharded)
-        new = torch.where(visited, mirror_step(nu, log_g, self.log_alpha), log_g)
-        if learn:
-            self.remember(rows, new, sharded)
-        return new
+        return self.moved(
+            rows, log_g, lambda nu: mirror_step(nu, log_g, self.log_alpha), sharded, learn
+        )
 
 
 class ProximalDual(Estimator):
@@ -241,8 +242,8 @@ class ProximalDual(Estimator):
             )
         if learn:
             all_rows, all_new = of_all_ranks(rows, new, sharded)
-            self.nu[all_rows] = all_new.to(self.nu.dtype)
-            self.visits[all_rows] += 1
+            store(self.nu, all_rows, all_new.to(self.nu.dtype))
+            store(self.visits, all_rows, self.visits[all_rows] + 1)
         return t, new
 
 

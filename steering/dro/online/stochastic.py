@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from steering.dro.adversary import Adversary
 from steering.dro.divergences.base import masked_mean
-from steering.dro.online.estimator import learning, stateful
+from steering.dro.online.estimator import learning
 from steering.dro.online.estimators import log_mean_exp
 from steering.dro.online.metrics import Metrics
 from steering.dro.online.specs import usual_estimator
@@ -191,11 +191,10 @@ class StochasticRisk(nn.Module):
         tau, follow = self.temperature.visit(keys, sharded, items, learn)
         return Visit(keys, sharded, learn, tau.to(like.dtype), alpha, follow)
 
-    @stateful
-    def heights(self, visit: Visit, log_means: Tensor, *, learn: bool) -> Tensor:
-        """log(ε + u) after the running estimates of these rows have taken in log û, (...), detached;
-        KL."""
-        nu = self.estimator.track(visit.keys, log_means, visit.sharded, learn=learn)
+    def heights(self, visit: Visit, log_means: Tensor) -> Tensor:
+        """log(ε + u) after the running estimates of these rows have taken in log û, (...); KL. Takes
+        numbers without gradient."""
+        nu = self.estimator.track(visit.keys, log_means, visit.sharded, learn=visit.learn)
         return self._with_margin(nu)
 
     def finish(
@@ -251,12 +250,12 @@ class StochasticRisk(nn.Module):
         excess = units.excess(visit.alpha)  # (..., n), with gradient
         log_prior = self._log_prior(units) if log_prior is None else log_prior
         reply = self._reply(units, excess.detach(), visit, log_prior, counts)
-        if self.temperature.infinite:  # τ·(height) would be ∞·0; its limit is the mean under q
-            risks = (reply.weights * excess).sum(-1)
-        else:
-            # Weights are detached: in the gradient each loss pulls by p/τ, in the value by nothing.
-            pull = (reply.weights / visit.tau[..., None] * excess).sum(-1)
-            risks = self.finish(visit, reply.height + (pull - pull.detach()), reply.slopes)
+        risks = _dot(reply.weights, excess)
+        if not self.temperature.infinite:
+            # The weights are detached, so Σ p·h has the gradient of the risk, but not its value. At
+            # τ = ∞ it has both, and τ·height would be ∞·0.
+            value = self.finish(visit, reply.height, reply.slopes)
+            risks = risks + (value - risks.detach())
         if visit.learn and self.moves_one_row:
             # ν is in units of τ, and τ has just moved.
             self.estimator.rescale(visit.tau / self.temperature.read(units.rows, units.sharded))
@@ -319,7 +318,7 @@ class StochasticRisk(nn.Module):
             _, nu = self.estimator(units.rows, tilted, units.mask, units.sharded, learn=visit.learn)
             height = self._with_margin(nu)
         else:
-            height = self.heights(visit, log_means, learn=visit.learn)
+            height = self.heights(visit, log_means)
         weights = (shown - height[..., None]).exp() / _column(counts)
 
         def slopes() -> tuple[Tensor, Tensor]:
@@ -372,8 +371,7 @@ class StochasticRisk(nn.Module):
             if tau.ndim:
                 found["tau_deviation"] = tau.std(correction=0)
             # Made on the device: a copy from the CPU would make a GPU wait.
-            constant = not isinstance(alpha, Tensor)
-            found["strength"] = like.new_full((), alpha) if constant else alpha
+            found["strength"] = alpha if isinstance(alpha, Tensor) else like.new_full((), alpha)
             if self.adversary.has_prior:
                 found["prior"] = like.new_full((), prior)
             return found
@@ -385,7 +383,7 @@ class StochasticRisk(nn.Module):
 def effective_share(weights: Tensor, counts: Tensor | float) -> Tensor:
     """Effective sample size of the weights, (Σp)²/Σp², as a share of the row's items (1 = uniform),
     averaged over rows, ()."""
-    squares = weights.square().sum(-1).clamp_min(torch.finfo(weights.dtype).tiny)
+    squares = _dot(weights, weights).clamp_min(torch.finfo(weights.dtype).tiny)
     share = weights.sum(-1).square() / squares / counts
     return share if share.ndim == 0 else share.mean()
 
@@ -399,6 +397,11 @@ def excess_metrics(mask: Tensor | None, excess: Tensor) -> dict[str, Tensor]:
     count = mask.sum()
     mean = (excess * mask).sum() / count
     return {"excess_mean": mean, "excess_variance": ((excess - mean).square() * mask).sum() / count}
+
+
+def _dot(x: Tensor, y: Tensor) -> Tensor:
+    """Σ x·y of each row, (...); a single row in one call."""
+    return torch.dot(x, y) if x.ndim == 1 else (x * y).sum(-1)
 
 
 def _column(counts: Tensor | float) -> Tensor | float:
