@@ -3,6 +3,7 @@
 from steering.dro.divergences import (
     DIVERGENCES,
     KL,
+    CappedKL,
     ChiSquare,
     CressieRead,
     CVaR,
@@ -17,6 +18,7 @@ __all__ = [
     "DIVERGENCES",
     "KL",
     "CVaR",
+    "CappedKL",
     "ChiSquare",
     "CressieRead",
     "Divergence",

@@ -298,3 +298,35 @@ def test_a_constant_never_moves():
 def test_total_variation_needs_no_estimator_of_its_own():
     with pytest.raises(ValueError, match="estimator 'proximal' does not work"):
         StochasticRisk(1, Adversary(TotalVariation(), 1.0, estimator=Proximal()))
+
+
+# ---- CVaR with a KL price
+
+
+def test_cvar_with_a_kl_price_lies_between_cvar_and_kl():
+    h = random(5, 20)
+    priced = worst_case(h, "cvar-kl", level=0.3, penalty=0.5)
+    bound = torch.full_like(priced.weights, 1 / (0.3 * 20))
+    assert (priced.weights <= bound * (1 + 1e-12)).all()
+    assert (priced.value <= worst_case(h, "cvar", level=0.3).value).all()
+    assert (priced.value <= worst_case(h, "kl", penalty=0.5).value + 1e-12).all()
+    free = worst_case(h, "cvar-kl", level=0.3, penalty=0.0)
+    torch.testing.assert_close(free.value, worst_case(h, "cvar", level=0.3).value)
+    wide = worst_case(h, "cvar-kl", level=1e-4, penalty=0.5)
+    torch.testing.assert_close(wide.weights, worst_case(h, "kl", penalty=0.5).weights)
+    # The optimality condition: below the ceiling weights are those of one exponential.
+    inside = priced.weights < bound * (1 - 1e-9)
+    level = (priced.weights.log() - h / 0.5).masked_fill(~inside, 0.0)
+    mean = level.sum(-1, keepdim=True) / inside.sum(-1, keepdim=True)
+    torch.testing.assert_close(level, torch.where(inside, mean, 0.0), rtol=0, atol=1e-9)
+
+
+def test_cvar_with_a_kl_price_from_mini_batches():
+    h = random(20).requires_grad_()
+    adversary = flat(divergence="cvar-kl", level=0.3, tau=0.5, estimator="batch", strength=0.0)
+    risk = StochasticRisk(1, Adversary(**adversary)).double()
+    loss = risk(Units(h, None, ROW)).loss
+    loss.backward()
+    exact = worst_case(h, "cvar-kl", level=0.3, penalty=0.5)
+    torch.testing.assert_close(h.grad, exact.weights, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(loss, exact.value, rtol=1e-6, atol=1e-9)

@@ -3,6 +3,7 @@
 from steering.dro.divergences.registry import (
     DIVERGENCES,
     KL,
+    CappedKL,
     ChiSquare,
     CressieRead,
     CVaR,
@@ -16,6 +17,7 @@ __all__ = [
     "DIVERGENCES",
     "KL",
     "CVaR",
+    "CappedKL",
     "ChiSquare",
     "CressieRead",
     "Divergence",

@@ -106,6 +106,10 @@ class Divergence(ABC):
     """Whether φ* is +∞ from a finite score on which every optimum reaches, so that ν cannot follow
     its slope."""
 
+    has_ceiling: ClassVar[bool] = False
+    """Whether φ is +∞ from a finite ratio on, so that a price of zero does not buy the largest item
+    alone."""
+
     @property
     def name(self) -> str:
         """What a config calls it; of one that is not registered the name of its class."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import MISSING, fields
 
 from steering.dro.divergences.base import DIVERGENCES, Divergence, distance
+from steering.dro.divergences.capped import CappedKL
 from steering.dro.divergences.cressie_read import KL, ChiSquare, CressieRead
 from steering.dro.divergences.tails import CVaR, TotalVariation
 from steering.errors import SteeringError
@@ -13,6 +14,7 @@ __all__ = [
     "DIVERGENCES",
     "KL",
     "CVaR",
+    "CappedKL",
     "ChiSquare",
     "CressieRead",
     "Divergence",
@@ -29,17 +31,19 @@ def divergence(
 
     Args:
         name_or_object: "kl", "chi2" (half chi-square), "tv" (total variation), "cvar",
-            "cressie-read", or another name that `DIVERGENCES` finds; an object comes back as it is.
-        level: share of items in the tail, 0 < level ≤ 1; for "cvar" and for nothing else.
+            "cvar-kl", "cressie-read", or another name that `DIVERGENCES` finds; an object comes back as it is.
+        level: share of items in the tail, 0 < level ≤ 1; for "cvar" and "cvar-kl" alone.
         order: k of the Cressie–Read family, 1 being KL; for "cressie-read" and for nothing else.
 
     Raises:
         ValueError: unknown name, a missing level or order, or one where there is none.
     """
-    for key, value, owner in [("level", level, "cvar"), ("order", order, "cressie-read")]:
-        if value is not None and name_or_object != owner:
+    owners = {"level": ("cvar", "cvar-kl"), "order": ("cressie-read",)}
+    for key, value in (("level", level), ("order", order)):
+        if value is not None and name_or_object not in owners[key]:
             raise ValueError(
-                f"{key}: belongs to {owner!r} only, got {value} together with {name_or_object!r}"
+                f"{key}: belongs to {' and '.join(map(repr, owners[key]))} only, got {value} "
+                f"together with {name_or_object!r}"
             )
     if not isinstance(name_or_object, str):
         return name_or_object

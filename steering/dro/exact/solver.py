@@ -12,7 +12,7 @@ likelihood ratios.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -29,7 +29,8 @@ class Dual:
     """Multipliers of one solution, each (...), in the unit of the losses.
 
     Attributes:
-        tau: price of the divergence, the penalty itself or the multiplier of the radius; in [0, ∞].
+        tau: price of the divergence, the penalty itself or the multiplier of the radius, or their sum;
+            in [0, ∞].
             Zero when the radius does not bind (its price is nothing), and for CVaR, whose value
             does not depend on it.
         nu: price of Σ p = 1. KL with a penalty: the value; CVaR: the quantile. At tau = 0 the
@@ -85,6 +86,7 @@ def worst_case(
         radius R   value = sup { Σ_i p_i h_i : p ∈ Δ, D_φ(p‖q) ≤ R }
         rho ρ      the same with R = ρ/n, the convention of the theory
         penalty τ  value = sup { Σ_i p_i h_i − τ D_φ(p‖q) : p ∈ Δ }
+        both       value = sup { Σ_i p_i h_i − τ D_φ(p‖q) : p ∈ Δ, D_φ(p‖q) ≤ R }
         CVaR       value = mean of the level · n largest h_i        (none of the three)
 
     R = 0 or τ = ∞ give the mean. τ = 0 and R = ∞ give the maximum, and so does any R ≥ D_φ of the
@@ -103,14 +105,15 @@ def worst_case(
         losses: h, (..., n), float32 or float64, n ≥ 1, nats as a rule; any number of rows, each on
             its own.
         divergence: an object such as KL(), or "kl", "chi2" (half chi-square), "cvar" with `level`,
-            "cressie-read" with `order`, "tv" (total variation).
+            "cressie-read" with `order`, "tv" (total variation), "cvar-kl" with `level` (CVaR with a KL
+            price).
         radius: R ≥ 0, a number or a tensor that broadcasts to (...), unit of the divergence. No
             gradient. With more than the weights of a row can spend, ∞ too, the adversary of that
             row is free.
         rho: ρ ≥ 0, likewise; n counts the items that the mask leaves.
         penalty: τ ≥ 0, likewise, unit of the losses, ∞ allowed; the derivative of the value is
             −D_φ(p*‖q).
-        level: of CVaR, 0 < level ≤ 1.
+        level: of CVaR and "cvar-kl", 0 < level ≤ 1.
         order: of the Cressie–Read family.
         mask: bool, broadcasts to losses, True where an item counts; n is then the number of those.
             What stands at the others may be anything, NaN too. None means all count.
@@ -126,7 +129,7 @@ def worst_case(
     Raises:
         ValueError: losses of another dtype, without items, not finite, or with a row that spans
             more than float64; a mask or prior that does not fit or leaves nothing of a row; none or
-            several of radius, rho and penalty, or any of them with CVaR; a budget that is negative,
+                    radius and rho together, or any of radius, rho and penalty with CVaR; a budget that is negative,
             NaN, does not fit or requires a gradient. The message names argument, row, item and what
             was expected.
 
@@ -198,9 +201,14 @@ def _block(problem: Problem, out: Tensor, spare: dict[int, Tensor]) -> Solution:
     weights.
     """
     divergence, eps = problem.divergence, torch.finfo(problem.losses.dtype).eps
+    if problem.radius is not None and bool((problem.tau > 0).any()):
+        return _priced_within(problem)
     if not divergence.takes_budget:
         return divergence.penalised(_scaled(problem, problem.spread, out, spare))
     if problem.radius is None:
+        if divergence.has_ceiling:  # its limit τ → 0 is found by the search, at a tiny price
+            tiny = torch.maximum(problem.tau, 1e-280 * problem.spread)
+            problem = replace(problem, tau=tiny)
         prices = problem.tau / problem.spread
         flat, sharp = prices > eps**-1.1, prices < 1e-290
         unit = torch.where(flat | sharp, problem.spread, problem.tau)
@@ -232,6 +240,32 @@ def _block(problem: Problem, out: Tensor, spare: dict[int, Tensor]) -> Solution:
         for whole, part in zip(solution[1:], numbers, strict=True):
             whole[inner] = part * (unit / problem.spread)[inner]
     return solution
+
+
+def _priced_within(problem: Problem) -> Solution:
+    """A price and a budget together: the penalised solution where it spends no more than the budget,
+    else that of the budget, less its price.
+
+    By the Lagrangian: the multiplier of the budget adds to the price, so the weights are those of a
+    higher price, and where the budget binds they do not depend on τ.
+    """
+    priced = _solved(replace(problem, radius=None))
+    free = _solved(replace(problem, tau=torch.zeros_like(problem.tau)))
+    price = problem.tau / problem.spread
+    over = _spent(problem, priced.weights) > problem.radius
+    value = free.value - torch.where(over, price * _spent(problem, free.weights), 0.0)
+    weights = torch.where(over[:, None], free.weights, priced.weights)
+    numbers = [
+        torch.where(over, x, y)
+        for x, y in ((value, priced.value), (free.tau, priced.tau), (free.nu, priced.nu))
+    ]
+    return Solution(weights, *numbers)
+
+
+def _spent(problem: Problem, weights: Tensor) -> Tensor:
+    """D_φ(p‖q) of the weights of a block, (rows,), float64."""
+    rows = _scaled(problem, problem.spread)
+    return rows.mean(problem.divergence.phi(rows.ratios(weights.double())))
 
 
 def _inner(divergence: Divergence, rows: Rows, radius: Tensor | None) -> Solution:
@@ -284,8 +318,8 @@ def certificate(problem: Problem, solution: Solution) -> Tensor:
     """Dual minus primal objective of scaled rows, (rows,), float64: zero at the optimum, positive
     elsewhere.
 
-    Primal: Σ p x, less τ D_φ(p‖q) with a penalty. Dual: ν + τ Σ q φ*((x − ν)/τ), plus τ R with a
-    radius.
+    Primal: Σ p x, less the penalty times D_φ(p‖q). Dual: ν + τ Σ q φ*((x − ν)/τ), plus what τ is
+    above the penalty times R with a radius.
     """
     blocks = _blocks(problem)
     if len(blocks) > 1:
@@ -320,6 +354,9 @@ def certificate(problem: Problem, solution: Solution) -> Tensor:
             4 * torch.finfo(problem.losses.dtype).eps
         )  # of the weights: a large τ must not be made to pay for it
         ratios = torch.where((ratios - 1).abs() <= rounding, 1.0, ratios)
-        paid = rows.mean(divergence.phi(ratios)) if problem.radius is None else problem.radius
-        primal = primal - torch.where(sharp | flat, 0.0, tau * paid)
+        price = problem.tau / problem.spread
+        priced = (price > 0) & ~(sharp | flat)
+        primal = primal - torch.where(priced, price * rows.mean(divergence.phi(ratios)), 0.0)
+        if problem.radius is not None:  # what the multiplier asks beyond the price
+            dual = dual + torch.where(sharp | flat, 0.0, (tau - price) * problem.radius)
     return dual - primal
