@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from steering.contrastive import Pairs, info_nce, negatives, pairwise_losses
-from steering.dro.online.stochastic import Estimate, StochasticRisk
+from steering.dro.online.stochastic import StochasticRisk
+from steering.dro.online.visit import Estimate
 
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
 ALL, BATCH, WIDTH = 9, 6, 4

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from steering.dro import KL, worst_case
 from steering.dro.online.estimators import MovingAverageDual, gamma_schedule
-from steering.dro.online.stochastic import Estimate, StochasticRisk
+from steering.dro.online.stochastic import StochasticRisk
 from steering.dro.online.temperature import Temperature
+from steering.dro.online.visit import Estimate
 from steering.items import Units
 
 EXACT = {"rtol": 1e-10, "atol": 1e-12}

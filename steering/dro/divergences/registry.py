@@ -6,7 +6,9 @@ from dataclasses import MISSING, fields
 
 from steering.dro.divergences.base import DIVERGENCES, Divergence, distance
 from steering.dro.divergences.capped import CappedKL
-from steering.dro.divergences.cressie_read import KL, ChiSquare, CressieRead
+from steering.dro.divergences.chi_square import ChiSquare
+from steering.dro.divergences.cressie_read import CressieRead
+from steering.dro.divergences.kl import KL
 from steering.dro.divergences.tails import CVaR, TotalVariation
 from steering.errors import SteeringError
 

@@ -12,8 +12,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from steering.dro.divergences.base import DIVERGENCES, EPS, Divergence, Rows, Solution, tilted
+from steering.dro.divergences.base import DIVERGENCES, Divergence, tilted
 from steering.dro.divergences.proximal import of_jumps
+from steering.dro.divergences.rows import EPS, Rows, Solution
 
 
 @DIVERGENCES.register("cvar")

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -25,61 +24,16 @@ from steering.dro.divergences.base import masked_mean
 from steering.dro.online.estimator import learning
 from steering.dro.online.estimators import log_mean_exp
 from steering.dro.online.metrics import Metrics
+from steering.dro.online.prior import soft_filter
 from steering.dro.online.specs import usual_estimator
 from steering.dro.online.strength import Strength, unit_moments
-from steering.dro.online.temperature import Follow, Temperatures
+from steering.dro.online.temperature import Temperatures
 from steering.dro.online.temperatures import temperature_of
+from steering.dro.online.told import column, effective_share, excess_metrics, plane_metrics, row_dot
+from steering.dro.online.visit import Estimate, Reply, Visit
 from steering.dro.online.watch import Watch
 from steering.items import Units
 from steering.schedules import Constant
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """One batch of a stochastic DRO risk.
-
-    Attributes:
-        loss: (), its value estimates the risk, its gradient is the stochastic gradient (weights
-            detached).
-        weights: p_ij, (..., n), detached, ≥ 0; rows sum to 1 for an estimator without history and ε
-            = 0.
-        metrics: detached scalars for a log, computed when they are read.
-    """
-
-    loss: Tensor
-    weights: Tensor
-    metrics: Metrics
-
-
-@dataclass(frozen=True)
-class Visit:
-    """What a risk knows of a batch before it sees the losses.
-
-    Attributes:
-        keys: of the rows, int64, (...).
-        sharded: whether the rows differ between the ranks.
-        learn: whether the state may change.
-        tau: temperatures, detached, () or (...).
-        alpha: strength, a number or ().
-        follow: how τ learns from slopes, see `Temperatures.visit`.
-    """
-
-    keys: Tensor
-    sharded: bool
-    learn: bool
-    tau: Tensor
-    alpha: float | Tensor
-    follow: Follow
-
-
-@dataclass(frozen=True)
-class _Reply:
-    """The adversary's answer to a batch: weights p, (..., n); F/τ − R per row, (...); and what
-    makes the slopes that `StochasticRisk.finish` may ask for. All detached."""
-
-    weights: Tensor
-    height: Tensor
-    slopes: Callable[[], tuple[Tensor, Tensor]]
 
 
 class StochasticRisk(nn.Module):
@@ -248,9 +202,9 @@ class StochasticRisk(nn.Module):
         moments = None if units.reference is None else lambda: unit_moments(units)
         visit = self.begin(units.rows, counts, moments, units.target, units.sharded)
         excess = units.excess(visit.alpha)  # (..., n), with gradient
-        log_prior = self._log_prior(units) if log_prior is None else log_prior
+        log_prior = soft_filter(units, self.prior) if log_prior is None else log_prior
         reply = self._reply(units, excess.detach(), visit, log_prior, counts)
-        risks = _dot(reply.weights, excess)
+        risks = row_dot(reply.weights, excess)
         if not self.temperature.infinite:
             # The weights are detached, so Σ p·h has the gradient of the risk, but not its value. At
             # τ = ∞ it has both, and τ·height would be ∞·0.
@@ -263,21 +217,6 @@ class StochasticRisk(nn.Module):
         return risks, reply.weights, self._metrics(units, excess.detach(), visit, reply, share)
 
     @torch.no_grad()
-    def _log_prior(self, units: Units) -> Tensor | None:
-        """log(n q), (..., n), q ∝ exp(−κ·ℓ_ref) over the items that count; None is uniform."""
-        if units.reference is None or self.prior == 0:
-            return None
-        scores = -self.prior * units.reference
-        if units.mask is not None:
-            scores = scores.masked_fill(~units.mask, -math.inf)
-        log_q = scores.log_softmax(-1)
-        log_n = units.counts().log()[..., None]
-        # Zero where masked: what is added to a score there must not be NaN.
-        return (
-            (log_q + log_n) if units.mask is None else (log_q + log_n).masked_fill(~units.mask, 0.0)
-        )
-
-    @torch.no_grad()
     def _reply(
         self,
         units: Units,
@@ -285,7 +224,7 @@ class StochasticRisk(nn.Module):
         visit: Visit,
         log_prior: Tensor | None,
         counts: Tensor | float,
-    ) -> _Reply:
+    ) -> Reply:
         s = excess / visit.tau[..., None]
         if self.divergence.has_log_means:
             return self._log_reply(units, s, visit, log_prior, counts)
@@ -301,7 +240,7 @@ class StochasticRisk(nn.Module):
             whole = ratios / masked_mean(ratios, mask)[..., None]
             return self.radius - paid, self.radius - masked_mean(phi(whole), mask)
 
-        return _Reply(ratios / _column(counts), height, slopes)
+        return Reply(ratios / column(counts), height, slopes)
 
     def _log_reply(
         self,
@@ -310,7 +249,7 @@ class StochasticRisk(nn.Module):
         visit: Visit,
         log_prior: Tensor | None,
         counts: Tensor | float,
-    ) -> _Reply:
+    ) -> Reply:
         """KL: p = q·exp(s − height)."""
         tilted = s if log_prior is None else s + log_prior
         log_means, shown = log_mean_exp(tilted, units.mask)
@@ -319,13 +258,13 @@ class StochasticRisk(nn.Module):
             height = self._with_margin(nu)
         else:
             height = self.heights(visit, log_means)
-        weights = (shown - height[..., None]).exp() / _column(counts)
+        weights = (shown - height[..., None]).exp() / column(counts)
 
         def slopes() -> tuple[Tensor, Tensor]:
             means = (shown.softmax(-1) * s).sum(-1)
             return self.log_slopes(height, log_means, means)
 
-        return _Reply(weights, height, slopes)
+        return Reply(weights, height, slopes)
 
     # ---- what is told
 
@@ -346,7 +285,7 @@ class StochasticRisk(nn.Module):
         return share
 
     def _metrics(
-        self, units: Units, excess: Tensor, visit: Visit, reply: _Reply, share: Tensor | None
+        self, units: Units, excess: Tensor, visit: Visit, reply: Reply, share: Tensor | None
     ) -> Metrics:
         # Now, not when somebody reads them: a schedule may have moved on by then.
         plane = self.plane_metrics(visit, excess)
@@ -361,48 +300,5 @@ class StochasticRisk(nn.Module):
         return Metrics(make)
 
     def plane_metrics(self, visit: Visit, like: Tensor) -> Metrics:
-        """Where on the steering plane the adversary stood: τ, α, and κ if it has a prior, as scalars
-        of the kind of `like`. Individual τ are told by mean and standard deviation over the
-        batch."""
-        tau, alpha, prior = visit.tau, visit.alpha, self.prior
-
-        def make() -> dict[str, Tensor]:
-            found = {"tau": tau if tau.ndim == 0 else tau.mean()}
-            if tau.ndim:
-                found["tau_deviation"] = tau.std(correction=0)
-            # Made on the device: a copy from the CPU would make a GPU wait.
-            found["strength"] = alpha if isinstance(alpha, Tensor) else like.new_full((), alpha)
-            if self.adversary.has_prior:
-                found["prior"] = like.new_full((), prior)
-            return found
-
-        return Metrics(make)
-
-
-@torch.no_grad()
-def effective_share(weights: Tensor, counts: Tensor | float) -> Tensor:
-    """Effective sample size of the weights, (Σp)²/Σp², as a share of the row's items (1 = uniform),
-    averaged over rows, ()."""
-    squares = _dot(weights, weights).clamp_min(torch.finfo(weights.dtype).tiny)
-    share = weights.sum(-1).square() / squares / counts
-    return share if share.ndim == 0 else share.mean()
-
-
-@torch.no_grad()
-def excess_metrics(mask: Tensor | None, excess: Tensor) -> dict[str, Tensor]:
-    """Mean and variance of the excess losses over all items that count."""
-    if mask is None:
-        mean = excess.mean()
-        return {"excess_mean": mean, "excess_variance": (excess - mean).square().mean()}
-    count = mask.sum()
-    mean = (excess * mask).sum() / count
-    return {"excess_mean": mean, "excess_variance": ((excess - mean).square() * mask).sum() / count}
-
-
-def _dot(x: Tensor, y: Tensor) -> Tensor:
-    """Σ x·y of each row, (...); a single row in one call."""
-    return torch.dot(x, y) if x.ndim == 1 else (x * y).sum(-1)
-
-
-def _column(counts: Tensor | float) -> Tensor | float:
-    return counts[..., None] if isinstance(counts, Tensor) else counts
+        """`told.plane_metrics` of this risk, κ as it is now."""
+        return plane_metrics(visit, self.prior if self.adversary.has_prior else None, like)

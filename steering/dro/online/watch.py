@@ -12,7 +12,8 @@ import logging
 import torch
 from torch import Tensor, nn
 
-from steering.dro.divergences.base import EPS, Divergence
+from steering.dro.divergences.base import Divergence
+from steering.dro.divergences.rows import EPS
 
 LONG = 50
 """Training steps in a row that make a collapse, and calls between two looks of a loop that has no
