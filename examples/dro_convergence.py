@@ -27,7 +27,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from steering.dro import divergence, worst_case
-from steering.dro.online.estimators import build_estimator
+from steering.dro.online.row_table import Layout
+from steering.dro.online.specs import Batch, EstimatorSpec, MirrorDescent, MovingAverage, Proximal
 
 L2, CLIP, SHOWN = 0.01, 10.0, 8  # l2 term, largest gradient, the batch size of the curves
 STEPS = {"synthetic": 0.1, "digits": 0.6}  # of the first iterate; the same for all estimators
@@ -38,15 +39,15 @@ RISKS: dict[
     "chi2": ({}, {"penalty": 0.3}),
     "cvar": ({"level": 0.2}, {}),
 }
-ESTIMATORS: dict[str, dict[str, dict[str, float]]] = {
+ESTIMATORS: dict[str, dict[str, EstimatorSpec]] = {
     "kl": {
-        "batch": {},
-        "moving_average": {"gamma": 0.02},
-        "mirror_descent": {"log_alpha": -4.5},
-        "proximal": {"step": 0.5},
+        "batch": Batch(),
+        "moving_average": MovingAverage(gamma=0.02),
+        "mirror_descent": MirrorDescent(log_alpha=-4.5),
+        "proximal": Proximal(step=0.5),
     },
-    "chi2": {"batch": {}, "proximal": {"step": 0.5}},
-    "cvar": {"batch": {}, "proximal": {"step": 0.5}},
+    "chi2": {"batch": Batch(), "proximal": Proximal(step=0.5)},
+    "cvar": {"batch": Batch(), "proximal": Proximal(step=0.5)},
 }
 LABELS = {
     "batch": "plain mini-batch",
@@ -137,7 +138,7 @@ def train(label: str, name: str, how: str, batch: int, steps: int, seeds: int) -
     x, y = DATA[label]()
     settings, budget = RISKS[name]
     phi, tau = divergence(name, settings.get("level")), budget.get("penalty", 1.0)
-    estimator = build_estimator(how, phi, seeds, **ESTIMATORS[name][how]).double()  # type: ignore[arg-type]
+    estimator = ESTIMATORS[name][how].build(phi, seeds, Layout()).double()
     generator, rows = torch.Generator().manual_seed(0), torch.arange(seeds)
     theta, every = (
         torch.zeros(seeds, x.shape[1], dtype=torch.float64),

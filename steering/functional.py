@@ -24,7 +24,6 @@ from steering.contrastive.risk import anchor_risks, info_nce_losses
 from steering.dro.defaults import defaults
 from steering.dro.divergences import Divergence
 from steering.dro.divergences import divergence as find
-from steering.dro.divergences.cressie_read import KL
 from steering.dro.exact import worst_case
 from steering.dro.online.strength import Strength
 from steering.items import Pairs, Units, gathered
@@ -162,7 +161,7 @@ def contrastive_drrho_loss(
         ValueError: shapes differ, a feature is not finite, or an argument out of range.
     """
     pairs = checked_pairs(image, text, None, reference_image, reference_text)
-    blocked = radius is None and isinstance(find(divergence), KL)
+    blocked = radius is None and find(divergence).has_log_means
     if blocked:
         return _in_blocks(pairs, tau, strength, epsilon)
     if epsilon:
@@ -218,7 +217,7 @@ def _worst(
         require_number("tau", tau, positive=True)
     elif radius is None and adversary.takes_budget:
         tau = defaults(unit).tau
-    if tau is not None and isinstance(adversary, KL):
+    if tau is not None and adversary.has_log_means:
         return _soft_maximum(units, excess, tau, q)
     found = worst_case(excess, adversary, penalty=tau, radius=radius, mask=units.mask, prior=q)
     return found.value.mean()

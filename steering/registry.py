@@ -36,10 +36,17 @@ class Registry(Generic[T]):
             registers it.
         number: makes a part of a bare number, for kinds that a config may give as one; the part
             keeps it as its `value`.
+        also: a registry whose parts count as this kind, too, those from outside included.
     """
 
-    def __init__(self, kind: str, group: str, number: Callable[[float], T] | None = None) -> None:
-        self.kind, self.group, self.number = kind, group, number
+    def __init__(
+        self,
+        kind: str,
+        group: str,
+        number: Callable[[float], T] | None = None,
+        also: Registry[Any] | None = None,
+    ) -> None:
+        self.kind, self.group, self.number, self.also = kind, group, number, also
         self._parts: dict[str, type[T]] = {}
         self._asked: dict[type[T], str] = {}  # parts from outside: the name that finds them again
 
@@ -75,27 +82,28 @@ class Registry(Generic[T]):
             SteeringError: nothing of that name; the message lists the known ones.
         """
         key = key or self.kind
-        if name in self._parts:
-            return self._parts[name]
+        if name in self.parts():
+            return self.parts()[name]
         where, colon, registered_as = name.rpartition(":")
         if colon:
             (load_file if where.endswith(".py") else load_module)(where, key)
-            if registered_as not in self._parts:
+            if registered_as not in self.parts():
                 raise SteeringError(f"{key}: {where} registers no {self.kind} {registered_as!r}")
-            self._asked[self._parts[registered_as]] = name
-            return self._parts[registered_as]
-        if name in installed(self.group):
-            installed(self.group)[name].load()
-        if name not in self._parts:
+            self._asked[self.parts()[registered_as]] = name
+            return self.parts()[registered_as]
+        for group in self._groups():
+            if name in installed(group):
+                installed(group)[name].load()
+        if name not in self.parts():
             raise SteeringError(
                 f"{key}: no {self.kind} {name!r}; known: {', '.join(self.names())}; "
                 "or give 'file.py:name'"
             )
-        return self._parts[name]
+        return self.parts()[name]
 
     def name_of(self, part: T) -> str:
         """The name that `find` finds an object's class by; ValueError if it is not registered."""
-        for name, cls in self._parts.items():
+        for name, cls in self.parts().items():
             if type(part) is cls:
                 return self._asked.get(cls, name)
         raise ValueError(f"no {self.kind} is registered for {type(part).__name__}")
@@ -108,11 +116,16 @@ class Registry(Generic[T]):
 
     def names(self) -> list[str]:
         """All names that are known so far, sorted."""
-        return sorted({*self._parts, *installed(self.group)})
+        offered = {name for group in self._groups() for name in installed(group)}
+        return sorted({*self.parts(), *offered})
 
     def parts(self) -> Mapping[str, type[T]]:
         """What is registered so far, by name."""
-        return dict(sorted(self._parts.items()))
+        others = {} if self.also is None else self.also.parts()
+        return dict(sorted({**others, **self._parts}.items()))
+
+    def _groups(self) -> list[str]:
+        return [self.group, *([] if self.also is None else self.also._groups())]
 
 
 def chosen(registry: Registry[Any], default: Any) -> Any:

@@ -65,7 +65,7 @@ def plain(value: Any) -> Any:
     if hasattr(value, "section") and not isinstance(value, type):
         return value.section()
     if is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain_field(f, getattr(value, f.name)) for f in fields(value) if f.init}
+        return {f.name: plain_field(f, getattr(value, f.name)) for f in fields(value) if f.init}
     if isinstance(value, Mapping):
         return {key: plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
@@ -77,7 +77,8 @@ def plain(value: Any) -> Any:
     return str(value)
 
 
-def _plain_field(f: Field[Any], value: Any) -> Any:
+def plain_field(f: Field[Any], value: Any) -> Any:
+    """A dataclass's field as what YAML can write: a chosen part by its name, number or section."""
     registry = registry_of(f.metadata)
     if registry is None or value is None or isinstance(value, str | Mapping):
         return plain(value)
@@ -101,7 +102,7 @@ def differences(value: Any, base: Any = None) -> dict[str, Any]:
         mine = getattr(value, f.name)
         default = default_of(f) if base is None else getattr(base, f.name)
         same_class = type(mine) is type(default)
-        if _plain_field(f, mine) == _plain_field(f, default) and (
+        if plain_field(f, mine) == plain_field(f, default) and (
             same_class or not is_dataclass(mine)
         ):
             continue
@@ -115,7 +116,7 @@ def differences(value: Any, base: Any = None) -> dict[str, Any]:
             if changed := differences(mine, inner):
                 found[f.name] = changed
         else:
-            found[f.name] = _plain_field(f, mine)
+            found[f.name] = plain_field(f, mine)
     return found
 
 

@@ -21,7 +21,7 @@ import tempfile
 import textwrap
 import tokenize
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import Field, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -42,6 +42,7 @@ from steering.packaged import find_config
 from steering.registry import Registry, registry_of
 from steering.training.observers import OBSERVERS
 from steering.training.recipes import OPTIMIZERS, AdamW
+from steering.typed import plain_field
 from steering_tasks.classification import ClassificationOptions
 from steering_tasks.clip import ClipOptions
 from steering_tasks.language import LanguageOptions
@@ -310,26 +311,31 @@ def test_line_counts_are_those_of_the_example() -> None:
     assert f"in one file of {total} lines" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
+def shown(field: Field, default: object) -> object:
+    """A default as a config would write it: of a part without keys its name."""
+    found = plain_field(field, default)
+    return found["name"] if isinstance(found, dict) and [*found] == ["name"] else found
+
+
 def keys(cls: type, prefix: str = "") -> Iterator[tuple[str, str]]:
     """(dotted key, default as JSON) of every field; "required" without one, "section" for a
     section."""
     hints = get_type_hints(cls)
-    for field in fields(cls):
-        section, default = schema.section_of(hints[field.name]), schema.default_of(field)
-        registry_of_part = registry_of(field.metadata)
-        if registry_of_part is not None and is_dataclass(default):  # a part: its default's keys
-            number = registry_of_part.as_number(default)
-            yield prefix + field.name, "section" if number is None else json.dumps(number)
-            if number is None:
-                yield from keys(type(default), f"{prefix}{field.name}.")
+    for field in (field for field in fields(cls) if field.init):
+        part, default = registry_of(field.metadata), schema.default_of(field)
+        sectioned = field.name == "optimizer"  # whose keys are those of its default
+        if part is not None and sectioned and is_dataclass(default):
+            yield prefix + field.name, "section"
+            yield from keys(type(default), f"{prefix}{field.name}.")
             continue
-        if section is not None and registry_of_part is None:
+        section = schema.section_of(hints[field.name]) if part is None else None
+        if section is not None:
             yield prefix + field.name, "section"
             yield from keys(section, f"{prefix}{field.name}.")
             continue
         yield (
             prefix + field.name,
-            "required" if default == schema.MISSING else json.dumps(schema.plain(default)),
+            "required" if default == schema.MISSING else json.dumps(shown(field, default)),
         )
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from adversaries import flat, nested
 from torch import Tensor, nn
 
 import steering
@@ -27,7 +28,6 @@ from steering.items import Units
 from steering.methods import build_method
 from steering.methods.drrho import DroOptions, DrrhoOptions
 from steering.methods.erm import ErmOptions
-from steering.methods.nested import NestedOptions
 
 B, ALL, STEPS = 8, 12, 2
 INDEX = [
@@ -129,50 +129,55 @@ def grouped(module: nn.Module, share: Share) -> Tensor:
 Case = tuple[Callable[[], nn.Module], Callable[[nn.Module, Share], Tensor]]
 CASES: dict[str, Case] = {
     "InfoNCE": (lambda: build_method("erm", ErmOptions(tau=0.3), ALL, unit="pair"), pairs),
-    "global risk": (lambda: build_method("dro", DroOptions(tau=0.4, gamma=0.3), ALL), pairs),
+    "global risk": (
+        lambda: build_method("dro", DroOptions(**flat(tau=0.4, gamma=0.3)), ALL),
+        pairs,
+    ),
     "global risk with a reference": (
         lambda: build_method(
-            "drrho", DrrhoOptions(tau=0.4, gamma=0.3, radius=0.2, strength=0.7), ALL
+            "drrho", DrrhoOptions(**flat(tau=0.4, gamma=0.3, radius=0.2, strength=0.7)), ALL
         ),
         pairs,
     ),
     "DRRho on examples": (lambda: steering.DRRho(ALL, tau=0.6, gamma=0.3, radius=0.2), examples),
     "DRRho on a masked grid": (
-        lambda: build_method("drrho", DrrhoOptions(tau=0.6, gamma=0.3, radius=0.2), ALL),
+        lambda: build_method("drrho", DrrhoOptions(**flat(tau=0.6, gamma=0.3, radius=0.2)), ALL),
         grid,
     ),
     "temperatures of their own": (
         lambda: build_method(
-            "drrho", DrrhoOptions(tau=0.4, gamma=0.3, radius=0.2, individual_tau=True), ALL
+            "drrho", DrrhoOptions(**flat(tau=0.4, gamma=0.3, radius=0.2, individual_tau=True)), ALL
         ),
         pairs,
     ),
     "temperatures of their own on a masked grid": (
         lambda: build_method(
-            "dro", DroOptions(tau=0.4, gamma=0.3, radius=0.2, individual_tau=True), ALL
+            "dro", DroOptions(**flat(tau=0.4, gamma=0.3, radius=0.2, individual_tau=True)), ALL
         ),
         grid,
     ),
     "temperatures of their own, nested": (
         lambda: build_method(
-            "nested", NestedOptions(tau=0.4, radius=0.2, individual_tau=True, gamma=0.5), ALL
+            "nested", nested(inner=flat(tau=0.4, radius=0.2, individual_tau=True, gamma=0.5)), ALL
         ),
         pairs,
     ),
     "temperatures of their own, distilled": (
         lambda: build_method(
-            "drrho", DrrhoOptions(tau=0.4, radius=0.2, individual_tau=True, distill=0.5), ALL
+            "drrho",
+            DrrhoOptions(**flat(tau=0.4, radius=0.2, individual_tau=True, distill=0.5)),
+            ALL,
         ),
         pairs,
     ),
     "SCENT over pairs": (
         lambda: build_method(
-            "drrho", DrrhoOptions(tau=0.4, estimator="mirror_descent", log_alpha=-0.5), ALL
+            "drrho", DrrhoOptions(**flat(tau=0.4, estimator="mirror_descent", log_alpha=-0.5)), ALL
         ),
         pairs,
     ),
     "half chi-square over pairs": (
-        lambda: build_method("drrho", DrrhoOptions(tau=0.4, divergence="chi2"), ALL),
+        lambda: build_method("drrho", DrrhoOptions(**flat(tau=0.4, divergence="chi2")), ALL),
         pairs,
     ),
     "CVaR on examples": (
@@ -180,23 +185,25 @@ CASES: dict[str, Case] = {
         examples,
     ),
     "strength auto over pairs": (
-        lambda: build_method("drrho", DrrhoOptions(tau=0.4, strength="auto"), ALL),
+        lambda: build_method("drrho", DrrhoOptions(**flat(tau=0.4, strength="auto")), ALL),
         pairs,
     ),
     "strength auto on a masked grid": (
-        lambda: build_method("drrho", DrrhoOptions(tau=0.6, strength="auto", gamma=0.3), ALL),
+        lambda: build_method(
+            "drrho", DrrhoOptions(**flat(tau=0.6, strength="auto", gamma=0.3)), ALL
+        ),
         grid,
     ),
     "nested over pairs": (
         lambda: build_method(
             "nested",
-            NestedOptions(tau=0.4, outer_tau=0.3, outer_radius=0.1, outer_gamma=0.5, outer_prior=2),
+            nested(inner={"tau": 0.4}, outer=flat(tau=0.3, radius=0.1, gamma=0.5, prior=2.0)),
             ALL,
         ),
         pairs,
     ),
     "nested on a masked grid": (
-        lambda: build_method("nested", NestedOptions(tau=0.6, outer_strength="auto"), ALL),
+        lambda: build_method("nested", nested(inner={"tau": 0.6}, outer={"strength": "auto"}), ALL),
         grid,
     ),
     "a temperature that moves by itself": (

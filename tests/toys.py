@@ -15,6 +15,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 import torch.nn.functional as F
+from adversaries import FLAT, flat_for
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
@@ -219,13 +220,19 @@ def make_job(
         "spec": (None, {}),
         "job": (None, {"seed": 0}),
     }
+    fields_of_method = find_method(method).options.__dataclass_fields__
     free = {"dropout": "spec", "dtype": "spec", "seed": "job"}
     for key, value in changes.items():
         names = [
             name for name, (cls, _) in sections.items() if cls and key in cls.__dataclass_fields__
         ]
+        names = ["method"] if key in FLAT and "divergence" in fields_of_method else names
         sections[free.get(key) or names[0]][1][key] = value
-    built = {name: cls(**values) for name, (cls, values) in sections.items() if cls}
+    built = {
+        name: cls(**(values if name != "method" else flat_for(method, values)))
+        for name, (cls, values) in sections.items()
+        if cls
+    }
     task, spec = Toy(built["task"]), ModelSpec("linear", options=sections["spec"][1])
     torch.manual_seed(0)
     target = task.build(spec)
@@ -257,7 +264,7 @@ name: study
 task: {{name: "{__file__}:Toy"}}
 target: linear
 reference: {{name: linear, cache: auto, train: {{train.samples: 64}}}}
-method: {{name: drrho, gamma: 0.5}}
+method: {{name: drrho, estimator: {{name: moving_average, gamma: 0.5}}}}
 optimizer: {{lr: 0.02}}
 train: {{samples: 320, batch_size: 16, log_every: 5}}
 device: cpu

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from steering.contrastive import Pairs, negatives
 from steering.contrastive.risk import anchor_risks
+from steering.dro.flat import flat_adversary
 from steering.dro.online.stochastic import StochasticRisk
 
 Row = dict[str, object]
@@ -62,15 +63,15 @@ def step(variant: str, size: int, width: int, device: torch.device) -> Callable[
         return lambda: loss(image, text, scale).backward()
     guided = "no reference" not in variant
     own, learned = variant.endswith("individual τ"), variant.endswith(("learned τ", "individual τ"))
-    risk = StochasticRisk(
-        2 * size,
+    adversary = flat_adversary(
         tau=0.07,
         epsilon=1e-4,
         gamma=0.8,
         strength=1.0 if guided else 0.0,
         radius=0.5 if learned else None,
         individual_tau=own,
-    ).to(device)
+    )
+    risk = StochasticRisk(2 * size, adversary).to(device)
     pairs = Pairs(image, text, index, *(guide if guided else ()))
     if variant == "dense":
         return lambda: risk(negatives(pairs)).loss.backward()

@@ -15,9 +15,11 @@ from steering.errors import ConfigError, SteeringError
 from steering.extras import MissingExtraError
 from steering.methods import Entry, find_method, registered
 from steering.plugins import installed
-from steering.schema import MISSING, default_of, nearest, plain
+from steering.registry import registry_of
+from steering.schema import MISSING, default_of, nearest
 from steering.task import Task, find_task
-from steering.values import described, field_docs
+from steering.typed import plain_field
+from steering.values import described, field_docs, section_of
 
 
 def valid_units(entry: Entry, task: type[Task]) -> tuple[str, ...]:
@@ -45,14 +47,7 @@ def method_page(entry: Entry) -> list[str]:
     text = inspect.cleandoc(entry.build.__doc__ or "").partition("\n\n")[2]
     more = [line for line in text.splitlines() if line.strip()]
     units = ", ".join(entry.units) + ("; the task needs groups" if entry.groups else "")
-    docs, hints = field_docs(entry.options), get_type_hints(entry.options)
-    lines = [["key", "default", "type", "meaning"]]
-    for key in (option for option in fields(entry.options) if option.init):
-        default = plain(default_of(key))
-        value = "required" if default == MISSING else json.dumps(default, ensure_ascii=False)
-        lines.append(
-            [f"method.{key.name}", value, described(hints[key.name]), docs.get(key.name, "–")]
-        )
+    lines = [["key", "default", "type", "meaning"], *_key_lines(entry.options, "method.")]
     keys = in_columns(lines) if len(lines) > 1 else ["It has no keys."]
     return [
         f"{entry.name}: {entry.summary or '(no description)'}",
@@ -61,6 +56,26 @@ def method_page(entry: Entry) -> list[str]:
         "",
         *keys,
     ]
+
+
+def _key_lines(options: type, prefix: str) -> list[list[str]]:
+    """A line for each key of a dataclass, those of its sections below them."""
+    docs, hints, lines = field_docs(options), get_type_hints(options), []
+    for key in (option for option in fields(options) if option.init):
+        registry = registry_of(key.metadata)
+        section = section_of(hints[key.name]) if registry is None else None
+        default = default_of(key)
+        shown = default if default == MISSING else plain_field(key, default)
+        if registry is not None and isinstance(shown, dict) and [*shown] == ["name"]:
+            shown = shown["name"]
+        value = "required" if default == MISSING else json.dumps(shown, ensure_ascii=False)
+        kind = described(hints[key.name]) if registry is None else f"a {registry.kind}"
+        if section is not None:
+            value = "section"
+        lines.append([prefix + key.name, value, kind, docs.get(key.name, "–")])
+        if section is not None:
+            lines += _key_lines(section, f"{prefix}{key.name}.")
+    return lines
 
 
 def main(argv: Sequence[str]) -> int:

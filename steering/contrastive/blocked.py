@@ -29,6 +29,8 @@ import torch
 from torch import Tensor
 
 from steering import distributed
+from steering.contrastive.products import affine, product
+from steering.contrastive.products import number as number_of
 
 LOG2E, LN2 = 1 / math.log(2), math.log(2)  # bits in a nat, nats in a bit
 # E ≤ 2^58: sums of many stay finite, and items down to 2^-184 of the largest are normal float32
@@ -78,8 +80,8 @@ class Blocks:
         self.single &= self.shared
         scale: float | Tensor = LOG2E / self.tau if self.shared else 1.0
         self.factors = [
-            _number(scale),
-            _number(-self.strength * scale),
+            number_of(scale),
+            number_of(-self.strength * scale),
         ]  # of the target's product and the reference's
         self.rates = (LOG2E / self.tau, LOG2E / self.text_tau)
         count = math.ceil(b / max(64, BLOCK_BYTES // (B * self.image.element_size())))
@@ -123,9 +125,9 @@ class Blocks:
     def logits(self, some: slice, out: Tensor) -> Tensor:
         """D of some rows, (m, B), `NOTHING` at the positives, whose D go to `diagonal`; D·τ with
         temperatures of their own."""
-        _product(self.image[some], self.text, self.factors[0], out, beta=0)
+        product(self.image[some], self.text, self.factors[0], out, beta=0)
         if self.guide_image is not None and self.guide_text is not None:
-            _product(self.guide_image[some], self.guide_text, self.factors[1], out, beta=1)
+            product(self.guide_image[some], self.guide_text, self.factors[1], out, beta=1)
         own = out[:, self.first + some.start : self.first + some.stop].diagonal()
         self.diagonal[some] = own
         own.fill_(NOTHING)
@@ -213,7 +215,7 @@ class Blocks:
             torch.sub(logits, top, out=e)
         else:
             top *= rate
-            _affine(logits, rate, -top, e)
+            affine(logits, rate, -top, e)
         total = e.exp2_().sum(dim)
         found = total.log2() + top.squeeze(dim)
         if not self.with_means:
@@ -279,7 +281,7 @@ class Blocks:
             torch.add(across, log_b, out=along)
             across.add_(log_a)
         else:
-            _affine(across, self.rates[1], log_b, along)
+            affine(across, self.rates[1], log_b, along)
             across.mul_(self.rates[0][some, None]).add_(log_a)
         across.exp2_()
         along.exp2_()
@@ -288,30 +290,3 @@ class Blocks:
             if signs is None
             else across.mul_(signs[0]).add_(along.mul_(signs[1]))
         )
-
-
-def _number(factor: float | Tensor) -> float | Tensor:
-    """A number where that costs nothing: a GPU would have to wait for it."""
-    return (
-        float(factor) if not isinstance(factor, Tensor) or factor.device.type == "cpu" else factor
-    )
-
-
-def _product(x: Tensor, y: Tensor, factor: float | Tensor, out: Tensor, beta: int) -> None:
-    """out ← β·out + factor·x yᵀ. A number goes into the product, a tensor into its narrow side."""
-    if isinstance(factor, Tensor):
-        x, factor = x * factor, 1.0
-    out.addmm_(x, y.T, beta=beta, alpha=factor)
-
-
-def _affine(x: Tensor, slope: Tensor, offset: Tensor, out: Tensor) -> None:
-    """out ← slope·x + offset. Along a row both are of one element, and two passes are the faster
-    way.
-
-    For a single row they are the right one, too: one pass may not round the product, and `NOTHING`
-    less its own rounded product is not zero.
-    """
-    if slope.shape[-1] == 1 or len(x) == 1:
-        torch.mul(x, slope, out=out).add_(offset)
-    else:
-        torch.addcmul(offset, x, slope, out=out)

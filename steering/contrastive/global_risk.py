@@ -36,7 +36,8 @@ class GlobalRisk(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         with torch.autocast(blocks.image.device.type, enabled=False):
             log_means, means = blocks.log_means()
-        height = heights(log_means)
+        # A dual without history is log û itself: the output with a gradient must be another tensor.
+        height = heights(log_means).clone()
         ctx.blocks, ctx.parcel = blocks, parcel
         ctx.save_for_backward(height, log_means, *blocks.put_away())
         ctx.mark_non_differentiable(log_means, means)

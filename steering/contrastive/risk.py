@@ -1,9 +1,11 @@
-"""Risk of every anchor of a batch of pairs: the blocked path where it can, the dense one
-elsewhere."""
+"""Risk of every row of a batch, whatever its loss items are: pairs in blocks where that can be, the
+dense way elsewhere."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from functools import singledispatch
 
 import torch
 from torch import Tensor
@@ -13,19 +15,108 @@ from steering.contrastive.blocked import DEFAULT_BUDGET, NOTHING, Blocks
 from steering.contrastive.global_risk import global_risk
 from steering.contrastive.moments import pair_moments
 from steering.contrastive.naive import info_nce, negatives
-from steering.dro.online.estimator import learning
-from steering.dro.online.stochastic import StochasticRisk, strength_metrics, tau_metrics
-from steering.items import Pairs
+from steering.dro.online.estimators import log_mean_exp
+from steering.dro.online.metrics import Metrics
+from steering.dro.online.stochastic import StochasticRisk
+from steering.items import LossItems, Pairs, Units, gathered
+
+
+@dataclass(frozen=True)
+class RowRisks:
+    """Risks of the rows of a batch.
+
+    Attributes:
+        risks: (...), with gradient; for pairs (2, b), image anchors first.
+        metrics: detached scalars for a log, computed when they are read.
+        weights: of this process's items, (..., n), detached; None for pairs, whose B² weights are
+            never written down.
+        sharded: whether the rows differ between the ranks.
+    """
+
+    risks: Tensor
+    metrics: Metrics
+    weights: Tensor | None = None
+    sharded: bool = False
+
+
+def row_risks(risk: StochasticRisk, items: LossItems) -> RowRisks:
+    """The risk of each row of loss items; the running estimates of the rows are updated.
+
+    Args:
+        risk: whose adversary weighs the items of a row.
+        items: `Units`, of which plain batches are gathered over the ranks, or `Pairs`, whose rows
+            are the anchors.
+
+    Raises:
+        ValueError: fewer than 2 pairs over all ranks.
+        TypeError: items of a kind that nobody knows.
+    """
+    return _row_risks(items, risk)
+
+
+@singledispatch
+def _row_risks(items: object, risk: StochasticRisk) -> RowRisks:  # noqa: ARG001
+    raise TypeError(f"items must be Units or Pairs, got {type(items).__name__}")
+
+
+@_row_risks.register
+def _(items: Units, risk: StochasticRisk) -> RowRisks:
+    units = gathered(items)
+    risks, weights, metrics = risk.per_row(units)
+    n = items.target.shape[-1]
+    if weights.shape[-1] != n:  # the batch of all ranks: ours is a part of it
+        weights = weights[..., distributed.rank() * n : (distributed.rank() + 1) * n]
+    return RowRisks(risks, metrics, weights, units.sharded)
+
+
+@_row_risks.register
+def _(items: Pairs, risk: StochasticRisk) -> RowRisks:
+    risks, metrics = anchor_risks(risk, items)
+    return RowRisks(risks, metrics, sharded=distributed.active())
+
+
+def reference_risks(risk: StochasticRisk, items: LossItems) -> Tensor | None:
+    """The same risk of the reference's own losses on the same items, at the target's temperature,
+    (...), without gradient; None without a reference. For KL; it has no history, as the reference
+    stands still."""
+    return _reference_risks(items, risk)
+
+
+@singledispatch
+def _reference_risks(items: object, risk: StochasticRisk) -> Tensor | None:  # noqa: ARG001
+    raise TypeError(f"items must be Units or Pairs, got {type(items).__name__}")
+
+
+@_reference_risks.register
+@torch.no_grad()
+def _(items: Units, risk: StochasticRisk) -> Tensor | None:
+    units = gathered(items)
+    if units.reference is None:
+        return None
+    tau = risk.temperature.read(units.rows, units.sharded)
+    log_means, _ = log_mean_exp(units.reference / tau[..., None], units.mask)
+    return risk.standing(tau, log_means)
+
+
+@_reference_risks.register
+@torch.no_grad()
+def _(items: Pairs, risk: StochasticRisk) -> Tensor | None:
+    reference = items.reference()
+    if reference is None:
+        return None
+    tau = risk.temperature.read(anchor_keys(items), distributed.active())
+    log_means, _ = _blocks(Pairs(*reference, items.index), tau, 0.0, 0).log_means()
+    return risk.standing(tau, log_means)
 
 
 def anchor_risks(
     risk: StochasticRisk, pairs: Pairs, budget: int = DEFAULT_BUDGET
-) -> tuple[Tensor, dict[str, Tensor]]:
+) -> tuple[Tensor, Metrics]:
     """Risk of each of this rank's anchors, (2, b), image anchors first, with gradient; and scalars
     for a log.
 
-    KL risks go in blocks, in memory linear in the batch (`blocked.py`); other divergences, and the
-    proximal point, need all B² losses at once (`naive.py`).
+    Where log means are all that the risk asks for (KL without a prior), losses go in blocks, in
+    memory linear in the batch (`blocked.py`); else all B² of them are needed at once (`naive.py`).
 
     Args:
         risk: its running estimates are updated; row key 2·index + direction.
@@ -36,31 +127,32 @@ def anchor_risks(
     Raises:
         ValueError: fewer than 2 pairs over all ranks.
     """
-    if not risk.is_kl or risk.estimator.needs_scores:
+    dense = risk.adversary.has_prior or risk.temperature.infinite
+    if dense or not risk.divergence.has_log_means or risk.estimator.needs_scores:
         risks, _, metrics = risk.per_row(negatives(pairs))
         return risks, metrics
-    keys, sharded, learn = anchor_keys(pairs), distributed.active(), learning(risk)
     others = len(pairs.image) * distributed.world_size() - 1
-    alpha: float | Tensor = risk.strength.value
-    if risk.strength.auto and pairs.reference_image is not None:
-        alpha = risk.strength.track(pair_moments(pairs), pairs.image.dtype, learn=learn)
-    tau, follow = risk.temperature.visit(keys, sharded, pairs.image.new_full((), others), learn)
-    blocks = _blocks(pairs, tau, alpha, budget)
-    blocks.with_means = risk.temperature.learned
-    height, log_means, means = global_risk(
-        pairs, blocks, lambda found: risk.height(keys, found, sharded, learn=learn)
+    moments = None if pairs.reference_image is None else lambda: pair_moments(pairs)
+    visit = risk.begin(
+        anchor_keys(pairs), float(others), moments, pairs.image, distributed.active()
     )
-    weight_sum = (log_means - height.detach()).exp()
-    risks = tau * (height + risk.radius)
-    if risk.temperature.learned:
-        risks = risks + follow(
-            height.detach() + risk.radius - weight_sum * means, risk.radius - means + log_means
-        )
-    metrics = _metrics(blocks) | {"weight_sum": weight_sum.mean()} | tau_metrics(tau)
-    if learn:
+    blocks = _blocks(pairs, visit.tau, visit.alpha, budget)
+    blocks.with_means = risk.temperature.learned
+    height, log_means, means = global_risk(pairs, blocks, lambda found: risk.heights(visit, found))
+    risks = risk.finish(visit, height, lambda: risk.log_slopes(height.detach(), log_means, means))
+    sampled = _sampled_metrics(blocks)
+    if visit.learn:
         risk.watch.size(others)
-        risk.watch.share(metrics["effective_sample_share"], others, "negatives of each anchor")
-    return risks, metrics | strength_metrics(alpha, height)
+        if risk.watch.wants(others):
+            share = sampled["effective_sample_share"]
+            risk.watch.share(share, others, "negatives of each anchor")
+    fixed = height.detach()
+    plane = risk.plane_metrics(visit, fixed)
+
+    def make() -> dict[str, Tensor]:
+        return {**sampled, "weight_sum": (log_means - fixed).exp().mean(), **plane}
+
+    return risks, Metrics(make)
 
 
 def info_nce_losses(pairs: Pairs, tau: Tensor, budget: int = DEFAULT_BUDGET) -> Tensor:
@@ -83,18 +175,6 @@ def info_nce_losses(pairs: Pairs, tau: Tensor, budget: int = DEFAULT_BUDGET) -> 
         return losses
     slope = -(log_means - height.detach()).exp() * means / tau.detach()
     return losses + (tau - tau.detach()) * slope
-
-
-@torch.no_grad()
-def reference_risks(risk: StochasticRisk, pairs: Pairs) -> Tensor | None:
-    """The same risk of the reference's own losses, at the target's temperature, (2, b); None
-    without a reference."""
-    reference = pairs.reference()
-    if reference is None:
-        return None
-    tau = risk.temperature.read(anchor_keys(pairs), distributed.active())
-    log_means, _ = _blocks(Pairs(*reference, pairs.index), tau, 0.0, 0).log_means()
-    return tau * torch.logaddexp(log_means, torch.full_like(log_means, risk.log_epsilon))
 
 
 def anchor_keys(pairs: Pairs) -> Tensor:
@@ -127,7 +207,7 @@ def _blocks(pairs: Pairs, tau: Tensor, strength: float | Tensor, budget: int) ->
 
 
 @torch.no_grad()
-def _metrics(blocks: Blocks) -> dict[str, Tensor]:
+def _sampled_metrics(blocks: Blocks) -> dict[str, Tensor]:
     """Mean and variance of h and the effective sample share, of the first image anchors: all would
     be two more passes."""
     d, positive = blocks.sampled()

@@ -1,7 +1,9 @@
 """The DRRho solver: from the losses of a row to its worst-case weights."""
 
 from steering.dro.divergences import (
+    DIVERGENCES,
     KL,
+    CappedKL,
     ChiSquare,
     CressieRead,
     CVaR,
@@ -13,8 +15,10 @@ from steering.dro.divergences import (
 from steering.dro.exact import Dual, WorstCase, worst_case
 
 __all__ = [
+    "DIVERGENCES",
     "KL",
     "CVaR",
+    "CappedKL",
     "ChiSquare",
     "CressieRead",
     "Divergence",

@@ -1,4 +1,4 @@
-"""Root of a falling function, for many rows at once."""
+"""Root of a falling function, for many rows at once, and the bracket that it was found in."""
 
 from __future__ import annotations
 
@@ -16,9 +16,19 @@ def falling_root(
     f: Callable[[Tensor], Tensor], start: Tensor, bounds: tuple[float, float]
 ) -> Tensor:
     """An x with f(x) = 0, (m,), float64, of a falling f in each row; if f jumps over 0, just behind
-    the jump.
+    the jump."""
+    return falling_bracket(f, start, bounds)[1]
 
-    A row that is done stands still, so its answer does not depend on its neighbours.
+
+def falling_bracket(
+    f: Callable[[Tensor], Tensor], start: Tensor, bounds: tuple[float, float]
+) -> tuple[Tensor, Tensor]:
+    """Two points around a root of a falling f in each row, (m,) each, float64: f > 0 at the first,
+    f ≤ 0 at the second.
+
+    They are neighbours up to rounding, unless f is exactly 0 at the second. If f has one sign
+    between the bounds, both are the bound where it is nearest to 0. A row that is done stands
+    still, so its answer does not depend on its neighbours.
 
     Source: Chandrupatla (1997), inverse quadratic interpolation where it is safe, else bisection;
     the bracket is kept.
@@ -46,7 +56,8 @@ def falling_root(
         )
         edge = (0.5 * tolerance / (b - a).abs()).clamp_max(0.5)
         t = torch.where(smooth, quadratic, 0.5).clamp(edge, 1 - edge)
-    return torch.where(fa <= 0, a, b)
+    behind = fa <= 0
+    return torch.where(behind, b, a), torch.where(behind, a, b)
 
 
 def _march(

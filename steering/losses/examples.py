@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from steering.dro.divergences import Divergence
-from steering.dro.divergences.cressie_read import KL
 from steering.items import Units, gathered
 from steering.losses.checks import (
     one_row,
@@ -20,6 +19,7 @@ from steering.losses.checks import (
 )
 from steering.losses.estimate import Estimate
 from steering.losses.risk import adversary_of
+from steering.schedules import Schedule
 
 
 class DRRho(nn.Module):
@@ -47,7 +47,8 @@ class DRRho(nn.Module):
         order: order of the Cressie–Read family, 1 being KL; for "cressie-read" only.
         tau: temperature in nats: towards ∞ plain averaging, towards 0 the worst examples alone. The
             initial value when a `radius` is given. None is 1, and nothing for CVaR, which has no
-            temperature.
+            temperature. A schedule (`steering.schedules`) moves it with `at`; so it does `strength`
+            and `prior`.
         radius: budget of the adversary in the unit of the divergence (nats for KL). The temperature
             then moves by itself, a little with each training call, to where the divergence of the
             weights averages to it; there is nothing to give to an optimiser. None: `tau` stays.
@@ -84,10 +85,10 @@ class DRRho(nn.Module):
         divergence: str | Divergence = "kl",
         level: float | None = None,
         order: float | None = None,
-        tau: float | None = None,
+        tau: float | Schedule | None = None,
         radius: float | None = None,
-        strength: float | str = 1.0,
-        prior: float = 0.0,
+        strength: float | str | Schedule = 1.0,
+        prior: float | Schedule = 0.0,
         epsilon: float | None = None,
         estimator: str | None = None,
         gamma: float | None = None,
@@ -121,17 +122,18 @@ class DRRho(nn.Module):
             log_alpha=log_alpha,
             step=step,
             tau_min=tau_min,
+            prior=prior,
         )
-        require_number("prior", prior)
-        if prior > 0 and not isinstance(self.risk.divergence, KL):
-            name = self.risk.divergence.name
-            raise ValueError(f"prior must be 0 for {name!r}: it works for 'kl' only, got {prior}")
-        self.prior = prior
 
     def start_epoch(self, epoch: int) -> None:
         """Move the rate `gamma` along its schedule; call with 0, 1, ... at the start of each pass
         over the data."""
         self.risk.start_epoch(epoch)
+
+    def at(self, progress: float) -> None:
+        """Move τ, α and κ along their schedules; call with the share of the training that is done,
+        in [0, 1], before each step."""
+        self.risk.at(progress)
 
     def forward(
         self,
@@ -174,11 +176,10 @@ class DRRho(nn.Module):
         """
         if index is not None and index.shape == losses.shape:
             require_index(index, self.num_examples)
-        if self.prior > 0 and reference_losses is None:
+        if self.risk.adversary.has_prior and reference_losses is None:
             raise ValueError("prior: needs reference_losses, got None")
         units = one_row(losses, reference_losses, mask, index=index, any_shape=self.unit == "token")
-        everything = gathered(units)
-        found = self.risk(everything, _log_prior(everything, self.prior))
+        found = self.risk(gathered(units))
         self.risk.watch.tell()
         weights = own_part(found.weights, losses.numel()).view(losses.shape)
         return Estimate(found.loss, weights, found.metrics)
@@ -253,18 +254,3 @@ def soft_filter_weights(units: Units, prior: float) -> Tensor:
         return scores.softmax(-1)
     # Not −κ·∞: with κ = 0 that would be NaN.
     return scores.masked_fill(~units.mask, -math.inf).softmax(-1)
-
-
-@torch.no_grad()
-def _log_prior(units: Units, prior: float) -> Tensor | None:
-    """log(n·q) of the items of a row, (..., n), zero where masked; None for equal weights."""
-    if prior == 0 or units.reference is None:
-        return None
-    log_q = (-prior * units.reference).masked_fill(_uncounted(units), -math.inf).log_softmax(-1)
-    return (log_q + units.counts().log()[..., None]).masked_fill(_uncounted(units), 0.0)
-
-
-def _uncounted(units: Units) -> Tensor:
-    if units.mask is None:
-        return torch.zeros_like(units.target, dtype=torch.bool)
-    return ~units.mask

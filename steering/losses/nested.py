@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
@@ -15,10 +13,10 @@ from steering.losses.checks import (
     own_part,
     require_count,
     require_index,
-    require_number,
 )
 from steering.losses.estimate import Estimate
 from steering.losses.risk import adversary_of
+from steering.schedules import Schedule
 
 
 class NestedContrastiveLoss(nn.Module):
@@ -55,26 +53,25 @@ class NestedContrastiveLoss(nn.Module):
         self,
         num_examples: int,
         *,
-        tau: float | None = None,
+        tau: float | Schedule | None = None,
         radius: float | None = None,
-        strength: float | str = 0.0,
+        strength: float | str | Schedule = 0.0,
         epsilon: float | None = None,
         gamma: float | None = None,
         gamma_decay_epochs: int = 0,
         tau_min: float = 0.01,
         individual_tau: bool = False,
         individual_tau_lr: float = 0.01,
-        outer_tau: float = 1.0,
+        outer_tau: float | Schedule = 1.0,
         outer_radius: float | None = None,
-        outer_strength: float | str = 1.0,
-        outer_prior: float = 3.0,
+        outer_strength: float | str | Schedule = 1.0,
+        outer_prior: float | Schedule = 3.0,
         outer_gamma: float = 1.0,
         layout: Layout | None = None,
     ) -> None:
         super().__init__()
         require_count("num_examples", num_examples)
-        require_number("outer_prior", outer_prior)
-        self.num_examples, self.outer_prior = num_examples, outer_prior
+        self.num_examples = num_examples
         self.inner = adversary_of(
             2 * num_examples,
             "pair",
@@ -99,6 +96,7 @@ class NestedContrastiveLoss(nn.Module):
                 epsilon=0.0,
                 gamma=outer_gamma,
                 tau_min=tau_min,
+                prior=outer_prior,
             )
         except ValueError as error:
             raise ValueError(f"outer_{error}") from error
@@ -107,6 +105,12 @@ class NestedContrastiveLoss(nn.Module):
         """Move the inner γ along its schedule; call with 0, 1, ... at the start of each pass over
         the data."""
         self.inner.start_epoch(epoch)
+
+    def at(self, progress: float) -> None:
+        """Move scheduled temperatures, strengths and priors; call with the share of the training
+        that is done, in [0, 1], before each step."""
+        self.inner.at(progress)
+        self.outer.at(progress)
 
     def forward(
         self,
@@ -147,16 +151,8 @@ class NestedContrastiveLoss(nn.Module):
             torch.zeros((), dtype=torch.int64, device=risks.device),
         )
         everything = gathered(anchors)
-        found = self.outer(everything, self._log_prior(everything))
+        found = self.outer(everything)
         self.inner.watch.tell()
         self.outer.watch.tell()
-        metrics |= {f"outer_{name}": value for name, value in found.metrics.items()}
-        return Estimate(found.loss, own_part(found.weights, len(image)), metrics)
-
-    @torch.no_grad()
-    def _log_prior(self, pairs: Units) -> Tensor | None:
-        """log(n·q) of the global batch's pairs, (n,)."""
-        if pairs.reference is None or self.outer_prior == 0:
-            return None
-        log_q = (-self.outer_prior * pairs.reference).log_softmax(-1)
-        return log_q + math.log(pairs.reference.shape[-1])
+        weights = own_part(found.weights, len(image))
+        return Estimate(found.loss, weights, metrics | found.metrics.prefixed("outer_"))

@@ -15,6 +15,7 @@ from steering.items import Pairs
 from steering.losses.checks import checked_pairs, require_count, require_index
 from steering.losses.estimate import Estimate
 from steering.losses.risk import adversary_of
+from steering.schedules import Schedule
 
 
 class GlobalContrastiveLoss(nn.Module):
@@ -55,9 +56,9 @@ class GlobalContrastiveLoss(nn.Module):
         self,
         num_examples: int,
         *,
-        tau: float | None = None,
+        tau: float | Schedule | None = None,
         radius: float | None = None,
-        strength: float | str = 1.0,
+        strength: float | str | Schedule = 1.0,
         epsilon: float | None = None,
         gamma: float | None = None,
         gamma_decay_epochs: int = 0,
@@ -88,6 +89,11 @@ class GlobalContrastiveLoss(nn.Module):
         """Move γ along its schedule; call with 0, 1, ... at the start of each pass over the
         data."""
         self.risk.start_epoch(epoch)
+
+    def at(self, progress: float) -> None:
+        """Move scheduled temperatures, strengths and priors; call with the share of the training
+        that is done, in [0, 1], before each step."""
+        self.risk.at(progress)
 
     def forward(
         self,

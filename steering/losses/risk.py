@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from steering.dro.defaults import defaults
-from steering.dro.divergences import divergence as find
+from steering.dro.flat import flat_adversary
 from steering.dro.online.row_table import Layout
 from steering.dro.online.stochastic import StochasticRisk
 
@@ -19,17 +18,11 @@ def adversary_of(
         num_rows: rows in the whole data set.
         unit: what a loss belongs to; it says what None means for tau, epsilon and gamma.
         layout: how the tables of the rows are kept; None: whole, in float32.
-        named: the other arguments of `StochasticRisk`, by name.
+        named: fields of `Adversary` and of its parts, by name.
 
     Raises:
         ValueError: an argument out of range.
     """
-    usual = defaults(unit)
-    phi = find(named.get("divergence", "kl"), named.get("level"), named.get("order"))
-    if named["tau"] is None and phi.takes_budget:
-        named["tau"] = usual.tau
-    if named["epsilon"] is None:
-        named["epsilon"] = usual.epsilon
-    if named["gamma"] is None:
-        named["gamma"] = usual.gamma
-    return StochasticRisk(num_rows, solve_tau=True, layout=layout, **named)
+    layout = layout or Layout()
+    adversary = flat_adversary(**named, duals=layout.dtype, duals_folder=layout.folder)
+    return StochasticRisk(num_rows, adversary.for_unit(unit), solve_tau=True, split=layout.split)

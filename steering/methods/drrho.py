@@ -3,82 +3,34 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from typing import Any, Self
+from dataclasses import dataclass, field
+from functools import singledispatch
+
+from torch import Tensor
 
 from steering import distributed
-from steering.contrastive.risk import anchor_keys, anchor_risks
-from steering.dro.defaults import defaults
-from steering.dro.online.row_table import Layout
+from steering.contrastive.risk import anchor_keys, row_risks
+from steering.dro.adversary import Adversary
+from steering.dro.online.metrics import Metrics
 from steering.dro.online.stochastic import StochasticRisk
-from steering.items import LossItems, Pairs, gathered, rows_of
+from steering.items import LossItems, Pairs, Units
 from steering.methods.distillation import pairs_divergence, reference_scale, units_divergence
 from steering.methods.registry import Method, Needs, Step, register
+from steering.schedules import Constant, Schedule
 
 
-@dataclass
-class DroOptions:
-    divergence: str = "kl"
-    """Shape of the uncertainty set: "kl", "chi2" (half chi-square), "cvar", "cressie-read" or "tv"
-    (total variation)."""
-    level: float | None = None
-    """CVaR's share of items in the tail, in (0, 1]; for "cvar" only."""
-    order: float | None = None
-    """Order of the Cressie–Read family, 1 being KL and 2 half chi-square; for "cressie-read"
-    only."""
-    tau: float | None = None
-    """Temperature in the unit of the losses; the initial value with a radius; not for CVaR. null: 1
-    in nats, 0.07 for pairs."""
-    radius: float | None = None
-    """Constrained form: budget in the unit of the divergence, and the temperature is learned. null:
-    penalised, tau stays."""
-    epsilon: float | None = None
-    """Margin, KL only: a row stops pulling once its excess losses are below tau·ln(epsilon). 0:
-    never; null: 1e-4 for pairs."""
-    estimator: str | None = None
-    """How a row's dual is tracked: "moving_average", "mirror_descent" (both KL), "proximal",
-    "batch"; null: by divergence."""
-    gamma: float | None = None
-    """moving_average: final rate over visits, in (0, 1]; 1 keeps no history. null: 0.9 for examples
-    and sequences, else 1."""
-    gamma_decay_epochs: int = 0
-    """moving_average: epochs of the cosine that takes the rate from 1 to gamma."""
-    log_alpha: float = 0.0
-    """mirror_descent: log of its step; -nu gives the rate 1/2."""
-    step: float = 1.0
-    """proximal: step of the second visit, in units of tau; it falls with the square root of the
-    visits."""
-    tau_min: float = 0.01
-    """Smallest learned temperature."""
-    individual_tau: bool = False
-    """With a radius: a temperature for every row (every image and every text of pairs), learned by
-    Adam of its own; at most 1."""
-    individual_tau_lr: float = 0.01
-    """Step of that Adam, in the unit of tau."""
-    duals: str = "float32"
-    """Number format of the running estimates: "float32" or "float16"."""
-    duals_folder: str | None = None
-    """Folder on a local disk in which the running estimates are memory-mapped; null: in memory,
-    split over the processes."""
+@dataclass(frozen=True)
+class DroOptions(Adversary):
+    """An adversary that looks at no reference, so it has neither a strength nor a prior to set."""
 
-    def for_unit(self, unit: str) -> Self:
-        """The same with what null means for losses of this unit: tau, epsilon and gamma."""
-        found = defaults(unit)
-        return replace(
-            self,
-            tau=found.tau if self.tau is None else self.tau,
-            epsilon=(found.epsilon if self.divergence == "kl" else 0.0)
-            if self.epsilon is None
-            else self.epsilon,
-            gamma=found.gamma if self.gamma is None else self.gamma,
-        )
+    strength: Schedule = field(default=Constant(0.0), init=False)
+    prior: Schedule = field(default=Constant(0.0), init=False)
 
 
-@dataclass
-class DrrhoOptions(DroOptions):
-    strength: Any = 1.0
-    """α in h = ℓ − α·ℓ_ref: 1 is arXiv 2505.06699, 0 is dro; "auto" tracks the α that minimises the
-    variance of h."""
+@dataclass(frozen=True)
+class DrrhoOptions(Adversary):
+    """An adversary, and a distillation term beside it."""
+
     distill: float = 0.0
     """λ ≥ 0 of a distillation term that is added, λ·T²·KL(reference ‖ target); 0: none."""
     distill_temperature: float = 1.0
@@ -88,79 +40,76 @@ class DrrhoOptions(DroOptions):
     OpenAI's models)."""
 
     def needs(self) -> Needs:
-        return Needs(reference=self.strength != 0 or self.distill > 0, logits=self.distill > 0)
+        distills = self.distill > 0
+        return Needs(reference=self.uses_reference or distills, logits=distills)
+
+    def require_valid(self) -> None:
+        super().require_valid()
+        if not 0 <= self.distill < math.inf:
+            raise ValueError(f"distill must be a number ≥ 0, got {self.distill}")
+        for name in ("distill_temperature", "distill_scale"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name} must be a number > 0, got {value}")
 
 
-class Drrho(Method):
+class Steered(Method):
     """One adversary per row: over the batch's examples, or for pairs over each anchor's
     negatives."""
 
-    def __init__(self, options: DroOptions, strength: float | str, num_examples: int) -> None:
+    def __init__(self, adversary: Adversary, num_examples: int) -> None:
         super().__init__()
-        options = options.for_unit(
-            "example"
-        )  # what `build_method` has left open, if anybody builds without it
-        self.distill, self.distill_temperature, self.distill_scale = _distillation(options)
-        # One row per (example, direction) serves pairs; a plain batch of examples is one row, key
-        # 0.
-        self.risk = StochasticRisk(
-            2 * num_examples,
-            divergence=options.divergence,
-            level=options.level,
-            order=options.order,
-            tau=None if options.divergence == "cvar" else options.tau,
-            radius=options.radius,
-            strength=strength,
-            epsilon=options.epsilon or 0.0,
-            estimator=options.estimator,
-            gamma=options.gamma,
-            gamma_decay_epochs=options.gamma_decay_epochs,
-            log_alpha=options.log_alpha,
-            step=options.step,
-            tau_min=options.tau_min,
-            individual_tau=options.individual_tau,
-            individual_tau_lr=options.individual_tau_lr,
-            layout=Layout(options.duals, options.duals_folder, split=True),
-        )
+        # What `build_method` has left open, if anybody builds without it. One row per (example,
+        # direction) serves pairs; a plain batch of examples is one row, key 0.
+        adversary = adversary.for_unit("example")
+        self.risk = StochasticRisk(2 * num_examples, adversary, split=True)
 
     def start_epoch(self, epoch: int) -> None:
         self.risk.start_epoch(epoch)
 
+    def at(self, progress: float) -> None:
+        self.risk.at(progress)
+
     def logit_scale(self) -> float | None:
         return 1 / self.risk.temperature.typical().item()
 
-    def forward(self, losses: LossItems) -> Step:
-        if self.distill == 0:
-            return self._steered(losses)
-        if isinstance(losses, Pairs):
-            scale = 1 / self.risk.temperature.read(anchor_keys(losses), distributed.active())
-            guide = reference_scale(losses, self.distill_scale, "drrho", "distill_scale")
-            kd = pairs_divergence(losses, scale, guide, self.distill_temperature)
-        else:
-            kd = units_divergence(rows_of(losses), self.distill_temperature, "drrho")
-        step = self._steered(losses)
-        return Step(step.loss + self.distill * kd, step.scalars() | {"distillation": kd.detach()})
-
-    def _steered(self, losses: LossItems) -> Step:
-        if isinstance(losses, Pairs):
-            risks, metrics = anchor_risks(self.risk, losses)
-            return Step(risks.mean(), metrics)
-        estimate = self.risk(gathered(rows_of(losses)))
-        return Step(estimate.loss, estimate.metrics)
+    def forward(self, items: LossItems) -> Step:
+        found = row_risks(self.risk, items)
+        loss = found.risks if found.risks.ndim == 0 else found.risks.mean()
+        return Step(loss, found.metrics, found.weights)
 
 
-def _distillation(options: DroOptions) -> tuple[float, float, float | None]:
-    """λ, T and the reference's scale; ValueError if out of range."""
-    if not isinstance(options, DrrhoOptions):
-        return 0.0, 1.0, None
-    names = ("distill", "distill_temperature", "distill_scale")
-    values = options.distill, options.distill_temperature, options.distill_scale
-    for name, value in zip(names, values, strict=True):
-        if value is not None and not (0 < value < math.inf or (name == "distill" and value == 0)):
-            raise ValueError(
-                f"{name} must be a number {'≥' if name == 'distill' else '>'} 0, got {value}"
-            )
-    return values
+class Distilled(Steered):
+    """The same with a distillation term."""
+
+    def __init__(self, options: DrrhoOptions, num_examples: int) -> None:
+        super().__init__(options, num_examples)
+        self.options = options
+
+    def forward(self, items: LossItems) -> Step:
+        kd = _distillation(items, self.risk, self.options)  # before the step moves its temperature
+        step = super().forward(items)
+        found = kd.detach()
+        metrics = Metrics(lambda: {**step.scalars(), "distillation": found})
+        return Step(step.loss + self.options.distill * kd, metrics, step.weights)
+
+
+@singledispatch
+def _distillation(items: object, risk: StochasticRisk, options: DrrhoOptions) -> Tensor:  # noqa: ARG001
+    """T²·KL(reference ‖ target) of the distributions that the loss items carry, ()."""
+    raise TypeError(f"items must be Units or Pairs, got {type(items).__name__}")
+
+
+@_distillation.register
+def _(items: Units, risk: StochasticRisk, options: DrrhoOptions) -> Tensor:  # noqa: ARG001
+    return units_divergence(items, options.distill_temperature, "drrho")
+
+
+@_distillation.register
+def _(items: Pairs, risk: StochasticRisk, options: DrrhoOptions) -> Tensor:
+    scale = 1 / risk.temperature.read(anchor_keys(items), distributed.active())
+    reference = reference_scale(items, options.distill_scale, "drrho", "distill_scale")
+    return pairs_divergence(items, scale, reference, options.distill_temperature)
 
 
 @register("dro", DroOptions)
@@ -172,16 +121,17 @@ def build_dro(options: DroOptions, num_examples: int) -> Method:
 
     Source: docs/theory.md; pairs: arXiv 2407.01445 (FastCLIP)
     """
-    return Drrho(options, 0.0, num_examples)
+    return Steered(options, num_examples)
 
 
 @register("drrho", DrrhoOptions)
 def build_drrho(options: DrrhoOptions, num_examples: int) -> Method:
     """DRRho risk minimisation with a frozen reference; for image-text pairs DRRho-CLIP.
 
-    Formula: max_p Σ_i p_i·h_i − τ·D(p ‖ uniform), or over all p with D ≤ radius, where h = ℓ −
-    α·ℓ_ref
+    Formula: max_p Σ_i p_i·h_i − τ·D(p ‖ q), or over all p with D ≤ radius, where h = ℓ − α·ℓ_ref
+    and q ∝ exp(−κ·ℓ_ref), uniform for κ = 0
 
-    Source: arXiv 2505.06699
+    Source: arXiv 2505.06699; κ is ours, docs/theory.md
     """
-    return Drrho(options, options.strength, num_examples)
+    plain = Steered(options, num_examples)  # looks at the options, too
+    return Distilled(options, num_examples) if options.distill > 0 else plain

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from steering.config import load_config
+from steering.dro import CVaR
 from steering.methods import build_method, find_method
 from steering.outputs import WithOutputs, weights_fingerprint
 from steering.reference import STORED, StoredReference
@@ -44,9 +45,10 @@ CASES = {
 }
 METHODS = {
     "erm": {},
-    "drrho": {"tau": 1.0, "epsilon": 0.0, "gamma": 0.9},
-    "drrho chi2": {"divergence": "chi2", "tau": 1.0},
-    "drrho cvar": {"divergence": "cvar", "level": 0.7},
+    "drrho": {},
+    "drrho auto": {"strength": "auto"},
+    "drrho chi2": {"divergence": "chi2"},
+    "drrho cvar": {"divergence": CVaR(level=0.7)},
 }
 CPU = torch.device("cpu")
 

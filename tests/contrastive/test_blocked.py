@@ -5,13 +5,14 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from adversaries import stochastic
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from steering.contrastive import Pairs, blocked, info_nce, negatives
 from steering.contrastive.risk import anchor_risks, info_nce_losses, reference_risks
+from steering.dro.online.individual_temperatures import IndividualTemperatures
 from steering.dro.online.stochastic import StochasticRisk
-from steering.dro.online.temperature import IndividualTemperatures
 
 B, D = 70, 16
 Outcome = tuple[Tensor, ...]
@@ -30,7 +31,7 @@ def features(dtype: torch.dtype, common: float = 1.0) -> list[Tensor]:
 
 def planted(dtype: torch.dtype, **options) -> StochasticRisk:
     """A risk with a history of three quarters of the anchors."""
-    risk = StochasticRisk(2 * B, **options).to(dtype)
+    risk = stochastic(2 * B, **options).to(dtype)
     generator = torch.Generator().manual_seed(1)
     risk.estimator.log_u.copy_(torch.randn(2 * B, generator=generator))
     risk.estimator.visited.copy_(torch.rand(2 * B, generator=generator) < 0.75)
@@ -111,7 +112,7 @@ def test_a_learned_temperature_and_every_estimator(tau, estimator):
     )  # of an outer adversary
     results = []
     for dense in (True, False):
-        risk = StochasticRisk(
+        risk = stochastic(
             2 * B, tau=tau, radius=0.3, estimator=estimator, gamma=0.5, tau_min=1e-3
         ).double()
         pairs = [side.clone().requires_grad_() for side in sides[:2]]
@@ -166,7 +167,7 @@ def test_a_temperature_for_every_anchor(dtype, tolerance, scale, epsilon, gamma,
 def test_metrics_with_a_temperature_for_every_anchor():
     sides = features(torch.float64)
     risk, twin = (
-        StochasticRisk(2 * B, tau=0.2, radius=1.0, strength=0.5, individual_tau=True).double()
+        stochastic(2 * B, tau=0.2, radius=1.0, strength=0.5, individual_tau=True).double()
         for _ in range(2)
     )
     for some in (risk, twin):
@@ -223,9 +224,7 @@ def test_a_last_block_of_a_single_row(individual, radius, dtype, monkeypatch):
         ]
         results = []
         for dense in (True, False):
-            risk = StochasticRisk(2 * n, tau=0.07, radius=radius, individual_tau=individual).to(
-                dtype
-            )
+            risk = stochastic(2 * n, tau=0.07, radius=radius, individual_tau=individual).to(dtype)
             if individual:
                 state = torch.rand(2 * n, 4, generator=torch.Generator().manual_seed(seed)).to(
                     dtype
@@ -247,7 +246,7 @@ def test_gradient_by_finite_differences():
     image, text = (side[:6].clone().requires_grad_() for side in sides[:2])
 
     def total(image: Tensor, text: Tensor) -> Tensor:
-        risk = StochasticRisk(
+        risk = stochastic(
             12, tau=0.3, epsilon=1e-2
         ).double()  # γ = 1: the weights are the exact gradient
         return anchor_risks(
@@ -278,7 +277,7 @@ def test_half_precision_features_are_widened(dtype):
 
 
 def test_reference_risks_against_the_definition():
-    risk = StochasticRisk(2 * B, tau=0.2, epsilon=1e-3).double()
+    risk = stochastic(2 * B, tau=0.2, epsilon=1e-3).double()
     _, _, image, text = features(torch.float64)
     found = reference_risks(risk, Pairs(image, text, torch.arange(B), image, text))
     s = image @ text.T
@@ -325,9 +324,7 @@ def test_info_nce_of_one_pair_is_zero_and_a_fixed_temperature_needs_no_slope():
     "common", [0.0, 1.0, 5.0]
 )  # how large the mean of the cosines is beside their spread
 def test_strength_auto(dtype, tolerance, common):
-    risks = [
-        StochasticRisk(2 * B, tau=0.1, epsilon=1e-4, strength="auto").to(dtype) for _ in range(2)
-    ]
+    risks = [stochastic(2 * B, tau=0.1, epsilon=1e-4, strength="auto").to(dtype) for _ in range(2)]
     weights = torch.full((2, B), 1 / (2 * B), dtype=dtype)
     sides = features(dtype, common)
     guides = (
@@ -351,7 +348,7 @@ def test_strength_auto(dtype, tolerance, common):
 
 
 def test_strength_auto_ignores_a_reference_that_is_the_same_for_all():
-    risk, sides = StochasticRisk(2 * B, tau=0.1, strength="auto"), features(torch.float32)
+    risk, sides = stochastic(2 * B, tau=0.1, strength="auto"), features(torch.float32)
     one = F.normalize(torch.ones(1, D), dim=-1).expand(B, -1) * (1 + 1e-7 * torch.randn(B, 1))
     _, metrics = anchor_risks(risk, Pairs(*sides[:2], torch.arange(B), one, one))
     assert metrics["strength"] == 0
@@ -361,7 +358,7 @@ def test_strength_auto_ignores_a_reference_that_is_the_same_for_all():
 
 def test_metrics_are_those_of_the_first_image_anchors():
     sides = features(torch.float64)
-    risk, twin = (StochasticRisk(2 * B, tau=0.2, strength=0.5).double() for _ in range(2))
+    risk, twin = (stochastic(2 * B, tau=0.2, strength=0.5).double() for _ in range(2))
     pairs = Pairs(sides[0], sides[1], torch.arange(B), *sides[2:])
     found = anchor_risks(risk, pairs)[1]
     units = negatives(pairs)
@@ -375,7 +372,7 @@ def test_metrics_are_those_of_the_first_image_anchors():
 
 
 def test_reference_risks_at_a_temperature_for_every_anchor():
-    risk = StochasticRisk(2 * B, tau=0.2, radius=1.0, epsilon=1e-3, individual_tau=True).double()
+    risk = stochastic(2 * B, tau=0.2, radius=1.0, epsilon=1e-3, individual_tau=True).double()
     tau = torch.rand(2 * B, generator=torch.Generator().manual_seed(5)).double() + 0.1
     risk.temperature.duals.values[: 2 * B, 0] = tau
     _, _, image, text = features(torch.float64)
@@ -391,7 +388,7 @@ def test_reference_risks_at_a_temperature_for_every_anchor():
 def test_a_single_pair_is_refused():
     one = [side[:1] for side in features(torch.float64)]
     with pytest.raises(ValueError, match="at least 2 pairs over all ranks, got 1"):
-        anchor_risks(StochasticRisk(2, tau=0.1), Pairs(one[0], one[1], torch.arange(1)))
+        anchor_risks(stochastic(2, tau=0.1), Pairs(one[0], one[1], torch.arange(1)))
 
 
 class Largest(TorchDispatchMode):
@@ -423,7 +420,7 @@ def test_memory_is_linear_in_the_batch(options, monkeypatch):
         image, text = F.normalize(
             torch.randn(2, n, 8, generator=torch.Generator().manual_seed(0)), dim=-1
         )
-        risk = StochasticRisk(2 * n, **{"tau": 0.1, **options})
+        risk = stochastic(2 * n, **{"tau": 0.1, **options})
         with Largest() as made:
             risks, _ = anchor_risks(risk, Pairs(image.requires_grad_(), text, torch.arange(n)), 0)
             risks.mean().backward()
@@ -443,9 +440,9 @@ def test_nothing_is_kept_for_a_backward_pass_that_cannot_come(monkeypatch):
     image, text = features(torch.float32)[:2]
     pairs = Pairs(image.clone().requires_grad_(), text, torch.arange(B))
     with torch.no_grad():
-        anchor_risks(StochasticRisk(2 * B, tau=0.1), pairs)
-    anchor_risks(StochasticRisk(2 * B, tau=0.1), Pairs(image, text, torch.arange(B)))
-    anchor_risks(StochasticRisk(2 * B, tau=0.1), pairs)
+        anchor_risks(stochastic(2 * B, tau=0.1), pairs)
+    anchor_risks(stochastic(2 * B, tau=0.1), Pairs(image, text, torch.arange(B)))
+    anchor_risks(stochastic(2 * B, tau=0.1), pairs)
     assert kept == [0, 0, 2]
 
 
@@ -456,7 +453,7 @@ def test_a_loss_that_is_over_holds_neither_features_nor_blocks(monkeypatch):
     monkeypatch.setattr(blocked.Blocks, "log_means", lambda self: made.append(self) or of(self))
     image, text, *guide = features(torch.float32)
     pairs = Pairs(image.requires_grad_(), text, torch.arange(B), *guide)
-    loss = anchor_risks(StochasticRisk(2 * B, tau=0.1), pairs)[0].mean()
+    loss = anchor_risks(stochastic(2 * B, tau=0.1), pairs)[0].mean()
     (blocks,) = made
     assert not {*blocked.FEATURES} & {
         *vars(blocks)
@@ -472,7 +469,7 @@ def test_the_proximal_point_takes_the_dense_path():
     sides, weights = features(torch.float64), torch.full((2, B), 1 / (2 * B), dtype=torch.float64)
     results = []
     for dense in (True, False):
-        risk = StochasticRisk(2 * B, tau=0.1, estimator="proximal").double()
+        risk = stochastic(2 * B, tau=0.1, estimator="proximal").double()
         image, text = (side.clone().requires_grad_() for side in sides[:2])
         pairs = Pairs(image, text, torch.arange(B), *sides[2:])
         risks = risk.per_row(negatives(pairs))[0] if dense else anchor_risks(risk, pairs)[0]
@@ -482,7 +479,7 @@ def test_the_proximal_point_takes_the_dense_path():
 
 
 def test_metrics_of_temperatures_above_one():
-    risk = StochasticRisk(2 * B, tau=3.0, tau_max=5.0, radius=0.3, individual_tau=True).double()
+    risk = stochastic(2 * B, tau=3.0, tau_max=5.0, radius=0.3, individual_tau=True).double()
     image, text = features(torch.float64)[:2]
     metrics = anchor_risks(risk, Pairs(image, text, torch.arange(B)))[1]
     s = image @ text.T

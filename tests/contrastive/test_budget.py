@@ -4,10 +4,10 @@ again."""
 import pytest
 import torch
 import torch.nn.functional as F
+from adversaries import stochastic
 
 from steering.contrastive import Pairs, blocked
 from steering.contrastive.risk import anchor_risks
-from steering.dro.online.stochastic import StochasticRisk
 
 B, D = 200, 16
 ROWS = 50  # of a block
@@ -53,7 +53,7 @@ def test_blocks_within_the_budget_are_kept_and_the_others_made_again(seen, path,
     }
     if path == "individual":
         options |= {"radius": 0.3, "individual_tau": True}
-    risk = StochasticRisk(2 * B, **options)
+    risk = stochastic(2 * B, **options)
     risks, _ = anchor_risks(
         risk, Pairs(image.requires_grad_(), text, torch.arange(B), *guide), budget
     )

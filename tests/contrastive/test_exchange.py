@@ -4,13 +4,13 @@ tower."""
 import pytest
 import torch
 import torch.nn.functional as F
+from adversaries import stochastic
 from torch import Tensor, nn
 
 from steering import distributed
 from steering.contrastive import Pairs, exchange
 from steering.contrastive.blocked import Blocks
 from steering.contrastive.risk import anchor_risks, info_nce_losses
-from steering.dro.online.stochastic import StochasticRisk
 
 B, D, LAYERS = 12, 6, 3
 
@@ -32,7 +32,7 @@ class Tower(nn.Module):
 
 def drrho(image: Tensor, text: Tensor) -> Tensor:
     return anchor_risks(
-        StochasticRisk(2 * B, tau=0.3), Pairs(image, text, torch.arange(B), image, text)
+        stochastic(2 * B, tau=0.3), Pairs(image, text, torch.arange(B), image, text)
     )[0].mean()
 
 
@@ -79,7 +79,7 @@ def gradients(wanted: tuple[bool, bool]) -> list[Tensor | None]:
     image.requires_grad_(wanted[0])
     text.requires_grad_(wanted[1])
     risks, _ = anchor_risks(
-        StochasticRisk(2 * B, tau=0.3).double(), Pairs(image, text, torch.arange(B), *guide)
+        stochastic(2 * B, tau=0.3).double(), Pairs(image, text, torch.arange(B), *guide)
     )
     risks.mean().backward()
     return [image.grad, text.grad]
@@ -107,7 +107,7 @@ def test_a_frozen_tower_costs_neither_a_product_nor_an_exchange(wanted, monkeypa
 def test_the_graph_can_be_used_twice():
     image, text, *guide = (side.requires_grad_(number < 2) for number, side in enumerate(sides()))
     risks, _ = anchor_risks(
-        StochasticRisk(2 * B, tau=0.3).double(), Pairs(image, text, torch.arange(B), *guide)
+        stochastic(2 * B, tau=0.3).double(), Pairs(image, text, torch.arange(B), *guide)
     )
     first = torch.autograd.grad(risks.mean(), (image, text), retain_graph=True)
     (alone,) = torch.autograd.grad(
@@ -122,7 +122,7 @@ def test_the_graph_can_be_used_twice():
 def test_a_second_derivative_is_refused_and_not_wrong():
     image, text, *guide = (side.requires_grad_(number < 2) for number, side in enumerate(sides()))
     risks, _ = anchor_risks(
-        StochasticRisk(2 * B, tau=0.3).double(), Pairs(image, text, torch.arange(B), *guide)
+        stochastic(2 * B, tau=0.3).double(), Pairs(image, text, torch.arange(B), *guide)
     )
     with pytest.raises(RuntimeError, match="has no second derivative"):
         torch.autograd.grad(risks.mean(), (image, text), create_graph=True)

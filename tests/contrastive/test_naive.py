@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from adversaries import stochastic
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from steering.contrastive import Pairs, info_nce, negatives, pairwise_losses
-from steering.dro.online.stochastic import Estimate, StochasticRisk
+from steering.dro.online.stochastic import StochasticRisk
+from steering.dro.online.visit import Estimate
 
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
 ALL, BATCH, WIDTH = 9, 6, 4
@@ -31,7 +33,7 @@ def features(seed: int, width: int = WIDTH, count: int = BATCH, gradient: bool =
 
 def exact_risk(**options) -> StochasticRisk:
     """The risk in float64 throughout: its tables and temperature are float32 by default."""
-    return StochasticRisk(2 * ALL, **options).double()
+    return stochastic(2 * ALL, **options).double()
 
 
 def tau_of(risk: StochasticRisk) -> float:
@@ -439,11 +441,11 @@ def test_value_and_weights_stay_in_their_bounds(seed, tau, strength, epsilon):
 
 def test_float32_features_agree_with_float64():
     pairs = [features(k) for k in (1, 2, 3, 4)]
-    exact = StochasticRisk(2 * ALL, tau=0.05)(
+    exact = stochastic(2 * ALL, tau=0.05)(
         negatives(Pairs(pairs[0], pairs[1], INDEX, pairs[2], pairs[3]))
     )
     single = [x.float() for x in pairs]
-    found = StochasticRisk(2 * ALL, tau=0.05)(
+    found = stochastic(2 * ALL, tau=0.05)(
         negatives(Pairs(single[0], single[1], INDEX, single[2], single[3]))
     )
     assert found.loss.dtype == torch.float32

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from adversaries import stochastic
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -17,7 +18,6 @@ from steering import GlobalContrastiveLoss
 from steering.contrastive import Pairs
 from steering.contrastive.global_risk import GlobalRisk
 from steering.contrastive.risk import anchor_risks
-from steering.dro.online.stochastic import StochasticRisk
 
 B, D = 200, 16
 
@@ -52,7 +52,7 @@ def features() -> list[torch.Tensor]:
 @pytest.mark.parametrize("options", KINDS, ids=str)
 def test_forward(options, guided):
     with FakeTensorMode(), torch.device("cuda"):
-        risk = StochasticRisk(2 * B, tau=0.1, gamma=0.5, **options)
+        risk = stochastic(2 * B, tau=0.1, gamma=0.5, **options)
         image, text, *guide = features()
         pairs = Pairs(image, text, torch.arange(B), *(guide if guided else ()))
         with NoCopies():
@@ -76,7 +76,7 @@ def test_backward(individual, budget, monkeypatch):
         return GlobalRisk.forward(ctx, image, text, *others)
 
     with FakeTensorMode(), torch.device("cuda"), torch.no_grad():
-        risk = StochasticRisk(2 * B, tau=0.1, gamma=0.5, radius=0.3, individual_tau=individual)
+        risk = stochastic(2 * B, tau=0.1, gamma=0.5, radius=0.3, individual_tau=individual)
         image, text, *guide = features()
         monkeypatch.setattr(GlobalRisk, "apply", apply)
         anchor_risks(risk, Pairs(image, text, torch.arange(B), *guide), budget)
@@ -95,7 +95,7 @@ def test_the_function_of_the_package_with_its_checks():
 def test_what_does_wait_is_caught():
     # The exact step of chi-square asks how many rounds it still needs.
     with FakeTensorMode(), torch.device("cuda"):
-        risk = StochasticRisk(2 * B, tau=0.1, divergence="chi2", estimator="batch")
+        risk = stochastic(2 * B, tau=0.1, divergence="chi2", estimator="batch")
         pairs = Pairs(*features()[:2], torch.arange(B))
         with pytest.raises(DataDependentOutputException):
             anchor_risks(risk, pairs)

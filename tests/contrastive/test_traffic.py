@@ -10,12 +10,11 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from adversaries import stochastic
 
 from steering import distributed
 from steering.contrastive import Pairs
 from steering.contrastive.risk import anchor_risks
-from steering.dro.online.row_table import Layout
-from steering.dro.online.stochastic import StochasticRisk
 
 B, D, REFERENCE = 24, 10, 6
 
@@ -71,9 +70,7 @@ def process(
             for _ in range(2)
         ]
     radius = 0.2 if own else None
-    risk = StochasticRisk(
-        2 * B, tau=0.1, gamma=0.5, radius=radius, individual_tau=own, layout=Layout(split=split)
-    )
+    risk = stochastic(2 * B, tau=0.1, gamma=0.5, radius=radius, individual_tau=own, split=split)
     pairs = Pairs(image, text, torch.arange(rank * b, (rank + 1) * b), *guide)
     anchor_risks(risk, pairs)[0].mean().backward()
     (folder / f"{rank}.json").write_text(json.dumps(received))

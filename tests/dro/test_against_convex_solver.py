@@ -8,14 +8,23 @@ import numpy as np
 import pytest
 import torch
 
-from steering.dro import KL, ChiSquare, CressieRead, CVaR, Divergence, TotalVariation, worst_case
+from steering.dro import (
+    KL,
+    CappedKL,
+    ChiSquare,
+    CressieRead,
+    CVaR,
+    Divergence,
+    TotalVariation,
+    worst_case,
+)
 
 PROBLEMS = 10  # of each family: 9 × 3 + 2 families below
 
 
 def total(divergence: Divergence, p: cp.Variable, q: np.ndarray) -> cp.Expression:
     """Σ q φ(p/q) as cvxpy sees it, where Σ p = Σ q = 1."""
-    if isinstance(divergence, KL):
+    if isinstance(divergence, KL | CappedKL):
         return cp.sum(cp.kl_div(p, q))
     if isinstance(divergence, ChiSquare):
         return cp.sum(cp.multiply(1 / (2 * q), cp.square(p - q)))
@@ -36,9 +45,10 @@ def solved(
 ) -> tuple[float, np.ndarray]:
     p = cp.Variable(len(h), nonneg=True)
     constraints = [cp.sum(p) == 1]
+    if isinstance(divergence, CVaR | CappedKL):
+        constraints.append(p <= q / divergence.level)
     if isinstance(divergence, CVaR):
         objective = h @ p
-        constraints.append(p <= q / divergence.level)
     else:
         distance = total(divergence, p, q)
         if form == "penalty":
@@ -70,6 +80,9 @@ def budget_of(divergence: Divergence, form: str, q: np.ndarray, rng: np.random.G
     if form == "penalty":
         return float(10 ** rng.uniform(-1, 1))
     least = q.min()
+    if isinstance(divergence, CappedKL):  # what the weights of CVaR spend
+        tail = worst_case(torch.arange(len(q)).double(), "cvar", level=divergence.level)
+        q, least = tail.weights[tail.weights > 0].numpy(), divergence.level
     most = float(
         least * divergence.phi(torch.tensor(1 / least))
         + (1 - least) * divergence.phi(torch.tensor(0.0))
@@ -88,6 +101,44 @@ FAMILIES = [
     ]
     for form in ("penalty", "radius", "rho")
 ] + [(CVaR(0.35), ""), (CVaR(0.8), "")]
+
+
+FAMILIES += [(CappedKL(0.4), form) for form in ("penalty", "radius", "rho")]
+
+
+@pytest.mark.filterwarnings("ignore:Solution may be inaccurate")
+@pytest.mark.parametrize(
+    "divergence", [KL(), ChiSquare(), TotalVariation(), CressieRead(1.5), CappedKL(0.4)], ids=str
+)
+def test_a_price_and_a_budget_together(divergence: Divergence):
+    binds = set()
+    for seed in range(PROBLEMS):
+        h, mask, prior, rng = drawn(seed)
+        q = (np.ones_like(h) if prior is None else prior)[mask]
+        q = q / q.sum()
+        radius = budget_of(divergence, "radius", q, rng)
+        price = float(np.ptp(h) + 0.1) * float(10 ** rng.uniform(-1.5, 0.5))
+        p = cp.Variable(len(q), nonneg=True)
+        spent = total(divergence, p, q)
+        constraints = [cp.sum(p) == 1, spent <= radius]
+        if isinstance(divergence, CappedKL):
+            constraints.append(p <= q / divergence.level)
+        problem = cp.Problem(cp.Maximize(h[mask] @ p - price * spent), constraints)
+        problem.solve(solver=cp.CLARABEL, tol_gap_abs=1e-9, tol_gap_rel=1e-9, tol_feas=1e-9)
+        found = worst_case(
+            torch.from_numpy(h),
+            divergence,
+            mask=torch.from_numpy(mask),
+            prior=None if prior is None else torch.from_numpy(prior),
+            penalty=price,
+            radius=radius,
+        )
+        spread = max(float(np.ptp(h[mask])), 1e-3)
+        assert float(found.value) == pytest.approx(problem.value, abs=1e-6 * spread), f"seed {seed}"
+        assert abs(float(found.gap)) <= 1e-10 * spread
+        assert float(found.dual.tau) >= price * (1 - 1e-12)
+        binds.add(float(found.dual.tau) > price * (1 + 1e-9))
+    assert binds == {True, False}  # both cases are among the problems
 
 
 @pytest.mark.filterwarnings(
@@ -111,7 +162,9 @@ def test_value_and_weights(divergence: Divergence, form: str):
         spread = max(float(np.ptp(h[mask])), 1e-3)
         assert float(found.value) == pytest.approx(expected, abs=1e-6 * spread), f"seed {seed}"
         assert abs(float(found.gap)) <= 1e-10 * spread
-        unique = isinstance(divergence, KL | ChiSquare | CressieRead) or len(set(h)) == len(h)
+        unique = isinstance(divergence, KL | CappedKL | ChiSquare | CressieRead) or len(
+            set(h)
+        ) == len(h)
         if unique and len(q) > 1 and not math.isclose(float(np.ptp(h[mask])), 0):
             np.testing.assert_allclose(found.weights.numpy()[mask], weights, atol=2e-3)
         assert not found.weights.numpy()[~mask].any()

@@ -210,13 +210,16 @@ def test_names_resolve():
 
 def test_wrong_names_and_levels():
     with pytest.raises(
-        ValueError, match="expected one of kl, chi2, tv, cvar, cressie-read, got 'hellinger'"
+        ValueError,
+        match="expected one of chi2, cressie-read, cvar, cvar-kl, kl, tv, got 'hellinger'",
     ):
         divergence("hellinger")
     with pytest.raises(ValueError, match=r"level: 'cvar' needs .* got None"):
         divergence("cvar")
     for other in ("kl", KL()):
-        with pytest.raises(ValueError, match=r"level: belongs to 'cvar' only, got 0.5"):
+        with pytest.raises(
+            ValueError, match=r"level: belongs to 'cvar' and 'cvar-kl' only, got 0.5"
+        ):
             divergence(other, level=0.5)
     for level in (0.0, -1.0, 1.1, math.nan):
         with pytest.raises(ValueError, match="level: expected 0 < level <= 1"):

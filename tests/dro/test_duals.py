@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from adversaries import built
 from torch import nn
 
 from steering import distributed
-from steering.dro.online.estimators import MirrorDescent, MovingAverage, build_estimator
+from steering.dro.online.estimators import MirrorDescentDual, MovingAverageDual
 from steering.dro.online.row_table import Layout, RowTable, merged, split_state
 
 SPLIT = Layout(split=True)
@@ -90,7 +91,7 @@ def test_double_keeps_half_precision_and_widens_single(layout):
 
 @pytest.mark.parametrize("name", ["moving_average", "mirror_descent"])
 def test_a_layout_changes_no_result(layout, name):
-    found, plain = (build_estimator(name, _kl(), 20, gamma=0.3, layout=x) for x in (layout(), None))
+    found, plain = (built(name, _kl(), 20, gamma=0.3, layout=x) for x in (layout(), None))
     for seed in range(5):
         rows = torch.randperm(20, generator=torch.Generator().manual_seed(seed))[:6]
         log_g = noise(6, seed)
@@ -109,7 +110,7 @@ def test_parts_of_some_ranks_become_those_of_others(as_rank, counts):
     rows, values = torch.tensor([10, 0, 4, 5, 7]), torch.tensor([1.0, 0.0, -2.0, 3.0, 0.5])
 
     def make():
-        return nn.ModuleDict({"e": MovingAverage(n, gamma=0.5, layout=SPLIT)})
+        return nn.ModuleDict({"e": MovingAverageDual(n, gamma=0.5, layout=SPLIT)})
 
     old = [as_rank(rank, before, make) for rank in range(before)]
     for module in old:
@@ -156,25 +157,25 @@ def test_parts_that_leave_gaps(as_rank):
         merged(states[:2])
     with pytest.raises(ValueError, match=r"rows \[0, 3\) of 9 are there, \[3, 6\) of 9 are wanted"):
         tables[1].load_state_dict(states[0])
-    part = as_rank(0, 3, lambda: MirrorDescent(9, layout=SPLIT)).state_dict()
+    part = as_rank(0, 3, lambda: MirrorDescentDual(9, layout=SPLIT)).state_dict()
     with pytest.raises(ValueError, match="join the ranks' parts"):
-        MirrorDescent(9).load_state_dict(part)
+        MirrorDescentDual(9).load_state_dict(part)
 
 
 def test_what_is_split_is_told_apart(as_rank):
     module = as_rank(
-        1, 2, lambda: nn.ModuleDict({"a": MovingAverage(6, layout=SPLIT), "b": nn.Linear(1, 1)})
+        1, 2, lambda: nn.ModuleDict({"a": MovingAverageDual(6, layout=SPLIT), "b": nn.Linear(1, 1)})
     )
     rest, own = split_state(module)
     assert {*own} == {"a.duals.part", "a.duals.extent"}
     assert {*rest} == {"b.weight", "b.bias"}
-    assert split_state(MovingAverage(6))[1] == {}
+    assert split_state(MovingAverageDual(6))[1] == {}
 
 
 def test_two_thousand_million_examples(tmp_path):
     """4·10⁹ rows in a sparse file: what is not visited takes neither memory nor disk."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    average = MovingAverage(4 * 10**9, gamma=0.5, layout=Layout("float16", str(tmp_path)))
+    average = MovingAverageDual(4 * 10**9, gamma=0.5, layout=Layout("float16", str(tmp_path)))
     rows = torch.tensor([0, 1, 3_999_999_999, 2_500_000_000])
     average.track(rows, torch.tensor([1.0, 2.0, 3.0, 4.0]))
     found = average.track(rows, torch.tensor([1.0, 2.0, 3.0, 4.0]))

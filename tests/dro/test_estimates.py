@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from adversaries import built, stochastic
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -12,13 +13,11 @@ from torch import Tensor
 from steering.dro import KL, ChiSquare, CressieRead, CVaR, Divergence, TotalVariation, worst_case
 from steering.dro.online.estimators import (
     Estimator,
-    MirrorDescent,
-    MovingAverage,
-    ProximalPoint,
-    build_estimator,
+    MirrorDescentDual,
+    MovingAverageDual,
+    ProximalDual,
 )
 from steering.dro.online.steps import mirror_step, proximal_step
-from steering.dro.online.stochastic import StochasticRisk
 from steering.items import Units
 
 ROW = torch.zeros((), dtype=torch.int64)
@@ -92,7 +91,7 @@ def test_a_constant_rate_is_the_moving_average(gamma: float):
     # Fact 5: α = γ / ((1 − γ) e^ν′).
     nu, s = random(7), random(7, seed=1)
     found = mirror_step(nu, s, math.log(gamma / (1 - gamma)) - nu)
-    table = MovingAverage(7).double()
+    table = MovingAverageDual(7).double()
     table.update(torch.arange(7), nu, gamma=1.0)
     torch.testing.assert_close(found, table.update(torch.arange(7), s, gamma))
 
@@ -119,9 +118,7 @@ def test_the_objective_around_its_minimum():
 def test_first_visit_takes_the_batch_and_full_batch_is_the_exact_gradient():
     # Fact 8.
     h = random(12).requires_grad_()
-    risk = StochasticRisk(
-        1, tau=1.0, estimator="mirror_descent", log_alpha=-3.0, strength=0.0
-    ).double()
+    risk = stochastic(1, tau=1.0, estimator="mirror_descent", log_alpha=-3.0, strength=0.0).double()
     loss = risk(Units(h, None, ROW)).loss
     loss.backward()
     torch.testing.assert_close(h.grad, h.detach().softmax(0), rtol=1e-6, atol=1e-8)
@@ -131,7 +128,7 @@ def test_first_visit_takes_the_batch_and_full_batch_is_the_exact_gradient():
 
 
 def test_zero_is_a_legal_dual():
-    table = MirrorDescent(1, 0.0).double()
+    table = MirrorDescentDual(1, 0.0).double()
     table(ROW, torch.zeros(1, dtype=torch.float64), torch.tensor([True]))
     _, nu = table(ROW, torch.full((1,), math.log(3), dtype=torch.float64), torch.tensor([True]))
     torch.testing.assert_close(nu.exp(), number(2.0))  # rate σ(0) = 1/2 between 1 and 3
@@ -175,7 +172,7 @@ def test_limits_of_the_proximal_step(divergence: Divergence):
 
 
 def test_the_step_falls_with_the_root_of_the_visits():
-    found = ProximalPoint(1, ChiSquare(), step=0.5).double()
+    found = ProximalDual(1, ChiSquare(), step=0.5).double()
     s = [random(6, seed=seed) for seed in range(3)]
     _, nu = found(ROW, s[0], all_of(s[0]))
     for visits in (1, 2):
@@ -212,7 +209,7 @@ def test_a_first_full_batch_is_the_exact_worst_case(
     h = random(3, 11)
     mask = random(3, 11, seed=1) > -0.8
     tau = None if divergence == CVaR(0.3) else 0.7
-    risk = StochasticRisk(
+    risk = stochastic(
         3, tau=tau, divergence=divergence, estimator=name, strength=0.0, **options
     ).double()
     if tau:
@@ -229,7 +226,7 @@ def test_a_first_batch_of_a_single_row_too(
 ):
     # The key of a plain batch of examples has no dimensions.
     s = random(11)
-    t, nu = build_estimator(name, divergence, 1, **options).double()(ROW, s, all_of(s))
+    t, nu = built(name, divergence, 1, **options).double()(ROW, s, all_of(s))
     exact, exact_nu = divergence.tilt(s, all_of(s))
     torch.testing.assert_close(t, exact)
     torch.testing.assert_close(nu, exact_nu)
@@ -244,8 +241,8 @@ def test_small_batches_find_the_dual_of_all_examples(
     s = random(300, seed=3)
     _, exact = divergence.tilt(s, all_of(s))
     found, plain = (
-        build_estimator(name, divergence, 1, **options).double(),
-        build_estimator("batch", divergence, 1),
+        built(name, divergence, 1, **options).double(),
+        built("batch", divergence, 1),
     )
     generator, duals, biased, means = torch.Generator().manual_seed(0), [], [], []
     for _ in range(1200):
@@ -265,7 +262,7 @@ def test_rows_are_remembered_apart_and_the_state_is_complete(
     name: str, divergence: Divergence, options: dict[str, float]
 ):
     def build() -> Estimator:
-        return build_estimator(name, divergence, 4, **options).double()
+        return built(name, divergence, 4, **options).double()
 
     def play(estimator: Estimator, seeds: list[int]) -> list[Tensor]:
         out = []
@@ -295,24 +292,24 @@ def test_total_variation_and_kl_have_what_fits_them():
             ValueError,
             match=f"estimator '{name}' does not work for the divergence '{divergence.name}'",
         ):
-            build_estimator(name, divergence, 1)
-    assert isinstance(build_estimator(None, KL(), 1), MovingAverage)
-    assert isinstance(build_estimator(None, CVaR(0.5), 1), ProximalPoint)
+            built(name, divergence, 1)
+    assert isinstance(built(None, KL(), 1), MovingAverageDual)
+    assert isinstance(built(None, CVaR(0.5), 1), ProximalDual)
 
 
 @pytest.mark.parametrize(
     ("message", "options"),
     [
         ("estimator must be one of batch, .*, got 'ema'", {"name": "ema"}),
-        ("step must be a number > 0, got 0", {"step": 0.0}),
-        ("log_alpha must be finite", {"log_alpha": math.inf}),
+        ("step must be a number > 0, got 0", {"name": "proximal", "step": 0.0}),
+        ("log_alpha must be finite", {"name": "mirror_descent", "log_alpha": math.inf}),
         ("gamma must be in", {"gamma": 0.0}),
         ("num_rows must be at least 1, got 0", {"num_rows": 0}),
     ],
 )
 def test_wrong_options_are_named(message: str, options: dict[str, Any]):
     with pytest.raises(ValueError, match=message):
-        build_estimator(**{"name": None, "divergence": KL(), "num_rows": 1, **options})
+        built(**{"name": None, "phi": KL(), "num_rows": 1, **options})
 
 
 @pytest.mark.parametrize(
@@ -330,13 +327,13 @@ def test_wrong_options_are_named(message: str, options: dict[str, Any]):
 )
 def test_risks_that_make_no_sense(message: str, options: dict[str, Any]):
     with pytest.raises(ValueError, match=message):
-        StochasticRisk(1, **options)
+        stochastic(1, **options)
 
 
 def test_a_learned_temperature_spends_the_radius():
     # Half chi-square with R = 0.2 on standing losses: τ goes to the exact multiplier.
     h = random(50)
-    risk = StochasticRisk(
+    risk = stochastic(
         1, tau=3.0, divergence="chi2", radius=0.2, estimator="batch", strength=0.0
     ).double()
     optimizer = torch.optim.Adam(risk.parameters(), lr=0.05)

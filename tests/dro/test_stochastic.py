@@ -7,14 +7,16 @@ from typing import Any
 
 import pytest
 import torch
+from adversaries import stochastic
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from steering.dro import KL, worst_case
-from steering.dro.online.estimators import MovingAverage, gamma_schedule
-from steering.dro.online.stochastic import Estimate, StochasticRisk
+from steering.dro.online.estimators import MovingAverageDual, gamma_schedule
+from steering.dro.online.stochastic import StochasticRisk
 from steering.dro.online.temperature import Temperature
+from steering.dro.online.visit import Estimate
 from steering.items import Units
 
 EXACT = {"rtol": 1e-10, "atol": 1e-12}
@@ -38,7 +40,7 @@ def units(target: Tensor, reference: Tensor | None = None, mask: Tensor | None =
 
 def exact_risk(num_rows: int = 1, *, tau: float, **options: Any) -> StochasticRisk:
     """The risk in float64 throughout, with exactly this temperature."""
-    risk = StochasticRisk(num_rows, tau=tau, **options).double()
+    risk = stochastic(num_rows, tau=tau, **options).double()
     risk.temperature.log_tau.data.fill_(math.log(tau))
     return risk
 
@@ -54,7 +56,7 @@ def close(found: Tensor, expected: Tensor | float | list) -> None:
 
 
 def test_moving_average_by_hand():
-    table = MovingAverage(3).double()
+    table = MovingAverageDual(3).double()
     rows = torch.tensor([2, 0])
     first = table.update(rows, losses(2.0, 8.0).log(), gamma=0.25)
     second = table.update(rows, losses(6.0, 0.0).log(), gamma=0.25)
@@ -67,14 +69,14 @@ def test_moving_average_by_hand():
 
 def test_zero_is_a_legal_logarithm():
     # A visited row with log u = 0 has history u = 1.
-    table = MovingAverage(1).double()
+    table = MovingAverageDual(1).double()
     table.update(torch.tensor([0]), losses(0.0), gamma=0.5)
     close(table.update(torch.tensor([0]), losses(3.0).log(), gamma=0.5).exp(), [2.0])
 
 
 def test_log_domain_equals_linear_domain():
     # Fact 10.
-    table, u = MovingAverage(4).double(), torch.full((4,), torch.nan, dtype=torch.float64)
+    table, u = MovingAverageDual(4).double(), torch.full((4,), torch.nan, dtype=torch.float64)
     for step, gamma in enumerate([0.3, 0.9, 1.0, 0.01, 0.5]):
         rows, g = torch.tensor([[0, 1], [2, 3]])[step % 2], random(2, seed=step).exp()
         u[rows] = torch.where(u[rows].isnan(), g, (1 - gamma) * u[rows] + gamma * g)
@@ -84,7 +86,7 @@ def test_log_domain_equals_linear_domain():
 
 def test_log_domain_stays_finite_where_exp_overflows():
     # Fact 10: d up to 1e4, and from one extreme to the other.
-    table = MovingAverage(2)
+    table = MovingAverageDual(2)
     for log_g in ([1e4, -1e4], [-1e4, 1e4], [1e4, 1e4]):
         new = table.update(torch.tensor([0, 1]), torch.tensor(log_g), gamma=0.5)
         assert new.isfinite().all()
@@ -94,7 +96,7 @@ def test_log_domain_stays_finite_where_exp_overflows():
 
 def test_gamma_one_never_reads_history():
     # Fact 10.
-    table = MovingAverage(2).double()
+    table = MovingAverageDual(2).double()
     table.log_u.fill_(torch.nan)
     table.visited.fill_(True)
     close(table.update(torch.tensor([1]), losses(0.7), gamma=1.0), [0.7])
@@ -102,13 +104,13 @@ def test_gamma_one_never_reads_history():
 
 def test_a_first_visit_ignores_what_is_stored():
     # Fact 10.
-    table = MovingAverage(2).double()
+    table = MovingAverageDual(2).double()
     table.log_u.fill_(torch.nan)
     close(table.update(torch.tensor([1]), losses(0.7), gamma=0.3), [0.7])
 
 
 def test_estimates_keep_the_dtype_of_the_losses():
-    table = MovingAverage(1)
+    table = MovingAverageDual(1)
     assert table.update(ROW, losses(0.5)[0], gamma=0.5).dtype == torch.float64
     assert table.log_u.dtype == torch.float32
     assert table.update(ROW, losses(0.5)[0], gamma=0.5).dtype == torch.float64
@@ -117,7 +119,7 @@ def test_estimates_keep_the_dtype_of_the_losses():
 @pytest.mark.parametrize("gamma", [0.0, -0.1, 1.1, math.nan])
 def test_rate_out_of_range(gamma):
     with pytest.raises(ValueError, match=r"gamma must lie in \(0, 1\]"):
-        MovingAverage(1).update(ROW, losses(0.0)[0], gamma)
+        MovingAverageDual(1).update(ROW, losses(0.0)[0], gamma)
 
 
 # ---- the schedule of the rate
@@ -143,13 +145,13 @@ def test_gamma_schedule_falls_from_exactly_one(final, decay):
 
 
 def test_start_epoch_moves_the_rate():
-    risk = StochasticRisk(1, tau=1.0, gamma=0.2, gamma_decay_epochs=10)
+    risk = stochastic(1, tau=1.0, gamma=0.2, gamma_decay_epochs=10)
     rates = []
     for epoch in (0, 5, 10):
         risk.start_epoch(epoch)
         rates.append(risk.estimator.gamma)
     assert rates == pytest.approx([1, 0.6, 0.2])
-    assert StochasticRisk(1, tau=1.0, gamma=0.2).estimator.gamma == 0.2
+    assert stochastic(1, tau=1.0, gamma=0.2).estimator.gamma == 0.2
 
 
 def test_the_rate_is_the_one_of_the_schedule():
@@ -444,7 +446,7 @@ def test_rows_of_different_length_average_as_rows():
 def test_a_row_without_items_is_an_error():
     mask = torch.tensor([[True, False], [False, False]])
     with pytest.raises(ValueError, match=r"mask: row \[1\] of the losses has no items"):
-        StochasticRisk(2, tau=1.0)(units(random(2, 2), None, mask))
+        stochastic(2, tau=1.0)(units(random(2, 2), None, mask))
 
 
 # ---- the log
@@ -493,10 +495,10 @@ def test_a_saved_state_continues_to_the_bit():
         return loss.detach()
 
     options: dict[str, Any] = {"tau": 0.5, "radius": 0.2, "gamma": 0.4}
-    whole = StochasticRisk(3, **options)
+    whole = stochastic(3, **options)
     for seed in range(3):
         step(whole, seed)
-    resumed = StochasticRisk(3, **options)
+    resumed = stochastic(3, **options)
     resumed.load_state_dict({name: value.clone() for name, value in whole.state_dict().items()})
     for seed in range(3, 6):
         assert torch.equal(step(resumed, seed), step(whole, seed))
@@ -515,7 +517,7 @@ def test_a_saved_state_continues_to_the_bit():
 def test_weights_stay_finite_in_float32(batches, gamma, epsilon):
     # History pulls u away from the batch's own mean, yet no weight exceeds 1/γ and nothing
     # overflows.
-    risk = StochasticRisk(1, tau=1.0, gamma=gamma, epsilon=epsilon)
+    risk = stochastic(1, tau=1.0, gamma=gamma, epsilon=epsilon)
     for batch in batches:
         estimate = risk(units(torch.tensor(batch)))
         assert estimate.loss.isfinite()
@@ -528,25 +530,31 @@ def test_weights_stay_finite_in_float32(batches, gamma, epsilon):
 @pytest.mark.parametrize(
     ("option", "value"),
     [
-        *[("tau", v) for v in (0.0, -1.0, math.nan, math.inf)],
+        *[("tau", v) for v in (0.0, -1.0, math.nan)],
         *[("tau_min", v) for v in (0.0, -1.0, math.nan)],
         *[("radius", v) for v in (-0.1, math.nan, math.inf)],
         *[("strength", v) for v in (-0.1, math.nan, math.inf)],
         *[("epsilon", v) for v in (-0.1, math.nan, math.inf)],
         *[("gamma", v) for v in (0.0, -0.1, 1.1, math.nan)],
-        ("gamma_decay_epochs", -1),
         ("num_rows", 0),
     ],
 )
 def test_an_option_out_of_range_is_named(option, value):
     with pytest.raises(ValueError, match=f"{option} must be .*, got {value}"):
-        StochasticRisk(**{"num_rows": 1, "tau": 1.0, option: value})
+        stochastic(**{"num_rows": 1, "tau": 1.0, option: value})
+
+
+def test_a_rate_that_rises_from_its_end_is_named():
+    with pytest.raises(ValueError, match="decay_epochs must be ≥ 0, got -1"):
+        stochastic(1, tau=1.0, gamma_decay_epochs=-1)
+    with pytest.raises(ValueError, match="tau must be finite with a radius, got inf"):
+        stochastic(1, tau=math.inf, radius=0.1)
 
 
 def test_a_learned_temperature_starts_inside_its_bounds():
     with pytest.raises(ValueError, match=r"tau must be a number in \[0.01, 1.0\], got 0.001"):
-        StochasticRisk(1, tau=0.001, radius=0.1, tau_min=0.01, tau_max=1.0)
-    assert StochasticRisk(1, tau=0.001, tau_min=0.01).temperature().item() == pytest.approx(
+        stochastic(1, tau=0.001, radius=0.1, tau_min=0.01, tau_max=1.0)
+    assert stochastic(1, tau=0.001, tau_min=0.01).temperature().item() == pytest.approx(
         0.001
     )  # fixed: any
 

@@ -5,10 +5,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from adversaries import stochastic
 from torch import Tensor
 
-from steering.dro.online.stochastic import StochasticRisk
-from steering.dro.online.strength import Strength
+from steering.dro.online.strength import Auto, Strength
 from steering.items import Units
 
 
@@ -52,7 +52,7 @@ def test_rows_have_their_own_intercepts_and_masks():
 def test_known_coefficient_over_many_batches():
     # ℓ = 0.4 ℓ_ref + noise of Var 1 with Var ℓ_ref = 1: α* = 0.4; 400 batches of 32 at rate 0.01
     # average some 200 of them.
-    strength = Strength("auto", rate=0.01)
+    strength = Strength(Auto(rate=0.01))
     for seed in range(400):
         reference = random(32, seed=2 * seed)
         alpha = strength(units(0.4 * reference + random(32, seed=2 * seed + 1), reference))
@@ -60,7 +60,7 @@ def test_known_coefficient_over_many_batches():
 
 
 def test_moments_are_smoothed_each_for_itself():
-    strength = Strength("auto", rate=0.25)
+    strength = Strength(Auto(rate=0.25))
     first, second = torch.tensor([0.0, 2.0]).double(), torch.tensor([0.0, 4.0]).double()
     strength(units(first, first))  # covariance 1, variance 1
     found = strength(units(-second / 2, second))  # covariance −2, variance 4
@@ -78,7 +78,7 @@ def test_a_first_batch_ignores_what_is_stored():
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 40.0])
 def test_the_scale_of_the_reference_does_not_matter(scale: float):
     target, reference = random(64), random(64, seed=1)
-    risks = [StochasticRisk(1, tau=0.5, strength="auto") for _ in range(2)]
+    risks = [stochastic(1, tau=0.5, strength="auto") for _ in range(2)]
     for seed in range(3):
         target = random(64, seed=seed)
         reference = 0.5 * target + random(64, seed=seed + 9)
@@ -187,4 +187,4 @@ def test_wrong_values_are_named(value: object):
 @pytest.mark.parametrize("rate", [0.0, 1.1, math.nan])
 def test_wrong_rates_are_named(rate: float):
     with pytest.raises(ValueError, match="rate must lie in"):
-        Strength("auto", rate)
+        Strength(Auto(rate))

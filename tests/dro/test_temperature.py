@@ -5,12 +5,12 @@ import math
 
 import pytest
 import torch
+from adversaries import stochastic
 from torch import Tensor
 
 from steering import worst_case
-from steering.dro.online.row_table import Layout, merged, split_state
-from steering.dro.online.stochastic import StochasticRisk
-from steering.dro.online.temperature import LARGEST_SLOPE, IndividualTemperatures
+from steering.dro.online.individual_temperatures import LARGEST_SLOPE, IndividualTemperatures
+from steering.dro.online.row_table import merged, split_state
 from steering.items import Units
 
 ROWS = 6
@@ -73,7 +73,7 @@ def test_every_row_comes_to_meet_the_radius(divergence):
     # constrained problem.
     losses = torch.randn(ROWS, 40, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     losses *= torch.linspace(0.2, 2.0, ROWS).double()[:, None]  # so one τ would not do for all
-    risk = StochasticRisk(
+    risk = stochastic(
         ROWS,
         tau=1.0,
         radius=0.2,
@@ -98,7 +98,7 @@ def test_a_shared_temperature_gives_the_same_step():
     grads, metrics = [], []
     for individual in (False, True):
         leaf = losses.clone().requires_grad_()
-        risk = StochasticRisk(ROWS, tau=0.7, radius=0.3, individual_tau=individual).double()
+        risk = stochastic(ROWS, tau=0.7, radius=0.3, individual_tau=individual).double()
         estimate = risk(Units(leaf, losses.flip(0) / 3, torch.arange(ROWS)))
         estimate.loss.backward()
         grads.append(leaf.grad)
@@ -112,13 +112,14 @@ def test_a_shared_temperature_gives_the_same_step():
 
 
 def test_temperatures_stay_float32_beside_half_precision_estimates(tmp_path):
-    risk = StochasticRisk(
+    risk = stochastic(
         ROWS,
         tau=0.3,
         radius=0.1,
         gamma=0.5,
         individual_tau=True,
-        layout=Layout("float16", str(tmp_path)),
+        duals="float16",
+        duals_folder=str(tmp_path),
     )
     table = risk.temperature.duals.table
     assert table.dtype == torch.float32
@@ -136,9 +137,9 @@ def test_state_survives_and_another_number_of_ranks_reads_it(monkeypatch):
         "radius": 0.1,
         "gamma": 0.5,
         "individual_tau": True,
-        "layout": Layout(split=True),
+        "split": True,
     }
-    whole = StochasticRisk(7, **options)
+    whole = stochastic(7, **options)
     visit(whole.temperature, torch.arange(5), torch.tensor([1.0, -1, 2, -2, 3]))
     expected = whole.temperature.read(torch.arange(7), False)
     parts = []
@@ -147,12 +148,12 @@ def test_state_survives_and_another_number_of_ranks_reads_it(monkeypatch):
             patch.setattr(distributed, "active", lambda: True)
             patch.setattr(distributed, "rank", lambda rank=rank: rank)
             patch.setattr(distributed, "world_size", lambda: 3)
-            part = StochasticRisk(7, **options)
+            part = stochastic(7, **options)
             part.load_state_dict(merged([whole.state_dict()], part))
             shared, own = split_state(part)
             assert {key.split(".")[0] for key in own} == {"temperature", "estimator"}
             parts.append(shared | own)
-    again = StochasticRisk(7, **options)
+    again = stochastic(7, **options)
     again.load_state_dict(merged(parts, again))
     torch.testing.assert_close(
         again.temperature.read(torch.arange(7), False), expected, rtol=0, atol=0
@@ -174,4 +175,4 @@ def test_state_survives_and_another_number_of_ranks_reads_it(monkeypatch):
 )
 def test_bad_options(options, message):
     with pytest.raises(ValueError, match=message):
-        StochasticRisk(2, **({"tau": 0.3, "radius": 0.1, "individual_tau": True} | options))
+        stochastic(2, **({"tau": 0.3, "radius": 0.1, "individual_tau": True} | options))

@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import toys
+from adversaries import built, options_of, stochastic
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
@@ -22,12 +23,11 @@ from steering.data import IndexedData
 from steering.dro import worst_case
 from steering.dro.defaults import default_tau, defaults
 from steering.dro.divergences import divergence as find
-from steering.dro.online.estimators import build_estimator
 from steering.dro.online.groups import GroupWeights
+from steering.dro.online.individual_temperatures import IndividualTemperatures
 from steering.dro.online.row_table import Layout
-from steering.dro.online.stochastic import StochasticRisk
 from steering.dro.online.strength import Strength
-from steering.dro.online.temperature import IndividualTemperatures, Temperature
+from steering.dro.online.temperature import Temperature
 from steering.dro.online.watch import LONG
 from steering.errors import SteeringError
 from steering.items import Units
@@ -137,7 +137,7 @@ CASES = [
 
 @pytest.mark.parametrize(("name", "unit", "options"), CASES, ids=str)
 def test_no_method_moves_outside_of_training(name: str, unit: str, options: dict[str, Any]) -> None:
-    made = build_method(name, find_method(name).options(**options), ALL, GROUPS, unit)
+    made = build_method(name, options_of(name, **options), ALL, GROUPS, unit)
     assert isinstance(made, Method)
     made.start_epoch(0)
     check_still(made, lambda seed: made(items(unit, seed)).loss, moves=name not in STATELESS)
@@ -193,7 +193,7 @@ def test_the_contrastive_loss_does_not_learn_from_validation(options: dict[str, 
 
 @pytest.mark.parametrize("name", ["moving_average", "mirror_descent", "proximal"])
 def test_an_estimator_by_itself(name: str) -> None:
-    estimator = build_estimator(name, find("kl"), 3, gamma=0.5)
+    estimator = built(name, find("kl"), 3, gamma=0.5)
     rows, mask = torch.tensor([0, 2]), torch.ones(2, 5, dtype=torch.bool)
     check_still(
         estimator, lambda seed: estimator(rows, noise(2, 5, seed=seed), mask)[1], moves=True
@@ -371,7 +371,7 @@ def test_null_means_what_fits_the_unit(
     name: str, unit: str, tau: float, epsilon: float, gamma: float
 ) -> None:
     def outcome(**options: Any) -> list[Tensor]:
-        method = build_method(name, find_method(name).options(**options), ALL, unit=unit)
+        method = build_method(name, options_of(name, **options), ALL, unit=unit)
         return [method(items(unit, seed)).loss.detach() for seed in (1, 2)]
 
     named = outcome(tau=tau, epsilon=epsilon, gamma=gamma)
@@ -585,7 +585,7 @@ def test_distillation_takes_the_scale_that_comes_with_the_reference(
 
     def term(of: Pairs, **options: Any) -> float:
         options = own | temperature | options
-        method = build_method(name, find_method(name).options(**options), ALL, unit="pair")
+        method = build_method(name, options_of(name, **options), ALL, unit="pair")
         return method(of).metrics["distillation"].item()
 
     assert term(pairs) == pytest.approx(kl_of_pairs(pairs, 0.07, 20.0), rel=1e-4)
@@ -692,7 +692,7 @@ def test_the_risk_of_validation_keeps_its_radius() -> None:
     # The same risk, solved or learned by an optimiser, has the same value before anything has
     # moved.
     for solve in (False, True):
-        risk = StochasticRisk(1, tau=2.0, radius=0.3, solve_tau=solve).eval()
+        risk = stochastic(1, tau=2.0, radius=0.3, solve_tau=solve).eval()
         losses = noise(6)
         expected = 2 * ((losses / 2).exp().mean().log() + 0.3)
         torch.testing.assert_close(

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+from adversaries import stochastic
 
 from steering import GlobalContrastiveLoss, worst_case
 from steering.cli import main
 from steering.contrastive import Pairs
 from steering.contrastive.risk import anchor_risks
-from steering.dro.online.stochastic import StochasticRisk
 from steering.items import Units
 
 pytestmark = [
@@ -100,7 +100,7 @@ def test_the_exact_solver_is_the_same_on_the_gpu(divergence, options, dtype):
     ],
 )
 def test_a_step_of_a_kl_risk_does_not_wait_for_the_gpu(options):
-    risk = StochasticRisk(100, tau=0.5, **options).cuda()
+    risk = stochastic(100, tau=0.5, **options).cuda()
     target, reference = (torch.randn(4, 64, device="cuda") for _ in range(2))
     units = Units(target.requires_grad_(), reference, torch.arange(4, device="cuda"))
     risk(units).loss.backward()
@@ -117,7 +117,7 @@ def test_a_step_of_a_kl_risk_does_not_wait_for_the_gpu(options):
 )
 def test_a_step_of_the_contrastive_risk_does_not_wait_for_the_gpu(options, budget):
     # tests/contrastive/test_no_waiting.py asks the same without a GPU.
-    risk = StochasticRisk(256, tau=0.1, gamma=0.5, **options).cuda()
+    risk = stochastic(256, tau=0.1, gamma=0.5, **options).cuda()
     features = [
         torch.nn.functional.normalize(torch.randn(128, 32, device="cuda"), dim=-1) for _ in range(4)
     ]

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from adversaries import stochastic
 from torch import Tensor
 
 import steering
 from steering.contrastive import Pairs, negatives
-from steering.dro.online.stochastic import StochasticRisk
 
 EXACT = {"rtol": 1e-10, "atol": 1e-12}
 INDEX = torch.tensor([4, 0, 9, 2, 7])
@@ -221,7 +221,9 @@ def test_an_option_out_of_range_is_named(make, option, value):
 
 
 def test_an_unknown_divergence_is_an_error():
-    with pytest.raises(ValueError, match=r"divergence: expected one of kl, .*, got 'wasserstein'"):
+    with pytest.raises(
+        ValueError, match=r"divergence: expected one of chi2, .*, got 'wasserstein'"
+    ):
         steering.DRRho(3, divergence="wasserstein")
 
 
@@ -243,7 +245,7 @@ def test_contrastive_loss_is_the_risk_of_its_negatives(guided):
     guide = (features(3, width=6), features(4, width=6)) if guided else ()
     criterion, risk = (
         steering.GlobalContrastiveLoss(10, **options),
-        StochasticRisk(20, tau_min=0.01, solve_tau=True, **options),
+        stochastic(20, tau_min=0.01, solve_tau=True, **options),
     )
     for seed in (1, 20):  # the second visit reads history
         leaves = [features(seed + k).requires_grad_() for k in (0, 1, 0, 1)]

@@ -13,10 +13,14 @@ from torch import Tensor, nn
 
 import steering
 from steering import losses as modules
+from steering.dro import CVaR
+from steering.dro.online.specs import MovingAverage
 from steering.items import Pairs, Units
 from steering.losses import Estimate
 from steering.methods import build_method, find_method
 from steering.methods.jest import joint_selection
+from steering.methods.nested import InnerAdversary, OuterAdversary
+from steering.schedules import Linear
 
 N, B, K = 40, 12, 3
 ROW = torch.tensor(0)
@@ -119,7 +123,7 @@ CASES = {
     ),
     "CVaR": Case(
         "drrho",
-        {"divergence": "cvar", "level": 0.4},
+        {"divergence": CVaR(0.4)},
         lambda: modules.DRRho(divergence="cvar", level=0.4),
         lambda m, x, b: m.estimate(x, b.reference, mask=b.mask),
         lambda m, x, b: m(units(x, b)),
@@ -194,7 +198,10 @@ CASES = {
     ),
     "NestedContrastiveLoss with a strength": Case(
         "nested",
-        {"strength": 0.5, "outer_tau": 0.2, "outer_gamma": 0.5, "gamma": 0.4},
+        {
+            "inner": InnerAdversary(strength=0.5, estimator=MovingAverage(gamma=0.4)),
+            "outer": OuterAdversary(tau=0.2, estimator=MovingAverage(gamma=0.5)),
+        },
         lambda: modules.NestedContrastiveLoss(
             N, strength=0.5, outer_tau=0.2, outer_gamma=0.5, gamma=0.4
         ),
@@ -386,6 +393,24 @@ def test_drrho_at_a_high_temperature_with_a_prior_is_the_soft_filter() -> None:
     found = hot.estimate(batch.losses, batch.reference, mask=batch.mask).weights
     expected = modules.SoftFilter(prior=1.5).estimate(batch.losses, batch.reference, batch.mask)
     torch.testing.assert_close(found, expected.weights, rtol=1e-4, atol=1e-5)
+
+
+def test_schedules_move_with_at() -> None:
+    batch = Batch(3, masked=False)
+    steer = modules.DRRho(tau=Linear(2.0, 0.5), prior=Linear(0.0, 3.0), gamma=1.0)
+    steer.at(0.5)
+    found = steer.estimate(batch.losses, batch.reference).weights
+    expected = (batch.losses / 1.25 - (1 / 1.25 + 1.5) * batch.reference).softmax(0)
+    torch.testing.assert_close(found, expected, **CLOSE)
+
+
+def test_a_soft_filter_is_drrho_at_an_infinite_temperature() -> None:
+    batch = Batch(3)
+    found = modules.DRRho(tau=math.inf, prior=1.5).estimate(
+        batch.losses, batch.reference, mask=batch.mask
+    )
+    expected = modules.SoftFilter(prior=1.5).estimate(batch.losses, batch.reference, batch.mask)
+    torch.testing.assert_close(found.weights, expected.weights, **CLOSE)
 
 
 # ---- selectors

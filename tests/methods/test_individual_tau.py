@@ -6,12 +6,13 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from adversaries import options_of
 from torch import Tensor
 
 import steering
 from steering.contrastive import Pairs, negatives
 from steering.dro.online.stochastic import StochasticRisk
-from steering.methods import Method, build_method, find_method
+from steering.methods import Method, build_method
 from steering.methods.distillation import pairs_divergence
 
 ALL, B = 9, 6
@@ -20,7 +21,7 @@ INDEX = torch.tensor([4, 0, 7, 2, 8, 1])
 
 def make(name: str, **options: object) -> Method:
     options = {"tau": 0.3, "radius": 0.2, "individual_tau": True} | options
-    return build_method(name, find_method(name).options(**options), ALL).double()
+    return build_method(name, options_of(name, **options), ALL).double()
 
 
 def some_pairs() -> Pairs:

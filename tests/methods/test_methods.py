@@ -6,16 +6,19 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from adversaries import flat, stochastic
 from torch import Tensor
 
 import steering
 from steering.contrastive import Pairs, info_nce, negatives
+from steering.dro.online.specs import MovingAverage
 from steering.dro.online.stochastic import StochasticRisk
 from steering.errors import SteeringError
 from steering.items import Units
 from steering.methods import Method, Needs, build_method, find_method, registered
 from steering.methods.drrho import DroOptions, DrrhoOptions
 from steering.methods.erm import ErmOptions
+from steering.schedules import Constant
 
 ALL = 8
 INDEX = torch.tensor([6, 1, 0, 4, 7])
@@ -147,13 +150,16 @@ def test_a_temperature_is_learned_of_pairs_alone(name):
 def test_dro_ignores_a_reference(make):
     # The no-reference switch reproduces the unguided method exactly.
     options = {"tau": 0.3, "gamma": 0.4, "epsilon": 0.1}
-    dro = build_method("dro", DroOptions(**options), ALL)
+    dro = build_method("dro", DroOptions(**flat(**options)), ALL)
     same(
         step(dro, make(guided=True)),
-        step(build_method("drrho", DrrhoOptions(**options), ALL), make(0, guided=False)),
+        step(build_method("drrho", DrrhoOptions(**flat(**options)), ALL), make(0, guided=False)),
     )
-    switched_off = build_method("drrho", DrrhoOptions(**options, strength=0.0), ALL)
-    same(step(build_method("dro", DroOptions(**options), ALL), make()), step(switched_off, make()))
+    switched_off = build_method("drrho", DrrhoOptions(**flat(**options, strength=0.0)), ALL)
+    same(
+        step(build_method("dro", DroOptions(**flat(**options)), ALL), make()),
+        step(switched_off, make()),
+    )
 
 
 def test_who_uses_a_reference():
@@ -161,16 +167,16 @@ def test_who_uses_a_reference():
     without = {name for name, asked in needs.items() if not asked.reference}
     assert without == {"erm", "dro", "group_dro"}
     drrho = find_method("drrho")
-    assert drrho.needs(DrrhoOptions(strength=0.0)) == Needs()
-    assert drrho.needs(DrrhoOptions(strength="auto")) == Needs(reference=True)
-    assert drrho.needs(DrrhoOptions(strength=0.0, distill=0.5)) == Needs(True, logits=True)
+    assert drrho.needs(DrrhoOptions(**flat(strength=0.0))) == Needs()
+    assert drrho.needs(DrrhoOptions(**flat(strength="auto"))) == Needs(reference=True)
+    assert drrho.needs(DrrhoOptions(**flat(strength=0.0, distill=0.5))) == Needs(True, logits=True)
 
 
 @pytest.mark.parametrize("radius", [None, 0.2])
 def test_drrho_on_examples_is_the_function_of_the_same_name(radius):
     options = {"tau": 0.7, "radius": radius, "strength": 0.6, "gamma": 0.4, "epsilon": 0.05}
     method, steer = (
-        build_method("drrho", DrrhoOptions(**options), ALL),
+        build_method("drrho", DrrhoOptions(**flat(**options)), ALL),
         steering.DRRho(ALL, **options),
     )
     for seed in (
@@ -186,7 +192,7 @@ def test_drrho_on_examples_is_the_function_of_the_same_name(radius):
 def test_drrho_on_pairs_is_the_function_of_the_same_name(radius):
     options = {"tau": 0.3, "radius": radius, "strength": 0.6, "gamma": 0.4, "epsilon": 0.05}
     method, criterion = (
-        build_method("drrho", DrrhoOptions(**options), ALL),
+        build_method("drrho", DrrhoOptions(**flat(**options)), ALL),
         steering.GlobalContrastiveLoss(ALL, **options),
     )
     for seed in (1, 20) if radius is None else (1,):
@@ -226,10 +232,10 @@ def test_every_option_arrives(option):
         return found
 
     def through_method(options: dict[str, float]) -> list[Tensor]:
-        method = build_method("drrho", DrrhoOptions(**options), ALL)
+        method = build_method("drrho", DrrhoOptions(**flat(**options)), ALL)
         return outcome(method.get_submodule("risk"), method)
 
-    found, expected = through_method(changed), outcome(StochasticRisk(2 * ALL, **changed))
+    found, expected = through_method(changed), outcome(stochastic(2 * ALL, **changed))
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
     for x, y in zip(found, through_method(base), strict=True):
         if not torch.allclose(x, y, rtol=1e-4, atol=1e-6):
@@ -241,27 +247,26 @@ def test_every_option_arrives(option):
 def test_default_options_are_the_documented_ones():
     # The paper's headline run: fixed temperature, no moving average.
     options = find_method("drrho").options().for_unit("pair")
-    assert (options.radius, options.gamma, options.gamma_decay_epochs, options.strength) == (
+    assert (options.radius, options.estimator, options.strength) == (
         None,
-        1.0,
-        0,
-        1.0,
+        MovingAverage(gamma=1.0, decay_epochs=0),
+        Constant(1.0),
     )
 
 
 def test_high_temperature_is_erm():
     # Fact 1.
-    flat = step(build_method("dro", DroOptions(tau=1e8, epsilon=0.0), ALL), units())
+    even = step(build_method("dro", DroOptions(**flat(tau=1e8, epsilon=0.0)), ALL), units())
     mean = step(build_method("erm", ErmOptions(), ALL), units())
-    torch.testing.assert_close(flat[1], mean[1], rtol=1e-6, atol=0)
+    torch.testing.assert_close(even[1], mean[1], rtol=1e-6, atol=0)
 
 
 def test_examples_without_a_number_of_pairs_share_one_estimate():
     # A batch of examples is one row of key 0, whatever examples it holds; pairs have a row each.
-    method = build_method("dro", DroOptions(gamma=0.5), ALL)
+    method = build_method("dro", DroOptions(**flat(gamma=0.5)), ALL)
     method(units())
     assert method.get_buffer("risk.estimator.visited").nonzero().tolist() == [[0]]
-    method = build_method("dro", DroOptions(gamma=0.5), ALL)
+    method = build_method("dro", DroOptions(**flat(gamma=0.5)), ALL)
     method(pairs())
     expected = sorted([*(2 * INDEX).tolist(), *(2 * INDEX + 1).tolist()])
     assert method.get_buffer("risk.estimator.visited").nonzero().flatten().tolist() == expected

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from adversaries import options_of
 from torch import Tensor
 
 from steering.contrastive import Pairs, negatives
@@ -15,7 +16,6 @@ from steering.errors import SteeringError
 from steering.items import Units
 from steering.methods import Method, build_method, find_method
 from steering.methods.drrho import DrrhoOptions
-from steering.methods.nested import NestedOptions
 
 ALL, B = 12, 6
 INDEX = torch.tensor([4, 0, 9, 2, 7, 11])
@@ -34,7 +34,7 @@ def pairs(seed: int = 0, guided: bool = True) -> Pairs:
 
 def build(**options) -> Method:
     options = {"outer_tau": 0.1, "outer_prior": 0.0} | options
-    method = build_method("nested", NestedOptions(**options), ALL).double()
+    method = build_method("nested", options_of("nested", **options), ALL).double()
     for risk, tau in (
         (method.inner, method.inner.temperature),
         (method.outer, method.outer.temperature),
@@ -216,7 +216,7 @@ def test_rows_of_examples_work_and_a_single_row_is_refused():
 def test_which_reference_it_uses():
     def uses(**options) -> bool:
         entry = find_method("nested")
-        return entry.needs(entry.options(**{"outer_prior": 0.0, **options})).reference
+        return entry.needs(options_of("nested", **{"outer_prior": 0.0, **options})).reference
 
     assert uses()
     assert uses(outer_strength=0.0, strength="auto")

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from adversaries import options_of
 from torch import Tensor
 
 from steering.contrastive import Pairs
@@ -22,7 +23,7 @@ ROW = torch.tensor(0)
 
 
 def make(name: str, groups: tuple[str, ...] = ("a", "b", "c"), **options: object) -> Method:
-    return build_method(name, find_method(name).options(**options), 100, groups).double()
+    return build_method(name, options_of(name, **options), 100, groups).double()
 
 
 def selector(name: str, **options: object) -> Selector:

@@ -1,8 +1,9 @@
 """The shapes of an uncertainty set: one file for each family, found by name in `registry`."""
 
 from steering.dro.divergences.registry import (
+    DIVERGENCES,
     KL,
-    NAMES,
+    CappedKL,
     ChiSquare,
     CressieRead,
     CVaR,
@@ -13,9 +14,10 @@ from steering.dro.divergences.registry import (
 )
 
 __all__ = [
+    "DIVERGENCES",
     "KL",
-    "NAMES",
     "CVaR",
+    "CappedKL",
     "ChiSquare",
     "CressieRead",
     "Divergence",

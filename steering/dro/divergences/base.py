@@ -11,93 +11,45 @@ offset of the losses costs digits.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from steering.dro.search import LOG_RANGE, falling_root
-
-EPS = torch.finfo(torch.float64).eps
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Scaled rows and their prior.
-
-    Attributes:
-        x: (m, n), float32 or float64, ≤ 0, 0 at the largest item (and where the prior is 0).
-        extent: −min x, (m,), float64: 1 where a radius rules, the spread of the losses over τ where
-            a penalty does.
-        prior: q, (m, n), float64, ≥ 0, each row sums to 1; None is uniform.
-        spare: memory of temporaries that blocks of rows share; fresh megabytes would cost more than
-            a pass over them.
-    """
-
-    x: Tensor
-    extent: Tensor
-    prior: Tensor | None = None
-    spare: dict[int, Tensor] = field(default_factory=dict)
-
-    def like_x(self, number: int) -> Tensor:
-        """Uninitialised (m, n): temporary 0 or 1."""
-        held = self.spare.get(number)
-        if held is None or held.dtype != self.x.dtype or held.numel() < self.x.numel():
-            held = self.spare[number] = torch.empty_like(self.x).view(-1)
-        return held[: self.x.numel()].view_as(self.x)
-
-    def mean(self, values: Tensor) -> Tensor:
-        """Σ_i q_i v_i, (m, n) → (m,), float64."""
-        if self.prior is None:
-            return values.sum(-1).double() / values.shape[-1]
-        return torch.where(self.prior > 0, values * self.prior, 0.0).sum(-1)  # φ(0) may be ∞
-
-    def share(self, items: Tensor) -> Tensor:
-        """Prior mass of the items that are True, (m, n) → (m,), float64."""
-        return self.mean(items.to(self.x.dtype))
-
-    def weights(self, ratios: Tensor, level: Tensor | None = None) -> Tensor:
-        """p = q·t, or q·t/level for ratios of that mean, (m, n). Overwrites the ratios."""
-        if self.prior is None:
-            n = ratios.shape[-1]
-            return ratios.div_(n if level is None else self.column(n * level))
-        return (ratios if level is None else ratios.div_(self.column(level))).mul_(self.prior)
-
-    def ratios(self, weights: Tensor) -> Tensor:
-        """t = p / q, (m, n), float64; zero where the prior is zero."""
-        if self.prior is None:
-            return weights.double() * weights.shape[-1]
-        return torch.where(self.prior > 0, weights / self.prior, 0.0)
-
-    def column(self, rows: Tensor) -> Tensor:
-        """(m,) → (m, 1) in the dtype of x."""
-        return rows.to(self.x.dtype)[:, None]
-
-
-class Solution(NamedTuple):
-    """Worst case of scaled rows: weights p (m, n) in the dtype of x; value, τ and ν, (m,), float64,
-    in the unit of x."""
-
-    weights: Tensor
-    value: Tensor
-    tau: Tensor
-    nu: Tensor
+from steering.dro.divergences.proximal import by_sections
+from steering.dro.divergences.rows import EPS, Rows, Solution
+from steering.dro.search import LOG_RANGE, falling_bracket, falling_root
+from steering.registry import Registry
 
 
 class Divergence(ABC):
     """Convex φ ≥ 0 on t ≥ 0 with φ(1) = 0; +∞ for t < 0. φ, φ* and φ*′ are elementwise, of any
     floating dtype.
 
-    A new divergence brings these four. `penalised` and `constrained` then work by search, in
-    float64; those that can do better override them.
+    A new divergence brings these three, in a frozen dataclass that `DIVERGENCES` registers. Tilt,
+    `penalised`, `constrained` and `proximal` then work by search, in float64; those that can do
+    better override them.
     """
 
-    name: ClassVar[str]
-    """What a config calls it."""
-    takes_budget: ClassVar[bool]
+    takes_budget: ClassVar[bool] = True
     """Whether a penalty or a radius sets its strength; False when φ is 0 or +∞ only: scaling would
     change nothing."""
+    has_log_means: ClassVar[bool] = False
+    """Whether log mean e^s of a row is all that its worst case needs to know: KL alone. It brings
+    running averages of u, a margin ε, a prior, and pairs in memory linear in the batch."""
+    has_wall: ClassVar[bool] = False
+    """Whether φ* is +∞ from a finite score on which every optimum reaches, so that ν cannot follow
+    its slope."""
+
+    has_ceiling: ClassVar[bool] = False
+    """Whether φ is +∞ from a finite ratio on, so that a price of zero does not buy the largest item
+    alone."""
+
+    @property
+    def name(self) -> str:
+        """What a config calls it; of one that is not registered the name of its class."""
+        known = type(self) in DIVERGENCES.parts().values()
+        return DIVERGENCES.name_of(self) if known else type(self).__name__
 
     @abstractmethod
     def phi(self, t: Tensor) -> Tensor:
@@ -109,10 +61,9 @@ class Divergence(ABC):
 
     @abstractmethod
     def ratio(self, s: Tensor) -> Tensor:
-        """t = φ*′(s) ≥ 0, the likelihood ratio that a score s buys; where φ* has a kink, the
-        smaller one."""
+        """t = φ*′(s) ≥ 0, the likelihood ratio that a score s buys: 1 at s = 0. The smaller one
+        where φ* has a kink, +∞ where φ* is."""
 
-    @abstractmethod
     def tilt(
         self, scores: Tensor, mask: Tensor, prior: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
@@ -131,6 +82,28 @@ class Divergence(ABC):
             t, (..., n), zero where masked, and the multiplier ν of Σ q t = 1, (...): t_i ∈ ∂φ*(s_i
             − ν).
         """
+        return _tilted_by_search(self, scores, mask, prior)
+
+    def most(self, items: int) -> float:
+        """The most that weights on n items can spend, all of it on one; may be ∞."""
+        return farthest(self, torch.tensor(float(items), dtype=torch.float64, device="cpu")).item()
+
+    def proximal(
+        self, s: Tensor, mask: Tensor | None, before: Tensor, lam: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """One proximal step of ν, argmin_x x + mean φ*(s − x) + (x − ν)²/(2λ), and its ratios.
+
+        Args:
+            s: scores, (..., n), float64.
+            mask: bool, (..., n), True where an item counts; None: all do.
+            before: ν before the step, (...), float64.
+            lam: λ > 0, (...), float64.
+
+        Returns:
+            t, (..., n), zero where masked, and x, (...). At a kink of φ* the ratios are those that
+            make the slope zero: mean t = 1 + (x − ν)/λ.
+        """
+        return by_sections(self.ratio, s, mask, before, lam)
 
     def penalised(self, rows: Rows) -> Solution:
         """max_p Σ p x − D(p‖q): x in units of the penalty. May overwrite rows.x."""
@@ -157,6 +130,40 @@ class Divergence(ABC):
         ).exp()  # D ≤ about Var(x)/(2τ²) ≤ 1/(8τ²)
         t, nu = self.tilt(x / tau[:, None], _mask(rows), rows.prior)
         return Solution(rows.weights(t.clone()).to(rows.x.dtype), rows.mean(t * x), tau, tau * nu)
+
+
+DIVERGENCES: Registry[Divergence] = Registry("divergence", "steering.divergences")
+
+
+def _tilted_by_search(
+    divergence: Divergence, scores: Tensor, mask: Tensor, prior: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """`tilt` from φ*′ alone: the ν at which the ratios have mean 1, which falls as ν rises.
+
+    Between the two neighbours of the root the ratios are mixed, which settles kinks.
+    """
+    shape = scores.shape
+    s = scores.masked_fill(~mask, 0.0).double().reshape(-1, shape[-1])
+    counted = mask.double() if prior is None else prior.double()
+    q = (counted / counted.sum(-1, keepdim=True)).expand(shape).reshape(s.shape)
+    top = s.masked_fill(q == 0, -torch.inf).amax(-1)
+    width = top - s.masked_fill(q == 0, torch.inf).amin(-1) + 1
+    rows = Rows(s, width, q)
+
+    def ratios(place: Tensor) -> Tensor:
+        return divergence.ratio(s - (top + place * width)[:, None])
+
+    def excess(place: Tensor) -> Tensor:
+        return rows.mean(ratios(place)).clamp_max(1e300) - 1
+
+    # As φ*′(0) = 1, ν lies between the smallest score, less 1, and the largest: place −1 and 0.
+    below, above = falling_bracket(excess, torch.full_like(top, -0.5), (-1.0, 0.0))
+    many, few = ratios(below), ratios(above)
+    spent_many, spent_few = rows.mean(many), rows.mean(few)
+    share = ((1 - spent_few) / (spent_many - spent_few)).nan_to_num(0.0).clamp(0, 1)
+    t = torch.lerp(few, many, share[:, None]).masked_fill(q == 0, 0.0)
+    nu = (top + above * width).reshape(shape[:-1])
+    return t.to(scores.dtype).reshape(shape), nu.to(scores.dtype)
 
 
 def tilted(
@@ -216,7 +223,9 @@ def farthest(phi: Divergence, items: Tensor) -> Tensor:
     return share * phi.phi(items) + others
 
 
-def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
     """Mean over the items that count, (..., n) → (...); what stands at the others does not matter,
-    not even NaN."""
+    not even NaN. None: all count."""
+    if mask is None:
+        return values.mean(-1)
     return values.masked_fill(~mask, 0.0).sum(-1) / mask.sum(-1)

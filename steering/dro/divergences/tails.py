@@ -12,9 +12,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from steering.dro.divergences.base import EPS, Divergence, Rows, Solution, tilted
+from steering.dro.divergences.base import DIVERGENCES, Divergence, tilted
+from steering.dro.divergences.proximal import of_jumps
+from steering.dro.divergences.rows import EPS, Rows, Solution
 
 
+@DIVERGENCES.register("cvar")
 @dataclass(frozen=True)
 class CVaR(Divergence):
     """Conditional value at risk, φ(t) = 0 for t ≤ 1/level and +∞ above, φ*(s) = max(s, 0)/level.
@@ -28,8 +31,8 @@ class CVaR(Divergence):
     """
 
     level: float
+    """Share of the items in the tail, in (0, 1]."""
 
-    name: ClassVar[str] = "cvar"
     takes_budget: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -57,6 +60,12 @@ class CVaR(Divergence):
         """t_i = 1/level above the (1 − level)-quantile ν; what is left goes to the items at ν in
         equal shares."""
         return tilted(self, scores, mask, prior)
+
+    def proximal(
+        self, s: Tensor, mask: Tensor | None, before: Tensor, lam: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """By a sort: its ratios jump from 0 to 1/level."""
+        return of_jumps(s, mask, before, lam, self.level)
 
     def penalised(self, rows: Rows) -> Solution:
         """The tail itself, in any unit.
@@ -100,6 +109,7 @@ class CVaR(Divergence):
         raise NotImplementedError("CVaR has no radius: its level is its size")
 
 
+@DIVERGENCES.register("tv")
 @dataclass(frozen=True)
 class TotalVariation(Divergence):
     """Total variation, φ(t) = |t − 1|/2, φ*(s) = max(s, −1/2) for s ≤ 1/2 and +∞ above; D = (1/2) Σ
@@ -109,8 +119,7 @@ class TotalVariation(Divergence):
     or, with a penalty, from all that lie more than τ below.
     """
 
-    name: ClassVar[str] = "tv"
-    takes_budget: ClassVar[bool] = True
+    has_wall: ClassVar[bool] = True
 
     def phi(self, t: Tensor) -> Tensor:
         return ((t - 1).abs() / 2).masked_fill(t < 0, torch.inf)

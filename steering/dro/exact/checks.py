@@ -23,7 +23,7 @@ class Problem:
         losses: (rows, n), without gradient; what the prior hides may be anything.
         prior: float64, (rows, n), each row sums to 1, zero where masked; None is uniform over all.
         top, spread: largest loss, and largest minus smallest; a constant row has spread 1.
-        tau: penalty, in the unit of the losses; 0 with a radius and for CVaR.
+        tau: penalty, in the unit of the losses; 0 with a radius alone and for CVaR.
         radius: R, or None with a penalty and for CVaR.
         modest: whether float32 can hold scaled rows and prices.
     """
@@ -90,7 +90,7 @@ def checked(
     top, spread = _ends(flat, q, shape)
     tau, limit = _budget(losses, phi, radius, rho, penalty, counts, shape)
     modest = (spread < _RANGE32) & (spread > 1 / _RANGE32)
-    if limit is None and phi.takes_budget:
+    if penalty is not None and phi.takes_budget:
         modest &= spread < _RANGE32 * tau
     return Problem(flat, phi, q, top, spread, tau, limit, bool(modest.all()))
 
@@ -162,16 +162,17 @@ def _budget(
     counts: Tensor,
     shape: _Shape,
 ) -> tuple[Tensor, Tensor | None]:
-    """Penalty and radius, float64, (rows,): (τ, None), (0, R), or (0, None) if the divergence takes
-    no budget."""
+    """Penalty and radius, float64, (rows,): (τ, None), (0, R), (τ, R), or (0, None) if the divergence
+    takes no budget."""
     given = {"radius": radius, "rho": rho, "penalty": penalty}
     given = {name: value for name, value in given.items() if value is not None}
     if given and not phi.takes_budget:
         raise ValueError(f"{' and '.join(given)}: {phi} takes no budget, expected None")
-    if len(given) != 1 and phi.takes_budget:
-        got = " and ".join(given) or "none"
-        raise ValueError(f"radius, rho, penalty: expected exactly one of them, got {got}")
-    none = torch.zeros_like(counts)
+    if not given and phi.takes_budget:
+        raise ValueError("radius, rho, penalty: expected at least one of them, got none")
+    if radius is not None and rho is not None:
+        raise ValueError("radius and rho: expected one of them, as rho is n times the radius")
+    tau, limit = torch.zeros_like(counts), None
     for name, value in given.items():
         if isinstance(value, Tensor) and value.requires_grad:
             raise ValueError(f"{name}: gets no gradient, expected a number or a detached tensor")
@@ -182,9 +183,10 @@ def _budget(
                 f"{name}: expected a number >= 0, got {rows[bad][0].item()} for {shape.row(bad)}"
             )
         if name == "penalty":
-            return rows, None
-        return none, rows if name == "radius" else rows / counts
-    return none, None
+            tau = rows
+        else:
+            limit = rows if name == "radius" else rows / counts
+    return tau, limit
 
 
 def _expanded(x: Tensor, target: torch.Size, name: str) -> Tensor:

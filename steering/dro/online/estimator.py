@@ -50,7 +50,7 @@ class Estimator(nn.Module, ABC):
         self,
         rows: Tensor,
         scores: Tensor,
-        mask: Tensor,
+        mask: Tensor | None,
         sharded: bool = False,
         *,
         learn: bool | None = None,
@@ -60,7 +60,8 @@ class Estimator(nn.Module, ABC):
         Args:
             rows: keys in [0, num_rows), int64, (...); each at most once in a batch.
             scores: s = h/τ, (..., n), detached.
-            mask: bool, (..., n), True where an item counts; at least one in each row.
+            mask: bool, (..., n), True where an item counts; at least one in each row. None: all
+                count, which spares the work of a mask.
             sharded: rows differ between the ranks, whose updates are then exchanged (O(rows)
                 numbers).
             learn: whether the state may change, see `learning`; if not, the answer is the same and
@@ -105,10 +106,41 @@ class Remembering(Estimator):
             self.register_buffer(kept, torch.zeros(num_rows))
             self.register_buffer("visited", torch.zeros(num_rows, dtype=torch.bool))
 
+    def moved(
+        self,
+        rows: Tensor,
+        log_g: Tensor,
+        move: Callable[[Tensor], Tensor],
+        sharded: bool,
+        learn: bool,
+    ) -> Tensor:
+        """New ν of these rows, (...), in the dtype of `log_g`: `move` of the kept one, and `log_g` on
+        a first visit; kept if `learn`."""
+        if self.duals is None and rows.ndim == 0 and in_one_place(rows):
+            return self._moved_one(int(rows), log_g, move, learn)
+        kept, visited = self.recall(rows, log_g.dtype, sharded)
+        new = torch.where(visited, move(kept), log_g)
+        if learn:
+            self.remember(rows, new, sharded)
+        return new
+
+    def _moved_one(
+        self, row: int, log_g: Tensor, move: Callable[[Tensor], Tensor], learn: bool
+    ) -> Tensor:
+        """The same for a single row, as a batch of examples has, at a fraction of a scatter's
+        cost."""
+        place, visited = getattr(self, self.kept)[row], self.visited[row]
+        new = move(place.to(log_g.dtype)) if bool(visited) else log_g
+        if learn:
+            place.copy_(new)
+            visited.fill_(True)
+        return new
+
     def recall(self, rows: Tensor, dtype: torch.dtype, sharded: bool) -> tuple[Tensor, Tensor]:
         """ν of these rows, and whether they have been visited, (...)."""
         if self.duals is None:
-            return self.get_buffer(self.kept)[rows].to(dtype), self.visited[rows]
+            table: Tensor = getattr(self, self.kept)
+            return table[rows].to(dtype), self.visited[rows]
         values, visited = self.duals.read(rows, sharded)
         return values.to(dtype), visited
 
@@ -117,9 +149,9 @@ class Remembering(Estimator):
             self.duals.write(rows, new, sharded)
             return
         all_rows, all_new = of_all_ranks(rows, new, sharded)
-        table = self.get_buffer(self.kept)
-        table[all_rows] = all_new.to(table.dtype)
-        self.visited[all_rows] = True
+        table: Tensor = getattr(self, self.kept)
+        store(table, all_rows, all_new.to(table.dtype))
+        store(self.visited, all_rows, torch.ones_like(all_rows, dtype=torch.bool))
 
     @torch.no_grad()
     def rescale(self, factor: Tensor) -> None:
@@ -144,6 +176,19 @@ class Remembering(Estimator):
             state_dict[part] = torch.where(visited, values, 0.0)
             state_dict[prefix + "duals.extent"] = torch.tensor([0, len(values), len(values)])
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def in_one_place(rows: Tensor) -> bool:
+    """Whether this is a single row whose number can be asked for: on a GPU that would wait."""
+    return rows.numel() == 1 and rows.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def store(table: Tensor, rows: Tensor, values: Tensor) -> None:
+    """table[rows] ← values, (k,) both."""
+    if in_one_place(rows):
+        table[int(rows)].copy_(values[0])
+    else:
+        table[rows] = values
 
 
 def of_all_ranks(rows: Tensor, new: Tensor, sharded: bool) -> tuple[Tensor, Tensor]:

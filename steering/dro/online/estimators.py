@@ -10,7 +10,7 @@ For a row of scores s = h/τ the worst case of a penalty is  min_ν ν + mean φ
 
 The state is in log space for KL (ν = log u), keyed by row, with an explicit "never visited"; a
 first visit takes the batch. On every rank the table is whole and the same, unless a `Layout` says
-otherwise.  Legend: (...) rows, n items in a row.
+otherwise. `specs.py` has the four as parts that a config chooses.  Legend: (...) rows, n items in a row.
 """
 
 from __future__ import annotations
@@ -21,20 +21,19 @@ import torch
 from torch import Tensor
 
 from steering.dro.divergences.base import Divergence
-from steering.dro.divergences.cressie_read import KL
-from steering.dro.divergences.tails import TotalVariation
 from steering.dro.online.estimator import (
     Estimator,
     Remembering,
     of_all_ranks,
     require_rows,
     stateful,
+    store,
 )
 from steering.dro.online.row_table import Layout
 from steering.dro.online.steps import mirror_step, proximal_step
 
 
-class MiniBatch(Estimator):
+class MiniBatchDual(Estimator):
     """ν of the batch alone: what a softmax over the batch does. Biased by about (κ − 1)/2m;
     docs/theory.md, (18)."""
 
@@ -61,18 +60,18 @@ class MiniBatch(Estimator):
         self,
         rows: Tensor,  # noqa: ARG002
         scores: Tensor,
-        mask: Tensor,
+        mask: Tensor | None,
         sharded: bool = False,  # noqa: ARG002
         *,
         learn: bool,  # noqa: ARG002
     ) -> tuple[Tensor, Tensor]:
-        if isinstance(self.divergence, KL):  # written out: the general way waits for the device
-            nu, scores = _log_mean_exp(scores, mask)
+        if self.divergence.has_log_means:  # written out: the general way waits for the device
+            nu, scores = log_mean_exp(scores, mask)
             return (scores - nu[..., None]).exp(), nu
-        return self.divergence.tilt(scores, mask)
+        return self.divergence.tilt(scores, all_of(scores, mask))
 
 
-class MovingAverage(Remembering):
+class MovingAverageDual(Remembering):
     """log u of every row of the data set: u ← (1−γ)·u + γ·g, and u ← g on the first visit, in log
     space (KL).
 
@@ -102,15 +101,23 @@ class MovingAverage(Remembering):
 
     @stateful
     def forward(
-        self, rows: Tensor, scores: Tensor, mask: Tensor, sharded: bool = False, *, learn: bool
+        self,
+        rows: Tensor,
+        scores: Tensor,
+        mask: Tensor | None,
+        sharded: bool = False,
+        *,
+        learn: bool,
     ) -> tuple[Tensor, Tensor]:
-        log_g, scores = _log_mean_exp(scores, mask)
-        nu = self.track(rows, log_g, sharded, learn=learn)
+        log_g, scores = log_mean_exp(scores, mask)
+        nu = self.update(rows, log_g, self.gamma, sharded, learn=learn)
         return (scores - nu[..., None]).exp(), nu
 
-    @stateful
-    def track(self, rows: Tensor, log_g: Tensor, sharded: bool = False, *, learn: bool) -> Tensor:
-        return self.update(rows, log_g, self.gamma, sharded, learn=learn)
+    def track(
+        self, rows: Tensor, log_g: Tensor, sharded: bool = False, *, learn: bool | None = None
+    ) -> Tensor:
+        found: Tensor = self.update(rows, log_g, self.gamma, sharded, learn=learn)
+        return found
 
     @stateful
     def update(
@@ -127,17 +134,17 @@ class MovingAverage(Remembering):
         """
         if not 0 < gamma <= 1:
             raise ValueError(f"gamma must lie in (0, 1], got {gamma}")
-        new = log_g
-        if gamma < 1:
-            log_u, visited = self.recall(rows, log_g.dtype, sharded)
-            mixed = torch.logaddexp(log_u + math.log1p(-gamma), log_g + math.log(gamma))
-            new = torch.where(visited, mixed, log_g)
-        if learn:
-            self.remember(rows, new, sharded)
-        return new
+        if gamma == 1:  # what is kept is not asked for: a table in parts would have to be read
+            if learn:
+                self.remember(rows, log_g, sharded)
+            return log_g
+        share, rest = math.log(gamma), math.log1p(-gamma)
+        return self.moved(
+            rows, log_g, lambda log_u: torch.logaddexp(log_u + rest, log_g + share), sharded, learn
+        )
 
 
-class MirrorDescent(Remembering):
+class MirrorDescentDual(Remembering):
     """ν ← ν′ + log(1 + α e^s) − log(1 + α e^ν′) with e^s the batch mean of exp(h/τ): stochastic
     proximal mirror descent (KL).
 
@@ -146,7 +153,7 @@ class MirrorDescent(Remembering):
     there. α → ∞ is the batch, α → 0 keeps ν′.
 
     Args:
-        num_rows: as in `MovingAverage`.
+        num_rows: as in `MovingAverageDual`.
         log_alpha: log of the step size α, in the unit of −ν: log α = −ν gives the rate 1/2.
 
     Source: arXiv 2602.02877 (SCENT), closed form of the dual step.
@@ -162,22 +169,26 @@ class MirrorDescent(Remembering):
 
     @stateful
     def forward(
-        self, rows: Tensor, scores: Tensor, mask: Tensor, sharded: bool = False, *, learn: bool
+        self,
+        rows: Tensor,
+        scores: Tensor,
+        mask: Tensor | None,
+        sharded: bool = False,
+        *,
+        learn: bool,
     ) -> tuple[Tensor, Tensor]:
-        log_g, scores = _log_mean_exp(scores, mask)
+        log_g, scores = log_mean_exp(scores, mask)
         new = self.track(rows, log_g, sharded, learn=learn)
         return (scores - new[..., None]).exp(), new
 
     @stateful
     def track(self, rows: Tensor, log_g: Tensor, sharded: bool = False, *, learn: bool) -> Tensor:
-        nu, visited = self.recall(rows, log_g.dtype, sharded)
-        new = torch.where(visited, mirror_step(nu, log_g, self.log_alpha), log_g)
-        if learn:
-            self.remember(rows, new, sharded)
-        return new
+        return self.moved(
+            rows, log_g, lambda nu: mirror_step(nu, log_g, self.log_alpha), sharded, learn
+        )
 
 
-class ProximalPoint(Estimator):
+class ProximalDual(Estimator):
     """ν ← argmin_ν ν + mean φ*(s − ν) + (ν − ν′)²/(2λ), λ = step/√visits: stochastic proximal
     point, for any φ.
 
@@ -187,7 +198,7 @@ class ProximalPoint(Estimator):
     optimality condition leaves them.
 
     Args:
-        num_rows: as in `MovingAverage`.
+        num_rows: as in `MovingAverageDual`.
         divergence: φ; not total variation, whose φ* is a wall.
         step: λ of the second visit, in units of τ squared over τ (for CVaR in the unit of the
             losses).
@@ -212,21 +223,27 @@ class ProximalPoint(Estimator):
 
     @stateful
     def forward(
-        self, rows: Tensor, scores: Tensor, mask: Tensor, sharded: bool = False, *, learn: bool
+        self,
+        rows: Tensor,
+        scores: Tensor,
+        mask: Tensor | None,
+        sharded: bool = False,
+        *,
+        learn: bool,
     ) -> tuple[Tensor, Tensor]:
         visits = self.visits[rows].clone()  # of a single row, indexing gives a view
         step = self.step / visits.clamp_min(1).to(scores.dtype).sqrt()
         t, new = proximal_step(self.divergence, scores, mask, self.nu[rows].to(scores.dtype), step)
         if scores.device.type != "cpu" or not (visits > 0).all():  # asking would make a GPU wait
-            first, first_nu = self.divergence.tilt(scores, mask)
+            first, first_nu = self.divergence.tilt(scores, all_of(scores, mask))
             t, new = (
                 torch.where((visits > 0)[..., None], t, first),
                 torch.where(visits > 0, new, first_nu),
             )
         if learn:
             all_rows, all_new = of_all_ranks(rows, new, sharded)
-            self.nu[all_rows] = all_new.to(self.nu.dtype)
-            self.visits[all_rows] += 1
+            store(self.nu, all_rows, all_new.to(self.nu.dtype))
+            store(self.visits, all_rows, self.visits[all_rows] + 1)
         return t, new
 
 
@@ -241,56 +258,14 @@ def gamma_schedule(epoch: int, final: float, decay_epochs: int) -> float:
     return final + (1 - final) * (1 + math.cos(math.pi * epoch / decay_epochs)) / 2
 
 
-ESTIMATORS = ("batch", "moving_average", "mirror_descent", "proximal")
-
-
-def build_estimator(
-    name: str | None,
-    divergence: Divergence,
-    num_rows: int,
-    *,
-    gamma: float = 1.0,
-    gamma_decay_epochs: int = 0,
-    log_alpha: float = 0.0,
-    step: float = 1.0,
-    layout: Layout | None = None,
-) -> Estimator:
-    """The estimator of that name; None is moving_average for KL, batch for total variation,
-    proximal for all others.
-
-    The proximal point keeps its table whole in any layout: one row serves a batch of examples.
-
-    Raises:
-        ValueError: unknown name, an option out of range, or a pair of estimator and divergence that
-            does not exist.
-    """
-    kl = isinstance(divergence, KL)
-    wall = isinstance(divergence, TotalVariation)
-    name = name or ("moving_average" if kl else "batch" if wall else "proximal")
-    require_rows(num_rows)
-    for key, value, ok, expected in [
-        ("estimator", name, name in ESTIMATORS, f"one of {', '.join(ESTIMATORS)}"),
-        ("gamma", gamma, 0 < gamma <= 1, "in (0, 1]"),
-        ("gamma_decay_epochs", gamma_decay_epochs, gamma_decay_epochs >= 0, "≥ 0"),
-        ("log_alpha", log_alpha, math.isfinite(log_alpha), "finite"),
-        ("step", step, 0 < step < math.inf, "a number > 0"),
-    ]:
-        if not ok:
-            raise ValueError(f"{key} must be {expected}, got {value!r}")
-    if (name in ("moving_average", "mirror_descent") and not kl) or (name == "proximal" and wall):
-        raise ValueError(
-            f"estimator {name!r} does not work for the divergence {divergence.name!r}; use 'batch'"
-        )
-    if name == "moving_average":
-        return MovingAverage(num_rows, gamma, gamma_decay_epochs, layout)
-    if name == "mirror_descent":
-        return MirrorDescent(num_rows, log_alpha, layout)
-    return (
-        ProximalPoint(num_rows, divergence, step) if name == "proximal" else MiniBatch(divergence)
-    )
-
-
-def _log_mean_exp(scores: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+def log_mean_exp(scores: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """log mean exp(s) over the items that count, (...), and the scores with −∞ elsewhere."""
+    if mask is None:
+        return scores.logsumexp(-1) - math.log(scores.shape[-1]), scores
     scores = scores.masked_fill(~mask, -math.inf)
     return scores.logsumexp(-1) - mask.sum(-1).to(scores.dtype).log(), scores
+
+
+def all_of(scores: Tensor, mask: Tensor | None) -> Tensor:
+    """The mask, or one that is True throughout."""
+    return torch.ones_like(scores, dtype=torch.bool) if mask is None else mask

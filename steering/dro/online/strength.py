@@ -1,9 +1,11 @@
-"""The strength α of the reference: a number, or estimated as the control-variate coefficient while
-training."""
+"""The strength α of the reference: a number, a schedule, or estimated as the control-variate
+coefficient while training."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +13,27 @@ from torch import Tensor, nn
 from steering import distributed
 from steering.dro.online.estimator import stateful
 from steering.items import Units
+from steering.registry import Registry
+from steering.schedules import SCHEDULES, Constant, Schedule
 
 _RESOLVED = 64
 """A standard deviation below this many units of rounding counts as none. As α ≤ std ℓ / std ℓ_ref
 (Cauchy and Schwarz), the rounding of α·ℓ_ref, which is about α·ε·max |ℓ_ref|, then stays below std
 ℓ / 64."""
+
+
+@dataclass(frozen=True)
+class Auto:
+    """α tracks the strength that minimises the variance of the excess losses."""
+
+    rate: float = 0.1
+    """Share of the newest batch in the running moments, in (0, 1]."""
+
+
+STRENGTHS: Registry[Schedule | Auto] = Registry(
+    "strength", "steering.strengths", number=Constant, also=SCHEDULES
+)
+STRENGTHS.register("auto")(Auto)
 
 
 class Strength(nn.Module):
@@ -31,35 +49,63 @@ class Strength(nn.Module):
     leaves h as it is.
 
     Args:
-        value: a finite number ≥ 0, or "auto".
-        rate: share of the newest batch in the running moments, in (0, 1].
+        part: a schedule of finite numbers ≥ 0, or `Auto`; a number, or the name "auto", will do.
+
+    Attributes:
+        value: α now; of "auto" 0, which stands for a reference that is not there.
 
     Raises:
-        ValueError: value or rate out of range.
+        ValueError: α or the rate out of range.
 
     Source: control variates, e.g. Owen (2013), section 8.9; docs/theory.md, section 8, our
     derivation for rows.
     """
 
-    def __init__(self, value: float | str, rate: float = 0.1) -> None:
+    def __init__(self, part: float | str | Schedule | Auto) -> None:
         super().__init__()
-        self.auto = value == "auto"
-        if not self.auto and not (_is_number(value) and 0 <= float(value) < math.inf):
-            raise ValueError(f"strength must be a number ≥ 0 or 'auto', got {value!r}")
-        if not 0 < rate <= 1:
-            raise ValueError(f"rate must lie in (0, 1], got {rate}")
-        self.value, self.rate = (0.0 if self.auto else float(value)), rate
+        part = as_strength(part)
+        self.auto = isinstance(part, Auto)
+        self.schedule: Schedule | None = None
+        self.value, self.rate = 0.0, 1.0
         self.covariance: Tensor
         self.variance: Tensor
         self.visited: Tensor
-        if self.auto:  # a fixed strength has no memory
+        if isinstance(part, Auto):  # a given strength has no memory
+            if not 0 < part.rate <= 1:
+                raise ValueError(f"rate must lie in (0, 1], got {part.rate}")
+            self.rate = part.rate
             self.register_buffer("covariance", torch.zeros((), dtype=torch.float64))
             self.register_buffer("variance", torch.zeros((), dtype=torch.float64))
             self.register_buffer("visited", torch.zeros((), dtype=torch.bool))
+        else:
+            self.schedule = part
+            self.at(0.0)
+
+    def at(self, progress: float) -> None:
+        """Take the value of the schedule at this share of the run, in [0, 1]."""
+        if self.schedule is None:
+            return
+        self.value = self.schedule(progress)
+        if not 0 <= self.value < math.inf:
+            raise ValueError(f"strength must be a number ≥ 0 or 'auto', got {self.value!r}")
 
     @property
     def uses_reference(self) -> bool:
-        return self.auto or self.value > 0
+        return self.auto or self.schedule != Constant(0.0)
+
+    def now(
+        self, moments: Callable[[], Tensor] | None, dtype: torch.dtype, *, learn: bool
+    ) -> float | Tensor:
+        """α for a batch: the number, or () in the dtype of the losses.
+
+        Args:
+            moments: makes the sums that `track` wants; None: the batch has no reference. Only
+                "auto" asks.
+            dtype: of the losses.
+        """
+        if not self.auto or moments is None:
+            return self.value
+        return self.track(moments(), dtype, learn=learn)
 
     @stateful
     def forward(self, units: Units, *, learn: bool) -> float | Tensor:
@@ -70,12 +116,8 @@ class Strength(nn.Module):
         losses look smaller, by the share 1/n on a first batch of n items and rate·(3 − 2·rate)/((2
         − rate)·n) later: docs/theory.md, section 8.
         """
-        if not self.auto or units.reference is None:
-            return self.value
-        moments = _moments(units)
-        if units.sharded:
-            moments = distributed.mean(moments)
-        return self.track(moments, units.target.dtype, learn=learn)
+        known = None if units.reference is None else lambda: unit_moments(units)
+        return self.now(known, units.target.dtype, learn=learn)
 
     @stateful
     def track(self, moments: Tensor, dtype: torch.dtype, *, learn: bool) -> Tensor:
@@ -106,14 +148,15 @@ class Strength(nn.Module):
         )  # a variance of zero, or an α beyond the dtype
 
 
-def _moments(units: Units) -> Tensor:
+def unit_moments(units: Units) -> Tensor:
     """Sums over rows and items of (ℓ − ℓ̄)(ℓ_ref − ℓ̄_ref), of (ℓ_ref − ℓ̄_ref)², and of 1,
-    float64, (3,); bars: row means.
+    float64, (3,); bars: row means. Of rows that are split over the ranks it is the mean over these.
 
     The number of items is that of all rows. Rows whose reference is constant up to rounding add to
-    it alone.
+    it alone. Takes units with a reference.
     """
-    assert units.reference is not None
+    if units.reference is None:
+        raise ValueError("moments need a reference")
     mask = torch.ones_like(units.target, dtype=torch.bool) if units.mask is None else units.mask
     counts = mask.sum(-1, keepdim=True)
     target, reference = (
@@ -124,8 +167,16 @@ def _moments(units: Units) -> Tensor:
     rounding = torch.finfo(units.reference.dtype).eps * reference.abs().amax(-1, keepdim=True)
     spread = (guide.square().sum(-1, keepdim=True) / counts).sqrt()
     guide = guide.masked_fill(spread <= _RESOLVED * rounding, 0.0)
-    return torch.stack([(deviation * guide).sum(), guide.square().sum(), counts.sum().double()])
+    sums = torch.stack([(deviation * guide).sum(), guide.square().sum(), counts.sum().double()])
+    return distributed.mean(sums) if units.sharded else sums
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def as_strength(value: float | str | Schedule | Auto) -> Schedule | Auto:
+    """A part as it is; a number as a constant, "auto" as `Auto`; ValueError for anything else."""
+    if isinstance(value, Schedule | Auto):
+        return value
+    if value == "auto":
+        return Auto()
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return Constant(float(value))
+    raise ValueError(f"strength must be a number ≥ 0 or 'auto', got {value!r}")

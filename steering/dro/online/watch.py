@@ -8,13 +8,12 @@ anyway.
 from __future__ import annotations
 
 import logging
-import math
 
 import torch
 from torch import Tensor, nn
 
-from steering.dro.divergences.base import Divergence, farthest
-from steering.dro.divergences.cressie_read import KL
+from steering.dro.divergences.base import Divergence
+from steering.dro.divergences.rows import EPS
 
 LONG = 50
 """Training steps in a row that make a collapse, and calls between two looks of a loop that has no
@@ -40,6 +39,9 @@ class Watch:
         self.told: set[str] = set()
         self.sizes: set[int] = set()
         self.what, self.calls = "", 0
+        # Shares and items of the last steps: a look at all of them at once costs a fraction of a
+        # look at each.
+        self.recent: list[tuple[Tensor, Tensor | float]] = []
         self.low: Tensor | None = None  # steps in a row; no buffer: a resumed run may look anew
         self.seen: Tensor | None = None  # share and items when it was too many, zeros before
 
@@ -48,52 +50,62 @@ class Watch:
         if self.radius is None or items in self.sizes or torch.compiler.is_compiling():
             return
         self.sizes.add(items)
-        if items > 1 and self.radius >= self._most(items):
+        most = self.divergence.most(items)
+        if items > 1 and self.radius >= most * (1 - 8 * EPS):
             self._note(
                 "radius",
-                f"radius {self.radius:g} is beyond what weights on {items} items can spend ({self._most(items):.4g}): the "
+                f"radius {self.radius:g} is beyond what weights on {items} items can spend ({most:.4g}): the "
                 "constraint is void, tau goes to its minimum, and the worst item gets all the weight; set a smaller radius",
             )
 
-    def _most(self, items: int) -> float:
-        if isinstance(self.divergence, KL):
-            return math.log(items)
-        return farthest(
-            self.divergence, torch.tensor(float(items), dtype=torch.float64, device="cpu")
-        ).item()
+    def wants(self, items: int) -> bool:
+        """Whether it is worth telling the share of rows of so many items. CVaR was told how many
+        share the weight, and of a few items two are nothing to warn of."""
+        compiling = torch.compiler.is_compiling()
+        return self.divergence.takes_budget and items >= FEWEST and not compiling
 
     @torch.no_grad()
-    def share(self, share: Tensor, items: Tensor | int, what: str) -> None:
+    def share(self, share: Tensor, items: Tensor | float, what: str) -> None:
         """The mean effective sample share of a step's rows, (), and how many items they have, () or
         a number.
 
         Args:
             what: the items of whom, for the message: "examples of each batch".
         """
-        if (
-            not self.divergence.takes_budget or torch.compiler.is_compiling()
-        ):  # CVaR was told how many
+        if self.recent and self.recent[0][0].device != share.device:
+            self.recent.clear()
+            self.low = self.seen = None
+        self.what = what
+        self.recent.append((share.detach(), items))
+        if len(self.recent) >= LONG:
+            self._take_in()
+
+    @torch.no_grad()
+    def _take_in(self) -> None:
+        """Count the steps in a row that had too few items, over what has come in since the last
+        time; nothing is read from the device."""
+        if not self.recent:
             return
-        if not isinstance(items, Tensor):
-            if items < FEWEST:
-                return
-            items = share.new_full((), items)
-        number = share.detach() * items
+        shares = torch.stack([share.double() for share, _ in self.recent])
+        items = torch.stack([shares.new_full((), 0.0) + items for _, items in self.recent])
+        self.recent.clear()
+        number = shares * items
         low = (number < 2) & (items >= FEWEST)
         if self.margin:
             low &= number > 0.5
-        if self.low is None or self.seen is None or self.low.device != share.device:
-            self.low, self.seen = (
-                torch.zeros_like(low, dtype=torch.int64),
-                torch.stack([share, items.to(share)]) * 0,
-            )
-        self.what = what
-        self.low = torch.where(low, self.low + 1, 0)
-        now = torch.stack([share.detach(), items.to(share.dtype)]).to(self.seen.dtype)
-        self.seen = torch.where((self.low == LONG) & (self.seen[1] == 0), now, self.seen)
+        before = torch.zeros_like(low[0], dtype=torch.int64) if self.low is None else self.low
+        steps = torch.arange(1, len(low) + 1, device=low.device)
+        healthy = torch.where(low, 0, steps).cummax(0).values  # the last healthy step, 0: none yet
+        in_a_row = steps - healthy + torch.where(healthy == 0, before, 0)
+        self.low = in_a_row[-1]
+        late = in_a_row == LONG
+        now = torch.stack([shares, items], -1)[late.int().argmax()]
+        seen = torch.zeros_like(now) if self.seen is None else self.seen
+        self.seen = torch.where(late.any() & (seen[1] == 0), now, seen)
 
     def news(self) -> dict[str, str]:
         """Warnings that were not told before, name → one line; waits for the device."""
+        self._take_in()
         if self.seen is not None and "weights" not in self.told:
             share, items = self.seen.tolist()
             if items > 0:

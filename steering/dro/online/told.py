@@ -1,0 +1,57 @@
+"""What a step tells a log: the weights, the excess losses, and where on the steering plane it stood."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from steering.dro.online.metrics import Metrics
+from steering.dro.online.visit import Visit
+
+
+def plane_metrics(visit: Visit, prior: float | None, like: Tensor) -> Metrics:
+    """τ, α, and κ if there is a prior, as scalars of the kind of `like`. Individual τ are told by mean
+    and standard deviation over the batch."""
+    tau, alpha = visit.tau, visit.alpha
+
+    def make() -> dict[str, Tensor]:
+        found = {"tau": tau if tau.ndim == 0 else tau.mean()}
+        if tau.ndim:
+            found["tau_deviation"] = tau.std(correction=0)
+        # Made on the device: a copy from the CPU would make a GPU wait.
+        found["strength"] = alpha if isinstance(alpha, Tensor) else like.new_full((), alpha)
+        if prior is not None:
+            found["prior"] = like.new_full((), prior)
+        return found
+
+    return Metrics(make)
+
+
+@torch.no_grad()
+def effective_share(weights: Tensor, counts: Tensor | float) -> Tensor:
+    """Effective sample size of the weights, (Σp)²/Σp², as a share of the row's items (1 = uniform),
+    averaged over rows, ()."""
+    squares = row_dot(weights, weights).clamp_min(torch.finfo(weights.dtype).tiny)
+    share = weights.sum(-1).square() / squares / counts
+    return share if share.ndim == 0 else share.mean()
+
+
+@torch.no_grad()
+def excess_metrics(mask: Tensor | None, excess: Tensor) -> dict[str, Tensor]:
+    """Mean and variance of the excess losses over all items that count."""
+    if mask is None:
+        mean = excess.mean()
+        return {"excess_mean": mean, "excess_variance": (excess - mean).square().mean()}
+    count = mask.sum()
+    mean = (excess * mask).sum() / count
+    return {"excess_mean": mean, "excess_variance": ((excess - mean).square() * mask).sum() / count}
+
+
+def row_dot(x: Tensor, y: Tensor) -> Tensor:
+    """Σ x·y of each row, (...); a single row in one call."""
+    return torch.dot(x, y) if x.ndim == 1 else (x * y).sum(-1)
+
+
+def column(counts: Tensor | float) -> Tensor | float:
+    """Counts of rows as what divides their items, (...) → (..., 1); a number stays one."""
+    return counts[..., None] if isinstance(counts, Tensor) else counts
