@@ -10,7 +10,6 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from matplotlib import pyplot
 from matplotlib.figure import Figure
 from rich.progress import (
     BarColumn,
@@ -83,6 +82,9 @@ class RunLog:
             file.write(json.dumps({"step": step, **row}) + "\n")
 
     def figures(self, step: int, figures: Mapping[str, Figure], prefix: str = "") -> None:
+        # Late: the first step need not wait for it, and a run without figures never does.
+        from matplotlib import pyplot
+
         for name, figure in figures.items():
             self._writer.add_figure(f"{prefix}{name}", figure, step, close=False)
             pyplot.close(figure)
