@@ -261,6 +261,7 @@ def nearest(key: str, known: list[str], prefix: str = "", *, keys: bool = True) 
     elsewhere = KEYS if keys else {}
     if near := difflib.get_close_matches(key, known, n=1):
         return f"did you mean {prefix + near[0]!r}?"
-    if near := difflib.get_close_matches(key, elsewhere, n=1):
+    near = difflib.get_close_matches(key, elsewhere, n=1)
+    if near and elsewhere[near[0]] != prefix + key:  # another part of this section has that key
         return f"did you mean {elsewhere[near[0]]!r}?"
     return f"known: {', '.join(prefix + name for name in known)}"

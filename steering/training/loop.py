@@ -44,8 +44,8 @@ def run(job: Job) -> dict[str, Any]:
     chosen = [options.observer() for options in job.train.observers]
     state = State(job, [Log(), Evaluate(), *chosen, Save()])
     start = state.restore()
-    _begin(state, start)
     try:
+        _begin(state, start)
         for step, batch in enumerate(_batches(state, start), start):
             _set(state, step)
             with in_plain_words(job.train):

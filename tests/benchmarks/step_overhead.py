@@ -29,7 +29,7 @@ from steering.runs.opened import TRAINING
 from steering.runs.store import Store
 from steering.runs.workshop import Frozen, Workshop
 from steering.task import find_task
-from steering.training.optim import build_optimizer
+from steering.training.recipes import AdamW
 from steering.training.step import Gradient
 
 CASES = {
@@ -62,15 +62,7 @@ def stepper(config, task, data, reference, name):  # type: ignore[no-untyped-def
         key, find_method(key).options(**METHODS[name]), len(data), task.groups, task.risk.unit
     )
     gradient = Gradient(model.module, method, task.risk, reference if key != "erm" else None)
-    optimizer = build_optimizer(
-        model.module,
-        method,
-        lr=1e-3,
-        weight_decay=0.1,
-        betas=(0.9, 0.98),
-        eps=1e-6,
-        temperature_lr=None,
-    )
+    optimizer = AdamW().build(model.module, method)
 
     def step(number: int) -> float:
         start = time.process_time()

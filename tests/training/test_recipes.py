@@ -286,6 +286,7 @@ def test_two_optimizers_train_two_references(tmp_path):
     [
         (["optimizer=adamm"], "optimizer: no optimizer 'adamm'; known: adam, adamw, muon, sgd"),
         (["optimizer.momentum=0.9"], "unknown key 'optimizer.momentum'"),
+        (["optimizer={name: sgd, betas: [0.5, 0.5]}"], "'optimizer.betas'; known: optimizer.lr"),
         (["optimizer=sgd", "optimizer.momentum=1"], "optimizer.momentum: expected a number in [0"),
         (["optimizer=sgd", "optimizer.momentum=0", "optimizer.nesterov=true"], "nesterov: needs"),
         (["optimizer.schedule.cycles=0"], "optimizer.schedule: cycles must be at least 1, got 0"),
