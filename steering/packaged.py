@@ -111,7 +111,9 @@ def config_hint(name: str) -> str:
     wanted = name.removesuffix(".yaml")
     last = {one: one.rpartition("/")[2] for one in known}
     near = [one for one in known if last[one] == wanted.rpartition("/")[2]]
-    near += [one for one in difflib.get_close_matches(wanted, known, n=2, cutoff=0.8) if one not in near]
+    near += [
+        one for one in difflib.get_close_matches(wanted, known, n=2, cutoff=0.8) if one not in near
+    ]
     if near:
         return f"did you mean {' or '.join(map(repr, near))}?"
     return "`steering configs` lists those that come with the package"
