@@ -21,7 +21,7 @@ from pathlib import Path
 
 from steering.commands.table import COMMANDS, EXAMPLE, NAMES, PLAIN
 from steering.errors import ConfigError, SteeringError
-from steering.extras import explained
+from steering.extras import MissingExtraError, explained
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -64,7 +64,10 @@ def _call(words: list[str]) -> object:
     command = COMMANDS[arguments.command]
     first = [getattr(arguments, name) for name, _ in command.words]
     switched = {name: True for name, _ in command.flags if getattr(arguments, name)}
-    return _function(command.function)(*first, run, **switched)
+    try:
+        return _function(command.function)(*first, run, **switched)
+    except MissingExtraError as error:  # found where it is used, which knows no config
+        raise SteeringError(f"{arguments.config}: {error}") from error
 
 
 def _function(where: str) -> Callable[..., object]:

@@ -62,7 +62,7 @@ def steering(tmp_path, *words, hidden=(), watched=()):
 def test_a_run_names_the_extra_that_it_needs(tmp_path, config, hidden, extra):
     done = steering(tmp_path, "compare", config, "smoke=true", hidden=hidden)
     assert done.returncode in (1, 2)
-    assert done.stderr.startswith("steering: error: ")
+    assert done.stderr.startswith(f"steering: error: {config}: ")
     assert f'needs the extra "{extra}": pip install "model-steering[{extra}]"' in done.stderr
     assert done.stderr.count("\n") == 1
 
