@@ -8,6 +8,7 @@ the tests' configs name it.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -15,7 +16,6 @@ from typing import ClassVar
 import numpy as np
 import torch
 import torch.nn.functional as F
-from adversaries import FLAT, flat_for
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
@@ -32,6 +32,10 @@ from steering.storage import sha256
 from steering.task import Evaluation, Model, ModelSpec, Task, scores_of
 from steering.training.loop import Job
 from steering.training.recipes import OPTIMIZERS
+
+sys.path.insert(0, str(Path(__file__).parent))  # also where a config names this file by its path
+
+from adversaries import FLAT, flat_for
 
 WIDTH = 6  # of every vector, and the number of classes
 
