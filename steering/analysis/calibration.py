@@ -100,7 +100,7 @@ def left_out(
         rest = [one for one in groups if one != group]
         penalty = _best_penalty(x[~mine], y[~mine], rest)
         made = _fit(x[~mine], y[~mine], names, penalty)
-        found[mine] = [made.predict(cases[place]) for place in np.flatnonzero(mine)]
+        found[mine] = [made.predict(cases[int(place)]) for place in np.flatnonzero(mine)]
     return found
 
 

@@ -66,14 +66,16 @@ class Audit:
             return []
         configs = references_of(base)
         probe = probe_of(base, self.options.share, self.options.probe)
-        asks = [probe, *probe_outputs(base, probe, self.options.part, {})]
+        asks = [probe, *probe_outputs(probe, self.options.part, {})]
         for label, config in configs.items():
             asks += reference_outputs(config, self.options.part, {"reference": label})
         return asks
 
     def report(self, done: Sequence[RunRecord], title: str) -> Report:
         found = signals_by_reference(done)
-        known = None if self.options.calibration is None else read_calibration(self.options.calibration)
+        known = (
+            None if self.options.calibration is None else read_calibration(self.options.calibration)
+        )
         tables = [_signal_table(found)]
         rows: list[dict[str, Any]] = [
             {"reference": label, "signals": signals.values()} for label, signals in found.items()
@@ -158,7 +160,9 @@ def references_of(base: RunConfig) -> dict[str, RunConfig]:
     for label in base.references:
         found.setdefault(label, with_overrides(base, {"reference": label}))
     if not found:
-        raise ConfigError("reference: the study needs one; add a reference: or a references: section")
+        raise ConfigError(
+            "reference: the study needs one; add a reference: or a references: section"
+        )
     return found
 
 
@@ -174,9 +178,7 @@ def probe_of(base: RunConfig, share: float, changes: Mapping[str, Any], name: st
     return training(config, name, {"role": PROBE})
 
 
-def probe_outputs(
-    base: RunConfig, probe: Ask, part: str | None, axes: Mapping[str, Any]
-) -> list[Ask]:
+def probe_outputs(probe: Ask, part: str | None, axes: Mapping[str, Any]) -> list[Ask]:
     """The probe's losses on the training data and on the held-out part."""
     from steering.runs.ask import model_outputs
 
@@ -215,7 +217,12 @@ def reference_outputs(
     about = {"role": "reference losses"}
     return [
         model_outputs(
-            asked, "losses", one, f"{name}-on-{one}", {**axes, **about, "part": _role(one)}, **parents
+            asked,
+            "losses",
+            one,
+            f"{name}-on-{one}",
+            {**axes, **about, "part": _role(one)},
+            **parents,
         )
         for one in _parts(part)
     ]

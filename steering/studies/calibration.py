@@ -10,18 +10,9 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from steering.analysis.calibration import (
-    chances,
-    fit_ridge,
-    left_out,
-    rank_interval,
-    share_interval,
-)
+from steering.analysis.calibration import chances, fit_ridge, left_out
 from steering.analysis.intervals import Bootstrap, Interval, paired_difference
-from steering.analysis.page import Report, Table
-from steering.analysis.signals import spearman
+from steering.analysis.page import Report
 from steering.errors import ConfigError
 from steering.runs.record import RunRecord
 from steering.studies import study
@@ -31,10 +22,16 @@ from steering.studies.audit import (
     reference_outputs,
     signals_by_reference,
 )
+from steering.studies.calibration_page import (
+    Combination,
+    Judged,
+    gain_table,
+    judged_table,
+    scatter,
+    single_table,
+)
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from steering.config import RunConfig
     from steering.runs.ask import Ask
 
@@ -65,22 +62,6 @@ class CalibrationOptions:
     """A gain within ± this does not matter."""
 
 
-@dataclass(frozen=True)
-class Combination:
-    """One data set and reference, with what was seen before and what came out.
-
-    Attributes:
-        cell: the data set: label of each axis.
-        signals: see `steering.analysis.signals`.
-        gains: method -> gain over unguided training, with its interval.
-    """
-
-    cell: str
-    reference: str
-    signals: Mapping[str, float]
-    gains: Mapping[str, Interval]
-
-
 @study("calibration", CalibrationOptions)
 class Calibration:
     """How well the audit's signals foresee what steering gains, over many combinations."""
@@ -91,9 +72,7 @@ class Calibration:
                 raise ConfigError(f"studies.calibration.{name}: empty; name at least one")
         unknown = [label for label in options.plane if label not in options.methods]
         if unknown:
-            raise ConfigError(
-                f"studies.calibration.plane.{unknown[0]}: no such label in methods"
-            )
+            raise ConfigError(f"studies.calibration.plane.{unknown[0]}: no such label in methods")
         self.options = options
 
     def wanted(self, base: RunConfig, done: Sequence[RunRecord]) -> list[Ask]:
@@ -113,7 +92,7 @@ class Calibration:
         alone = replace(base, compare=type(base.compare)(), studies={})
         plain = with_overrides(alone, {**changes, "method": options.unguided, "reference": None})
         probe = probe_of(plain, options.share, {"seed": options.seeds[0]}, f"{cell}-probe")
-        asks = [probe, *probe_outputs(plain, probe, options.part, {"cell": cell})]
+        asks = [probe, *probe_outputs(probe, options.part, {"cell": cell})]
         for seed in options.seeds:
             axes = {"role": UNGUIDED, "cell": cell, "seed": seed}
             asks.append(training(replace(plain, seed=seed), f"{cell}-unguided-seed{seed}", axes))
@@ -149,7 +128,7 @@ class Calibration:
         names = usable(found)
         judged = [self._judged(found, label, names) for label in options.methods]
         rows: list[dict[str, Any]] = [_row(one) for one in found]
-        rows += [one.row for one in judged]
+        rows += [dict(one.row) for one in judged]
         intro = (
             f"Gain in {options.metric}, in points, over unguided training with the same seeds. Every "
             "prediction that is judged here comes from a regression that has not seen the "
@@ -159,9 +138,13 @@ class Calibration:
             "calibration",
             f"{title}: does the audit foresee the gain?",
             intro,
-            [_judged_table(judged, found), _gain_table(found, options.methods), _single(found, names)],
+            [
+                judged_table(judged, found),
+                gain_table(found, options.methods),
+                single_table(found, names),
+            ],
             rows,
-            {"": partial(_scatter, found, judged)},
+            {"": partial(scatter, found, judged)},
         )
 
     def _judged(self, found: Sequence[Combination], label: str, names: Sequence[str]) -> Judged:
@@ -184,24 +167,6 @@ class Calibration:
     def _verdict(self, gain: float, spread: float) -> str:
         odds = chances(gain, spread, self.options.margin)
         return max(odds, key=lambda word: odds[word])
-
-
-@dataclass(frozen=True)
-class Judged:
-    """Predictions for one method.
-
-    Attributes:
-        row: of the JSON file, which the audit reads.
-        alone: predictions that left out the combination, (combinations,).
-        strict: predictions that left out its whole data set.
-        said: the verdict of each, from the strict ones.
-    """
-
-    method: str
-    row: Mapping[str, Any]
-    alone: np.ndarray
-    strict: np.ndarray
-    said: Sequence[str]
 
 
 def cells_of(axes: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -251,7 +216,9 @@ def _gain(
     made = paired_difference(runs, plain, metric, bootstrap)
     if made is None:
         known = ", ".join(next(iter(plain.values())).metrics)
-        raise ConfigError(f"studies.calibration.metric: no {metric!r} in the runs; there is {known}")
+        raise ConfigError(
+            f"studies.calibration.metric: no {metric!r} in the runs; there is {known}"
+        )
     higher = next(iter(plain.values())).meaning[metric].higher_is_better
     return made if higher else Interval(-made.value, -made.high, -made.low, made.over)
 
@@ -269,111 +236,3 @@ def _row(one: Combination) -> dict[str, Any]:
     }
     about = {"kind": "combination", "cell": one.cell, "reference": one.reference}
     return about | {"signals": dict(one.signals), "gains": gains}
-
-
-def _judged_table(judged: Sequence[Judged], found: Sequence[Combination]) -> Table:
-    lines = []
-    cells = [one.cell for one in found]
-    each = [f"{one.cell} {one.reference}" for one in found]
-    for one in judged:
-        true = np.array([combination.gains[one.method].value for combination in found])
-        ranks = [_ranked(rank_interval(one.alone, true, each))]
-        ranks += [_ranked(rank_interval(one.strict, true, cells))]
-        ranks += [_within(one.strict, true, cells)]
-        spread = one.row["ridge"]["spread"]
-        lines.append([one.method, *ranks, f"{100 * spread:.1f}", *_hits(one, found)])
-    header = [
-        "method",
-        "order of all",
-        "data set left out",
-        "within a data set",
-        "error",
-        "helps is right",
-        "hurts is right",
-        "sign is right",
-    ]
-    note = (
-        "Spearman's correlation of the predicted with the true gain, in brackets 95 % of a bootstrap; "
-        "within a data set: the mean over data sets of the order of their references. Error: root mean "
-        "square, points. Right: of the cases with that verdict whose gain's interval excludes zero, "
-        "those with that sign; the sign: of all such cases."
-    )
-    return Table(f"foreseen in {len(found)} combinations", header, lines, note=note)
-
-
-def _ranked(found: tuple[float, float, float]) -> str:
-    return f"{found[0]:.2f} [{found[1]:.2f}, {found[2]:.2f}]"
-
-
-def _within(predicted: np.ndarray, true: np.ndarray, cells: Sequence[str]) -> str:
-    places = [np.flatnonzero([one == cell for one in cells]) for cell in dict.fromkeys(cells)]
-    ranks = [spearman(predicted[rows], true[rows]) for rows in places if len(rows) > 1]
-    return f"{np.mean(ranks):.2f}" if ranks else "–"
-
-
-def _hits(one: Judged, found: Sequence[Combination]) -> list[str]:
-    """Of the combinations whose gain's interval excludes zero."""
-    clear = [c.gains[one.method].low > 0 or c.gains[one.method].high < 0 for c in found]
-    signs = [c.gains[one.method].value > 0 for c in found]
-    cells = []
-    for word, sign in (("helps", True), ("hurts", False)):
-        rows = [n for n, said in enumerate(one.said) if said == word and clear[n]]
-        cells.append(_share(sum(signs[n] == sign for n in rows), len(rows)))
-    rows = [n for n in range(len(found)) if clear[n]]
-    cells.append(_share(sum(signs[n] == (one.strict[n] > 0) for n in rows), len(rows)))
-    return cells
-
-
-def _share(hits: int, tries: int) -> str:
-    _, low, high = share_interval(hits, tries)
-    return f"{hits} of {tries} [{100 * low:.0f}, {100 * high:.0f} %]" if tries else "–"
-
-
-def _gain_table(found: Sequence[Combination], methods: Mapping[str, Any]) -> Table:
-    lines = [
-        [f"{one.cell}, {one.reference}", *(_points(one.gains[method]) for method in methods)]
-        for one in found
-    ]
-    return Table("gain over unguided training", ["combination", *methods], lines)
-
-
-def _points(gain: Interval) -> str:
-    text = f"{100 * gain.value:+.1f}"
-    return text if math.isnan(gain.low) else f"{text} [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]"
-
-
-def _single(found: Sequence[Combination], names: Sequence[str]) -> Table:
-    """Each signal's own correlation with the gains: no fit."""
-    methods = [*found[0].gains]
-    lines = []
-    for name in names:
-        values = np.array([one.signals[name] for one in found])
-        true = [np.array([one.gains[method].value for one in found]) for method in methods]
-        lines.append([name, *(f"{spearman(values, gains):+.2f}" for gains in true)])
-    note = "Spearman's correlation of one signal with the true gain over all combinations; no fit."
-    return Table("signals alone", ["signal", *methods], lines, note=note)
-
-
-def _scatter(found: Sequence[Combination], judged: Sequence[Judged]) -> Figure:
-    from matplotlib.figure import Figure  # here, as it takes a while, and tables need none
-
-    figure = Figure(figsize=(4 * len(judged), 3.8), layout="constrained")
-    panels = figure.subplots(1, len(judged), squeeze=False)[0]
-    for axes, one in zip(panels, judged, strict=True):
-        for label in dict.fromkeys(c.reference for c in found):
-            rows = [n for n, c in enumerate(found) if c.reference == label]
-            gains = [found[n].gains[one.method] for n in rows]
-            sides = np.array([[g.value - g.low, g.high - g.value] for g in gains]).T
-            values = [100 * g.value for g in gains]
-            sides = np.maximum(np.nan_to_num(100 * sides), 0)
-            axes.errorbar(
-                100 * one.strict[rows], values, sides, fmt="o", markersize=4, alpha=0.8, label=label
-            )
-        axes.axhline(0, color="black", linewidth=0.8)
-        axes.axvline(0, color="black", linewidth=0.8)
-        axes.set_title(one.method)
-        axes.set_xlabel("gain foreseen, points")
-        axes.grid(alpha=0.3)
-    panels[0].set_ylabel("gain measured, points")
-    panels[0].legend(fontsize="small")
-    return figure
