@@ -12,6 +12,7 @@ import torch
 
 from steering import distributed
 from steering.errors import SteeringError
+from steering.exhibits import write_exhibits
 from steering.methods import build_method
 from steering.outputs import WithOutputs, weights_fingerprint
 from steering.reference import STORED, LiveReference, Reference, StoredReference
@@ -217,7 +218,27 @@ def _outputs(ask: Ask, workshop: Workshop, title: str) -> None:  # noqa: ARG001
     _finish(ask, workshop, folder, found, {}, {}, cost, summary)
 
 
-_KERNELS = {"train": _train, "evaluate": _evaluate, "outputs": _outputs}
+def _examples(ask: Ask, workshop: Workshop, title: str) -> None:  # noqa: ARG001
+    config, task = ask.config, workshop.task(ask.config)
+    data = workshop.plain_data(config, task.build(config.target))
+    found = {"task: data": workshop.data_digest(config, data)}
+    folder = workshop.store.place(ask.key, ask.label)
+    require_same_found(workshop.store.all(), ask.asked, found, folder)
+    numbers = [int(number) for number in ask.about["numbers"].split()]
+    if distributed.rank() == 0:
+        workshop.store.begin(ask.key, ask.kind, ask.label)
+        write_text(folder / CONFIG, ask.yaml)
+        shown = task.exhibits(numbers) if numbers else []
+        write_exhibits(folder, numbers, shown, task.labels())
+    _finish(ask, workshop, folder, found, {}, {}, Cost(), {"examples": len(numbers)})
+
+
+_KERNELS = {
+    "train": _train,
+    "evaluate": _evaluate,
+    "outputs": _outputs,
+    "examples": _examples,
+}
 
 
 def _model(ask: Ask, task: Task, workshop: Workshop) -> Frozen:
