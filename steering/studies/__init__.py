@@ -34,6 +34,7 @@ _OURS = {
     "audit": "steering.studies.audit",
     "calibration": "steering.studies.calibration",
     "compare": "steering.studies.compare",
+    "gallery": "steering.studies.gallery",
     "scaling": "steering.studies.scaling",
 }
 
