@@ -16,6 +16,7 @@ from steering.analysis.stored import losses_of
 from steering.errors import ConfigError, SteeringError
 from steering.runs.record import RunRecord
 from steering.studies import study
+from steering.studies.distinct import require_distinct
 
 if TYPE_CHECKING:
     from steering.config import RunConfig
@@ -69,6 +70,7 @@ class Audit:
         asks = [probe, *probe_outputs(probe, self.options.part, {})]
         for label, config in configs.items():
             asks += reference_outputs(config, self.options.part, {"reference": label})
+        require_distinct(asks, "references")
         return asks
 
     def report(self, done: Sequence[RunRecord], title: str) -> Report:

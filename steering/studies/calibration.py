@@ -84,7 +84,8 @@ class Calibration:
         return asks
 
     def _cell(self, base: RunConfig, cell: str, changes: Mapping[str, Any]) -> list[Ask]:
-        """The runs of one data set; a reference that is another one's equal there is left out."""
+        """The runs of one data set; a reference that is another one's, or the probe's, equal
+        there is left out."""
         from steering.config import with_overrides
         from steering.runs.ask import training
 
@@ -96,15 +97,15 @@ class Calibration:
         for seed in options.seeds:
             axes = {"role": UNGUIDED, "cell": cell, "seed": seed}
             asks.append(training(replace(plain, seed=seed), f"{cell}-unguided-seed{seed}", axes))
-        seen: set[str] = set()
+        seen = {ask.key for ask in asks}
         for label, section in options.references.items():
             config = with_overrides(alone, {**changes, "reference": section})
             steered = self._steered(config, cell, label)
-            if steered[0].key not in seen:
-                about = {"cell": cell, "reference": label}
-                asks += reference_outputs(config, options.part, about, f"{cell}-{label}-")
-                asks += steered
-            seen |= {ask.key for ask in steered}
+            about = {"cell": cell, "reference": label}
+            outputs = reference_outputs(config, options.part, about, f"{cell}-{label}-")
+            if not seen & {ask.key for ask in [*steered, *outputs]}:
+                asks += [*outputs, *steered]
+            seen |= {ask.key for ask in [*steered, *outputs]}
         return asks
 
     def _steered(self, config: RunConfig, cell: str, reference: str) -> list[Ask]:

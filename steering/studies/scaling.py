@@ -14,6 +14,7 @@ from steering.analysis.points import COSTS, REFERENCE, Point, points_of, savings
 from steering.errors import ConfigError, SteeringError
 from steering.runs.record import RunRecord
 from steering.studies import study
+from steering.studies.distinct import require_distinct
 from steering.studies.scaling_page import (
     ahead_tables,
     data_figure,
@@ -75,11 +76,14 @@ class Scaling:
     def wanted(self, base: RunConfig, done: Sequence[RunRecord]) -> list[Ask]:
         if done:
             return []
-        return [
+        asks = [
             ask
             for share, changes in (self.options.shares or {"1": {}}).items()
             for ask in self._asks(base, share, changes)
         ]
+        require_distinct(asks, "studies.scaling")
+        # Before the others: a reference that is also one of the runs has its place among these.
+        return [*_references(asks), *asks]
 
     def _asks(self, base: RunConfig, share: str, changes: Mapping[str, Any]) -> list[Ask]:
         """The runs on one share of the data."""
@@ -101,18 +105,14 @@ class Scaling:
         return found
 
     def _seeds(self, config: RunConfig, axes: Mapping[str, Any]) -> list[Ask]:
-        """A run for each seed. The reference is listed as well, as its cost counts."""
-        from steering.runs.ask import renamed, training
+        """A run for each seed."""
+        from steering.runs.ask import training
 
         found: list[Ask] = []
         for seed in self.options.seeds:
             parts = [axes["method"], axes["size"], axes["samples"], axes["share"], f"seed{seed}"]
             name = "-".join(str(part) for part in parts if part != "")
-            ask = training(replace(config, seed=seed), name, {**axes, "seed": seed})
-            if REFERENCE in ask.parents:
-                parent = ask.parents[REFERENCE]
-                found.append(renamed(parent, parent.label, {"role": REFERENCE}))
-            found.append(ask)
+            found.append(training(replace(config, seed=seed), name, {**axes, "seed": seed}))
         return found
 
     def report(self, done: Sequence[RunRecord], title: str) -> Report:
@@ -152,3 +152,11 @@ class Scaling:
                 except ValueError as error:
                     raise SteeringError(f"studies.scaling, method {label}: {error}") from error
         return found
+
+
+def _references(asks: Sequence[Ask]) -> list[Ask]:
+    """The runs that train the references: their cost counts."""
+    from steering.runs.ask import renamed
+
+    parents = [ask.parents[REFERENCE] for ask in asks if REFERENCE in ask.parents]
+    return [renamed(parent, parent.label, {"role": REFERENCE}) for parent in parents]
