@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ class Ridge:
         names: of the signals.
         center, scale: of each, over the cases; a constant signal has scale 1 and coefficient 0.
         spread: root mean square of the errors of predictions that leave the case's group out.
-        low, high: range of each signal over the cases; outside it a prediction extrapolates.
+        low, high: range of each signal over the cases.
         cases: how many there were.
     """
 
@@ -32,18 +32,23 @@ class Ridge:
     coefficients: tuple[float, ...]
     intercept: float
     penalty: float
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    cases: int
     spread: float = math.nan
-    low: tuple[float, ...] = ()
-    high: tuple[float, ...] = ()
-    cases: int = 0
 
     def predict(self, signals: Mapping[str, float]) -> float:
-        """The outcome to expect. Raises ValueError when a signal is missing or not finite."""
+        """The outcome to expect; a signal beyond the cases' range counts as the nearest of them.
+
+        Raises:
+            ValueError: a signal is missing or not finite.
+        """
         missing = [n for n in self.names if not math.isfinite(signals.get(n, math.nan))]
         if missing:
             raise ValueError(f"no value of {', '.join(missing)}, which the calibration uses")
-        parts = zip(self.names, self.center, self.scale, self.coefficients, strict=True)
-        return self.intercept + sum(c * (signals[n] - m) / s for n, m, s, c in parts)
+        values = np.array([signals[name] for name in self.names], dtype=np.float64)
+        z = (np.clip(values, self.low, self.high) - self.center) / np.array(self.scale)
+        return float(self.intercept + z @ np.array(self.coefficients))
 
     def outside(self, signals: Mapping[str, float]) -> list[str]:
         """Signals beyond the range of the cases."""
@@ -78,9 +83,7 @@ def fit_ridge(
     penalty = _best_penalty(x, y, groups)
     made = _fit(x, y, names, penalty)
     errors = left_out(cases, outcomes, groups, names) - y
-    spread = float(np.sqrt((errors**2).mean()))
-    low, high = (tuple(float(v) for v in edge) for edge in (x.min(0), x.max(0)))
-    return Ridge(**{**made.plain(), "spread": spread, "low": low, "high": high, "cases": len(y)})
+    return replace(made, spread=float(np.sqrt((errors**2).mean())))
 
 
 def left_out(
@@ -153,8 +156,11 @@ def _fit(x: np.ndarray, y: np.ndarray, names: Sequence[str], penalty: float) -> 
     z = np.where(deviation > 1e-12, (x - center) / scale, 0.0)
     gram = z.T @ z + penalty * np.eye(len(names))
     coefficients = np.linalg.solve(gram, z.T @ (y - y.mean()))
-    center_, scale_, found = (tuple(map(float, v)) for v in (center, scale, coefficients))
-    return Ridge(tuple(names), center_, scale_, found, float(y.mean()), penalty)
+    numbers = (center, scale, coefficients, x.min(0), x.max(0))
+    middle, width, found, low, high = (tuple(map(float, one)) for one in numbers)
+    return Ridge(
+        tuple(names), middle, width, found, float(y.mean()), penalty, low, high, cases=len(y)
+    )
 
 
 def _best_penalty(x: np.ndarray, y: np.ndarray, groups: Sequence[str]) -> float:
@@ -173,5 +179,5 @@ def _error(
     x: np.ndarray, y: np.ndarray, names: Sequence[str], penalty: float, mine: np.ndarray
 ) -> float:
     made = _fit(x[~mine], y[~mine], names, penalty)
-    z = (x[mine] - np.array(made.center)) / np.array(made.scale)
+    z = (np.clip(x[mine], made.low, made.high) - made.center) / np.array(made.scale)
     return float(((made.intercept + z @ np.array(made.coefficients) - y[mine]) ** 2).sum())

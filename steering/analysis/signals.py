@@ -50,9 +50,13 @@ class Signals:
     gap: float = math.nan
 
     def values(self) -> dict[str, float]:
-        """By name, with log n in the place of n."""
+        """By name, with the logarithms of what spans decades: n and the ratio of variances."""
         found = asdict(self)
-        return {"log_n": math.log(found.pop("n")), **found}
+        logs = {
+            "log_n": math.log(found.pop("n")),
+            "log_variance_ratio": math.log(max(found.pop("variance_ratio"), 1e-12)),
+        }
+        return logs | found
 
 
 def signals_of(

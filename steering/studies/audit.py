@@ -4,8 +4,9 @@ run and from stored losses alone."""
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -258,15 +259,9 @@ def signals_by_reference(done: Sequence[RunRecord]) -> dict[str, Signals]:
 
 
 def _signal_table(found: Mapping[str, Signals]) -> Table:
-    shown = [
-        name
-        for name in SHOWN
-        if all(signals.values()[name] == signals.values()[name] for signals in found.values())
-    ]
-    lines = [
-        [label, *(f"{signals.values()[name]:.3f}" for name in shown)]
-        for label, signals in found.items()
-    ]
+    rows = {label: asdict(signals) for label, signals in found.items()}
+    shown = [name for name in SHOWN if all(math.isfinite(row[name]) for row in rows.values())]
+    lines = [[label, *(f"{row[name]:.3f}" for name in shown)] for label, row in rows.items()]
     note = (
         "Below 1 in the first column the reference explains part of the target's loss. The AUC is "
         "the chance that the reference's loss is higher on an example that the short run has not "

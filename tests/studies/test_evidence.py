@@ -121,7 +121,7 @@ def test_audit_without_and_with_a_calibration(tmp_path):
     for label, row in rows.items():
         target, guide = stored["probe"], stored[label]
         ratio = np.var(target - guide) / np.var(target)
-        assert row["signals"]["variance_ratio"] == pytest.approx(ratio)
+        assert row["signals"]["log_variance_ratio"] == pytest.approx(math.log(ratio))
         assert row["signals"]["reference_wrong"] == (guide > CONFIDENT).mean()
         assert math.isfinite(row["signals"]["advantage"])
     long, short = (rows[label]["signals"] for label in ("long", "short"))
