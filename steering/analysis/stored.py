@@ -20,6 +20,7 @@ NEGATIVES = 256
 TAU = 0.07
 """Temperature of a pair's loss: that of the contrastive defaults."""
 _VALID = "valid"
+_CHUNK = 8192  # anchors at a time, as a table of all would not fit into memory
 
 
 @dataclass(frozen=True)
@@ -101,14 +102,16 @@ def pair_losses(
     """
     n = len(image)
     others = np.random.default_rng(n).choice(n, size=min(NEGATIVES, n), replace=False)
-    positive = np.einsum("nd,nd->n", image, text).astype(np.float64)
-    own = np.arange(n)[:, None] == others[None]
-    losses, items = [], []
+    losses, items = np.zeros(n), []
     for anchor, other in ((image, text), (text, image)):
-        scores = (anchor @ other[others].T).astype(np.float64)  # (n, m)
-        excess = np.where(own | ~valid[others], np.nan, (scores - positive[:, None]) / tau)
-        losses.append(np.log1p(np.nansum(np.exp(excess), axis=1)))
-        items.append(excess[:rows])
-    mean = np.where(valid, np.mean(losses, axis=0), np.nan)
-    table = np.where(np.tile(valid[:rows], 2)[:, None], np.concatenate(items), np.nan)
-    return Losses(mean, table)
+        negatives = np.asarray(other[others], dtype=np.float64)
+        for start in range(0, n, _CHUNK):
+            part = slice(start, start + _CHUNK)
+            scores = anchor[part].astype(np.float64) @ negatives.T  # (b, m)
+            positive = np.einsum("nd,nd->n", anchor[part], other[part], dtype=np.float64)
+            own = np.arange(n)[part, None] == others[None]
+            excess = np.where(own | ~valid[others], np.nan, (scores - positive[:, None]) / tau)
+            losses[part] += np.log1p(np.nansum(np.exp(excess), axis=1)) / 2
+            if start < rows:
+                items.append(np.where(valid[part, None], excess, np.nan)[: rows - start])
+    return Losses(np.where(valid, losses, np.nan), np.concatenate(items))

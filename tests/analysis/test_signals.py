@@ -8,6 +8,7 @@ import torch
 from scipy.stats import binomtest, mannwhitneyu, norm, spearmanr
 from sklearn.linear_model import Ridge as SklearnRidge
 
+from steering.analysis import stored
 from steering.analysis.calibration import (
     PENALTIES,
     chances,
@@ -115,6 +116,18 @@ def test_losses_of_pairs_are_infonce():
     np.testing.assert_allclose(without.examples[valid], small.examples, rtol=1e-10)
     diagonal = found.items[:12][np.isfinite(found.items[:12])]
     assert len(diagonal) == 12 * 11  # a pair is no negative of itself
+
+
+def test_losses_of_pairs_do_not_depend_on_the_chunks(monkeypatch):
+    generator = np.random.default_rng(0)
+    image, text = generator.standard_normal((2, 30, 4))
+    valid = generator.random(30) < 0.8
+    whole = pair_losses(image, text, valid, rows=20)
+    monkeypatch.setattr(stored, "_CHUNK", 7)
+    parts = pair_losses(image, text, valid, rows=20)
+    np.testing.assert_allclose(parts.examples, whole.examples, rtol=1e-12)
+    np.testing.assert_allclose(parts.items, whole.items, rtol=1e-12)
+    assert whole.items.shape == (40, 30)
 
 
 @pytest.fixture
