@@ -13,6 +13,9 @@ import numpy as np
 PENALTIES = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 """Ridge penalties that are tried, in units of one standardised case."""
 
+SURE = 2 / 3
+"""Probability from which on an outcome is a verdict."""
+
 
 @dataclass(frozen=True)
 class Ridge:
@@ -144,6 +147,12 @@ def chances(mean: float, spread: float, margin: float) -> dict[str, float]:
     above = float(ndtr((mean - margin) / spread))
     below = float(ndtr((-margin - mean) / spread))
     return {"helps": above, "no matter": max(0.0, 1 - above - below), "hurts": below}
+
+
+def verdict(odds: Mapping[str, float]) -> str:
+    """The outcome that is at least `SURE`; "open" when none is."""
+    word = max(odds, key=lambda one: odds[one])
+    return word if odds[word] >= SURE else "open"
 
 
 def _table(cases: Sequence[Mapping[str, float]], names: Sequence[str]) -> np.ndarray:

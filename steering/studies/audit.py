@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from steering.analysis.calibration import Ridge, chances, ridge_of
+from steering.analysis.calibration import Ridge, chances, ridge_of, verdict
 from steering.analysis.page import Report, Table
 from steering.analysis.signals import Signals, signals_of
 from steering.analysis.stored import losses_of
@@ -107,13 +107,12 @@ class Audit:
                 f"studies.audit.calibration: {error}; name a held-out part in studies.audit.part"
             ) from error
         odds = chances(gain, made.ridge.spread, self.options.margin)
-        verdict = max(odds, key=lambda word: odds[word])
         outside = made.ridge.outside(values)
         return {
             "plane": list(made.plane),
             "gain": gain,
             "spread": made.ridge.spread,
-            "verdict": verdict,
+            "verdict": verdict(odds),
             "chances": odds,
             "outside": outside,
         }
@@ -270,6 +269,11 @@ def _signal_table(found: Mapping[str, Signals]) -> Table:
     return Table("signals", ["reference", *(SHOWN[name] for name in shown)], lines, note=note)
 
 
+def _odds(chances: Mapping[str, float]) -> str:
+    """ "79, 2, 19 %": helps, no matter, hurts."""
+    return ", ".join(f"{100 * chance:.0f}" for chance in chances.values()) + " %"
+
+
 def _verdict_table(
     expected: Mapping[str, Mapping[str, Mapping[str, Any]]], known: Mapping[str, Calibrated]
 ) -> Table:
@@ -278,14 +282,15 @@ def _verdict_table(
     lines = []
     for label, method, one in sorted(pairs, key=lambda pair: -pair[2]["gain"]):
         plane = ", ".join(f"{value:g}" for value in one["plane"]) or "–"
-        sure = f"{one['verdict']} ({100 * one['chances'][one['verdict']]:.0f} %)"
+        sure = f"{one['verdict']} ({_odds(one['chances'])})"
         gain = f"{100 * one['gain']:+.1f} ± {100 * one['spread']:.1f}"
         lines.append([label, method, plane, gain, sure, ", ".join(one["outside"]) or "–"])
     cases = next(iter(known.values())).ridge.cases
     header = ["reference", "method", "(1/τ, κ)", "expected gain", "verdict", "outside"]
     note = (
         f"Gain over unguided training in points, ± one standard error of predictions on left-out "
-        f"cases, by a calibration on {cases} cases. Where a signal is named as outside, the "
+        f"cases, by a calibration on {cases} cases. In brackets the chances of helps, no matter, "
+        f"hurts; open: none reaches two in three. Where a signal is named as outside, the "
         "calibration has seen no such value, and the verdict is a guess."
     )
     return Table("verdict", header, lines, note=note)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from steering.analysis.calibration import chances, fit_ridge, left_out
+from steering.analysis.calibration import chances, fit_ridge, left_out, verdict
 from steering.analysis.intervals import Bootstrap, Interval, paired_difference
 from steering.analysis.page import Report
 from steering.errors import ConfigError
@@ -162,12 +162,8 @@ class Calibration:
             "ridge": ridge.plain(),
         }
         alone, strict = (left_out(cases, gains, groups, names) for groups in (each, cells))
-        said = [self._verdict(value, ridge.spread) for value in strict]
+        said = [verdict(chances(gain, ridge.spread, self.options.margin)) for gain in strict]
         return Judged(label, row, alone, strict, said)
-
-    def _verdict(self, gain: float, spread: float) -> str:
-        odds = chances(gain, spread, self.options.margin)
-        return max(odds, key=lambda word: odds[word])
 
 
 def cells_of(axes: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

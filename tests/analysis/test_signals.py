@@ -17,6 +17,7 @@ from steering.analysis.calibration import (
     rank_interval,
     ridge_of,
     share_interval,
+    verdict,
 )
 from steering.analysis.signals import CONFIDENT, auc, signals_of, spearman
 from steering.analysis.stored import TAU, Losses, pair_losses
@@ -187,4 +188,7 @@ def test_shares_and_chances():
     odds = chances(0.02, 0.01, 0.005)
     assert sum(odds.values()) == pytest.approx(1.0)
     assert odds["helps"] == pytest.approx(1 - norm.cdf(0.005, 0.02, 0.01))
+    assert verdict(odds) == "helps"
+    assert verdict(chances(0.0, 0.01, 0.005)) == "open"
+    assert verdict(chances(0.0, 0.001, 0.005)) == "no matter"
     assert odds["hurts"] == pytest.approx(norm.cdf(-0.005, 0.02, 0.01))
