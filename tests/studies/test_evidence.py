@@ -103,7 +103,7 @@ def test_scaling_of_an_unknown_metric_names_the_known(tmp_path):
 
 REFERENCES = (
     "references={long: {name: linear, cache: auto, train: {train.samples: 320}}, "
-    "short: {name: linear, cache: auto, train: {train.samples: 32}}}"
+    "short: {name: linear, cache: auto, train: {train.samples: 48}}}"
 )
 
 
