@@ -4,7 +4,7 @@ tasks by name only."""
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from steering.data import IndexedData
 from steering.errors import SteeringError
+from steering.exhibits import Exhibit, Labels
 from steering.extras import explained
 from steering.plugins import installed, load_file, load_module
 from steering.risk import ReferenceRisk
@@ -162,6 +163,16 @@ class Task(ABC):
         (`steering.distributed.gather_uneven`). An example that cannot be read is left out, counted
         and reported, never replaced.
         """
+
+    def labels(self) -> Labels:
+        """What is known of the training examples' labels, under their numbers; by default
+        nothing."""
+        return Labels()
+
+    def exhibits(self, numbers: Sequence[int]) -> list[Exhibit]:  # noqa: ARG002
+        """Training examples for a person to look at, without augmentation; one that cannot be read
+        says so in its text. A task that has none raises SteeringError."""
+        raise SteeringError(f"{type(self).__name__} shows no examples: it has no exhibits()")
 
     def held_out_data(self, model: Model) -> Mapping[str, IndexedData]:  # noqa: ARG002
         """The evaluated examples as numbered data, by part, where the task has such: what outputs

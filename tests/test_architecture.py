@@ -78,7 +78,11 @@ NEEDS_NO_TORCH = [
     "runs/record.py",
     "runs/store.py",
     "runs/sources.py",
+    "studies/audit.py",
+    "studies/calibration.py",
     "studies/compare.py",
+    "studies/gallery.py",
+    "studies/scaling.py",
     "commands/studies.py",
 ]
 

@@ -30,7 +30,13 @@ if TYPE_CHECKING:
     from steering.config import RunConfig
     from steering.runs.ask import Ask
 
-_OURS = {"compare": "steering.studies.compare"}
+_OURS = {
+    "audit": "steering.studies.audit",
+    "calibration": "steering.studies.calibration",
+    "compare": "steering.studies.compare",
+    "gallery": "steering.studies.gallery",
+    "scaling": "steering.studies.scaling",
+}
 
 
 class Study(Protocol):

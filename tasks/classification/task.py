@@ -11,6 +11,7 @@ import torch
 
 from steering.data import IndexedData
 from steering.errors import ConfigError, SteeringError
+from steering.exhibits import Exhibit, Labels
 from steering.reading import report_once
 from steering.task import Evaluation, Metric, Model, ModelSpec, Task, scores_of
 
@@ -29,6 +30,7 @@ from .evaluation import (
     predict,
     reliability_figure,
 )
+from .exhibits import exhibit_of
 from .images import Source, UnreadableError
 from .models import build_classifier
 from .risk import ClassificationRisk
@@ -167,6 +169,16 @@ class ClassificationTask(Task):
 
     def held_out_data(self, model: Model) -> Mapping[str, IndexedData]:
         return {"test": ImageData(self.test_part, {"": model.inputs}, 0, "none", replace=True)}
+
+    def labels(self) -> Labels:
+        """Wrong is what `label_noise` or a file of `labels` has changed."""
+        data, part = self.options.data, self.part
+        changed = data.label_noise > 0 or data.labels is not None
+        wrong = part.labels != self.train.labels[part.numbers] if changed else None
+        return Labels(tuple(self.classes), part.labels, wrong)
+
+    def exhibits(self, numbers: Sequence[int]) -> list[Exhibit]:
+        return [exhibit_of(self.part, number) for number in numbers]
 
     def evaluate(self, model: Model, device: torch.device) -> Evaluation:
         """ "test/accuracy", "test/ECE" (15 bins); with groups "test/worst_group_accuracy", over the

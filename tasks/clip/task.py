@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from steering import distributed
 from steering.data import IndexedData
 from steering.errors import SteeringError
+from steering.exhibits import Exhibit, Labels
 from steering.reading import report_once, user_path
 from steering.storage import cache_dir
 from steering.task import Evaluation, Model, ModelSpec, Task, scores_of
@@ -138,6 +140,23 @@ class ClipTask(Task):
 
     def plain_data(self, model: Model) -> IndexedData:
         return self._data({"": model.inputs}, None)
+
+    def labels(self) -> Labels:
+        """Wrong are shuffled captions; without `caption_noise` nothing is known."""
+        return self._shown.labels() if self.options.data.caption_noise else Labels()
+
+    def exhibits(self, numbers: Sequence[int]) -> list[Exhibit]:
+        return [self._shown.exhibit(number) for number in numbers]
+
+    @cached_property
+    def _shown(self) -> PairData | GlyphData:
+        """The pairs through nobody's eyes."""
+        data = self.options.data
+        if data.source == "glyphs":
+            return GlyphData({}, None, data.caption_noise, data.fraction, data.seed)
+        unseen = View(lambda image: torch.empty(0), lambda captions: torch.empty(0))  # noqa: ARG005
+        noise = data.caption_noise, data.fraction, data.seed
+        return PairData(open_source(data), {"": unseen}, 0, False, *noise)
 
     def _data(self, views: Mapping[str, ClipInputs], seed: int | None) -> IndexedData:
         """Training pairs for some models; `seed` None leaves out the augmentation."""

@@ -4,7 +4,7 @@ framework."""
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import ClassVar
@@ -14,6 +14,7 @@ import torch
 
 from steering.data import IndexedData
 from steering.errors import SteeringError
+from steering.exhibits import Exhibit
 from steering.task import Evaluation, Metric, Model, ModelSpec, Task
 
 from .corpus import STDLIB, held_out, read_domains, say_shared, stdlib
@@ -206,6 +207,14 @@ class LanguageTask(Task):
 
     def plain_data(self, model: Model) -> IndexedData:  # noqa: ARG002
         return self._train
+
+    def exhibits(self, numbers: Sequence[int]) -> list[Exhibit]:
+        """Blocks as text, behind their domain."""
+        blocks, names = self._train, self.groups
+        return [
+            Exhibit(f"{names[blocks.domain[n]]}: {self._tokens.decode(blocks.tokens[n].tolist())}")
+            for n in numbers
+        ]
 
     def held_out_data(self, model: Model) -> Mapping[str, IndexedData]:  # noqa: ARG002
         return {"validation": self._validation}

@@ -8,10 +8,12 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from steering import distributed
 from steering.data import IndexedData, mix
+from steering.exhibits import Exhibit, Labels, thumbnail
 from steering.risk import Batch
 from steering.storage import sha256
 
@@ -48,7 +50,8 @@ class GlyphData(IndexedData):
         rows = train[subset(len(train), fraction, data_seed)]
         self._images = torch.from_numpy(glyphs.images[rows])
         self._names = glyphs.names
-        self._caption = glyphs.character[rows][noisy_captions(len(rows), caption_noise, data_seed)]
+        self._own = glyphs.character[rows]
+        self._caption = self._own[noisy_captions(len(rows), caption_noise, data_seed)]
         self._seed = seed
         self._views = dict(views)
         self._tokens = {
@@ -68,6 +71,15 @@ class GlyphData(IndexedData):
             batch[f"{start}image"] = prepare(images, inputs)
             batch[f"{start}text"] = self._tokens[prefix][torch.from_numpy(self._caption[index])]
         return batch
+
+    def labels(self) -> Labels:
+        """Wrong is a name that another character has brought in."""
+        return Labels(wrong=self._caption != self._own)
+
+    def exhibit(self, number: int) -> Exhibit:
+        own, shown = self._names[self._own[number]], self._names[self._caption[number]]
+        text = shown if shown == own else f"{shown} (own: {own})"
+        return Exhibit(text, thumbnail(Image.fromarray(self._images[number].numpy())))
 
     def fingerprint(self) -> str:
         captions = [self._names[number] for number in self._caption]

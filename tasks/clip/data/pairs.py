@@ -19,6 +19,7 @@ from torch import Tensor
 
 from steering.data import IndexedData, mix, seeded
 from steering.errors import SteeringError
+from steering.exhibits import Exhibit, Labels, thumbnail
 from steering.risk import Batch
 
 from ...pictures import changes
@@ -135,6 +136,21 @@ class PairData(IndexedData):
             if numbers is not None:
                 digest.update(name.encode() + numbers.astype("<i8").tobytes())
         return digest.hexdigest()
+
+    def labels(self) -> Labels:
+        """Wrong is a caption that another pair has brought in; it may still say the same."""
+        shown = self._shown
+        moved = np.zeros(len(self), dtype=bool) if shown is None else shown != np.arange(len(self))
+        return Labels(wrong=moved)
+
+    def exhibit(self, number: int) -> Exhibit:
+        """A pair as it stands, and the image's own caption if it shows another one."""
+        try:
+            image, caption = self._pair(number)
+            own = self._source.caption(self._in_source(number))
+        except Unreadable as error:
+            return Exhibit(str(error))
+        return Exhibit(caption if caption == own else f"{caption} (own: {own})", thumbnail(image))
 
     def _readable(self, wanted: int) -> tuple[int, Image.Image, str]:
         """Pair `wanted`, or the first readable one of its replacements: number, image, caption."""
