@@ -30,7 +30,10 @@ if TYPE_CHECKING:
     from steering.config import RunConfig
     from steering.runs.ask import Ask
 
-_OURS = {"compare": "steering.studies.compare"}
+_OURS = {
+    "compare": "steering.studies.compare",
+    "weak_to_strong": "steering.studies.weak_to_strong",
+}
 
 
 class Study(Protocol):

@@ -206,7 +206,7 @@ def _walked(folder: Path) -> list[tuple[str, list[str], list[str]]]:
     return found
 
 
-def digits() -> tuple[Source, Source]:
+def digits() -> tuple[ArraySource, ArraySource]:
     """scikit-learn's 1,797 handwritten digits, 8×8; a third is the test part, by a fixed hash."""
     from sklearn.datasets import load_digits
 
