@@ -20,6 +20,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from steering.errors import SteeringError
+
+MINORITY = 1  # number of the minority group
+
 
 @dataclass(frozen=True)
 class Views:
@@ -134,3 +138,40 @@ def lowest(scores: np.ndarray, share: float) -> np.ndarray:
         raise ValueError(f"share must lie in (0, 1], got {share}")
     order = np.argsort(scores, kind="stable")
     return np.sort(order[: round(share * len(scores))])
+
+
+def disjoint_samples(
+    label: np.ndarray,
+    group: np.ndarray,
+    sizes: Sequence[int],
+    shares: Sequence[float],
+    rng: np.random.Generator,
+) -> list[np.ndarray]:
+    """Disjoint samples of given sizes and minority shares, the classes balanced within each group.
+
+    Raises:
+        SteeringError: the pool has too few points of a group and class.
+    """
+    classes = int(label.max()) + 1
+    left = {
+        (g, c): list(rng.permutation(np.flatnonzero((group == g) & (label == c))))
+        for g in (0, MINORITY)
+        for c in range(classes)
+    }
+    found = []
+    for size, share in zip(sizes, shares, strict=True):
+        rows: list[int] = []
+        for g, part in ((0, 1 - share), (MINORITY, share)):
+            for c, count in enumerate(_evenly(round(size * part), classes)):
+                if len(left[g, c]) < count:
+                    raise SteeringError(
+                        f"weak_to_strong: the pool has too few points of group {g} and class {c}; "
+                        "lower labelled, unlabelled or validation"
+                    )
+                rows += [left[g, c].pop() for _ in range(count)]
+        found.append(np.array(rows))
+    return found
+
+
+def _evenly(total: int, parts: int) -> list[int]:
+    return [total // parts + (number < total % parts) for number in range(parts)]

@@ -20,7 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from steering.analysis.weak_to_strong import (
+    MINORITY,
     balanced,
+    disjoint_samples,
     group_accuracies,
     lowest,
     recovered,
@@ -38,7 +40,6 @@ from steering.weak_labels import (
     generalized_cross_entropy,
 )
 
-MINORITY = 1  # number of the minority group
 ROUNDS = 5  # in which a target of the model's own moves on
 
 
@@ -72,43 +73,6 @@ def cell(ask: Ask, place: Place) -> Outcome:
     meaning = {name: Metric(of=(name,)) for name in scores}
     summary = {"p": chosen["p"], "q": chosen["q"], "grid": chosen["grid"]}
     return Outcome(metrics | details, meaning, cost=Cost(), summary=summary, scores=scores)
-
-
-def disjoint_samples(
-    label: np.ndarray,
-    group: np.ndarray,
-    sizes: Sequence[int],
-    shares: Sequence[float],
-    rng: np.random.Generator,
-) -> list[np.ndarray]:
-    """Disjoint samples of given sizes and minority shares, the classes balanced within each group.
-
-    Raises:
-        SteeringError: the pool has too few points of a group and class.
-    """
-    classes = int(label.max()) + 1
-    left = {
-        (g, c): list(rng.permutation(np.flatnonzero((group == g) & (label == c))))
-        for g in (0, MINORITY)
-        for c in range(classes)
-    }
-    found = []
-    for size, share in zip(sizes, shares, strict=True):
-        rows: list[int] = []
-        for g, part in ((0, 1 - share), (MINORITY, share)):
-            for c, count in enumerate(_evenly(round(size * part), classes)):
-                if len(left[g, c]) < count:
-                    raise SteeringError(
-                        f"weak_to_strong: the pool has too few points of group {g} and class {c}; "
-                        "lower labelled, unlabelled or validation"
-                    )
-                rows += [left[g, c].pop() for _ in range(count)]
-        found.append(np.array(rows))
-    return found
-
-
-def _evenly(total: int, parts: int) -> list[int]:
-    return [total // parts + (number < total % parts) for number in range(parts)]
 
 
 class _Fits:
