@@ -57,6 +57,7 @@ class Report:
         tables: in order.
         rows: the same in full digits, for NAME.json.
         figures: name -> a function that draws it; "" becomes NAME.png, others NAME-OTHER.png.
+        files: suffix -> a function that makes the text of a further file, such as ".html".
     """
 
     name: str
@@ -65,6 +66,7 @@ class Report:
     tables: Sequence[Table] = ()
     rows: Sequence[Mapping[str, Any]] = ()
     figures: Mapping[str, Callable[[], Figure]] = field(default_factory=dict)
+    files: Mapping[str, Callable[[], str]] = field(default_factory=dict)
 
     def markdown(self) -> str:
         parts = [f"# {self.title}", self.intro]
@@ -103,6 +105,7 @@ def write_study(folder: Path, file: StudyFile, report: Report) -> None:
         path,
         folder / f"{report.name}.md",
         *(_picture(folder, report, name) for name in report.figures),
+        *(folder / f"{report.name}{suffix}" for suffix in report.files),
     ]
     same = all(one.is_file() for one in there) and any(
         (folder / "comparison").glob(f"*.{report.name}")
@@ -120,6 +123,8 @@ def write_report(folder: Path, report: Report) -> None:
 
     write_text(folder / f"{report.name}.json", json.dumps(list(report.rows), indent=1) + "\n")
     write_text(folder / f"{report.name}.md", report.markdown())
+    for suffix, text in report.files.items():
+        write_text(folder / f"{report.name}{suffix}", text())
     pictures = {name: _png(draw()) for name, draw in report.figures.items()}
     for name, picture in pictures.items():
         write_atomically(_picture(folder, report, name), partial(Path.write_bytes, data=picture))
@@ -156,8 +161,9 @@ def print_report(report: Report, folder: Path, note: str = "") -> None:
     print_tables(f"{report.title.partition(':')[0]}{note}", report.tables)
     figures = "".join(f"   {_picture(folder, report, name)}" for name in report.figures)
     curves = f"   curves:{figures[2:]}" if figures else ""
+    more = "".join(f"   {suffix[1:]}: {folder}/{report.name}{suffix}" for suffix in report.files)
     CONSOLE.print(
-        f"table: {folder}/{report.name}.md   rows: {folder}/{report.name}.json{curves}",
+        f"table: {folder}/{report.name}.md   rows: {folder}/{report.name}.json{curves}{more}",
         soft_wrap=True,
     )
     CONSOLE.print(f"TensorBoard: tensorboard --logdir {folder}", soft_wrap=True)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 _OURS = {
     "compare": "steering.studies.compare",
+    "recipes": "steering.studies.recipes",
     "weak_to_strong": "steering.studies.weak_to_strong",
 }
 

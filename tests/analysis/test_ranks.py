@@ -55,11 +55,11 @@ def test_regret_falls_to_nothing():
 def test_a_bootstrap_covers_its_truth_about_as_often_as_it_says():
     """Spearman's ρ of a normal pair with correlation r is (6/π)·asin(r/2)."""
     r, truth, hits = 0.6, 6 / np.pi * np.arcsin(0.3), 0
-    for seed in range(60):
+    for seed in range(40):
         rng = np.random.default_rng(seed)
         a = rng.normal(size=40)
         b = r * a + np.sqrt(1 - r * r) * rng.normal(size=40)
-        found = over_items(spearman, a, b, draws=200, seed=seed)
+        found = over_items(spearman, a, b, draws=100, seed=seed)
         hits += found.low <= truth <= found.high
-    assert 50 <= hits <= 60
+    assert 33 <= hits <= 40
     assert np.isnan(over_items(spearman, np.zeros(5), np.arange(5.0), draws=50).low)
