@@ -9,7 +9,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from steering.analysis.page import Report
-from steering.analysis.recipes_page import Axis, axis_figure, tables, verdict_of, winner_config
+from steering.analysis.recipes_axis import Axis
+from steering.analysis.recipes_page import axis_figure, tables, verdict_of, winner_config
 from steering.runs.record import RunRecord
 from steering.studies import study
 
@@ -85,10 +86,11 @@ class Recipes:
             {**record.axes, "metrics": dict(record.metrics), "flops": record.cost.flops}
             for record in done
         ]
+        shown = f"the logarithm of {axis.metric}" if axis.log else axis.metric
         intro = (
-            f"The loss is {axis.metric}{', its logarithm' if axis.log else ''}. The truth of a recipe is the target's loss at the best of its "
-            "learning rates, as a mean over seeds. In brackets are 95 % intervals of a bootstrap over "
-            f"the recipes. {verdict_of(axis)}"
+            f"The loss is {shown}. The truth of a recipe is the target's loss at the best of its "
+            "learning rates, as a mean over seeds. In brackets are 95 % intervals of a bootstrap "
+            f"over the recipes. {verdict_of(axis)}"
         )
         figures = {"": partial(axis_figure, axis)} if axis.has_truth else {}
         files = {"-winner.yaml": partial(winner_config, axis)}

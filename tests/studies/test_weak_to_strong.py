@@ -116,7 +116,7 @@ def test_the_study_from_the_command_line_and_again_from_its_records(tmp_path):
         "studies.weak_to_strong.labelled=40",
         "studies.weak_to_strong.unlabelled=60",
         "studies.weak_to_strong.validation=20",
-        "studies.weak_to_strong.students.digits.train={task.data.part: [0.0, 0.35], train.samples: 64}",
+        "studies.weak_to_strong.students.digits.train={task.data.part: [0.0, 0.25], train.samples: 64}",
     ]
     assert main(["study", "weak_to_strong", str(CONFIG), *words]) == 0
     folder = tmp_path / f"{load_config(CONFIG).name}-smoke"
