@@ -10,9 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from steering.analysis.intervals import LEVEL, Interval
-
-DRAWS = 2000
+from steering.analysis.intervals import DRAWS, LEVEL, Interval
 
 
 def spearman(one: np.ndarray, other: np.ndarray) -> float:
