@@ -5,7 +5,7 @@ They are one artefact, keyed by the model's weights, its preprocessing and the d
 outputs that share a tensor share its file.
 """
 
-from steering.outputs.artefact import Artefact, WithOutputs
+from steering.outputs.artefact import Artefact, WithOutputs, open_artefact
 from steering.outputs.computing import Estimate, build, estimate
 from steering.outputs.fingerprint import Fingerprint, weights_fingerprint
 from steering.outputs.kinds import compute, require_kind
@@ -18,6 +18,7 @@ __all__ = [
     "build",
     "compute",
     "estimate",
+    "open_artefact",
     "require_kind",
     "weights_fingerprint",
 ]

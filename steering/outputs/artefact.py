@@ -137,6 +137,12 @@ class WithOutputs(IndexedData):
         return self.data.fingerprint()
 
 
+def open_artefact(folder: Path, kind: str) -> Artefact:
+    """Stored outputs as they are, of whatever they were made; SteeringError as in `Artefact`."""
+    about = read_about(folder)
+    return Artefact(folder, Fingerprint(**about["fingerprint"]), kind)
+
+
 def read_about(folder: Path) -> dict[str, Any]:
     """The record of stored outputs. Raises SteeringError when there is none, or it is damaged."""
     try:

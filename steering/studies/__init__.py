@@ -35,7 +35,9 @@ _OURS = {
     "calibration": "steering.studies.calibration",
     "compare": "steering.studies.compare",
     "gallery": "steering.studies.gallery",
+    "recipes": "steering.studies.recipes",
     "scaling": "steering.studies.scaling",
+    "weak_to_strong": "steering.studies.weak_to_strong",
 }
 
 

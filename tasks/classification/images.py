@@ -37,10 +37,14 @@ class Source(ABC):
     Attributes:
         labels: class numbers, int64, (n,).
         classes: name of each class.
+        groups: group numbers, int64, (n,), of a source that knows them; else empty.
+        group_names: of each group.
     """
 
     labels: np.ndarray
     classes: list[str]
+    groups: np.ndarray = np.zeros(0, dtype=np.int64)
+    group_names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -207,7 +207,7 @@ def _walked(folder: Path) -> list[tuple[str, list[str], list[str]]]:
     return found
 
 
-def digits() -> tuple[Source, Source]:
+def digits() -> tuple[ArraySource, ArraySource]:
     """scikit-learn's 1,797 handwritten digits, 8×8; a third is the test part, by a fixed hash."""
     grey, labels = _scikit_digits()
     images = (grey * (255 / 16)).round().astype(np.uint8)

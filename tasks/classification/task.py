@@ -19,9 +19,11 @@ from .data import (
     ImageData,
     ImageInputs,
     Labelled,
+    in_shares,
     kept_of_classes,
     noisy_labels,
     part_of,
+    require_shares,
 )
 from .evaluation import (
     calibration_error,
@@ -42,8 +44,9 @@ from .sources import (
     report_changes,
     torchvision_sets,
 )
+from .spurious import coloured_digits
 
-SOURCES = ("digits", "arrays", "folder", "torchvision")
+SOURCES = ("digits", "coloured_digits", "arrays", "folder", "torchvision")
 AUGMENTATIONS = ("none", "crop", "flip-crop")
 
 
@@ -52,8 +55,8 @@ class ClassificationData:
     """Labelled images."""
 
     source: str = "digits"
-    """"digits" (embedded), "arrays" (.npz files), "folder" (a sub-folder per class) or
-    "torchvision"."""
+    """"digits" and "coloured_digits" (embedded), "arrays" (.npz files), "folder" (a sub-folder per
+    class) or "torchvision"."""
     path: str | None = None
     """arrays: the training .npz with "image" and "label"; folder: the training folder; torchvision:
     where the data lie."""
@@ -65,7 +68,7 @@ class ClassificationData:
     """torchvision: fetch the data if they are not there."""
     options: dict[str, Any] = field(default_factory=dict)
     """torchvision: further arguments of the class for both parts, such as {split: letters} of
-    EMNIST."""
+    EMNIST; coloured_digits: label, minority, test_minority, cue, seed."""
     train_options: dict[str, Any] = field(default_factory=dict)
     """torchvision: arguments for the training part, such as {split: trainval}; absent: by the usual
     names."""
@@ -83,17 +86,25 @@ class ClassificationData:
     """A file of training labels that replace the source's: FILE.npy, FILE.npz:KEY, FILE.pt:KEY, or
     text with one a line."""
     groups: str | None = None
-    """"class": a group for each class as labelled in training; or a file of group numbers, as
-    `labels`; null: no groups."""
+    """"class": a group for each class as labelled in training; "source": those that the source
+    knows (coloured_digits); or a file of group numbers, as `labels`; null: no groups."""
     test_groups: str | None = None
     """The same for the test part, when `groups` is a file."""
+    group_shares: dict[int, float] = field(default_factory=dict)
+    """Group number -> share that it shall have among the training examples; what is too many of the
+    others is left out."""
     augment: str = "none"
     """"none", "crop" (moved by up to an eighth) or "flip-crop" (also mirrored)."""
     seed: int = 0
     """Chooses part and noise; independent of the run's seed."""
 
     def __post_init__(self) -> None:
-        needs = {"digits": (), "arrays": ("path", "test_path"), "folder": ("path", "test_path")}
+        needs = {
+            "digits": (),
+            "coloured_digits": (),
+            "arrays": ("path", "test_path"),
+            "folder": ("path", "test_path"),
+        }
         if self.source not in SOURCES:
             raise SteeringError(
                 f"source: expected one of {', '.join(SOURCES)}, got {self.source!r}"
@@ -102,7 +113,8 @@ class ClassificationData:
             if not getattr(self, key):
                 raise SteeringError(f"{key}: needed for source {self.source!r}")
         for key in ("options", "train_options", "test_options"):
-            if getattr(self, key) and self.source != "torchvision":
+            own = key == "options" and self.source == "coloured_digits"
+            if getattr(self, key) and self.source != "torchvision" and not own:
                 raise SteeringError(
                     f"{key}: for source 'torchvision' alone, got source {self.source!r}"
                 )
@@ -122,7 +134,12 @@ class ClassificationData:
                 raise SteeringError(
                     f"class_shares: expected class number -> share in (0, 1], got {label}: {share}"
                 )
-        if self.groups not in (None, "class") and not self.test_groups:
+        if self.groups == "source" and self.source != "coloured_digits":
+            raise SteeringError(f"groups: source {self.source!r} knows of none; give a file")
+        if self.group_shares and self.groups is None:
+            raise SteeringError("group_shares: there are no groups; set groups")
+        require_shares(self.group_shares)
+        if self.groups not in (None, "class", "source") and not self.test_groups:
             raise SteeringError("test_groups: needed when groups is a file")
 
 
@@ -212,6 +229,8 @@ def _open(data: ClassificationData) -> tuple[Source, Source]:
     path, test_path = str(data.path), str(data.test_path)
     if data.source == "digits":
         return digits()
+    if data.source == "coloured_digits":
+        return coloured_digits(data.options)
     if data.source == "arrays":
         return arrays(path, test_path)
     if data.source == "folder":
@@ -250,6 +269,8 @@ def _parts(
     names: tuple[str, ...] = ()
     if data.groups == "class":
         groups, test_groups, names = labels, test.labels, tuple(train.classes)
+    elif data.groups == "source":
+        groups, test_groups, names = train.groups, test.groups, train.group_names
     elif data.groups is not None:
         key, test_key = "task.data.groups", "task.data.test_groups"
         groups = _aligned(read_numbers(data.groups, key), len(train), key, data.groups)
@@ -257,6 +278,10 @@ def _parts(
             read_numbers(str(data.test_groups), test_key), len(test), test_key, data.test_groups
         )
         names = tuple(str(n) for n in range(int(max(groups.max(), test_groups.max())) + 1))
+    if groups is not None and data.group_shares:
+        numbers = numbers[in_shares(groups[numbers], data.group_shares, numbers, data.seed)]
+        if not len(numbers):
+            raise SteeringError("task.data.group_shares: no training example is left")
     kept = None if groups is None else groups[numbers]
     if kept is not None and test_groups is not None:
         if data.groups != "class":

@@ -1,0 +1,132 @@
+"""A proxy's losses over its learning rates, and the tuned target's: what the study of data recipes is
+made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import numpy as np
+
+from steering.analysis.ranks import PairAgreement, pair_agreement, spearman
+from steering.errors import SteeringError
+from steering.runs.record import RunRecord
+
+
+class Axis:
+    """The proxy's losses over its learning rates, and the target's truth.
+
+    Args:
+        records: of the study.
+        metric: the loss; empty: the first metric of the proxies that gets smaller.
+        small: the small rate is at most the best one over this.
+    """
+
+    def __init__(self, records: Sequence[RunRecord], metric: str, small: float) -> None:
+        self.proxies = [r for r in records if r.axes.get("scale") == "proxy"]
+        self.targets = [r for r in records if r.axes.get("scale") == "target"]
+        self.order0 = [r for r in records if r.axes.get("scale") == "order 0"]
+        self.recipes = list(dict.fromkeys(r.axes["recipe"] for r in self.proxies))
+        self.rates = sorted({r.axes["rate"] for r in self.proxies})
+        self.metric, self.ratio = metric or _falling(self.proxies), small
+        meaning = self.proxies[0].meaning[self.metric]
+        self.sign = -1.0 if meaning.higher_is_better else 1.0
+        self.log = meaning.exp  # a perplexity is looked at as the loss that it is made of
+
+    @property
+    def has_truth(self) -> bool:
+        return bool(self.targets)
+
+    def loss(self, record: RunRecord) -> float:
+        """The metric as something to make small: nats for a perplexity."""
+        value = record.metrics[self.metric]
+        return self.sign * (float(np.log(value)) if self.log else value)
+
+    def losses(self, records: Sequence[RunRecord], rate: float) -> np.ndarray:
+        """(recipes, seeds) at one rate; what is better when larger comes with the other sign."""
+        found = {
+            (r.axes["recipe"], r.axes["seed"]): self.loss(r)
+            for r in records
+            if r.axes["rate"] == rate
+        }
+        seeds = sorted({seed for _, seed in found})
+        return np.array([[found[recipe, seed] for seed in seeds] for recipe in self.recipes])
+
+    @cached_property
+    def proxy(self) -> dict[float, np.ndarray]:
+        """Rate → losses of the proxies, (recipes, seeds)."""
+        return {rate: self.losses(self.proxies, rate) for rate in self.rates}
+
+    @cached_property
+    def tuned(self) -> np.ndarray:
+        """The target's losses at the best rate of each recipe, (recipes, seeds)."""
+        rates = sorted({r.axes["rate"] for r in self.targets})
+        every = np.stack([self.losses(self.targets, rate) for rate in rates])
+        best = every.mean(-1).argmin(0)
+        return every[best, np.arange(len(self.recipes))]
+
+    @cached_property
+    def truth(self) -> np.ndarray:
+        return self.tuned.mean(-1)
+
+    @cached_property
+    def noise(self) -> np.ndarray:
+        """Standard deviation of each truth, pooled over the recipes."""
+        if self.tuned.shape[-1] < 2:
+            return np.zeros(len(self.recipes))
+        pooled = np.sqrt(self.tuned.var(-1, ddof=1).mean() / self.tuned.shape[-1])
+        return np.full(len(self.recipes), pooled)
+
+    @cached_property
+    def usual(self) -> float:
+        """The proxy's own best rate: of the least mean loss over the recipes."""
+        return min(self.rates, key=lambda rate: float(self.proxy[rate].mean()))
+
+    @cached_property
+    def small(self) -> float:
+        """The largest rate that is at most the best one over the ratio; else the smallest there is."""
+        low = [rate for rate in self.rates if rate <= self.usual / self.ratio * (1 + 1e-9)]
+        return low[-1] if low else self.rates[0]
+
+    def signal(self, rate: float) -> float:
+        """Standard deviation over the recipes, of that over seeds (of a mean over the seeds)."""
+        found = self.proxy[rate]
+        if found.shape[-1] < 2:
+            return float("nan")
+        noise = np.sqrt(found.var(-1, ddof=1).mean() / found.shape[-1])
+        return float(found.mean(-1).std(ddof=1) / max(noise, 1e-300))
+
+    def drop(self, rate: float) -> float:
+        """Share by which the training loss has fallen, median over the runs."""
+        found = []
+        for record in self.proxies:
+            if record.axes["rate"] == rate:
+                curve = [row["train/loss"] for row in record.curves() if "train/loss" in row]
+                if len(curve) > 1:
+                    found.append(1 - curve[-1] / curve[0])
+        return float(np.median(found)) if found else float("nan")
+
+    def agreement(self, rate: float) -> PairAgreement:
+        return pair_agreement(self.proxy[rate].mean(-1), self.truth, self.noise)
+
+    def ceiling(self) -> float:
+        """Spearman's correlation between two seeds of the tuned target, averaged over the pairs."""
+        seeds = self.tuned.shape[-1]
+        found = [
+            spearman(self.tuned[:, i], self.tuned[:, j]) for i in range(seeds) for j in range(i)
+        ]
+        return float(np.mean(found)) if found else float("nan")
+
+    def by_order0(self) -> np.ndarray | None:
+        """Losses by frequencies alone, (recipes,)."""
+        found = {r.axes["recipe"]: r.metrics["loss"] for r in self.order0}
+        return np.array([found[recipe] for recipe in self.recipes]) if found else None
+
+
+def _falling(records: Sequence[RunRecord]) -> str:
+    if not records:
+        raise SteeringError("recipes: no proxy has finished")
+    for name, meaning in records[0].meaning.items():
+        if not meaning.higher_is_better:
+            return name
+    return next(iter(records[0].metrics))

@@ -1,0 +1,199 @@
+"""Tables, verdict and figure of the study of data recipes, from its records."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import yaml  # type: ignore[import-untyped]
+
+from steering.analysis.intervals import Interval
+from steering.analysis.page import Table
+from steering.analysis.ranks import over_items, pair_agreement, regret, spearman
+from steering.analysis.recipes_axis import Axis
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+DROP = 0.005  # of the training loss: a run that falls less has not trained
+SIGNAL = 2.0  # spread of the recipes over the deviation of the seeds, below which ranks are luck
+
+
+def tables(axis: Axis) -> list[Table]:
+    found = [_ranking(axis)]
+    if axis.has_truth:
+        found += [_agreements(axis), *_by_metric(axis), _costs(axis)]
+    return found
+
+
+def _by_metric(axis: Axis) -> list[Table]:
+    """The same of every other loss, such as that of a domain."""
+    records = [*axis.proxies, *axis.targets]
+    names = [name for name, one in axis.proxies[0].meaning.items() if not one.higher_is_better]
+    lines = []
+    for name in names:
+        one = Axis(records, name, axis.ratio)
+        small, usual = (one.proxy[rate].mean(-1) for rate in (axis.small, axis.usual))
+        lines.append(
+            [
+                name,
+                *(_bracketed(over_items(spearman, values, one.truth)) for values in (small, usual)),
+                *(f"{regret(values, one.truth, 1):.4f}" for values in (small, usual)),
+                f"{one.ceiling():.2f}",
+            ]
+        )
+    header = [
+        "loss",
+        "Spearman, small",
+        "usual",
+        "regret@1, small",
+        "usual",
+        "two seeds of the target",
+    ]
+    return [Table("by metric", header, lines)] if len(lines) > 1 else []
+
+
+def _ranking(axis: Axis) -> Table:
+    """Every recipe with its losses, the best by the small rate first."""
+    small, usual = (axis.proxy[rate].mean(-1) for rate in (axis.small, axis.usual))
+    columns = {f"proxy at {axis.small:g}": small, f"proxy at {axis.usual:g}": usual}
+    if axis.has_truth:
+        columns["target, tuned"] = axis.truth
+    by_frequency = axis.by_order0()
+    if by_frequency is not None:
+        columns["order 0"] = by_frequency
+    lines = [
+        [axis.recipes[n], *(f"{axis.sign * values[n]:.4f}" for values in columns.values())]
+        for n in np.argsort(small, kind="stable")
+    ]
+    return Table("recipes, the best by the small rate first", ["recipe", *columns], lines)
+
+
+def _agreements(axis: Axis) -> Table:
+    lines = []
+    for rate in axis.rates:
+        mark = {axis.small: " (small)", axis.usual: " (usual)"}.get(rate, "")
+        values = axis.proxy[rate].mean(-1)
+        own = [f"{axis.signal(rate):.1f}", f"{100 * axis.drop(rate):.1f} %"]
+        lines.append([f"{rate:g}{mark}", *_against(axis, values), *own])
+    by_frequency = axis.by_order0()
+    if by_frequency is not None:
+        lines.append(["order 0", *_against(axis, by_frequency), "–", "–"])
+    agreement = axis.agreement(axis.usual)
+    note = (
+        f"Clear pairs ({agreement.clear_pairs} of {agreement.pairs}) differ by more than two standard "
+        f"deviations of the truth. Two seeds of the tuned target correlate by {axis.ceiling():.2f}: "
+        "no proxy can be expected to do better. Signal is the spread of the recipes over the noise "
+        "of the seeds; fall is that of the training loss."
+    )
+    header = [
+        "proxy's rate",
+        "Spearman",
+        "pairs",
+        "clear pairs",
+        "regret@1",
+        "regret@2",
+        "signal",
+        "fall",
+    ]
+    return Table("how well the target's order is predicted", header, lines, note=note)
+
+
+def _against(axis: Axis, values: np.ndarray) -> list[str]:
+    agreement = pair_agreement(values, axis.truth, axis.noise)
+    return [
+        _bracketed(over_items(spearman, values, axis.truth)),
+        f"{agreement.all:.2f}",
+        "–" if np.isnan(agreement.clear) else f"{agreement.clear:.2f}",
+        f"{regret(values, axis.truth, 1):.4f}",
+        f"{regret(values, axis.truth, 2):.4f}",
+    ]
+
+
+def _bracketed(found: Interval) -> str:
+    if np.isnan(found.low):
+        return f"{found.value:.2f}"
+    return f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]"
+
+
+def _costs(axis: Axis) -> Table:
+    proxy = sum(r.cost.flops for r in axis.proxies if r.axes["rate"] == axis.small)
+    target = sum(r.cost.flops for r in axis.targets)
+    lines = [
+        ["proxies at the small rate", f"{proxy:.2e}", f"{proxy / max(target, 1):.4f}"],
+        ["the target tuned on every recipe", f"{target:.2e}", "1"],
+    ]
+    return Table("what the decision costs", ["", "FLOPs", "of the truth's"], lines)
+
+
+def verdict_of(axis: Axis) -> str:
+    """One or two sentences: does the small rate rank better here, and why it may not say."""
+    if not axis.has_truth:
+        return "There is no truth to compare with: the target was not trained."
+    small, usual = (axis.proxy[rate].mean(-1) for rate in (axis.small, axis.usual))
+    if axis.small == axis.usual:
+        return f"Inconclusive: no rate among `rates` is {axis.ratio:g} times below the best one."
+    reasons = []
+    if axis.drop(axis.small) < DROP:
+        reasons.append("at the small rate the training loss hardly falls")
+    if axis.signal(axis.small) < SIGNAL:
+        reasons.append("the recipes differ by less than the seeds do")
+    if reasons:
+        return f"Inconclusive here: {' and '.join(reasons)}."
+    found = _difference(small, usual, axis.truth)
+    numbers = (
+        f"Spearman {found.value:+.2f} [{found.low:+.2f}, {found.high:+.2f}] against the usual rate"
+    )
+    costs = regret(small, axis.truth, 1) - regret(usual, axis.truth, 1)
+    if found.low > 0 and costs <= 0:
+        return f"Supported here: the small rate ranks better ({numbers})."
+    if found.high < 0 or costs > 0:
+        return (
+            "Not supported here: the small rate ranks no better, or its first choice is worse "
+            f"({numbers}; regret@1 {costs:+.4f})."
+        )
+    return f"Not supported here: no difference beyond chance ({numbers})."
+
+
+def _difference(one: np.ndarray, other: np.ndarray, truth: np.ndarray) -> Interval:
+    both = np.stack([one, other], 1)
+    return over_items(lambda x, t: spearman(x[:, 0], t) - spearman(x[:, 1], t), both, truth)
+
+
+def winner_config(axis: Axis) -> str:
+    """The recipe that the small rate puts first, as a config that `steering train` takes."""
+    first = axis.recipes[int(axis.proxy[axis.small].mean(-1).argmin())]
+    pool = axis.targets or axis.proxies
+    mine = [r for r in pool if r.axes["recipe"] == first]
+    best = min(mine, key=axis.loss)
+    values: dict[str, Any] = best.config()
+    values.pop("studies", None)
+    head = f"# The recipe {first!r}, first by the proxy at learning rate {axis.small:g}.\n"
+    return head + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+def axis_figure(axis: Axis) -> Figure:
+    """Agreement over the whole axis of learning rates."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8.4, 3.8), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    found = [over_items(spearman, axis.proxy[rate].mean(-1), axis.truth) for rate in axis.rates]
+    left.plot(axis.rates, [one.value for one in found], "o-", label="Spearman")
+    left.fill_between(
+        axis.rates, [one.low for one in found], [one.high for one in found], alpha=0.15
+    )
+    left.plot(axis.rates, [axis.agreement(rate).all for rate in axis.rates], "s--", label="pairs")
+    left.axhline(axis.ceiling(), color="grey", linewidth=0.8, label="two seeds of the target")
+    for k in (1, 2):
+        values = [regret(axis.proxy[rate].mean(-1), axis.truth, k) for rate in axis.rates]
+        right.plot(axis.rates, values, "o-", label=f"regret@{k}")
+    for ax in (left, right):
+        ax.set_xscale("log")
+        ax.axvline(axis.small, color="C3", linewidth=0.8, linestyle=":")
+        ax.axvline(axis.usual, color="C2", linewidth=0.8, linestyle=":")
+        ax.set_xlabel("the proxy's learning rate (dotted: small, usual)")
+        ax.legend(frameon=False)
+    left.set_title("agreement with the tuned target")
+    right.set_title("what the choice costs")
+    return figure

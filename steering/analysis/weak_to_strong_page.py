@@ -1,0 +1,216 @@
+"""Tables and the figure of the weak-to-strong study: records in, numbers and a picture out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from steering.analysis.intervals import Interval, seeds_interval
+from steering.analysis.page import Table
+from steering.runs.record import RunRecord
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+BASELINES = (
+    "vanilla",
+    "gce",
+    "selection",
+    "random_subset",
+    "confidence",
+    "adaptive",
+    "self_training",
+)
+
+
+def _by_shares(records: Sequence[RunRecord]) -> dict[tuple[float, float], list[RunRecord]]:
+    found: dict[tuple[float, float], list[RunRecord]] = {}
+    for record in records:
+        place = record.axes["labelled_share"], record.axes["unlabelled_share"]
+        found.setdefault(place, []).append(record)
+    return found
+
+
+def _values(records: Sequence[RunRecord], name: str) -> list[float]:
+    return [r.metrics[name] for r in records if name in r.metrics]
+
+
+def accuracies(name: str, records: Sequence[RunRecord]) -> Table:
+    lines = []
+    for (one, other), cell in _by_shares(records).items():
+        gain = [r.metrics["vanilla/balanced"] - r.metrics["teacher/balanced"] for r in cell]
+        lines.append(
+            [
+                f"{one:g} / {other:g}",
+                *(
+                    _shown(seeds_interval(_values(cell, f"{who}/balanced")))
+                    for who in ("teacher", "vanilla", "enhanced", "ceiling")
+                ),
+                _shown(seeds_interval(gain), signed=True),
+                _shown(seeds_interval(_values(cell, "vanilla/PGR"))),
+                _shown(seeds_interval(_values(cell, "enhanced/PGR"))),
+            ]
+        )
+    header = [
+        "η_ℓ / η_u",
+        "teacher",
+        "vanilla",
+        "enhanced",
+        "ceiling",
+        "gain",
+        "PGR",
+        "PGR enhanced",
+    ]
+    return Table(name, header, lines)
+
+
+def baselines(name: str, records: Sequence[RunRecord]) -> Table:
+    lines = [
+        [
+            f"{one:g} / {other:g}",
+            *(
+                _shown(
+                    seeds_interval(
+                        [
+                            r.metrics["enhanced/balanced"] - r.metrics[f"{who}/balanced"]
+                            for r in cell
+                        ]
+                    ),
+                    signed=True,
+                )
+                for who in BASELINES
+            ),
+        ]
+        for (one, other), cell in _by_shares(records).items()
+    ]
+    header = ["η_ℓ / η_u", *(f"− {who.replace('_', ' ')}" for who in BASELINES)]
+    return Table(f"{name}: Enhanced-W2S less each baseline, paired by draw", header, lines)
+
+
+def claims(name: str, records: Sequence[RunRecord]) -> Table:
+    """What the theory predicts, each with its interval over the draws."""
+    from scipy.stats import spearmanr
+
+    cells, lines = _by_shares(records), []
+    for one in dict.fromkeys(labelled for labelled, _ in cells):
+        others = [other for labelled, other in cells if labelled == one]
+        near = min(others, key=lambda other: abs(other - one))
+        far = max(others, key=lambda other: abs(other - one))
+        gains = {other: _gains(cells[one, other]) for other in others}
+        seeds = set.intersection(*(set(found) for found in gains.values()))
+        difference = [gains[near][seed] - gains[far][seed] for seed in sorted(seeds)]
+        distance = [-abs(other - one) for other in others]
+        ranks = [
+            float(spearmanr([gains[other][seed] for other in others], distance).statistic)
+            for seed in sorted(seeds)
+            if len(others) > 2 and len({gains[other][seed] for other in others}) > 1
+        ]
+        lines.append(
+            [
+                f"{one:g}",
+                _shown(seeds_interval(_values(cells[one, near], "vanilla/PGR"))),
+                f"{near:g} − {far:g}: {_shown(seeds_interval(difference), signed=True)}",
+                _plain(seeds_interval(ranks)) if ranks else "–",
+            ]
+        )
+    header = [
+        "η_ℓ",
+        "PGR where the shares agree",
+        "gain there less the far end",
+        "Spearman with −|η_u − η_ℓ|",
+    ]
+    return Table(f"{name}: what the theory predicts", header, lines)
+
+
+def _gains(records: Sequence[RunRecord]) -> dict[int, float]:
+    return {
+        r.axes["seed"]: r.metrics["vanilla/balanced"] - r.metrics["teacher/balanced"]
+        for r in records
+    }
+
+
+def details(name: str, records: Sequence[RunRecord]) -> Table:
+    lines = []
+    for (one, other), cell in _by_shares(records).items():
+        pairs = [f"{r.summary['p']:g}, {r.summary['q']:g}" for r in cell]
+        lines.append(
+            [
+                f"{one:g} / {other:g}",
+                _shown(seeds_interval(_values(cell, "vanilla/share_weighted"))),
+                _shown(seeds_interval(_values(cell, "vanilla/worst_group"))),
+                _shown(seeds_interval(_values(cell, "enhanced/worst_group"))),
+                _shown(seeds_interval(_values(cell, "vanilla/agreement"))),
+                _shown(seeds_interval(_values(cell, "unlabelled/wrong_labels"))),
+                _shown(seeds_interval(_values(cell, "unlabelled/kept_minority_share"))),
+                max(set(pairs), key=pairs.count),
+            ]
+        )
+    header = [
+        "η_ℓ / η_u",
+        "vanilla at η_u",
+        "worst group",
+        "worst, enhanced",
+        "agrees with teacher",
+        "wrong labels",
+        "minority among the kept",
+        "p, q most often",
+    ]
+    return Table(f"{name}: details", header, lines)
+
+
+def _shown(found: Interval, signed: bool = False) -> str:
+    sign = "+" if signed else ""
+    text = f"{100 * found.value:{sign}.1f}"
+    if np.isnan(found.low):
+        return text
+    return f"{text} [{100 * found.low:{sign}.1f}, {100 * found.high:{sign}.1f}]"
+
+
+def _plain(found: Interval) -> str:
+    return f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]"
+
+
+def figure(cells: Sequence[RunRecord], pairs: Sequence[tuple[str, str]]) -> Figure:
+    """Gain over the unlabelled share: measured with its band, and the theory's, scaled to fit."""
+    from matplotlib.figure import Figure
+
+    drawn = Figure(figsize=(5.2 * len(pairs), 4.2), layout="constrained")
+    axes = drawn.subplots(1, len(pairs), squeeze=False, sharey=True)[0]
+    for ax, pair in zip(axes, pairs, strict=True):
+        found = _by_shares([r for r in cells if (r.axes["teacher"], r.axes["student"]) == pair])
+        gains = {place: seeds_interval([*_gains(cell).values()]) for place, cell in found.items()}
+        theory = {
+            place: float(np.mean(_values(cell, "theory/teacher")))
+            - float(np.mean(_values(cell, "theory/student")))
+            for place, cell in found.items()
+        }
+        measured = np.array([gains[place].value for place in found])
+        expected = np.array([theory[place] for place in found])
+        scale = float(expected @ measured / max(expected @ expected, 1e-300))
+        for number, one in enumerate(dict.fromkeys(place[0] for place in found)):
+            others = sorted(other for labelled, other in found if labelled == one)
+            lines = [gains[one, other] for other in others]
+            colour = f"C{number}"
+            ax.plot(
+                others, [100 * x.value for x in lines], "o-", color=colour, label=f"η_ℓ = {one:g}"
+            )
+            ax.fill_between(
+                others,
+                [100 * x.low for x in lines],
+                [100 * x.high for x in lines],
+                color=colour,
+                alpha=0.15,
+            )
+            ax.plot(
+                others, [100 * scale * theory[one, other] for other in others], "--", color=colour
+            )
+            ax.axvline(one, color=colour, linewidth=0.8, alpha=0.5)
+        ax.axhline(0, color="black", linewidth=0.8)
+        ax.set_title(f"{pair[0]} → {pair[1]}")
+        ax.set_xlabel("minority share of the unlabelled points, η_u")
+    axes[0].set_ylabel("student − teacher, points")
+    axes[0].plot([], [], "--", color="grey", label="matrix formula, scaled")
+    axes[0].legend(frameon=False)
+    return drawn

@@ -1,0 +1,121 @@
+"""The study of data recipes: what it makes of records whose truth is known, and a small run of it."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from steering.analysis.recipes_axis import Axis
+from steering.analysis.recipes_page import tables, verdict_of
+from steering.cli import main
+from steering.runs.record import Cost, Metric, RunRecord
+
+CONFIG = Path(__file__).parents[2] / "configs/language/recipes.yaml"
+RECIPES = ["a", "b", "c", "d", "e", "f"]
+TRUTH = np.array([1.0, 1.1, 1.2, 1.4, 1.6, 2.0])
+SCRAMBLED = np.array([1.6, 1.4, 2.0, 1.0, 1.1, 1.2])
+
+
+def records(tmp_path, at_small, at_usual, noise=0.001, fall=0.5):
+    """Proxies at two rates whose order of the recipes is given, and a tuned target."""
+    rng = np.random.default_rng(0)
+    found = []
+
+    def add(scale, recipe, rate, seed, loss):
+        folder = tmp_path / f"{scale}-{recipe}-{rate}-{seed}"
+        folder.mkdir()
+        curve = [{"step": 1, "train/loss": 2.0}, {"step": 9, "train/loss": 2.0 * (1 - fall)}]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in curve))
+        (folder / "config.yaml").write_text(f"name: {recipe}\nstudies: {{recipes: {{}}}}\n")
+        axes = {"scale": scale, "recipe": recipe, "rate": rate, "seed": seed}
+        metric = Metric(percent=False, higher_is_better=False)
+        found.append(
+            RunRecord(
+                key=folder.name,
+                kind="train",
+                label=folder.name,
+                axes=axes,
+                folder=folder,
+                metrics={"loss": float(loss + noise * rng.normal())},
+                meaning={"loss": metric},
+                cost=Cost(flops=10),
+            )
+        )
+
+    for number, recipe in enumerate(RECIPES):
+        for seed in range(3):
+            add("proxy", recipe, 0.001, seed, 5 + at_small[number])
+            add("proxy", recipe, 0.1, seed, 1 + at_usual[number])
+        for seed in range(2):
+            add("target", recipe, 0.1, seed, TRUTH[number])
+            add("target", recipe, 1.0, seed, TRUTH[number] + 0.5)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("case", "expected"),
+    [
+        ({"at_small": TRUTH, "at_usual": SCRAMBLED}, "Supported here"),
+        (
+            {"at_small": SCRAMBLED, "at_usual": TRUTH},
+            "ranks no better, or its first choice is worse",
+        ),
+        ({"at_small": TRUTH, "at_usual": TRUTH**2}, "no difference beyond chance"),
+        ({"at_small": TRUTH, "at_usual": SCRAMBLED, "fall": 0.001}, "hardly falls"),
+        ({"at_small": TRUTH, "at_usual": SCRAMBLED, "noise": 2.0}, "less than the seeds do"),
+    ],
+)
+def test_the_verdict(tmp_path, case, expected):
+    axis = Axis(records(tmp_path, **case), "", 30.0)
+    assert (axis.small, axis.usual, axis.metric) == (0.001, 0.1, "loss")
+    assert expected in verdict_of(axis)
+
+
+def test_the_target_is_tuned_for_each_recipe(tmp_path):
+    axis = Axis(records(tmp_path, TRUTH, TRUTH), "loss", 30.0)
+    np.testing.assert_allclose(axis.truth, TRUTH, atol=0.01)
+    assert axis.ceiling() > 0.9
+    assert axis.agreement(0.001).clear == 1.0
+    first = tables(axis)[0].lines
+    assert [line[0] for line in first] == RECIPES
+    text = tables(axis)[1]
+    assert text.lines[0][0] == "0.001 (small)"
+    assert text.lines[1][0] == "0.1 (usual)"
+    assert text.lines[0][4] == "0.0000"
+
+
+def test_a_rate_far_below_must_be_among_those_tried(tmp_path):
+    every = records(tmp_path, TRUTH, TRUTH)
+    assert Axis(every, "loss", 1e6).small == 0.001  # the smallest there is
+    only = [record for record in every if record.axes["rate"] != 0.001]
+    assert "no rate among `rates`" in verdict_of(Axis(only, "loss", 30.0))
+
+
+def test_the_study_from_the_command_line(tmp_path):
+    words = [
+        "smoke=true",
+        f"output={tmp_path}",
+        "studies.recipes.seeds=1",
+        "studies.recipes.target_seeds=1",
+    ]
+    assert main(["study", "recipes", str(CONFIG), *words]) == 0
+    folder = tmp_path / "recipes-smoke"
+    rows = json.loads((folder / "recipes.json").read_text())
+    assert {row["scale"] for row in rows} == {"order 0", "proxy", "target"}
+    winner = yaml.safe_load((folder / "recipes-winner.yaml").read_text())
+    assert winner["task"]["name"] == "language"
+    assert "studies" not in winner
+    assert (
+        main(
+            [
+                "train",
+                str(folder / "recipes-winner.yaml"),
+                "smoke=false",
+                f"output={tmp_path}/again",
+            ]
+        )
+        == 0
+    )
+    assert main(["study", "recipes", str(CONFIG), *words, "studies.recipes.recipes={}"]) == 2
