@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from steering.dro import DIVERGENCES, Divergence
 
-@DIVERGENCES.register("hellinger")
+@DIVERGENCES.register("root")
 @dataclass(frozen=True)
 class Hellinger(Divergence):
     scale: float = 1.0
@@ -144,13 +144,13 @@ def outside(tmp_path: Path):
         return str(tmp_path / name)
 
     yield write
-    DIVERGENCES._parts.pop("hellinger", None)
+    DIVERGENCES._parts.pop("root", None)
     ESTIMATORS._parts.pop("forgetful", None)
 
 
 def test_a_divergence_and_an_estimator_of_ones_own(outside):
     # φ(t) = 2(√t − 1)² is the Cressie–Read divergence of order 1/2.
-    phi = f"{outside('mine.py', HELLINGER)}:hellinger"
+    phi = f"{outside('mine.py', HELLINGER)}:root"
     estimator = f"{outside('slow.py', ESTIMATOR)}:forgetful"
     raw = {"divergence": phi, "tau": 0.7, "estimator": estimator}
     options = typed(DrrhoOptions, raw, "method", fail)
