@@ -14,6 +14,7 @@ from steering.dro import KL, ChiSquare, CressieRead, CVaR, Divergence, TotalVari
 from steering.dro.adversary import Adversary
 from steering.dro.divergences.base import DIVERGENCES
 from steering.dro.divergences.proximal import by_sections
+from steering.dro.online.metrics import Metrics
 from steering.dro.online.specs import Batch, MovingAverage, Proximal
 from steering.dro.online.stochastic import StochasticRisk
 from steering.dro.online.strength import Auto
@@ -330,3 +331,18 @@ def test_cvar_with_a_kl_price_from_mini_batches():
     exact = worst_case(h, "cvar-kl", level=0.3, penalty=0.5)
     torch.testing.assert_close(h.grad, exact.weights, rtol=1e-6, atol=1e-9)
     torch.testing.assert_close(loss, exact.value, rtol=1e-6, atol=1e-9)
+
+
+def test_metrics_are_made_when_they_are_read():
+    made = []
+
+    def make() -> dict[str, Tensor]:
+        made.append(torch.is_grad_enabled())
+        return {"one": torch.ones(())}
+
+    metrics = Metrics(make)
+    both = {"zero": torch.zeros(())} | (metrics | {"two": torch.ones(())}).prefixed("outer_")
+    assert made == []
+    assert [*both] == ["zero", "outer_one", "outer_two"]
+    assert dict(both) == dict(both)
+    assert made == [False]  # once, and without gradients
