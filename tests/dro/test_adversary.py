@@ -346,3 +346,10 @@ def test_metrics_are_made_when_they_are_read():
     assert [*both] == ["zero", "outer_one", "outer_two"]
     assert dict(both) == dict(both)
     assert made == [False]  # once, and without gradients
+
+
+def test_cvar_with_a_kl_price_is_certified_in_float32():
+    h = random(40, 20).float()
+    for budget in ({"penalty": 0.5}, {"radius": 0.3}, {"penalty": 0.5, "radius": 0.2}):
+        found = worst_case(h, "cvar-kl", level=0.3, **budget)
+        assert (found.gap.abs() < 1e-5).all()
