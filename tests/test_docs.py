@@ -34,6 +34,7 @@ from steering import schema
 from steering.cli import _parsed
 from steering.commands import benchmark, configs, doctor, studies
 from steering.config import load_config
+from steering.dro.adversary import Adversary
 from steering.dro.online.stochastic import StochasticRisk
 from steering.items import Units
 from steering.methods import registry
@@ -389,7 +390,8 @@ def test_every_key_of_every_method_is_documented_with_its_default() -> None:
 
 def test_every_scalar_is_documented() -> None:
     units = Units(torch.zeros(4), torch.zeros(4), torch.tensor(0))
-    logged = [f"train/{name}" for name in StochasticRisk(1, tau=1.0)(units).metrics]
+    adversary = Adversary(tau=1.0, prior=1.0)
+    logged = [f"train/{name}" for name in StochasticRisk(1, adversary)(units).metrics]
     text = GUIDE.read_text(encoding="utf-8")
     assert [name for name in logged if f"`{name}`" not in text] == []
 

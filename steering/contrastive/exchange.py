@@ -48,5 +48,7 @@ def expecting(x: Tensor) -> tuple[Tensor, Parcel]:
     parcel = Parcel()
     arrival: Any = Arrival.apply(x, parcel)
     if arrival.grad_fn is not None:
+        # The engine takes the ready node with the highest number. Torch has no public way to say
+        # "last of all"; without this the gradient is the same, but it is waited for at once.
         arrival.grad_fn._set_sequence_nr(0)
     return arrival, parcel

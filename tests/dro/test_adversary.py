@@ -14,6 +14,7 @@ from steering.dro import KL, ChiSquare, CressieRead, CVaR, Divergence, TotalVari
 from steering.dro.adversary import Adversary
 from steering.dro.divergences.base import DIVERGENCES
 from steering.dro.divergences.proximal import by_sections
+from steering.dro.online.metrics import Metrics
 from steering.dro.online.specs import Batch, MovingAverage, Proximal
 from steering.dro.online.stochastic import StochasticRisk
 from steering.dro.online.strength import Auto
@@ -30,7 +31,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from steering.dro import DIVERGENCES, Divergence
 
-@DIVERGENCES.register("hellinger")
+@DIVERGENCES.register("root")
 @dataclass(frozen=True)
 class Hellinger(Divergence):
     scale: float = 1.0
@@ -144,13 +145,13 @@ def outside(tmp_path: Path):
         return str(tmp_path / name)
 
     yield write
-    DIVERGENCES._parts.pop("hellinger", None)
+    DIVERGENCES._parts.pop("root", None)
     ESTIMATORS._parts.pop("forgetful", None)
 
 
 def test_a_divergence_and_an_estimator_of_ones_own(outside):
     # φ(t) = 2(√t − 1)² is the Cressie–Read divergence of order 1/2.
-    phi = f"{outside('mine.py', HELLINGER)}:hellinger"
+    phi = f"{outside('mine.py', HELLINGER)}:root"
     estimator = f"{outside('slow.py', ESTIMATOR)}:forgetful"
     raw = {"divergence": phi, "tau": 0.7, "estimator": estimator}
     options = typed(DrrhoOptions, raw, "method", fail)
@@ -330,3 +331,25 @@ def test_cvar_with_a_kl_price_from_mini_batches():
     exact = worst_case(h, "cvar-kl", level=0.3, penalty=0.5)
     torch.testing.assert_close(h.grad, exact.weights, rtol=1e-6, atol=1e-9)
     torch.testing.assert_close(loss, exact.value, rtol=1e-6, atol=1e-9)
+
+
+def test_metrics_are_made_when_they_are_read():
+    made = []
+
+    def make() -> dict[str, Tensor]:
+        made.append(torch.is_grad_enabled())
+        return {"one": torch.ones(())}
+
+    metrics = Metrics(make)
+    both = {"zero": torch.zeros(())} | (metrics | {"two": torch.ones(())}).prefixed("outer_")
+    assert made == []
+    assert [*both] == ["zero", "outer_one", "outer_two"]
+    assert dict(both) == dict(both)
+    assert made == [False]  # once, and without gradients
+
+
+def test_cvar_with_a_kl_price_is_certified_in_float32():
+    h = random(40, 20).float()
+    for budget in ({"penalty": 0.5}, {"radius": 0.3}, {"penalty": 0.5, "radius": 0.2}):
+        found = worst_case(h, "cvar-kl", level=0.3, **budget)
+        assert (found.gap.abs() < 1e-5).all()

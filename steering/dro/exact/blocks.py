@@ -108,7 +108,16 @@ def _priced_within(problem: Problem, radius: Tensor) -> Solution:
 def _spent(problem: Problem, weights: Tensor) -> Tensor:
     """D_φ(p‖q) of the weights of a block, (rows,), float64."""
     rows = scaled(problem, problem.spread)
-    return rows.mean(problem.divergence.phi(rows.ratios(weights.double())))
+    return rows.mean(prices_of(problem, rows.ratios(weights.double())))
+
+
+def prices_of(problem: Problem, ratios: Tensor) -> Tensor:
+    """φ(t), (rows, n), float64; a ratio at a ceiling may stand above it by the rounding of the
+    weights."""
+    phi = problem.divergence.phi
+    rounding = 4 * torch.finfo(problem.losses.dtype).eps
+    found = phi(ratios)
+    return torch.where(found.isinf(), phi(ratios * (1 - rounding)), found)
 
 
 def _inner(divergence: Divergence, rows: Rows, radius: Tensor | None) -> Solution:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from steering.dro.divergences.rows import EPS, Solution
-from steering.dro.exact.blocks import blocks_of, scaled
+from steering.dro.exact.blocks import blocks_of, prices_of, scaled
 from steering.dro.exact.checks import Problem
 
 
@@ -52,7 +52,7 @@ def certificate(problem: Problem, solution: Solution) -> Tensor:
         ratios = torch.where((ratios - 1).abs() <= rounding, 1.0, ratios)
         price = problem.tau / problem.spread
         priced = (price > 0) & ~(sharp | flat)
-        primal = primal - torch.where(priced, price * rows.mean(divergence.phi(ratios)), 0.0)
+        primal = primal - torch.where(priced, price * rows.mean(prices_of(problem, ratios)), 0.0)
         if problem.radius is not None:  # what the multiplier asks beyond the price
             dual = dual + torch.where(sharp | flat, 0.0, (tau - price) * problem.radius)
     return dual - primal

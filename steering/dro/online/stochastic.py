@@ -1,10 +1,9 @@
 """The DRO risk of excess losses from mini-batches: an estimator's ratios, a temperature, a
 strength, one scalar to descend.
 
-For each row i of loss items the inner problem  max_p Σ_j p_j h_ij − τ·D_φ(p ‖ q)  has the dual
-min_ν τ·(ν + Σ_j q_j φ*(h_ij/τ − ν)) and the weights p_ij = q_j φ*′(h_ij/τ − ν). ν is tracked over
-batches (`estimators.py`); for KL it is log u_i, u_i = Σ_j q_j exp(h_ij / τ).  Legend: (...) rows, n
-items in a row.
+For each row i the problem  max_p Σ_j p_j h_ij − τ·D_φ(p ‖ q)  has the dual  min_ν τ·(ν + Σ_j q_j
+φ*(h_ij/τ − ν))  and the weights p_ij = q_j φ*′(h_ij/τ − ν). ν is tracked over batches
+(`estimators.py`). Legend: (...) rows, n items in a row.
 
 One seam serves losses that stand in memory (`per_row` below) and those that are never written down
 (pairs in blocks, `steering.contrastive`): `begin` reads τ and α, `heights` takes in what the batch
@@ -190,8 +189,6 @@ class StochasticRisk(nn.Module):
             return nu
         return torch.logaddexp(nu, torch.full_like(nu, self.log_epsilon))
 
-    # ---- losses that stand in memory
-
     def per_row(
         self, units: Units, log_prior: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Metrics]:
@@ -266,8 +263,6 @@ class StochasticRisk(nn.Module):
 
         return Reply(weights, height, slopes)
 
-    # ---- what is told
-
     @torch.no_grad()
     def _looked_at(
         self, units: Units, weights: Tensor, counts: Tensor | float, learn: bool
@@ -294,8 +289,8 @@ class StochasticRisk(nn.Module):
             counts = float(excess.shape[-1]) if units.mask is None else units.counts()
             found = effective_share(reply.weights, counts) if share is None else share
             weight_sum = reply.weights.sum(-1).mean()
-            about = {"effective_sample_share": found, "weight_sum": weight_sum}
-            return excess_metrics(units.mask, excess) | about | dict(plane)
+            weights = {"effective_sample_share": found, "weight_sum": weight_sum}
+            return {**excess_metrics(units.mask, excess), **weights, **plane}
 
         return Metrics(make)
 
