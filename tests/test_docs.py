@@ -324,8 +324,9 @@ def keys(cls: type, prefix: str = "") -> Iterator[tuple[str, str]]:
     hints = get_type_hints(cls)
     for field in (field for field in fields(cls) if field.init):
         part, default = registry_of(field.metadata), schema.default_of(field)
-        sectioned = field.name == "optimizer"  # whose keys are those of its default
-        if part is not None and sectioned and is_dataclass(default):
+        # A part with keys of its own, such as an optimiser, shows those of its default.
+        keyed = part is not None and is_dataclass(default) and part.as_number(default) is None
+        if keyed and any(key.init for key in fields(default)):
             yield prefix + field.name, "section"
             yield from keys(type(default), f"{prefix}{field.name}.")
             continue

@@ -15,7 +15,7 @@ from steering.runs.store import Store
 from steering.studies.weak_to_strong_cells import Part, _Fits
 from steering_tasks.classification.data import in_shares
 from steering_tasks.classification.spurious import coloured_digits
-from steering_tasks.classification.task import ClassificationData
+from steering_tasks.classification.options import ClassificationData
 
 CONFIG = Path(__file__).parents[2] / "configs/classification/weak_to_strong.yaml"
 

@@ -1,0 +1,116 @@
+"""The `task:` section of a classification config."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from steering.errors import SteeringError
+
+from .data import require_shares
+
+SOURCES = ("digits", "coloured_digits", "arrays", "folder", "torchvision")
+AUGMENTATIONS = ("none", "crop", "flip-crop")
+
+
+@dataclass
+class ClassificationData:
+    """Labelled images."""
+
+    source: str = "digits"
+    """"digits" and "coloured_digits" (embedded), "arrays" (.npz files), "folder" (a sub-folder per
+    class) or "torchvision"."""
+    path: str | None = None
+    """arrays: the training .npz with "image" and "label"; folder: the training folder; torchvision:
+    where the data lie."""
+    test_path: str | None = None
+    """arrays and folder: the same for the test part."""
+    dataset: str | None = None
+    """torchvision: the data set's class, such as CIFAR10."""
+    download: bool = False
+    """torchvision: fetch the data if they are not there."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """torchvision: further arguments of the class for both parts, such as {split: letters} of
+    EMNIST; coloured_digits: label, minority, test_minority, cue, seed."""
+    train_options: dict[str, Any] = field(default_factory=dict)
+    """torchvision: arguments for the training part, such as {split: trainval}; absent: by the usual
+    names."""
+    test_options: dict[str, Any] = field(default_factory=dict)
+    """torchvision: arguments for the test part, such as {split: val}; absent: by the usual
+    names."""
+    part: tuple[float, float] = (0.0, 1.0)
+    """The training examples whose seeded hash lies in [low, high): [0, 0.2] for a reference, [0.2,
+    1] for its target."""
+    class_shares: dict[int, float] = field(default_factory=dict)
+    """Class number -> share of its training examples to keep: makes a class rare."""
+    label_noise: float = 0.0
+    """Probability that a training label is replaced by another class, each as likely."""
+    labels: str | None = None
+    """A file of training labels that replace the source's: FILE.npy, FILE.npz:KEY, FILE.pt:KEY, or
+    text with one a line."""
+    groups: str | None = None
+    """"class": a group for each class as labelled in training; "source": those that the source
+    knows (coloured_digits); or a file of group numbers, as `labels`; null: no groups."""
+    test_groups: str | None = None
+    """The same for the test part, when `groups` is a file."""
+    group_shares: dict[int, float] = field(default_factory=dict)
+    """Group number -> share that it shall have among the training examples; what is too many of the
+    others is left out."""
+    augment: str = "none"
+    """"none", "crop" (moved by up to an eighth) or "flip-crop" (also mirrored)."""
+    seed: int = 0
+    """Chooses part and noise; independent of the run's seed."""
+
+    def __post_init__(self) -> None:
+        needs = {
+            "digits": (),
+            "coloured_digits": (),
+            "arrays": ("path", "test_path"),
+            "folder": ("path", "test_path"),
+        }
+        if self.source not in SOURCES:
+            raise SteeringError(
+                f"source: expected one of {', '.join(SOURCES)}, got {self.source!r}"
+            )
+        for key in needs.get(self.source, ("path", "dataset")):
+            if not getattr(self, key):
+                raise SteeringError(f"{key}: needed for source {self.source!r}")
+        for key in ("options", "train_options", "test_options"):
+            own = key == "options" and self.source == "coloured_digits"
+            if getattr(self, key) and self.source != "torchvision" and not own:
+                raise SteeringError(
+                    f"{key}: for source 'torchvision' alone, got source {self.source!r}"
+                )
+        if self.augment not in AUGMENTATIONS:
+            raise SteeringError(
+                f"augment: expected one of {', '.join(AUGMENTATIONS)}, got {self.augment!r}"
+            )
+        low, high = self.part
+        if not 0 <= low < high <= 1:
+            raise SteeringError(
+                f"part: expected [low, high] with 0 <= low < high <= 1, got {[low, high]}"
+            )
+        if not 0 <= self.label_noise <= 1:
+            raise SteeringError(f"label_noise: expected a number in [0, 1], got {self.label_noise}")
+        for label, share in self.class_shares.items():
+            if label < 0 or not 0 < share <= 1:
+                raise SteeringError(
+                    f"class_shares: expected class number -> share in (0, 1], got {label}: {share}"
+                )
+        if self.groups == "source" and self.source != "coloured_digits":
+            raise SteeringError(f"groups: source {self.source!r} knows of none; give a file")
+        if self.group_shares and self.groups is None:
+            raise SteeringError("group_shares: there are no groups; set groups")
+        require_shares(self.group_shares)
+        if self.groups not in (None, "class", "source") and not self.test_groups:
+            raise SteeringError("test_groups: needed when groups is a file")
+
+
+@dataclass
+class ClassificationOptions:
+    """The `task:` section of a classification config."""
+
+    name: str = "classification"
+    """Says which task this is."""
+    data: ClassificationData = field(default_factory=ClassificationData)
+    """Labelled images."""
