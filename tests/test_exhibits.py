@@ -19,7 +19,7 @@ from steering.exhibits import (
 )
 from steering.runs.record import RunRecord
 from steering_tasks.classification import ClassificationOptions, ClassificationTask
-from steering_tasks.classification.task import ClassificationData
+from steering_tasks.classification.options import ClassificationData
 from steering_tasks.clip import ClipOptions, ClipTask
 from steering_tasks.clip.task import ClipData
 from steering_tasks.language import LanguageOptions, LanguageTask

@@ -38,7 +38,7 @@ from steering_tasks.classification.sources import (
     read_numbers,
     torchvision_sets,
 )
-from steering_tasks.classification.task import ClassificationData
+from steering_tasks.classification.options import ClassificationData
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[2]

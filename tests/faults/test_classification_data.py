@@ -25,7 +25,7 @@ from steering_tasks.classification import ClassificationOptions, ClassificationT
 from steering_tasks.classification.data import ImageData, ImageInputs, Labelled
 from steering_tasks.classification.images import eight_bits, read_picture
 from steering_tasks.classification.sources import arrays, folders, read_numbers, torchvision_sets
-from steering_tasks.classification.task import ClassificationData
+from steering_tasks.classification.options import ClassificationData
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[2]

@@ -14,7 +14,7 @@ from clip.made_data import CAPTIONS, drawing, members, model_json, png, write_sh
 
 from steering.task import ModelSpec
 from steering_tasks.classification import ClassificationOptions, ClassificationTask
-from steering_tasks.classification.task import ClassificationData
+from steering_tasks.classification.options import ClassificationData
 from steering_tasks.clip import ClipOptions, ClipTask
 from steering_tasks.clip.task import ClipData, ZeroShot
 from steering_tasks.language import LanguageOptions, LanguageTask
