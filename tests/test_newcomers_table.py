@@ -8,15 +8,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 from test_outsiders import tracked_state
 
 from steering.cli import main
 from steering.config import load_config
+from steering.dro import DIVERGENCES, KL, CressieRead, worst_case
+from steering.dro.online.row_table import Layout
+from steering.dro.online.specs import ESTIMATORS
 from steering.errors import ConfigError
+from steering.items import Units
 from steering.methods import registered, registry
+from steering.methods.selection import SELECTORS
 from steering.registry import chosen
 from steering.schedules import SCHEDULES, Constant
 from steering.studies import find_study
+from steering.training.observers import OBSERVERS
+from steering.training.recipes import OPTIMIZERS
 from steering.typed import differences, typed
 
 ROOT = Path(__file__).parents[1]
@@ -31,7 +39,8 @@ def _at_home(monkeypatch):
     afterwards."""
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(registry, "_REGISTRY", registered())
-    monkeypatch.setattr(SCHEDULES, "_parts", dict(SCHEDULES.parts()))
+    for parts in (SCHEDULES, DIVERGENCES, ESTIMATORS, SELECTORS, OPTIMIZERS, OBSERVERS):
+        monkeypatch.setattr(parts, "_parts", dict(parts.parts()))
     yield
     for name, module in list(sys.modules.items()):
         if str(getattr(module, "__file__", None) or "").startswith(str(ROOT / PARTS)):
@@ -105,6 +114,58 @@ def a_schedule(tmp_path):  # noqa: ARG001
     assert differences(made) == {"rate": section}  # so it counts in a run's key
 
 
+REFERENCE = ["reference.cache=null", "reference.train={train.samples: 64, train.batch_size: 32}"]
+
+
+def steered(tmp_path, *words: str) -> dict:
+    """The record of a run with a reference, which is trained first."""
+    short = [*SHORT[:-1], *REFERENCE, f"output={tmp_path}"]
+    assert main(["train", DIGITS, *short, *words]) == 0
+    records = [json.loads(path.read_text()) for path in tmp_path.rglob("record.json")]
+    return next(record for record in records if "reference" in record["parents"])
+
+
+def a_divergence(tmp_path):
+    name = f"{PARTS}/divergence.py:hellinger"
+    steered(tmp_path, "method=drrho", f"method.divergence={name}")
+    phi, losses = DIVERGENCES.find(name)(), torch.linspace(0, 2, 9, dtype=torch.float64)
+    # The squared Hellinger distance is the Cressie-Read divergence of order 1/2.
+    found, expected = (worst_case(losses, one, radius=0.2) for one in (phi, CressieRead(0.5)))
+    torch.testing.assert_close(found.weights, expected.weights)
+
+
+def an_estimator(tmp_path):
+    name = f"{PARTS}/estimator.py:mean_so_far"
+    steered(tmp_path, "method=drrho", f"method.estimator={name}")
+    means = torch.tensor([1.0, 3.0, 8.0])
+    built = ESTIMATORS.find(name)().build(KL(), 1, Layout())
+    found = [built.track(torch.tensor(0), mean.log()).exp() for mean in means]
+    torch.testing.assert_close(torch.stack(found), torch.tensor([1.0, 2.0, 4.0]))
+
+
+def a_selector(tmp_path):
+    name = f"{PARTS}/selector.py:worst"
+    record = steered(tmp_path, "method=drrho", f"method.select={{name: '{name}', share: 0.5}}")
+    assert record["cost"]["drawn"] == 2 * record["cost"]["trained"] == 128
+    selector = SELECTORS.find(name)(share=0.5).selector()
+    assert selector.choose(Units(torch.tensor([1.0, 4.0, 2.0, 3.0])), 2).tolist() == [1, 3]
+
+
+def an_optimizer(tmp_path):
+    name = f"{PARTS}/optimizer.py:rmsprop"
+    trained(tmp_path, "method=erm", f"optimizer={{name: '{name}', lr: 0.001, alpha: 0.8}}")
+    (state,) = (torch.load(path, weights_only=True) for path in tmp_path.rglob("step-*.pt"))
+    assert state["optimizer"]["param_groups"][0]["alpha"] == 0.8
+
+
+def an_observer(tmp_path):
+    observer = f"[{{name: '{PARTS}/observer.py:weight_norm', every: 1}}]"
+    record = trained(tmp_path, "method=erm", f"train.observers={observer}")
+    lines = (next(tmp_path.rglob("metrics.jsonl"))).read_text().splitlines()
+    norms = [json.loads(line).get("train/weight_norm", 0.0) for line in lines]
+    assert record["summary"]["largest_weight_norm"] == pytest.approx(max(norms))
+
+
 def a_study(tmp_path):  # noqa: ARG001
     """tests/studies/test_studies.py runs it."""
     entry = find_study("tests/studies/lr_study.py:lr")
@@ -119,6 +180,11 @@ CHECKS = {
     "metric of evaluations": a_metric,
     "config key": a_config_key,
     "schedule": a_schedule,
+    "divergence": a_divergence,
+    "estimator": an_estimator,
+    "selector": a_selector,
+    "optimiser": an_optimizer,
+    "observer": an_observer,
     "study": a_study,
 }
 

@@ -30,6 +30,7 @@ from steering_tasks.classification.evaluation import (
     group_accuracies,
     reliability,
 )
+from steering_tasks.classification.options import ClassificationData
 from steering_tasks.classification.sources import (
     ArraySource,
     arrays,
@@ -38,7 +39,6 @@ from steering_tasks.classification.sources import (
     read_numbers,
     torchvision_sets,
 )
-from steering_tasks.classification.options import ClassificationData
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[2]

@@ -24,8 +24,8 @@ from steering.task import ModelSpec
 from steering_tasks.classification import ClassificationOptions, ClassificationTask
 from steering_tasks.classification.data import ImageData, ImageInputs, Labelled
 from steering_tasks.classification.images import eight_bits, read_picture
-from steering_tasks.classification.sources import arrays, folders, read_numbers, torchvision_sets
 from steering_tasks.classification.options import ClassificationData
+from steering_tasks.classification.sources import arrays, folders, read_numbers, torchvision_sets
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[2]
