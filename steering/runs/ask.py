@@ -31,7 +31,6 @@ __all__ = [
     "Ask",
     "Needs",
     "evaluation",
-    "function_call",
     "model_outputs",
     "needs_of",
     "reference_label",
@@ -107,27 +106,6 @@ def model_outputs(
         "outputs",
         {"kind": kind, "part": part},
     )
-
-
-def function_call(
-    config: RunConfig,
-    function: str,
-    arguments: Mapping[str, Any],
-    label: str,
-    axes: Mapping[str, Any] | None = None,
-    **parents: Ask,
-) -> Ask:
-    """Call a function of a study: work that is neither a training, an evaluation nor outputs.
-
-    Args:
-        function: "package.module:function" or "file.py:function"; it is called with the ask and its
-            `steering.runs.execute.Place` on every rank, and returns an `Outcome`.
-        arguments: plain values, which count in the run's key; the function reads them as
-            `ask.about["arguments"]`.
-        parents: runs that it is built on, by role.
-    """
-    about = {"function": function, "arguments": dict(arguments)}
-    return Ask(config, label, axes or {}, parents, "call", about)
 
 
 def trains_reference(config: RunConfig) -> bool:

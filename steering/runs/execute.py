@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from steering import distributed
-from steering.runs.ask import MODEL, Ask, with_parents_first
-from steering.runs.functions import find_function
+from steering.runs.ask import Ask, with_parents_first
+from steering.runs.call import Call, Outcome, find_function
 from steering.runs.measure import environment, parameters, peak_bytes
 from steering.runs.prepare import Prepared, prepare
 from steering.runs.record import (
@@ -21,50 +19,17 @@ from steering.runs.record import (
     SCORES,
     WEIGHTS,
     Cost,
-    Metric,
     RunRecord,
-    Scores,
     meanings_of,
     write_record,
     write_scores,
 )
 from steering.runs.store import require_same_found
-from steering.runs.workshop import Frozen, Workshop
+from steering.runs.workshop import Workshop
 from steering.storage import known_sha256, write_text
 from steering.task import Evaluation, Model, Task
 from steering.training.job import Job
 from steering.training.loop import run
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a run has found; `steering.runs.record.RunRecord` says what each part means.
-
-    Attributes:
-        scores: written as the run's `scores.npz`; None when the run has written them itself, or has
-            none.
-    """
-
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    meaning: Mapping[str, Metric] = field(default_factory=dict)
-    found: Mapping[str, str] = field(default_factory=dict)
-    cost: Cost = field(default_factory=Cost)
-    summary: Mapping[str, Any] = field(default_factory=dict)
-    scores: Mapping[str, Scores] | None = None
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a run is done.
-
-    Attributes:
-        folder: the run's own; it is there on rank 0.
-        title: for a progress line.
-    """
-
-    folder: Path
-    title: str
-    workshop: Workshop
 
 
 def execute(ask: Ask, workshop: Workshop, title: str | None = None) -> RunRecord:
@@ -85,10 +50,11 @@ def execute(ask: Ask, workshop: Workshop, title: str | None = None) -> RunRecord
         if store.find(one.key) is None:
             distributed.barrier()  # nobody may find a record that another rank has just written
             folder = store.place(one.key, one.label)
-            place = Place(folder, title if one is ask and title else one.label, workshop)
-            outcome = _KERNELS[one.kind](one, place)
+            shown = title if one is ask and title else one.label
+            call = Call(one, workshop, folder, shown)
+            outcome = _KERNELS[one.kind](call)
             if distributed.rank() == 0:
-                _record(one, place, outcome)
+                _record(call, outcome)
             distributed.barrier()
     record = store.find(ask.key)
     assert record is not None
@@ -101,22 +67,23 @@ def evaluated(model: Model, task: Task, device: torch.device) -> Evaluation:
     return task.evaluate(model, device)
 
 
-def _train(ask: Ask, place: Place) -> Outcome:
-    prepared = prepare(ask, place.workshop)
-    finished = place.workshop.store.all()
-    require_same_found(finished, ask.asked, prepared.found, place.folder)
-    _begin(ask, place)
-    result = run(_job(ask, place, prepared))
-    cost = _training_cost(ask, prepared, result, place.workshop.device)
+def _train(call: Call) -> Outcome:
+    ask, workshop = call.ask, call.workshop
+    prepared = prepare(ask, workshop)
+    require_same_found(workshop.store.all(), ask.asked, prepared.found, call.folder)
+    _begin(call)
+    result = run(_job(call, prepared))
+    cost = _training_cost(ask, prepared, result, workshop.device)
     meaning = meanings_of(result["meaning"])
     return Outcome(result["metrics"], meaning, prepared.found, cost, result["summary"])
 
 
-def _job(ask: Ask, place: Place, prepared: Prepared) -> Job:
-    config, reference = ask.config, prepared.reference
+def _job(call: Call, prepared: Prepared) -> Job:
+    ask, reference = call.ask, prepared.reference
+    config = ask.config
     return Job(
-        folder=place.folder,
-        title=place.title,
+        folder=call.folder,
+        title=call.title,
         task=prepared.opened.task,
         target=prepared.target,
         reference=None if reference is None else reference.outputs,
@@ -125,7 +92,7 @@ def _job(ask: Ask, place: Place, prepared: Prepared) -> Job:
         optimizer=config.optimizer,
         train=config.train,
         seed=config.seed,
-        device=place.workshop.device,
+        device=call.workshop.device,
         identity={"key": ask.key, **prepared.found},
         config=ask.yaml,
     )
@@ -160,25 +127,24 @@ def _training_cost(
     )
 
 
-def _evaluate(ask: Ask, place: Place) -> Outcome:
-    workshop = place.workshop
-    frozen, task = _model(ask, workshop), workshop.opened(ask).task
-    _begin(ask, place)
-    found = evaluated(frozen.model, task, workshop.device)
+def _evaluate(call: Call) -> Outcome:
+    frozen, task, device = call.model(), call.task, call.workshop.device
+    _begin(call)
+    found = evaluated(frozen.model, task, device)
     return Outcome(
         metrics=found.values(),
         meaning=found.meanings(task.metrics),
         found={"model: weights": frozen.weights},
-        cost=Cost(parameters=parameters(frozen.model), peak_bytes=peak_bytes(workshop.device)),
+        cost=Cost(parameters=parameters(frozen.model), peak_bytes=peak_bytes(device)),
         scores=found.scores,
     )
 
 
-def _outputs(ask: Ask, place: Place) -> Outcome:
-    workshop, about = place.workshop, ask.about
-    frozen = _model(ask, workshop)
-    stored = workshop.outputs(ask, frozen, about["kind"], about["part"])
-    _begin(ask, place)
+def _outputs(call: Call) -> Outcome:
+    workshop, about = call.workshop, call.ask.about
+    frozen = call.model()
+    stored = workshop.outputs(call.ask, frozen, about["kind"], about["part"])
+    _begin(call)
     summary = {
         "outputs": os.path.relpath(stored.folder, workshop.store.folder),
         "tensors": {name: list(shape) for name, shape in stored.tensors.items()},
@@ -192,14 +158,13 @@ def _outputs(ask: Ask, place: Place) -> Outcome:
     )
 
 
-def _call(ask: Ask, place: Place) -> Outcome:
-    function = find_function(ask.about["function"])
-    _begin(ask, place)
-    outcome: Outcome = function(ask, place)
-    return outcome
+def _call(call: Call) -> Outcome:
+    function = find_function(call.ask.about["call"])
+    _begin(call)
+    return function(call)
 
 
-_KERNELS: dict[str, Callable[[Ask, Place], Outcome]] = {
+_KERNELS: dict[str, Callable[[Call], Outcome]] = {
     "train": _train,
     "evaluate": _evaluate,
     "outputs": _outputs,
@@ -207,32 +172,25 @@ _KERNELS: dict[str, Callable[[Ask, Place], Outcome]] = {
 }
 
 
-def _model(ask: Ask, workshop: Workshop) -> Frozen:
-    """The model that is evaluated, or whose outputs are stored."""
-    opened = workshop.opened(ask)
-    if MODEL in ask.parents:
-        return workshop.trained(ask.parents[MODEL], opened)
-    return workshop.given(ask.config.target, opened)
-
-
-def _begin(ask: Ask, place: Place) -> None:
+def _begin(call: Call) -> None:
     """Make the run's folder, and say in it what it is for."""
     if distributed.rank() == 0:
-        place.workshop.store.begin(ask.key, ask.kind, ask.label)
-        if ask.kind != "train":  # the loop compares with the one that is there before it writes
-            write_text(place.folder / CONFIG, ask.yaml)
+        call.workshop.store.begin(call.ask.key, call.ask.kind, call.ask.label)
+        # The loop of a training compares with the config that is there before it writes its own.
+        if call.ask.kind != "train":
+            write_text(call.folder / CONFIG, call.ask.yaml)
 
 
-def _record(ask: Ask, place: Place, outcome: Outcome) -> None:
+def _record(call: Call, outcome: Outcome) -> None:
+    ask, weights = call.ask, call.folder / WEIGHTS
     if outcome.scores is not None:
-        write_scores(place.folder / SCORES, outcome.scores)
-    weights = place.folder / WEIGHTS
+        write_scores(call.folder / SCORES, outcome.scores)
     record = RunRecord(
         key=ask.key,
         kind=ask.kind,
         label=ask.label,
         axes=dict(ask.axes),
-        folder=place.folder,
+        folder=call.folder,
         asked=ask.asked,
         found=dict(outcome.found),
         metrics=dict(outcome.metrics),
@@ -241,8 +199,8 @@ def _record(ask: Ask, place: Place, outcome: Outcome) -> None:
         parents={role: parent.key for role, parent in ask.parents.items()},
         summary=dict(outcome.summary),
         weights=known_sha256(weights) if weights.is_file() else "",
-        sources=place.workshop.opened(ask).sources,
-        environment=environment(place.workshop.device),
+        sources=call.opened.sources,
+        environment=environment(call.workshop.device),
         created=datetime.now(UTC).isoformat(timespec="microseconds"),
     )
     write_record(record)

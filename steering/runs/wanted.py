@@ -34,7 +34,8 @@ _NOT_TRAINED = ("log_every", "eval_every", "save_every", "workers", "threads")
 
 @dataclass(frozen=True)
 class Ask:
-    """One run that is wanted. Made by `training`, `evaluation`, `model_outputs` and `function_call`.
+    """One run that is wanted. Made by the functions of `steering.runs.ask`, and
+    `steering.runs.call.calling`.
 
     Whatever the run needs to know of its config is worked out here, once, and handed down.
 

@@ -118,12 +118,12 @@ class Gallery:
 
 def examples_ask(base: RunConfig, numbers: Sequence[int], label: str, role: str) -> Ask:
     """Keep training examples to look at, and the labels of all."""
-    from steering.runs.ask import function_call
+    from steering.runs.call import calling
     from steering.runs.examples import KEEP_EXAMPLES
 
     config = replace(base, compare=type(base.compare)(), studies={})
     arguments = {"numbers": sorted(int(number) for number in numbers)}
-    return function_call(config, KEEP_EXAMPLES, arguments, label, {"role": role})
+    return calling(config, KEEP_EXAMPLES, arguments, label, {"role": role})
 
 
 def _asks(base: RunConfig) -> list[Ask]:

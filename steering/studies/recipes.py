@@ -56,7 +56,8 @@ class Recipes:
     def wanted(self, base: RunConfig, done: Sequence[RunRecord]) -> list[Ask]:  # noqa: ARG002
         from steering.config import with_overrides
         from steering.errors import ConfigError
-        from steering.runs.ask import function_call, training
+        from steering.runs.ask import training
+        from steering.runs.call import calling
 
         given = self.options
         if len(given.recipes) < 2:
@@ -66,7 +67,7 @@ class Recipes:
             cooked = with_overrides(base, changes, f"studies.recipes.recipes.{recipe}")
             if given.order0:
                 axes = {"scale": "order 0", "recipe": recipe, "rate": 0.0, "seed": 0}
-                found.append(function_call(cooked, ORDER_0, {}, f"order0-{recipe}", axes))
+                found.append(calling(cooked, ORDER_0, {}, f"order0-{recipe}", axes))
             for scale, rates, seeds in (
                 ("proxy", given.rates, given.seeds),
                 ("target", given.target_rates, given.target_seeds),

@@ -7,19 +7,18 @@ import numpy as np
 
 from steering.data import IndexedData
 from steering.errors import SteeringError
-from steering.runs.ask import Ask
-from steering.runs.execute import Outcome, Place
+from steering.runs.call import Call, Outcome
 from steering.runs.record import Metric
 
 MOST = 4096  # examples that are counted
 KEYS = ("tokens", "label")
 
 
-def order0(ask: Ask, place: Place) -> Outcome:
+def order0(call: Call) -> Outcome:
     """Cross entropy, nats a symbol, of each held-out part under the smoothed training frequencies;
     "loss" is their mean."""
-    opened = place.workshop.opened(ask)
-    model = opened.task.build(ask.config.target)
+    opened = call.opened
+    model = opened.task.build(call.ask.config.target)
     counts = _counts(opened.plain_data(model))
     parts = {name: _counts(data) for name, data in opened.task.held_out_data(model).items()}
     if not parts:

@@ -59,7 +59,7 @@ class WeakToStrong:
 
     def wanted(self, base: RunConfig, done: Sequence[RunRecord]) -> list[Ask]:  # noqa: ARG002
         from steering.errors import ConfigError
-        from steering.runs.ask import function_call
+        from steering.runs.call import calling
 
         given = self.options
         if not given.teachers or not given.students:
@@ -72,7 +72,7 @@ class WeakToStrong:
         }
         for teacher in given.teachers:
             for student in given.students:
-                parents = {
+                parents: dict[str, Any] = {
                     f"{role}_{part}": ask
                     for role, label in (("teacher", teacher), ("student", student))
                     for part, ask in backbones[role, label].items()
@@ -86,9 +86,7 @@ class WeakToStrong:
                         "seed": arguments["seed"],
                     }
                     name = "-".join(f"{value}" for value in axes.values())
-                    found.append(
-                        function_call(base, _CELL, arguments, f"cell-{name}", axes, **parents)
-                    )
+                    found.append(calling(base, _CELL, arguments, f"cell-{name}", axes, **parents))
         return found
 
     def _cells(self) -> list[dict[str, Any]]:

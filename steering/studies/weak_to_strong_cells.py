@@ -30,8 +30,7 @@ from steering.analysis.weak_to_strong import (
 )
 from steering.errors import SteeringError
 from steering.outputs import open_artefact
-from steering.runs.ask import Ask
-from steering.runs.execute import Outcome, Place
+from steering.runs.call import Call, Outcome
 from steering.runs.record import Cost, Metric, Scores
 from steering.training.heads import Head, HeadLoss, Scale, fit_head
 from steering.weak_labels import (
@@ -56,10 +55,10 @@ class Part:
         return Part(self.teacher[rows], self.student[rows], self.label[rows], self.group[rows])
 
 
-def cell(ask: Ask, place: Place) -> Outcome:
+def cell(call: Call) -> Outcome:
     """Fit every head of one (η_ℓ, η_u, seed) and measure them on the test part."""
-    given = ask.about["arguments"]
-    pool, test = _part(ask, place, "train"), _part(ask, place, given["test"])
+    given = call.options
+    pool, test = _part(call, "train"), _part(call, given["test"])
     rng = np.random.default_rng([given["seed"], round(1e4 * given["labelled_share"])])
     sizes = [given["labelled"], given["unlabelled"], given["validation"]]
     shares = [given["labelled_share"], given["unlabelled_share"], given["unlabelled_share"]]
@@ -245,17 +244,17 @@ def _theory(pool: Part, shares: Sequence[float], decay: float) -> dict[str, floa
 _SEEN: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
 
-def _part(ask: Ask, place: Place, part: str) -> Part:
-    features = [_features(ask, place, role, part) for role in ("teacher", "student")]
-    label, group = _known(ask, place, part)
+def _part(call: Call, part: str) -> Part:
+    features = [_features(call, role, part) for role in ("teacher", "student")]
+    label, group = _known(call, part)
     if {len(one) for one in features} != {len(label)}:
         raise SteeringError("weak_to_strong: the backbones saw other points than the task's part")
     return Part(features[0], features[1], label, group)
 
 
-def _features(ask: Ask, place: Place, role: str, part: str) -> Tensor:
-    record = place.workshop.finished(ask.parents[f"{role}_{part}"])
-    folder = Path(place.workshop.store.folder) / record.summary["outputs"]
+def _features(call: Call, role: str, part: str) -> Tensor:
+    record = call.workshop.finished(call.ask.parents[f"{role}_{part}"])
+    folder = Path(call.workshop.store.folder) / record.summary["outputs"]
     kind = record.summary["kind"]
     stored = open_artefact(folder, kind)
     name = next(iter(record.summary["tensors"]))
@@ -263,12 +262,12 @@ def _features(ask: Ask, place: Place, role: str, part: str) -> Tensor:
     return torch.from_numpy(array.reshape(len(array), -1))
 
 
-def _known(ask: Ask, place: Place, part: str) -> tuple[np.ndarray, np.ndarray]:
+def _known(call: Call, part: str) -> tuple[np.ndarray, np.ndarray]:
     """Labels and groups of a part, read once."""
-    key = f"{ask.task_key} {part}"
+    key = f"{call.ask.task_key} {part}"
     if key not in _SEEN:
-        opened = place.workshop.opened(ask)
-        data, _ = opened.part(part, opened.task.build(ask.config.target))
+        opened = call.opened
+        data, _ = opened.part(part, opened.task.build(call.ask.config.target))
         batches = [
             data.batch(rows, 0)
             for rows in np.array_split(np.arange(len(data)), max(1, len(data) // 512))

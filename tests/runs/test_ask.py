@@ -11,12 +11,12 @@ from steering.config import load_config
 from steering.errors import ConfigError, SteeringError
 from steering.runs.ask import (
     evaluation,
-    function_call,
     model_outputs,
     reference_target,
     training,
     with_parents_first,
 )
+from steering.runs.call import calling
 from steering.runs.execute import execute
 from steering.runs.record import read_record
 from steering.runs.store import Store
@@ -185,15 +185,15 @@ def test_an_ask_survives_the_way_to_another_process(config, tmp_path):
 
 
 FUNCTION = """
-from steering.runs.execute import Outcome
+from steering.runs.call import Outcome
 from steering.runs.record import Cost
 
 
-def doubled(ask, place):
-    parent = place.workshop.finished(ask.parents["first"]) if "first" in ask.parents else None
+def doubled(call):
+    parent = call.parent("first")
     before = 1 if parent is None else parent.summary["value"]
-    (place.folder / "note.txt").write_text("here")
-    value = before * ask.about["arguments"]["times"]
+    call.write("note.txt", "here")
+    value = before * call.options["times"]
     return Outcome({"value": value}, cost=Cost(seconds=1.0), summary={"value": value})
 """
 
@@ -204,8 +204,8 @@ def test_a_function_of_a_study_is_a_run_like_any_other(config, tmp_path):
     file.write_text(FUNCTION)
     name = f"{file}:doubled"
     workshop = Workshop(Store(tmp_path / "runs"), torch.device("cpu"))
-    first = function_call(config(), name, {"times": 2}, "first")
-    second = function_call(config(), name, {"times": 3}, "second", {"round": 2}, first=first)
+    first = calling(config(), name, {"times": 2}, "first")
+    second = calling(config(), name, {"times": 3}, "second", {"round": 2}, first=first)
     record = execute(second, workshop)
     assert record.metrics == {"value": 6}
     assert record.axes == {"round": 2}
@@ -216,14 +216,17 @@ def test_a_function_of_a_study_is_a_run_like_any_other(config, tmp_path):
     assert execute(second, workshop).key == record.key
     assert not (record.folder / "note.txt").exists()
     keys = {
-        function_call(config(), name, {"times": times}, "x", **parents).key
+        calling(config(), name, {"times": times}, "x", **parents).key
         for times in (2, 3)
         for parents in ({}, {"first": first})
     }
     assert len(keys) == 4
-    same = function_call(config("target.name=toy2", "seed=3"), name, {"times": 2}, "first")
+    same = calling(config("target.name=toy2", "seed=3"), name, {"times": 2}, "first")
     assert same.key == first.key  # what a function reads of a config, it names as an argument
     with pytest.raises(SteeringError, match="has no function 'halved'"):
-        execute(function_call(config(), f"{file}:halved", {}, "halved"), workshop)
+        execute(calling(config(), f"{file}:halved", {}, "halved"), workshop)
+    file.write_text(FUNCTION + "# changed")
+    assert calling(config(), name, {"times": 2}, "first").key != first.key
+    file.write_text(FUNCTION)
     write_ask(tmp_path / "ask.json", second)
     assert read_ask(tmp_path / "ask.json").key == second.key
