@@ -6,6 +6,7 @@ float64 and give float32.
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Protocol
@@ -194,11 +195,11 @@ def _minimiser(x: Tensor, counts: Tensor, ridge: float, bias: bool) -> Tensor:
     def closure() -> Tensor:
         solver.zero_grad()
         loss = (counts * F.softplus(-(x @ (v * free)))).sum() + ridge / 2 * v[:-1].square().sum()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return loss
 
     with torch.enable_grad():
-        solver.step(closure)  # type: ignore[no-untyped-call]
+        solver.step(closure)
     return v.detach() * free
 
 
@@ -216,7 +217,7 @@ def _angle_network(how: Householder, positive: Tensor, negative: Tensor) -> tupl
                 missed = predicted_angle(layers, down[rows]) - wanted[rows]
                 loss = (missed.square() + predicted_angle(layers, up[rows]).square()).mean()
                 solver.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
                 solver.step()
     return tuple(one.detach() for one in layers)
 
@@ -225,7 +226,7 @@ def _initial(depth: int, width: int, generator: torch.Generator, like: Tensor) -
     """Weights of standard deviation 1/√(inputs), biases zero."""
     sizes = [max(width >> number, 1) for number in range(depth)] + [1]
     found = []
-    for fan_in, fan_out in zip(sizes[:-1], sizes[1:], strict=True):
+    for fan_in, fan_out in itertools.pairwise(sizes):
         weight = torch.randn(fan_out, fan_in, generator=generator) / math.sqrt(fan_in)
         found += [weight.to(like).requires_grad_(), torch.zeros(fan_out).to(like).requires_grad_()]
     return found

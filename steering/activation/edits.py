@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from steering.activation.moves import Move
 
 Scope = Literal["all", "prompt", "answer", "decoded"]
+CACHES = ("cache", "past_key_values")  # what `transformers` calls it, newer name first
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +60,7 @@ def steered(
 
     Several edits of one layer add: each sees the activation without the others. Where the model
     finds its padding and its position after cached tokens, in the keywords `attention_mask`,
-    `position_ids` and `past_key_values` of `transformers`, the edits find them too.
+    `position_ids` and `cache` (`past_key_values`) of `transformers`, the edits find them too.
 
     Args:
         model: the module that is called inside the block (a model, a tower); a layer's output may
@@ -116,12 +117,11 @@ def find_layer(model: nn.Module, layer: str) -> nn.Module:
 
 
 def block_names(model: nn.Module) -> list[str]:
-    """The blocks of a transformer: the members of its longest list of modules, in order."""
-    lists = [
-        (name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList | nn.Sequential)
-    ]
+    """The blocks of a transformer: the members of its longest `nn.ModuleList`, in order; else of its
+    longest `nn.Sequential`."""
+    named = list(model.named_modules())
+    lists = [(name, one) for name, one in named if isinstance(one, nn.ModuleList)]
+    lists = lists or [(name, one) for name, one in named if isinstance(one, nn.Sequential)]
     if not lists:
         return []
     name, longest = max(lists, key=lambda one: len(one[1]))
@@ -140,7 +140,7 @@ class _Call:
         self._mask, self._position = (
             _two_axes(keywords.get(name)) for name in ("attention_mask", "position_ids")
         )
-        past = keywords.get("past_key_values")
+        past = next((keywords[name] for name in CACHES if keywords.get(name) is not None), None)
         # Read now: the layers lengthen the cache as they run.
         self._offset = 0 if past is None else int(past.get_seq_length())
 

@@ -122,7 +122,7 @@ def predicted_angle(layers: Sequence[Tensor], unit: Tensor) -> Tensor:
     """
     hidden = unit * math.sqrt(unit.shape[-1])
     if len(layers) == 1:
-        return math.pi * layers[0].sigmoid().expand(unit.shape[:-1])
+        return math.pi * layers[0][0].sigmoid().expand(unit.shape[:-1])
     for number in range(0, len(layers), 2):
         hidden = F.linear(F.gelu(hidden) if number else hidden, layers[number], layers[number + 1])
     return math.pi * hidden[..., 0].sigmoid()

@@ -9,6 +9,7 @@ Shapes: b rows, p tokens of the longest prompt of a batch, V size of the vocabul
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from steering.activation.edits import Edit, recorded, steered
+from steering.activation.edits import CACHES, Edit, recorded, steered
 from steering.data import uniform
 
 Tokens = Sequence[int]
@@ -43,8 +44,8 @@ class Speaker:
     """A causal language model with its edits: a policy.
 
     Attributes:
-        network: takes `input_ids`, `attention_mask`, `position_ids`, `past_key_values` and
-            `use_cache` as models of `transformers` do, and gives `logits`.
+        network: takes `input_ids`, `attention_mask`, `position_ids`, `cache` (or
+            `past_key_values`) and `use_cache` as models of `transformers` do, and gives `logits`.
         end: the token that ends an answer.
         edits, keep_norm: see `steering.activation.edits.steered`.
         batch_size: rows of a call.
@@ -119,7 +120,8 @@ def answer_losses(speaker: Speaker, prompts: Sequence[Tokens], answers: Sequence
 def token_losses(logits: Tensor, tokens: Tensor, mask: Tensor, prompt: Sequence[int]) -> Tensor:
     """Cross entropy of every token of the answers, 0 elsewhere, (b, T − 1); rows padded on the
     right."""
-    loss = F.cross_entropy(logits[:, :-1].float().movedim(-1, 1), tokens[:, 1:], reduction="none")
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    loss = F.cross_entropy(wide[:, :-1].movedim(-1, 1), tokens[:, 1:], reduction="none")
     lengths = torch.tensor(prompt, device=tokens.device)[:, None]
     answer = torch.arange(1, tokens.shape[1], device=tokens.device)[None] >= lengths
     return loss.masked_fill(~(answer & mask[:, 1:]), 0.0)
@@ -206,14 +208,21 @@ def _last_logits(
 ) -> tuple[Tensor, Any]:
     """Logits after the last token, (b, V), from the `fresh` tokens that the cache lacks."""
     position = (mask.long().cumsum(1) - 1).clamp_min(0)
+    name = _cache_keyword(speaker.network)
     said = speaker.network(
         input_ids=tokens[:, -fresh:],
         attention_mask=mask.long(),
         position_ids=position[:, -fresh:],
-        past_key_values=cache,
         use_cache=cached,
+        **{name: cache},
     )
-    return said.logits[:, -1].double(), said.past_key_values if cached else None
+    return said.logits[:, -1].double(), said[name] if cached else None
+
+
+def _cache_keyword(network: nn.Module) -> str:
+    """How this version of `transformers` calls the cache."""
+    known = inspect.signature(network.forward).parameters
+    return next((name for name in CACHES if name in known), CACHES[-1])
 
 
 def _drawn(logits: Tensor, temperature: float, chance: np.ndarray) -> Tensor:
