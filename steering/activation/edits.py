@@ -120,12 +120,12 @@ def block_names(model: nn.Module) -> list[str]:
     """The blocks of a transformer: the members of its longest `nn.ModuleList`, in order; else of its
     longest `nn.Sequential`."""
     named = list(model.named_modules())
-    lists = [(name, one) for name, one in named if isinstance(one, nn.ModuleList)]
-    lists = lists or [(name, one) for name, one in named if isinstance(one, nn.Sequential)]
+    lists = [(name, len(one)) for name, one in named if isinstance(one, nn.ModuleList)]
+    lists = lists or [(name, len(one)) for name, one in named if isinstance(one, nn.Sequential)]
     if not lists:
         return []
-    name, longest = max(lists, key=lambda one: len(one[1]))
-    return [f"{name}.{number}" if name else str(number) for number in range(len(longest))]
+    name, length = max(lists, key=lambda one: one[1])
+    return [f"{name}.{number}" if name else str(number) for number in range(length)]
 
 
 class _Call:

@@ -81,9 +81,7 @@ def test_weights_stay_and_undo_leaves_nothing_behind():
         1 / 0  # noqa: B018
     with (
         pytest.raises(ValueError, match="no 'nothing'"),
-        steered(  # noqa: SIM117
-            model, [*edits_for("gpt2", "all"), Edit("nothing", Shift(torch.ones(16)))]
-        ),
+        steered(model, [*edits_for("gpt2", "all"), Edit("nothing", Shift(torch.ones(16)))]),
     ):
         pass
     assert torch.equal(logits(model, row), base)
@@ -118,9 +116,9 @@ def test_the_norm_is_kept_on_request():
     edit = [Edit(layer, Shift(torch.ones(16, dtype=torch.float64)))]
 
     def output(edits, keep_norm):
-        with torch.no_grad(), steered(model, edits, keep_norm=keep_norm):
-            with recorded(model, [layer]) as found:
-                model(input_ids=tokens([[1, 2, 3]]))
+        policy = steered(model, edits, keep_norm=keep_norm)
+        with torch.no_grad(), policy, recorded(model, [layer]) as found:
+            model(input_ids=tokens([[1, 2, 3]]))
         return found[layer]
 
     base, free, kept = output([], False), output(edit, False), output(edit, True)
@@ -154,9 +152,9 @@ def test_a_scope_is_a_set_of_positions(kind, scope, changed):
         inputs = {"input_ids": ids, "attention_mask": mask}
 
         def output(edits):
-            with torch.no_grad(), steered(model, edits, prompt=[3]):  # noqa: B023
-                with recorded(model, [layer]) as found:
-                    model(**inputs)  # noqa: B023
+            policy = steered(model, edits, prompt=[3])
+            with torch.no_grad(), policy, recorded(model, [layer]) as found:
+                model(**inputs)  # noqa: B023
             return found[layer][0]
 
         moved = (output(edit) - output([])).norm(dim=-1)
@@ -341,11 +339,10 @@ def test_wrong_input_is_refused(act, message):
 
 
 def test_rows_that_do_not_fit_the_prompts_are_refused():
-    model = causal()
-    with steered(model, edits_for("gpt2", "answer"), prompt=[1, 2]):
-        with pytest.raises(ValueError, match="2 prompts for a batch of 3 rows"):
-            logits(model, [[1, 2], [3, 4], [5, 6]])
-    net = nn.Sequential(nn.Linear(3, 4))
-    with steered(net, [Edit("0", Shift(torch.ones(4)), scope="answer")], prompt=[1]):
-        with pytest.raises(ValueError, match="expected activations"):
-            net(torch.randn(5, 3))
+    model, net = causal(), nn.Sequential(nn.Linear(3, 4))
+    wrong = pytest.raises(ValueError, match="2 prompts for a batch of 3 rows")
+    with steered(model, edits_for("gpt2", "answer"), prompt=[1, 2]), wrong:
+        logits(model, [[1, 2], [3, 4], [5, 6]])
+    flat = pytest.raises(ValueError, match="expected activations")
+    with steered(net, [Edit("0", Shift(torch.ones(4)), scope="answer")], prompt=[1]), flat:
+        net(torch.randn(5, 3))

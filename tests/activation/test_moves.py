@@ -62,7 +62,9 @@ def test_the_rotation_is_the_published_form(clouds, strength):
     up, down = clouds
     a, v = torch.cat([up, down]), NORMAL
     moved = a + fixed(1.1, v).displacement(a, strength)
-    torch.testing.assert_close(moved, published(a, v, torch.tensor(1.1 * strength)))
+    torch.testing.assert_close(
+        moved, published(a, v, torch.tensor(1.1 * strength, dtype=torch.float64))
+    )
 
 
 def test_the_rotation_keeps_norms_and_the_positive_side(clouds):
