@@ -27,7 +27,7 @@ from steering.storage import known_sha256
 from steering.task import ModelSpec
 from steering.typed import differences
 
-Kind = Literal["train", "evaluate", "outputs"]
+Kind = Literal["train", "evaluate", "outputs", "call"]
 REFERENCE = "reference"
 _REFERENCES: dict[str, Ask] = {}
 _NOT_TRAINED = ("log_every", "eval_every", "save_every", "workers", "threads")
@@ -57,8 +57,9 @@ class Ask:
         parents: role -> the run that it is built on: "reference" (whose weights steer), "start"
             (whose weights the target starts from), "model" (whose target is evaluated, or whose
             outputs are stored).
-        kind: "train", "evaluate" a model, or store its "outputs".
-        about: what an "outputs" ask wants: {"kind": "losses", "part": "train"}.
+        kind: "train", "evaluate" a model, store its "outputs", or "call" a function.
+        about: what an "outputs" ask wants: {"kind": "losses", "part": "train"}; the function, the
+            options and the files of a "call".
     """
 
     config: RunConfig

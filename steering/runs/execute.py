@@ -16,6 +16,7 @@ from steering.methods import build_method
 from steering.outputs import WithOutputs, weights_fingerprint
 from steering.reference import STORED, LiveReference, Reference, StoredReference
 from steering.runs.ask import Ask, start_file, with_parents_first
+from steering.runs.call import Call, find_function
 from steering.runs.measure import environment, forward_flops, parameters, peak_bytes
 from steering.runs.record import (
     CONFIG,
@@ -217,7 +218,27 @@ def _outputs(ask: Ask, workshop: Workshop, title: str) -> None:  # noqa: ARG001
     _finish(ask, workshop, folder, found, {}, {}, cost, summary)
 
 
-_KERNELS = {"train": _train, "evaluate": _evaluate, "outputs": _outputs}
+def _call(ask: Ask, workshop: Workshop, title: str) -> None:  # noqa: ARG001
+    folder = workshop.store.place(ask.key, ask.label)
+    if distributed.rank() == 0:
+        workshop.store.begin(ask.key, ask.kind, ask.label)
+    found = find_function(ask.about["call"])(Call(ask, workshop, folder))
+    if distributed.rank() == 0:
+        write_text(folder / CONFIG, ask.yaml)
+        write_scores(folder / SCORES, found.scores)
+    _finish(
+        ask,
+        workshop,
+        folder,
+        found.found,
+        found.metrics,
+        found.meaning,
+        found.cost,
+        found.summary,
+    )
+
+
+_KERNELS = {"train": _train, "evaluate": _evaluate, "outputs": _outputs, "call": _call}
 
 
 def _model(ask: Ask, task: Task, workshop: Workshop) -> Frozen:

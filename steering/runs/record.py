@@ -106,7 +106,7 @@ class RunRecord:
 
     Attributes:
         key: digest of what was asked for (`steering.runs.ask`).
-        kind: "train", "evaluate" or "outputs".
+        kind: "train", "evaluate", "outputs" or "call".
         label: a readable name, which the run's folder begins with.
         axes: what the study that asked varies: "method", "seed", ....
         folder: where the record was read; not in the file.
