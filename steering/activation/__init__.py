@@ -14,7 +14,6 @@ from steering.activation.directions import (
     principal_direction,
     probe_accuracy,
     probe_normal,
-    random_shift,
 )
 from steering.activation.edits import Edit, block_names, find_layer, recorded, steered
 from steering.activation.files import load_edits, save_edits
@@ -73,7 +72,6 @@ __all__ = [
     "principal_direction",
     "probe_accuracy",
     "probe_normal",
-    "random_shift",
     "recorded",
     "sample",
     "save_edits",

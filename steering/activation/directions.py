@@ -166,14 +166,6 @@ def probe_accuracy(normal: Tensor, bias: float, positive: Tensor, negative: Tens
     return float((right + left) / 2)
 
 
-def random_shift(like: Shift, seed: int) -> Shift:
-    """A shift of the same length in a direction drawn uniformly: the control of every claim."""
-    generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randn(like.direction.shape, generator=generator, dtype=torch.float64)
-    length = like.direction.double().norm()
-    return Shift((F.normalize(drawn, dim=0) * length.cpu()).to(like.direction))
-
-
 def _across(unit: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
     """The gap of the means along a unit vector; the sign of the vector plays no part."""
     return (unit * (unit @ mean_difference(positive, negative))).float()

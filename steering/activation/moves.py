@@ -30,6 +30,10 @@ class Move(ABC):
         """What is added to an activation, (..., d); zero at strength 0."""
 
     @abstractmethod
+    def random(self, seed: int) -> Move:
+        """A move of equal size in a direction drawn uniformly: the control of every claim."""
+
+    @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
         """Everything that makes up the move, by name; `made` is the way back."""
 
@@ -53,6 +57,9 @@ class Shift(Move):
 
     def displacement(self, activation: Tensor, strength: float) -> Tensor:
         return (strength * self.direction.to(activation)).expand_as(activation)
+
+    def random(self, seed: int) -> Shift:
+        return Shift(_random_like(self.direction, seed))
 
     def tensors(self) -> dict[str, Tensor]:
         return {"direction": self.direction}
@@ -103,6 +110,9 @@ class Rotation(Move):
         """Angle to turn by at strength 1, radians in (0, π), (...), of unit activations."""
         return predicted_angle([one.to(unit) for one in self.layers], unit)
 
+    def random(self, seed: int) -> Rotation:
+        return Rotation(_random_like(self.normal, seed), self.layers)
+
     def tensors(self) -> dict[str, Tensor]:
         return {"normal": self.normal} | {f"layer.{n}": x for n, x in enumerate(self.layers)}
 
@@ -141,3 +151,10 @@ def _orthogonal(unit: Tensor, normal: Tensor, along: Tensor) -> Tensor:
     size = part.norm(dim=-1, keepdim=True)
     small = max(TINY, torch.finfo(unit.dtype).eps)
     return F.normalize(torch.where(size > small, part, other), dim=-1)
+
+
+def _random_like(vector: Tensor, seed: int) -> Tensor:
+    """A vector of the same length in a random direction."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randn(vector.shape, generator=generator, dtype=torch.float64)
+    return (F.normalize(drawn, dim=0) * vector.double().norm().cpu()).to(vector)

@@ -107,7 +107,7 @@ def answer_losses(speaker: Speaker, prompts: Sequence[Tokens], answers: Sequence
     found = []
     for rows in _batches(len(prompts), speaker.batch_size):
         own = [prompts[row] for row in rows]
-        tokens, mask = _joined(speaker, own, [answers[row] for row in rows])
+        tokens, mask = joined(speaker, own, [answers[row] for row in rows])
         with _policy(speaker, own):
             logits = speaker.network(
                 input_ids=tokens, attention_mask=mask.long(), use_cache=False
@@ -127,6 +127,17 @@ def token_losses(logits: Tensor, tokens: Tensor, mask: Tensor, prompt: Sequence[
     return loss.masked_fill(~(answer & mask[:, 1:]), 0.0)
 
 
+def joined(
+    speaker: Speaker, prompts: Sequence[Tokens], answers: Sequence[Tokens]
+) -> tuple[Tensor, Tensor]:
+    """Tokens and mask of prompts and answers, padded on the right, (b, T)."""
+    whole = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
+    width = max(map(len, whole))
+    tokens = torch.tensor([row + [speaker.end] * (width - len(row)) for row in whole])
+    mask = torch.tensor([[True] * len(row) + [False] * (width - len(row)) for row in whole])
+    return tokens.to(speaker.device), mask.to(speaker.device)
+
+
 @torch.no_grad()
 def answer_activations(
     speaker: Speaker, layers: Sequence[str], prompts: Sequence[Tokens], answers: Sequence[Tokens]
@@ -137,7 +148,7 @@ def answer_activations(
     found: dict[str, list[Tensor]] = {layer: [] for layer in layers}
     for rows in _batches(len(prompts), speaker.batch_size):
         own = [prompts[row] for row in rows]
-        tokens, mask = _joined(speaker, own, [answers[row] for row in rows])
+        tokens, mask = joined(speaker, own, [answers[row] for row in rows])
         with _policy(speaker, own), recorded(speaker.network, layers) as outputs:
             speaker.network(input_ids=tokens, attention_mask=mask.long(), use_cache=False)
         speaker.tally.tokens += int(mask.sum())
@@ -159,17 +170,6 @@ def _policy(speaker: Speaker, prompts: Sequence[Tokens]) -> Any:
 def _batches(count: int, size: int) -> Iterator[np.ndarray]:
     for start in range(0, count, size):
         yield np.arange(start, min(start + size, count))
-
-
-def _joined(
-    speaker: Speaker, prompts: Sequence[Tokens], answers: Sequence[Tokens]
-) -> tuple[Tensor, Tensor]:
-    """Tokens and mask of prompts and answers, padded on the right, (b, T)."""
-    whole = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
-    width = max(map(len, whole))
-    tokens = torch.tensor([row + [speaker.end] * (width - len(row)) for row in whole])
-    mask = torch.tensor([[True] * len(row) + [False] * (width - len(row)) for row in whole])
-    return tokens.to(speaker.device), mask.to(speaker.device)
 
 
 def _decode(

@@ -109,4 +109,4 @@ def find_function(name: str) -> Callable[[Call], Finding]:
     found = vars(module).get(attribute)
     if not callable(found):
         raise SteeringError(f"call: {where} has no function {attribute!r}")
-    return found  # type: ignore[no-any-return]
+    return found

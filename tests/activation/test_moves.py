@@ -20,7 +20,6 @@ from steering.activation import (
     principal_direction,
     probe_accuracy,
     probe_normal,
-    random_shift,
 )
 
 D = 6
@@ -186,12 +185,15 @@ def test_a_given_angle_is_that_angle(clouds):
     torch.testing.assert_close(move.angle(torch.eye(D)), torch.full((D,), 0.4))
 
 
-def test_a_random_shift_has_the_same_length():
+def test_a_random_move_has_the_same_size():
     like = Shift(torch.arange(1.0, 7))
-    drawn = random_shift(like, 1)
+    drawn = like.random(1)
     torch.testing.assert_close(drawn.direction.norm(), like.direction.norm())
-    assert not torch.allclose(drawn.direction, random_shift(like, 2).direction)
-    assert torch.equal(drawn.direction, random_shift(like, 1).direction)
+    assert not torch.allclose(drawn.direction, like.random(2).direction)
+    assert torch.equal(drawn.direction, like.random(1).direction)
+    turn = fixed(1.0, NORMAL)
+    assert turn.random(1).layers is turn.layers
+    torch.testing.assert_close(turn.random(1).normal.norm(), NORMAL.norm())
 
 
 @pytest.mark.parametrize(
