@@ -30,7 +30,10 @@ if TYPE_CHECKING:
     from steering.config import RunConfig
     from steering.runs.ask import Ask
 
-_OURS = {"compare": "steering.studies.compare"}
+_OURS = {
+    "activation": "steering.studies.activation",
+    "compare": "steering.studies.compare",
+}
 
 
 class Study(Protocol):

@@ -40,10 +40,9 @@ from steering.activation.preferences import Ranker
 from steering.activation.search import Trial
 from steering.data import mix
 from steering.errors import SteeringError
-from steering.reading import user_path
 from steering.runs.call import Call, Finding
 from steering.runs.record import Metric, RunRecord
-from steering.studies.self_improvement.judges import encoded, pieces
+from steering.studies.self_improvement.judges import encoded
 from steering.studies.self_improvement.scene import (
     TRAIN,
     VALID,
@@ -57,7 +56,7 @@ from steering.studies.self_improvement.scene import (
 
 EDITS, SAMPLES, BANK = "edits.safetensors", "samples.jsonl", "bank.jsonl"
 HELD_OUT = 5  # every fifth pair is for the search
-_SHUFFLE, _SAMPLE, _CHECK = range(10, 13)  # keys of the hash
+SHUFFLE, SAMPLE, CHECK = range(10, 13)  # keys of the hash
 _PLAIN = Metric(percent=False)
 _LESS = Metric(percent=False, higher_is_better=False)
 
@@ -98,19 +97,19 @@ def improve(call: Call) -> Finding:
     ranker = scene.ranker(options["ranker"], "studies.activation.ranker")
     ranker = shuffled(ranker, seed) if options["shuffled"] else ranker
     prompts = scene.prompts[TRAIN]
-    drawn = scene.answers(policy, prompts, options["answers"], key(seed, _SAMPLE, number))
+    drawn = scene.answers(policy, prompts, options["answers"], key(seed, SAMPLE, number))
     scores = ranker(prompts, drawn)
     fresh = _pairs(prompts, drawn, scores)
     bank = [*bank_of(before), *fresh]
     chosen = most_informative(bank, fitting.share) if bank else []
-    fit = fitted(scene, fitting, chosen, ranker, edits, key(seed, _CHECK, number))
+    fit = fitted(scene, fitting, chosen, ranker, edits, key(seed, CHECK, number))
     samples = [
         {"prompt": prompt, "answers": own, "scores": list(values)}
         for prompt, own, values in zip(prompts, drawn, scores, strict=True)
     ]
     call.write(SAMPLES, to_jsonl(samples))
     call.write(BANK, to_jsonl([asdict(pair) for pair in bank]))
-    _keep(call, fit.edits, fitting)
+    keep_edits(call, fit.edits, fitting)
     metrics = {
         "ranker": float(np.mean(scores)),
         "margin": float(np.mean([pair.margin for pair in fresh])) if fresh else 0.0,
@@ -118,55 +117,7 @@ def improve(call: Call) -> Finding:
     }
     cost = scene.cost([policy], sum(map(len, drawn)), time.monotonic() - start)
     meaning = dict.fromkeys(metrics, _PLAIN)
-    return Finding(metrics, meaning, cost=cost, summary=_summary(fit, bank, chosen))
-
-
-def supervise(call: Call) -> Finding:
-    """A steering function from labelled texts: what self-improvement is measured against."""
-    options, start = call.options, time.monotonic()
-    how, fitting = Prompting(**options["prompting"]), Fitting(**options["fitting"])
-    scene = open_scene(call, how)
-    ranker = scene.ranker(options["ranker"], "studies.activation.ranker")
-    pairs = labelled_pairs(scene, options["pairs"], how.train)
-    fit = fitted(scene, fitting, pairs, ranker, (), key(int(options["seed"]), _CHECK, 0))
-    call.write(BANK, to_jsonl([asdict(pair) for pair in pairs]))
-    _keep(call, fit.edits, fitting)
-    cost = scene.cost([scene.speaker], 0, time.monotonic() - start)
-    metrics = {"pairs": float(len(pairs))}
-    return Finding(metrics, {"pairs": _PLAIN}, cost=cost, summary=_summary(fit, pairs, pairs))
-
-
-def labelled_pairs(scene: Scene, file: str | None, count: int) -> list[Pair]:
-    """Pairs of a JSONL file with "chosen" and "rejected" beside each prompt; without a file, stretches
-    of training texts, one of the goal's domain and one of another, behind the same prompt."""
-    how = scene.how
-    if file is not None:
-        rows = read_jsonl(user_path(file), "studies.activation.pairs")
-        texts = [[row.get(name) for name in (how.column, "chosen", "rejected")] for row in rows]
-        if not all(isinstance(one, str) for own in texts for one in own):
-            raise SteeringError(
-                f"studies.activation.pairs: {file}: every line needs texts {how.column!r}, "
-                "'chosen' and 'rejected'"
-            )
-        return [Pair(x, y, z, 1.0) for x, y, z in texts if y and z and y != z][:count]
-    documents = scene.task.documents()[0]
-    if how.goal not in documents:
-        raise SteeringError(
-            "studies.activation.baselines: supervised needs pairs: a file, or a goal among the domains"
-        )
-    wanted = pieces(documents[how.goal], how.length, 0)
-    others = [
-        one
-        for name, own in documents.items()
-        if name != how.goal
-        for one in pieces(own, how.length, 0)
-    ]
-    order = np.argsort(mix(_SHUFFLE, np.arange(len(others))), kind="stable")
-    prompts = scene.prompts[TRAIN]
-    return [
-        Pair(prompts[n % len(prompts)], wanted[n], others[order[n]], 1.0)
-        for n in range(min(count, len(wanted), len(others)))
-    ]
+    return Finding(metrics, meaning, cost=cost, summary=summary_of(fit, bank, chosen))
 
 
 def fitted(
@@ -203,6 +154,7 @@ def fitted(
         how.scope,  # type: ignore[arg-type]
     )
     candidates = [[*added, *with_strength(found, strength)] for strength in how.strengths]
+    candidates = [*([before] if before else []), *candidates]  # a round may change nothing
     trial, trials = search(candidates, _judged(scene, how, held, ranker, seed), how.budget)
     return _Fit(trial.edits, accuracies, trials)
 
@@ -275,7 +227,7 @@ def shuffled(ranker: Ranker, seed: int) -> Ranker:
     def ranked(prompts: Sequence[str], answers: Sequence[Sequence[str]]) -> list[list[float]]:
         found = []
         for number, scores in enumerate(ranker(prompts, answers)):
-            order = np.argsort(mix(seed, _SHUFFLE, number, np.arange(len(scores))), kind="stable")
+            order = np.argsort(mix(seed, SHUFFLE, number, np.arange(len(scores))), kind="stable")
             found.append(np.asarray(scores)[order].tolist())
         return found
 
@@ -296,12 +248,12 @@ def _pairs(
     return [pair for pair in found if pair is not None and pair.better and pair.worse]
 
 
-def _keep(call: Call, edits: Sequence[Edit], how: Fitting) -> None:
+def keep_edits(call: Call, edits: Sequence[Edit], how: Fitting) -> None:
     if distributed.rank() == 0:
         save_edits(call.folder / EDITS, edits, {"keep_norm": how.keep_norm})
 
 
-def _summary(fit: _Fit, bank: Sequence[Pair], chosen: Sequence[Pair]) -> dict[str, Any]:
+def summary_of(fit: _Fit, bank: Sequence[Pair], chosen: Sequence[Pair]) -> dict[str, Any]:
     trials = [
         {"edits": names_of(one.edits), "gain": one.gain, "harm": one.harm} for one in fit.trials
     ]

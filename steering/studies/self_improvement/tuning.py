@@ -84,7 +84,7 @@ def tune(call: Call) -> Finding:
             own = [pairs[number] for number in order[first : first + how.batch_size]]
             loss = _loss(scene, learner, how, own)
             solver.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             solver.step()
             losses.append(float(loss.detach()))
     if distributed.rank() == 0:
