@@ -63,7 +63,7 @@ _LESS = Metric(percent=False, higher_is_better=False)
 
 @dataclass(frozen=True)
 class Fitting:
-    """How a steering function is fitted; see `steering.studies.activation.ActivationOptions`."""
+    """How a steering function is fitted; see `steering.studies.self_improvement.options.ActivationOptions`."""
 
     direction: dict[str, Any]
     blocks: list[str]
@@ -154,7 +154,8 @@ def fitted(
         how.scope,  # type: ignore[arg-type]
     )
     candidates = [[*added, *with_strength(found, strength)] for strength in how.strengths]
-    candidates = [*([before] if before else []), *candidates]  # a round may change nothing
+    if before:  # a round may change nothing
+        candidates.insert(0, [*before])
     trial, trials = search(candidates, _judged(scene, how, held, ranker, seed), how.budget)
     return _Fit(trial.edits, accuracies, trials)
 

@@ -30,7 +30,7 @@ _CUT, _ORDER = range(2)  # keys of the hash
 
 @dataclass(frozen=True)
 class Prompting:
-    """Prompts and how they are answered; see `steering.studies.activation.ActivationOptions`."""
+    """Prompts and how they are answered; see `steering.studies.self_improvement.options.ActivationOptions`."""
 
     prompts: str | None
     column: str

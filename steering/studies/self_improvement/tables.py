@@ -3,15 +3,51 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from steering.analysis.intervals import Bootstrap, paired_difference
 from steering.analysis.page import Table
 from steering.console import in_time
 from steering.runs.record import RunRecord
 
 Reports = Mapping[str, Mapping[int, RunRecord]]
+BASE = "base"
+"""The unsteered model, which all others are compared with."""
+_REPORTED = ("judge", "nll", "distinct_4")
 _SHOWN = 60  # characters of a text in a cell
+
+
+def by_policy(done: Sequence[RunRecord]) -> dict[str, dict[int, RunRecord]]:
+    """The reports among the records, by policy and seed."""
+    found: dict[str, dict[int, RunRecord]] = {}
+    for record in done:
+        if "policy" in record.axes:
+            found.setdefault(record.axes["policy"], {})[record.axes["seed"]] = record
+    return found
+
+
+def gains(reports: Reports) -> Table:
+    """What the judge, fluency and repetition say of each policy."""
+    bootstrap = Bootstrap()
+    lines = [
+        [policy, *(_gain(runs, reports[BASE], name, bootstrap) for name in _REPORTED)]
+        for policy, runs in reports.items()
+    ]
+    return Table("policies on the test prompts", ["policy", "judge", "nll ↓", "distinct"], lines)
+
+
+def _gain(
+    runs: Mapping[int, RunRecord], base: Mapping[int, RunRecord], name: str, bootstrap: Bootstrap
+) -> str:
+    """A metric's mean over the seeds, and what it gains over the base."""
+    mean = sum(run.metrics[name] for run in runs.values()) / len(runs)
+    found = paired_difference(runs, base, name, bootstrap)
+    if runs is base or found is None:
+        return f"{mean:.3f}"
+    sure = "" if math.isnan(found.low) else f" [{found.low:+.3f}, {found.high:+.3f}]"
+    return f"{mean:.3f} ({found.value:+.3f}{sure})"
 
 
 def side_effects(reports: Reports) -> list[Table]:
