@@ -112,7 +112,7 @@ def find_layer(model: nn.Module, layer: str) -> nn.Module:
     names = dict(model.named_modules())
     if layer not in names:
         near = difflib.get_close_matches(layer, names, n=3) or block_names(model)[:3]
-        raise ValueError(f"layer: the model has no {layer!r}; such as {', '.join(near) or 'none'}")
+        raise ValueError(f"the model has no {layer!r}; such as {', '.join(near) or 'none'}")
     return names[layer]
 
 

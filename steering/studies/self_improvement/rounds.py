@@ -27,6 +27,7 @@ from steering.activation import (
     best_and_worst,
     best_layers,
     block_names,
+    find_layer,
     fitted_edits,
     layer_accuracies,
     likelihood_margin,
@@ -140,7 +141,7 @@ def fitted(
         return _Fit(before, {}, ())
     added = before if how.compose == "previous" else ()
     reader = replace(scene.speaker, edits=added, keep_norm=how.keep_norm)
-    layers = how.blocks or block_names(scene.speaker.network)
+    layers = _layers(scene, how)
     up, down = paired_activations(scene, reader, layers, train)
     checks = paired_activations(scene, reader, layers, held)
     direction = direction_of(how.direction)
@@ -158,6 +159,17 @@ def fitted(
         candidates.insert(0, [*before])
     trial, trials = search(candidates, _judged(scene, how, held, ranker, seed), how.budget)
     return _Fit(trial.edits, accuracies, trials)
+
+
+def _layers(scene: Scene, how: Fitting) -> list[str]:
+    """The layers to choose from."""
+    network = scene.speaker.network
+    for layer in how.blocks:
+        try:
+            find_layer(network, layer)
+        except ValueError as error:
+            raise SteeringError(f"studies.activation.blocks: {error}") from error
+    return how.blocks or block_names(network)
 
 
 def _judged(scene: Scene, how: Fitting, held: Sequence[Pair], ranker: Ranker, seed: int):  # type: ignore[no-untyped-def]

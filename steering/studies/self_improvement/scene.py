@@ -172,7 +172,7 @@ def split_prompts(task: Task, text: TextModel, how: Prompting) -> dict[str, list
 def _from_documents(task: Task, how: Prompting) -> list[str]:
     """Stretches of the validation texts, as many of each domain."""
     documents = task.documents()[1]
-    share = math.ceil((how.train + how.valid + how.test) * 1.25 / len(documents))
+    share = math.ceil((how.train + how.valid + how.test) * 2 / len(documents))
     found = []
     for number, texts in enumerate(documents.values()):
         whole = "\n".join(texts)
