@@ -14,7 +14,7 @@ ABOVE_TRAINING = [*ABOVE_RUNS, "steering.analysis", "steering.config", "omegacon
 # trainer.
 DOERS = [
     f"steering.runs.{name}"
-    for name in ("ask", "driver", "execute", "measure", "transport", "worker", "workshop")
+    for name in ("ask", "call", "driver", "execute", "measure", "transport", "worker", "workshop")
 ]
 FORBIDDEN = {
     "steering": ["tasks"],
@@ -24,6 +24,17 @@ FORBIDDEN = {
         *(
             f"steering.{room}"
             for room in ("contrastive", "methods", "reference", "outputs", "training", "runs")
+        ),
+    ],
+    "steering/activation": [
+        *ABOVE_TRAINING,
+        *DOERS,
+        *(
+            f"steering.{room}"
+            for room in (
+                *("dro", "contrastive", "methods", "reference", "outputs", "training", "runs"),
+                "task",
+            )
         ),
     ],
     "steering/contrastive": [
@@ -75,7 +86,10 @@ NEEDS_NO_TORCH = [
     "runs/record.py",
     "runs/store.py",
     "runs/sources.py",
+    "studies/activation.py",
     "studies/compare.py",
+    "studies/self_improvement/options.py",
+    "studies/self_improvement/tables.py",
     "commands/studies.py",
 ]
 

@@ -137,9 +137,8 @@ def test_the_whole_study(config, tmp_path, capsys):
     assert {path: path.stat().st_mtime_ns for path in folder.glob("*/record.json")} == before
     assert "0 runs to do" in capsys.readouterr().out
     # More test answers are other reports on the same rounds.
-    assert (
-        study(config, "studies.activation.test_answers=1", "studies.activation.baselines=[]") == 0
-    )
+    words = ["studies.activation.test_answers=1", "studies.activation.baselines=[]"]
+    assert study(config, trains, *words) == 0
     assert "4 runs to do" in capsys.readouterr().out
 
 
