@@ -12,6 +12,7 @@ from steering.studies import study
 from steering.studies.self_improvement.options import ActivationOptions
 from steering.studies.self_improvement.tables import (
     by_policy,
+    claims,
     costs,
     examples,
     gains,
@@ -46,7 +47,7 @@ class Activation:
 
     def report(self, done: Sequence[RunRecord], title: str) -> Report:
         reports = by_policy(done)
-        tables = [gains(reports), *side_effects(reports), *costs(done)]
+        tables = [gains(reports), claims(reports), *side_effects(reports), *costs(done)]
         return Report(
             name="activation",
             title=f"{title}: self-improving activation steering",

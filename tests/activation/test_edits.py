@@ -202,6 +202,21 @@ def test_generate_of_transformers_is_edited_in_the_same_way(scope):
             assert set(copy_of[len(wanted) :]) <= {END}
 
 
+@pytest.mark.parametrize("named", ["nothing", "position_ids"])
+def test_a_cache_without_a_mask_says_where_the_positions_are(named):
+    """Two calls, the second on top of the first's cache, against one call."""
+    model, row = causal(), [1, 2, 3, 4, 5, 6]
+    for scope in SCOPES:
+        with torch.no_grad(), steered(model, edits_for("gpt2", scope), prompt=[4]):
+            whole = model(input_ids=tokens([row])).logits
+            first = model(input_ids=tokens([row[:3]]), use_cache=True)
+            name = "cache" if "cache" in first else "past_key_values"
+            more = {name: first[name]}
+            more |= {"position_ids": tokens([[3, 4, 5]])} if named == "position_ids" else {}
+            second = model(input_ids=tokens([row[3:]]), **more).logits
+        torch.testing.assert_close(torch.cat([first.logits, second], 1), whole)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_losses_of_answers_are_the_policys(kind):
     """Against a pass over one row at a time, on the log-softmax by hand."""

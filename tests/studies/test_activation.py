@@ -123,6 +123,7 @@ def test_the_whole_study(config, tmp_path, capsys):
     page = (folder / "activation.md").read_text()
     for heading in (
         "policies on the test prompts",
+        "what the rounds gain",
         "side effects",
         "cost of each run",
         "answers side",

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from steering.analysis.intervals import Bootstrap, paired_difference
+from steering.analysis.intervals import Bootstrap, Interval, paired_difference
 from steering.analysis.page import Table
 from steering.console import in_time
 from steering.runs.record import RunRecord
@@ -46,8 +46,33 @@ def _gain(
     found = paired_difference(runs, base, name, bootstrap)
     if runs is base or found is None:
         return f"{mean:.3f}"
+    return f"{mean:.3f} ({_signed(found)})"
+
+
+def claims(reports: Reports) -> Table:
+    """What the rounds claim, each as a difference of the judge's score with its interval."""
+    bootstrap, last = Bootstrap(), _last_round(reports)
+    wanted = [(last, BASE), (last, "round 1"), *((name, BASE) for name in ("shuffled", "random"))]
+    wanted += [(last, name) for name in ("supervised", "best_of_n") if name in reports]
+    lines = []
+    for one, other in wanted:
+        if one in reports and other in reports and one != other:
+            found = paired_difference(reports[one], reports[other], "judge", bootstrap)
+            lines.append([f"{one} − {other}", _signed(found)])
+    if "supervised" in reports:
+        base = _mean(reports[BASE], "judge")
+        most = _mean(reports["supervised"], "judge") - base
+        own = _mean(reports[last], "judge") - base
+        share = f"{own / most:.0%}" if most > 0 else "– (supervised steering gains nothing)"
+        lines.append(["share of supervised steering's gain", share])
+    return Table("what the rounds gain", ["judge", "difference"], lines)
+
+
+def _signed(found: Interval | None) -> str:
+    if found is None:
+        return "–"
     sure = "" if math.isnan(found.low) else f" [{found.low:+.3f}, {found.high:+.3f}]"
-    return f"{mean:.3f} ({found.value:+.3f}{sure})"
+    return f"{found.value:+.3f}{sure}"
 
 
 def side_effects(reports: Reports) -> list[Table]:
