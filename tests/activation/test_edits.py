@@ -11,6 +11,7 @@ from torch import nn
 from steering.activation import (
     Edit,
     Householder,
+    Rotation,
     Shift,
     Speaker,
     answer_activations,
@@ -67,6 +68,7 @@ def test_strength_zero_and_no_edits_are_the_base_to_the_bit(kind):
         for keep_norm in (False, True):
             with steered(model, edits, keep_norm=keep_norm):
                 assert torch.equal(logits(model, row), base)
+                assert not any(module._forward_hooks for module in model.modules())
     with steered(model, edits_for(kind, "all")):
         assert not torch.allclose(logits(model, row), base, atol=1e-3)
 
@@ -96,8 +98,12 @@ def test_several_edits_of_a_layer_add():
     """Each sees the activation without the others, so their order plays no part."""
     model = causal()
     layer = block_names(model)[0]
-    one, other = edits_for("gpt2", "all")
-    pair = [Edit(layer, one.move, 0.3), Edit(layer, other.move, 0.7)]
+    with torch.no_grad(), recorded(model, [layer]) as base_outputs:
+        model(input_ids=tokens([[1, 2, 3]]))
+    away = -base_outputs[layer][0].mean(0)  # so that the rotation sees its negative side
+    turn = Rotation(away, (torch.zeros(1, dtype=torch.float64),))
+    one, _ = edits_for("gpt2", "all")
+    pair = [Edit(layer, one.move, 0.3), Edit(layer, turn, 0.7)]
 
     def output(edits):
         with torch.no_grad(), steered(model, edits), recorded(model, [layer]) as found:
@@ -106,6 +112,7 @@ def test_several_edits_of_a_layer_add():
 
     base, both = output([]), output(pair)
     parts = [output([edit]) - base for edit in pair]
+    assert all(part.norm() > 1 for part in parts)
     torch.testing.assert_close(both - base, parts[0] + parts[1])
     torch.testing.assert_close(output(pair[::-1]), both)
 
