@@ -43,6 +43,7 @@ class Activation:
 
         if done:
             return []  # one round of asking: the rounds of steering are parents of each other
+        Asks(self.options, base).check()
         return [ask for seed in self.options.seeds for ask in Asks(self.options, base).of(seed)]
 
     def report(self, done: Sequence[RunRecord], title: str) -> Report:

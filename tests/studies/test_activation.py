@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+import toys
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoConfig,
@@ -327,6 +328,13 @@ studies:
     assert study(path, "studies.activation.column=question") == 1
 
 
+def test_a_task_without_texts_is_told_before_anything_is_trained(tmp_path, capsys):
+    path = toys.write_config(tmp_path)
+    assert study(path, "method=erm", "studies.activation.goal=x") == 2
+    assert "needs a task of texts, such as language" in capsys.readouterr().err
+    assert not list(tmp_path.glob("runs/*/*"))
+
+
 # ---- parts
 
 
@@ -399,10 +407,11 @@ def test_options_that_make_no_sense_are_refused(changes, message):
 
 def test_mistakes_are_one_line(config, capsys):
     for word, said in {
-        "studies.activation.goal=quiet": "one of several domains, calm, loud; got 'quiet'",
+        "studies.activation.goal=quiet": "goal: expected one of the domains calm, loud; got 'quiet'",
         "studies.activation.ranker=nowhere": "ranker: expected goal, self, self_pairs, file.py",
         "studies.activation.direction={name: up}": "no direction 'up'; known: householder",
         "studies.activation.direction={name: pca, x: 1}": "studies.activation.direction: ",
+        "studies.activation.direction={name: null, ridge: 1}": "no direction 'None'",
         "studies.activation.length=40": "prompts are wanted",
         "studies.activation.blocks=[h.9]": "blocks: the model has no 'h.9'; such as transformer.h.0",
         "studies.activation.goall=x": "did you mean 'studies.activation.goal'?",

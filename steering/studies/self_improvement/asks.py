@@ -7,10 +7,13 @@ from dataclasses import replace
 from typing import Any
 
 from steering.config import RunConfig, with_overrides
+from steering.errors import ConfigError
 from steering.runs.ask import Ask, training
 from steering.runs.call import calling
 from steering.studies.self_improvement.options import ActivationOptions
+from steering.studies.self_improvement.rounds import direction_of
 from steering.studies.self_improvement.tables import BASE
+from steering.task import Task, find_task
 
 _DOING = "steering.studies.self_improvement"
 
@@ -22,6 +25,26 @@ class Asks:
         self.options, self.base = options, base
         self.fits: list[Ask] = []
         """The runs that the reports are built on."""
+
+    def check(self) -> None:
+        """Refuse what cannot work before anything is trained for it.
+
+        Raises:
+            ConfigError: a task without texts, no such domain, or no such direction.
+        """
+        kind, options = find_task(self.base.task.name), self.options
+        if kind.text_model is Task.text_model:
+            raise ConfigError(
+                "studies.activation: needs a task of texts, such as language; "
+                f"task.name is {self.base.task.name}"
+            )
+        domains = kind(self.base.task).groups
+        if "goal" in (options.ranker, options.judge) and options.goal not in domains:
+            raise ConfigError(
+                f"studies.activation.goal: expected one of the domains {', '.join(domains)}; "
+                f"got {options.goal!r}"
+            )
+        direction_of(options.direction)
 
     def of(self, seed: int) -> list[Ask]:
         """All runs of one seed, in the order of the table."""

@@ -40,7 +40,7 @@ from steering.activation import (
 from steering.activation.preferences import Ranker
 from steering.activation.search import Trial
 from steering.data import mix
-from steering.errors import SteeringError
+from steering.errors import ConfigError, SteeringError
 from steering.runs.call import Call, Finding
 from steering.runs.record import Metric, RunRecord
 from steering.studies.self_improvement.judges import encoded
@@ -215,11 +215,15 @@ def paired_activations(
 def direction_of(section: Mapping[str, Any]) -> Direction:
     """The direction of a config's section."""
     values = dict(section)
+    if "name" not in values:
+        raise ConfigError(
+            f"studies.activation.direction: needs a name: {', '.join(DIRECTIONS.names())}"
+        )
     part = DIRECTIONS.find(str(values.pop("name")), "studies.activation.direction.name")
     try:
         return part(**values)
     except (TypeError, ValueError) as error:
-        raise SteeringError(f"studies.activation.direction: {error}") from error
+        raise ConfigError(f"studies.activation.direction: {error}") from error
 
 
 def policy_edits(record: RunRecord | None) -> list[Edit]:
