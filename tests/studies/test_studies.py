@@ -284,7 +284,7 @@ def test_two_files_may_use_one_name_and_the_page_shows_this_one(tmp_path):
 
 
 def test_unknown_studies_are_told_with_the_known_ones():
-    with pytest.raises(SteeringError, match="study: no study 'x'; known: compare"):
+    with pytest.raises(SteeringError, match="study: no study 'x'; known: activation, compare"):
         find_study("x")
     with pytest.raises(SteeringError, match="registers no study 'x'"):
         find_study(f"{HERE / 'lr_study.py'}:x")

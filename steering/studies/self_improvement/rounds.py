@@ -8,7 +8,7 @@ docs/activation.md.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -172,7 +172,9 @@ def _layers(scene: Scene, how: Fitting) -> list[str]:
     return how.blocks or block_names(network)
 
 
-def _judged(scene: Scene, how: Fitting, held: Sequence[Pair], ranker: Ranker, seed: int):  # type: ignore[no-untyped-def]
+def _judged(
+    scene: Scene, how: Fitting, held: Sequence[Pair], ranker: Ranker, seed: int
+) -> Callable[[Sequence[Edit]], tuple[float, float]]:
     """Gain and harm of edits. Harm: nats a token of fresh answers to validation prompts under the
     unsteered model. Gain: their scores ("samples"), or the likelihood margin of held-out pairs."""
     prompts, tokens = scene.prompts[VALID], scene.text.tokens
