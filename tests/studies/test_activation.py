@@ -24,7 +24,9 @@ from steering.runs.store import Store
 from steering.studies.self_improvement import judges
 from steering.studies.self_improvement.options import ActivationOptions
 from steering.studies.self_improvement.tuning import dpo_loss, sppo_loss
+from steering_tasks.language import LanguageOptions
 from steering_tasks.language.data import NEUTRAL, TAGS, pack, tagged
+from steering_tasks.language.task import LanguageData
 from steering_tasks.language.tokens import Bytes
 
 WORDS = "the a cat dog tree bird sees hears near under old new red good bad kind rude".split()  # noqa: SIM905
@@ -348,6 +350,22 @@ def test_blocks_begin_with_their_tag():
         assert 0.2 < (first == NEUTRAL).mean() < 0.8
     assert (tagged(blocks, 0.0, 0).tokens[:, 0] == NEUTRAL).all()
     assert half.fingerprint() != blocks.fingerprint()
+
+
+def test_tags_are_for_bytes_and_for_as_many_domains_as_there_are():
+    with pytest.raises(SteeringError, match=r"data\.tags: are bytes"):
+        LanguageOptions(tokenizer="a/folder", data=LanguageData(tags=True))
+    paths = {f"domain {number}": "x" for number in range(len(TAGS) + 1)}
+    with pytest.raises(SteeringError, match="tags: there are 25 for 26 domains"):
+        LanguageData(source="files", paths=paths, tags=True)
+    assert not {*TAGS, NEUTRAL} & {*b"\t\n\r"}
+
+
+def test_other_tasks_have_no_texts():
+    task = toys.Toy(toys.Options("toy"))
+    for ask in (task.documents, lambda: task.text_model(None)):
+        with pytest.raises(SteeringError, match="needs a task of texts, such as language"):
+            ask()
 
 
 def test_ranker_and_judge_tell_the_goal_from_other_texts_of_their_own():
