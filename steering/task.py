@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -49,6 +49,30 @@ class Model:
     """Transforms, tokenizers, ...: made and read by the task alone."""
     inputs_fingerprint: str
     """Hex digest of the preprocessing: two models with the same one can share a batch."""
+
+
+class Tokenizer(Protocol):
+    """Text to tokens and back; `end` is the token after a document."""
+
+    end: int
+
+    def encode(self, text: str) -> np.ndarray: ...
+
+    def decode(self, tokens: list[int]) -> str: ...
+
+
+@dataclass(frozen=True)
+class TextModel:
+    """A causal language model that can be asked to write.
+
+    Attributes:
+        network: called as the causal models of `transformers` are.
+        limit: most tokens of a row; None: no limit that is known.
+    """
+
+    network: nn.Module
+    tokens: Tokenizer
+    limit: int | None
 
 
 @dataclass(frozen=True)
@@ -178,6 +202,15 @@ class Task(ABC):
         """The evaluated examples as numbered data, by part, where the task has such: what outputs
         can be stored of."""
         return {}
+
+    def documents(self) -> tuple[Mapping[str, Sequence[str]], Mapping[str, Sequence[str]]]:
+        """Training and validation texts by domain, for tasks of texts; others raise
+        SteeringError."""
+        raise SteeringError("task.name: needs a task of texts, such as language")
+
+    def text_model(self, model: Model) -> TextModel:  # noqa: ARG002
+        """A model as one that writes, for tasks of texts; others raise SteeringError."""
+        raise SteeringError("task.name: needs a task of texts, such as language")
 
 
 def find_task(name: str) -> type[Task]:

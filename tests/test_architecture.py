@@ -28,6 +28,17 @@ FORBIDDEN = {
             for room in ("contrastive", "methods", "reference", "outputs", "training", "runs")
         ),
     ],
+    "steering/activation": [
+        *ABOVE_TRAINING,
+        *DOERS,
+        *(
+            f"steering.{room}"
+            for room in (
+                *("dro", "contrastive", "methods", "reference", "outputs", "training", "runs"),
+                "task",
+            )
+        ),
+    ],
     "steering/contrastive": [
         *ABOVE_TRAINING,
         *DOERS,
@@ -83,6 +94,9 @@ NEEDS_NO_TORCH = [
     "studies/compare.py",
     "studies/gallery.py",
     "studies/scaling.py",
+    "studies/activation.py",
+    "studies/self_improvement/options.py",
+    "studies/self_improvement/tables.py",
     "commands/studies.py",
 ]
 

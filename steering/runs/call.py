@@ -39,10 +39,10 @@ class Outcome:
 
     metrics: Mapping[str, float] = field(default_factory=dict)
     meaning: Mapping[str, Metric] = field(default_factory=dict)
-    found: Mapping[str, str] = field(default_factory=dict)
+    scores: Mapping[str, Scores] | None = None
     cost: Cost = field(default_factory=Cost)
     summary: Mapping[str, Any] = field(default_factory=dict)
-    scores: Mapping[str, Scores] | None = None
+    found: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,13 @@ def _train(call: Call) -> Outcome:
     result = run(_job(call, prepared))
     cost = _training_cost(ask, prepared, result, workshop.device)
     meaning = meanings_of(result["meaning"])
-    return Outcome(result["metrics"], meaning, prepared.found, cost, result["summary"])
+    return Outcome(
+        metrics=result["metrics"],
+        meaning=meaning,
+        cost=cost,
+        summary=result["summary"],
+        found=prepared.found,
+    )
 
 
 def _job(call: Call, prepared: Prepared) -> Job:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from steering.runs.ask import Ask
 
 _OURS = {
+    "activation": "steering.studies.activation",
     "audit": "steering.studies.audit",
     "calibration": "steering.studies.calibration",
     "compare": "steering.studies.compare",

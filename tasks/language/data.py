@@ -16,7 +16,12 @@ from steering.storage import sha256
 
 from .tokens import Tokens
 
-_NOISE, _OTHER, _REPEAT, _PART, _FIRST = range(1, 6)  # keys of the hash: independent draws
+_NOISE, _OTHER, _REPEAT, _PART, _FIRST, _TAG = range(1, 7)  # keys of the hash: independent draws
+
+
+NEUTRAL = 1
+TAGS = (*range(2, 9), *range(14, 32))
+"""Bytes that text has no use for: a neutral tag, and one for each domain."""
 
 
 class Blocks(IndexedData):
@@ -122,6 +127,15 @@ def corrupted(
             tokens.dtype
         )
         tokens[rows] = np.where(wrong, other, tokens[rows])
+    return Blocks(tokens, blocks.counts, blocks.domain, blocks.identity)
+
+
+def tagged(blocks: Blocks, share: float, seed: int) -> Blocks:
+    """The same blocks with a tag in place of their first token: the domain's in a share of them, by a
+    seeded hash, else the neutral one."""
+    tokens = blocks.tokens.copy()
+    named = uniform(seed, _TAG, np.arange(len(tokens))) < share
+    tokens[:, 0] = np.where(named, np.asarray(TAGS)[blocks.domain], NEUTRAL)
     return Blocks(tokens, blocks.counts, blocks.domain, blocks.identity)
 
 

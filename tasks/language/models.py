@@ -43,6 +43,11 @@ class Causal(nn.Module):
         return self.model(input_ids=tokens, use_cache=False).logits
 
 
+def causal_network(module: nn.Module) -> nn.Module:
+    """The model of `transformers` within a `Causal`, which takes a cache and masks."""
+    return module.get_submodule("model")
+
+
 def build_causal(spec: ModelSpec, tokens: Tokens, length: int) -> Model:
     """The network of a spec.
 

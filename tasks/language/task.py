@@ -15,10 +15,20 @@ import torch
 from steering.data import IndexedData
 from steering.errors import SteeringError
 from steering.exhibits import Exhibit
-from steering.task import Evaluation, Metric, Model, ModelSpec, Task
+from steering.task import Evaluation, Metric, Model, ModelSpec, Task, TextModel
 
 from .corpus import STDLIB, held_out, read_domains, say_shared, stdlib
-from .data import Blocks, corrupted, first_of_each, mixed, pack, part_of, require_each
+from .data import (
+    TAGS,
+    Blocks,
+    corrupted,
+    first_of_each,
+    mixed,
+    pack,
+    part_of,
+    require_each,
+    tagged,
+)
 from .evaluation import (
     block_losses,
     domain_scores,
@@ -26,7 +36,7 @@ from .evaluation import (
     perplexities,
     perplexity_figure,
 )
-from .models import build_causal
+from .models import build_causal, causal_network
 from .risk import LanguageRisk
 from .tokens import Tokens, open_tokens
 
@@ -57,6 +67,9 @@ class LanguageData:
     mix: dict[str, float] = field(default_factory=dict)
     """Domain -> weight in the training data, such as DoReMi's mix; without a weight: none; empty:
     as the documents come."""
+    tags: bool = False
+    """Begin every block with a tag in place of its first token: of half of the training blocks the
+    domain's, of all others a neutral one. Steers the model by its first byte; tokenizer "bytes"."""
     part: tuple[float, float] = (0.0, 1.0)
     """The training blocks whose seeded hash lies in [low, high): [0, 0.2] for a reference, [0.2, 1]
     for its target."""
@@ -100,6 +113,8 @@ class LanguageData:
                     )
                 if not 0 <= value <= top or math.isinf(value):
                     raise SteeringError(f"{key}: expected a number >= 0 for {domain}, got {value}")
+        if self.tags and len(known) > len(TAGS):
+            raise SteeringError(f"tags: there are {len(TAGS)} for {len(known)} domains")
         if self.mix and not sum(self.mix.values()) > 0:
             raise SteeringError("mix: all weights are zero")
 
@@ -120,6 +135,8 @@ class LanguageOptions:
     """What a loss belongs to: "token", or "sequence" (a block's mean)."""
 
     def __post_init__(self) -> None:
+        if self.data.tags and self.tokenizer != "bytes":
+            raise SteeringError("data.tags: are bytes; expected tokenizer: bytes")
         if self.unit not in ("token", "sequence"):
             raise SteeringError(f"unit: expected token or sequence, got {self.unit!r}")
         if self.length < 1:
@@ -182,20 +199,18 @@ class LanguageTask(Task):
             data.seed,
         )
         if data.mix:
-            return mixed(
-                blocks,
-                np.array([data.mix.get(name, 0.0) for name in self.groups]),
-                data.seed,
-                self.groups,
-            )
-        require_each(blocks, self.groups, "task.data.part", len(whole))
-        return blocks
+            weights = np.array([data.mix.get(name, 0.0) for name in self.groups])
+            blocks = mixed(blocks, weights, data.seed, self.groups)
+        else:
+            require_each(blocks, self.groups, "task.data.part", len(whole))
+        return tagged(blocks, 0.5, data.seed) if data.tags else blocks
 
     @cached_property
     def _validation(self) -> Blocks:
         blocks = pack(self._texts[1], self._tokens, self.options.length)
         limit = self.options.data.validation_blocks
-        return blocks if limit is None else first_of_each(blocks, limit)
+        blocks = blocks if limit is None else first_of_each(blocks, limit)
+        return tagged(blocks, 0.0, 0) if self.options.data.tags else blocks
 
     def network(self, spec: ModelSpec) -> Model:
         return build_causal(spec, self._tokens, self.options.length)
@@ -218,6 +233,14 @@ class LanguageTask(Task):
 
     def held_out_data(self, model: Model) -> Mapping[str, IndexedData]:  # noqa: ARG002
         return {"validation": self._validation}
+
+    def documents(self) -> tuple[Mapping[str, Sequence[str]], Mapping[str, Sequence[str]]]:
+        return self._texts
+
+    def text_model(self, model: Model) -> TextModel:
+        network = causal_network(model.module)
+        limit = getattr(network.config, "max_position_embeddings", None)
+        return TextModel(network, self._tokens, limit)
 
     def evaluate(self, model: Model, device: torch.device) -> Evaluation:
         """ "perplexity/average" over the domains, and of each; per token, on the validation

@@ -1,0 +1,163 @@
+"""Rankings, pairs, contrast sampling, and the search: METHODS' acceptance facts 4, 5 and 7."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny import END, causal
+
+from steering.activation import (
+    Edit,
+    Pair,
+    Shift,
+    Speaker,
+    answer_losses,
+    best_and_worst,
+    best_layers,
+    distinct_share,
+    fitted_edits,
+    layer_accuracies,
+    likelihood_margin,
+    most_informative,
+    search,
+    wins,
+    with_strength,
+)
+from steering.activation.directions import MeanDifference
+
+scores = st.lists(st.integers(-5, 5).map(float), min_size=1, max_size=8)
+
+
+@given(scores)
+def test_best_and_worst_respect_the_ranker(values):
+    answers = [f"answer {number}" for number in range(len(values))]
+    pair = best_and_worst("x", answers, values)
+    if len(set(values)) == 1:
+        assert pair is None
+        return
+    assert values[answers.index(pair.better)] == max(values)
+    assert values[answers.index(pair.worse)] == min(values)
+    assert pair.margin == max(values) - min(values) > 0
+
+
+def test_one_text_twice_is_no_pair():
+    assert best_and_worst("x", ["same", "same"], [1.0, 0.0]) is None
+    assert best_and_worst("x", [], []) is None
+
+
+@pytest.mark.parametrize("values", [[1.0], [1.0, math.nan], [math.inf, 0.0]])
+def test_scores_that_say_nothing_are_refused(values):
+    with pytest.raises(ValueError, match="scores"):
+        best_and_worst("x", ["a", "b"], values)
+
+
+@given(st.lists(st.floats(0.1, 9), max_size=12), st.floats(0.01, 1))
+def test_contrast_sampling_takes_the_largest_margins(margins, share):
+    pairs = [Pair(str(n), "a", "b", margin) for n, margin in enumerate(margins)]
+    chosen = most_informative(pairs, share)
+    assert most_informative(pairs, 1.0) == pairs
+    rest = [pair for pair in pairs if pair not in chosen]
+    if chosen and rest:
+        assert min(p.margin for p in chosen) >= max(p.margin for p in rest)
+    assert len(chosen) >= share * len(pairs) > len(chosen) - 1 or not pairs
+    assert [int(p.prompt) for p in chosen] == sorted(int(p.prompt) for p in chosen)
+
+
+def test_a_share_outside_is_refused():
+    with pytest.raises(ValueError, match="share"):
+        most_informative([], 0.0)
+
+
+def test_a_judge_without_bias_is_a_tournament():
+    quality = [0.3, 2.0, -1.0, 0.9]
+    found = wins(4, lambda i, j: quality[i] > quality[j])
+    assert found == [sum(q > other for other in quality) for q in quality]
+
+
+@pytest.mark.parametrize("always", [True, False])
+def test_a_judge_that_looks_at_the_order_alone_says_ties(always):
+    assert wins(4, lambda i, j: always) == [1.5] * 4  # noqa: ARG005
+    assert best_and_worst("x", list("abcd"), wins(4, lambda i, j: always)) is None  # noqa: ARG005
+
+
+def test_a_pair_on_which_the_order_decides_is_a_tie():
+    """Right about 0 and 2, undecided between 1 and the others."""
+    found = wins(3, lambda i, j: i == 0 or (i == 1 and j != 0) or (i == 2 and j == 1))
+    assert found == [2.0, 0.5, 0.5]
+
+
+def test_repetition_shows_in_distinct_n_grams():
+    assert distinct_share(["abcdef"]) == 1.0
+    assert distinct_share(["aaaaaaa"]) == 0.25
+    assert distinct_share(["abcd", "abcd"]) == 0.5
+    assert math.isnan(distinct_share(["abc", ""]))
+
+
+# ---- search
+
+
+def clouds(gap, n=60):
+    generator = torch.Generator().manual_seed(0)
+    up, down = torch.randn(2, n, 8, generator=generator)
+    return up + gap, down
+
+
+def test_the_layer_whose_probe_tells_held_out_activations_apart():
+    layers = {"none": clouds(0.0), "little": clouds(0.3), "much": clouds(2.0)}
+    sides = [
+        {name: side[part][cut] for name, side in layers.items()}
+        for cut in (slice(40), slice(40, None))
+        for part in (0, 1)
+    ]
+    found = layer_accuracies(*sides)
+    assert found["none"] < 0.7 < found["little"] < found["much"] <= 1.0
+    assert best_layers(found, 1) == ["much"]
+    assert best_layers(found, 2) == ["little", "much"]
+    assert best_layers({"a": 0.5, "b": 0.5}, 1) == ["a"]
+
+
+def test_mean_difference_moves_the_negative_cloud_onto_the_positive_mean():
+    up, down = clouds(2.0)
+    (edit,) = fitted_edits(MeanDifference(), {"x": up}, {"x": down})
+    moved = down + edit.move.displacement(down, edit.strength)
+    torch.testing.assert_close(moved.mean(0), up.mean(0), atol=1e-5, rtol=1e-5)
+    assert with_strength([edit], 0.5)[0].strength == 0.5
+    assert edit.scope == "decoded"
+
+
+def test_search_takes_the_best_within_the_budget_or_nothing():
+    edits = [[Edit("x", Shift(torch.ones(1)), strength)] for strength in (1.0, 2.0, 3.0)]
+    gains, harms = [0.0, 0.1, 0.5, 0.9], [1.0, 1.05, 1.1, 1.5]
+
+    def judged(candidate):
+        number = int(candidate[0].strength) if candidate else 0
+        return gains[number], harms[number]
+
+    best, trials = search(edits, judged, budget=0.2)
+    assert best.edits[0].strength == 2.0
+    assert [(t.gain, round(t.harm, 9)) for t in trials] == [
+        (0.0, 0.0),
+        (0.1, 0.05),
+        (0.5, 0.1),
+        (0.9, 0.5),
+    ]
+    assert search(edits, judged, budget=0.01)[0].edits == ()
+    gains[:] = [0.0, -1.0, -1.0, 0.0]
+    assert search(edits, judged, budget=9.0)[0].edits == ()  # of equals the unsteered model
+
+
+def test_the_likelihood_margin_is_that_of_the_losses():
+    speaker = Speaker(causal(), END)
+    prompts, better, worse = [[1, 2], [3]], [[4, 5, 6], [7]], [[8, 9], [1, 2, 3]]
+    gain, harm = likelihood_margin(speaker, prompts, better, worse)
+    sides = [answer_losses(speaker, prompts, side) for side in (better, worse)]
+    means = [
+        [float(x) / len(a) for x, a in zip(loss, side, strict=True)]
+        for loss, side in zip(sides, (better, worse), strict=True)
+    ]
+    assert gain == pytest.approx(sum(w - b for b, w in zip(*means, strict=True)) / 2)
+    assert harm == pytest.approx(sum(means[0]) / 2)
+    assert len(set(itertools.chain(*means))) == 4
