@@ -116,8 +116,8 @@ def anchor_risks(
     """Risk of each of this rank's anchors, (2, b), image anchors first, with gradient; and scalars
     for a log.
 
-    Where log means are all that the risk asks for (KL without a prior), losses go in blocks, in
-    memory linear in the batch (`blocked.py`); else all B² of them are needed at once (`naive.py`).
+    Losses go in blocks, in memory linear in the batch (`blocked.py`), unless all B² of them are
+    needed at once (`naive.py`): see `needs_all_losses`.
 
     Args:
         risk: its running estimates are updated; row key 2·index + direction.
@@ -128,8 +128,7 @@ def anchor_risks(
     Raises:
         ValueError: fewer than 2 pairs over all ranks.
     """
-    dense = risk.adversary.has_prior or risk.temperature.infinite
-    if dense or not risk.divergence.has_log_means or risk.estimator.needs_scores:
+    if needs_all_losses(risk):
         risks, _, metrics = risk.per_row(negatives(pairs))
         return risks, metrics
     others = len(pairs.image) * distributed.world_size() - 1
@@ -155,6 +154,13 @@ def anchor_risks(
         return {**sampled, "weight_sum": (log_means - fixed).exp().mean(), **plane}
 
     return risks, Metrics(make)
+
+
+def needs_all_losses(risk: StochasticRisk) -> bool:
+    """Whether a batch of pairs must be written down, B² losses: other divergences than KL, a prior
+    and τ = ∞ ask for more than log means."""
+    log_means_do = risk.divergence.has_log_means and not risk.estimator.needs_scores
+    return not log_means_do or risk.adversary.has_prior or risk.temperature.infinite
 
 
 def info_nce_losses(pairs: Pairs, tau: Tensor, budget: int = DEFAULT_BUDGET) -> Tensor:
