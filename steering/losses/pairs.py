@@ -11,7 +11,7 @@ from steering import distributed
 from steering.contrastive.naive import negatives
 from steering.contrastive.risk import anchor_keys, anchor_risks, needs_all_losses
 from steering.dro.divergences import Divergence
-from steering.dro.online.estimator import Remembering
+from steering.dro.online.estimators import ProximalDual
 from steering.dro.online.row_table import Layout
 from steering.items import Pairs
 from steering.losses.checks import checked_pairs, require_count, require_index
@@ -53,13 +53,13 @@ class GlobalContrastiveLoss(nn.Module):
         individual_tau_lr: step of that Adam, in the unit of τ.
         layout: how the estimates are kept (`steering.dro.online.row_table.Layout`): in half
             precision, in a file, split over the ranks. If they are split, each rank's `state_dict`
-            holds its own part; `steering.dro.online.row_table.merged` joins them. None: whole. Only
-            moving average and mirror descent have estimates that can be kept in another way.
+            holds its own part; `steering.dro.online.row_table.merged` joins them. None: whole. Those of
+            the proximal point are always whole.
 
     Raises:
         ValueError: an argument out of range, or two that do not fit: a divergence without τ and a
             `tau`, `epsilon` or `prior` with another divergence than KL, an estimator that does not
-            work for the divergence, a `layout` where nothing follows it.
+            work for the divergence, a `layout` for the proximal point.
     """
 
     def __init__(
@@ -108,10 +108,11 @@ class GlobalContrastiveLoss(nn.Module):
             individual_tau=individual_tau,
             individual_tau_lr=individual_tau_lr,
         )
-        if layout not in (None, Layout()) and not isinstance(self.risk.estimator, Remembering):
+        # Better refused than whole in memory where somebody counted on its parts.
+        if layout not in (None, Layout()) and isinstance(self.risk.estimator, ProximalDual):
             raise ValueError(
-                f"layout must be None for the estimator of {self.risk.divergence.name!r}, "
-                f"whose state is always whole and in memory, got {layout}"
+                "layout must be None for the estimator 'proximal', whose state is always whole and "
+                f"in memory, got {layout}"
             )
 
     def start_epoch(self, epoch: int) -> None:
