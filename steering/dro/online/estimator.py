@@ -129,11 +129,13 @@ class Remembering(Estimator):
     ) -> Tensor:
         """The same for a single row, as a batch of examples has, at a fraction of a scatter's
         cost."""
-        place, visited = getattr(self, self.kept)[row], self.visited[row]
-        new = move(place.to(log_g.dtype)) if bool(visited) else log_g
+        place, visited = getattr(self, self.kept)[row], bool(self.visited[row])
+        new = move(place.to(log_g.dtype)) if visited else log_g
         if learn:
             place.copy_(new)
-            visited.fill_(True)
+        # Every small call counts here: the flag is written once.
+        if learn and not visited:
+            self.visited[row] = True
         return new
 
     def recall(self, rows: Tensor, dtype: torch.dtype, sharded: bool) -> tuple[Tensor, Tensor]:
