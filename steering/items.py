@@ -99,7 +99,9 @@ class Units(LossItems):
         2505.06699, α = 0 plain DRO."""
         excess = self.target
         if self.reference is not None and (isinstance(strength, Tensor) or strength != 0.0):
-            excess = excess - strength * self.reference.detach()
+            reference = self.reference.detach()
+            plain = not isinstance(strength, Tensor) and strength == 1.0  # the usual case
+            excess = excess - (reference if plain else strength * reference)
         # Zero where masked: a NaN there would survive a weight of zero.
         return excess if self.mask is None else excess.masked_fill(~self.mask, 0.0)
 

@@ -12,281 +12,247 @@ more if it was not kept. A budget in bytes decides how many blocks are. Where on
 serve a whole block in floating point, and where every anchor has a τ of its own, two exponentials
 with a shift per row and per column do. Derivation: docs/fast-contrastive.md.
 
-In here D, its sums' logarithms and whatever is added to them are in bits, not nats: log₂e goes into
-the product, where it costs nothing, and 2^x is up to three times as fast as e^x.
+    Problem ──sums──▸ Sums ──┬─ log û ──▸ running estimates ──▸ Entries ─┐
+                             └─ kept: Kept ──────────────────────────────┴─gradients──▸ ∂L/∂image, ∂L/∂text
 
-Legend: b pairs of this rank, B over all ranks, m rows of a block. Direction 0 = image anchors, 1 =
-text anchors.
+`sums` is pass 1 (here), `gradients` pass 2 (`gradients.py`), and neither remembers anything: what
+pass 2 needs of pass 1 is the value `Kept`. D and what is added to it are in bits (`problem.py`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from steering import distributed
-from steering.contrastive.products import affine, product
-from steering.contrastive.products import number as number_of
+from steering.contrastive.problem import LN2, LOG2E, Problem, Scales, Scratch
+from steering.contrastive.products import affine
 
-LOG2E, LN2 = 1 / math.log(2), math.log(2)  # bits in a nat, nats in a bit
 # E ≤ 2^58: sums of many stay finite, and items down to 2^-184 of the largest are normal float32
 # numbers
 HEADROOM = 58.0
 # an anchor's own sum may lie this many bits below the largest item before one exponential is not
 # enough
 DEPTH = 144.0
-NOTHING = -1e30  # stands at the positives: as good as −∞, but 0 times it is 0
 SAMPLE = 64  # rows that are looked at for a log
-BLOCK_BYTES = 8 << 20
 DEFAULT_BUDGET = 512 << 20
-FEATURES = ("image", "text", "guide_image", "guide_text")
 
 
-@dataclass
-class Blocks:
-    """One batch: this rank's images against all texts, and what pass 1 leaves for pass 2.
+@dataclass(frozen=True)
+class Kept:
+    """What pass 1 leaves for pass 2.
 
     Attributes:
-        image, text: (b, d) and (B, d), detached; text is gathered over the ranks.
-        guide_image, guide_text: the reference's, (b, d′) and (B, d′), or None.
-        tau: temperature, (), or one for each image of this rank, (b,); text_tau: the same, or one
-            for each text, (B,).
-        strength: α.
-        budget: bytes for kept blocks.
-        with_means: whether the mean of D under E is wanted, for the slope of a learned τ.
-        single: whether to try one exponential; never with temperatures of their own.
+        positives: D of this rank's positives as either anchor sees them, bits, (b,), or (2, b) with
+            temperatures of their own.
+        shifts: the c of each block, where one exponential was enough; None: two are needed.
+        blocks: number of a block → E where one exponential was enough, else D; (m, B). Pass 2
+            writes into them, so a block serves once: `take` it.
     """
 
-    image: Tensor
-    text: Tensor
-    guide_image: Tensor | None
-    guide_text: Tensor | None
-    tau: Tensor
-    text_tau: Tensor
-    strength: float | Tensor
-    budget: int
-    with_means: bool = False
-    kept: dict[int, Tensor] = field(default_factory=dict)
-    shifts: dict[int, Tensor] = field(default_factory=dict)
-    single: bool = True
+    positives: Tensor
+    shifts: tuple[Tensor, ...] | None
+    blocks: dict[int, Tensor]
 
-    def __post_init__(self) -> None:
-        b, B = len(self.image), len(self.text)
-        self.shared = self.tau.ndim == 0
-        self.single &= self.shared
-        scale: float | Tensor = LOG2E / self.tau if self.shared else 1.0
-        self.factors = [
-            number_of(scale),
-            number_of(-self.strength * scale),
-        ]  # of the target's product and the reference's
-        self.rates = (LOG2E / self.tau, LOG2E / self.text_tau)
-        count = math.ceil(b / max(64, BLOCK_BYTES // (B * self.image.element_size())))
-        rows = math.ceil(b / count)
-        self.slices = [slice(start, min(start + rows, b)) for start in range(0, b, rows)]
-        self.first = distributed.rank() * b
-        self.own = slice(self.first, self.first + b)
-        # Temperatures of this rank's anchors, () or (2, b).
-        self.taus = self.tau if self.shared else torch.stack([self.tau, self.text_tau[self.own]])
-        self.scratch = [self.image.new_empty(0) for _ in range(2)]
-        self.diagonal = self.image.new_empty(b)
-        self.sample = self.image.new_empty(min(SAMPLE, b), B)  # the first rows of `logits`
+    def take(self, number: int) -> Tensor | None:
+        """A block that was kept and is from now on the caller's; None: compute it again."""
+        return self.blocks.pop(number, None)
 
-    def buffer(self, number: int, m: int) -> Tensor:
-        """Uninitialised (m, B), the same memory for every block."""
-        size = m * len(self.text)
-        if self.scratch[number].numel() < size:
-            self.scratch[number] = self.image.new_empty(size)
-        return self.scratch[number][:size].view(m, -1)
 
-    def room(self, m: int) -> tuple[Tensor, bool]:
-        """Where the next block goes, (m, B), and whether it can be kept."""
-        keep = (
-            sum(x.numel() for x in self.kept.values()) + m * len(self.text)
-        ) * self.image.element_size() <= self.budget
-        return (self.image.new_empty(m, len(self.text)) if keep else self.buffer(0, m)), keep
+@dataclass(frozen=True)
+class Sample:
+    """D of the first image anchors, for a log; in bits, or D·τ in nats with temperatures of their
+    own.
 
-    @property
-    def positives(self) -> Tensor:
-        """D of this rank's positives as either anchor sees them, bits, (b,), or (2, b) with
-        temperatures of their own."""
-        return self.diagonal if self.shared else self.diagonal * (LOG2E / self.taus)
+    Attributes:
+        rows: (m, B), `NOTHING` at the positives.
+        positives: (m,).
+    """
 
-    def sampled(self) -> tuple[Tensor, Tensor]:
-        """D of the sampled image anchors, `NOTHING` or less at the positives, (m, B), and of their
-        positives, (m, 1), in nats."""
-        some = slice(0, len(self.sample))
-        scale = LN2 if self.shared else 1 / self.tau[some, None]
-        return self.sample * scale, self.diagonal[some, None] * scale
+    rows: Tensor
+    positives: Tensor
 
-    def logits(self, some: slice, out: Tensor) -> Tensor:
-        """D of some rows, (m, B), `NOTHING` at the positives, whose D go to `diagonal`; D·τ with
-        temperatures of their own."""
-        product(self.image[some], self.text, self.factors[0], out, beta=0)
-        if self.guide_image is not None and self.guide_text is not None:
-            product(self.guide_image[some], self.guide_text, self.factors[1], out, beta=1)
-        own = out[:, self.first + some.start : self.first + some.stop].diagonal()
-        self.diagonal[some] = own
-        own.fill_(NOTHING)
-        sampled = self.sample[some]
+    def in_nats(self, scales: Scales) -> tuple[Tensor, Tensor]:
+        """D, (m, B), and of the positives, (m, 1)."""
+        m = len(self.rows)
+        scale = LN2 if scales.shared else 1 / scales.tau[:m, None]
+        return self.rows * scale, self.positives[:, None] * scale
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What pass 1 finds.
+
+    Attributes:
+        log_means: log of the mean over the negatives of exp(h/τ) of every anchor, (2, b).
+        means: mean of h/τ under these weights, (2, b), nats; meaningless unless the problem wants
+            means.
+        sample: for a log.
+        kept: for pass 2.
+    """
+
+    log_means: Tensor
+    means: Tensor
+    sample: Sample
+    kept: Kept
+
+
+class _Totals(NamedTuple):
+    """Of this rank's images against all texts, bits: log Σ_j 2^D_ij, (b,), log Σ_i 2^D_ij, (B,), and the
+    means of D under these weights."""
+
+    rows: Tensor
+    columns: Tensor
+    row_means: Tensor
+    column_means: Tensor
+
+
+@dataclass(frozen=True)
+class _Walk:
+    """What one walk over the blocks writes down beside its totals: D (D·τ with temperatures of
+    their own) of the positives, (b,), and of the first rows, (≤ SAMPLE, B); and the blocks that
+    the budget lets it keep."""
+
+    positives: Tensor
+    first_rows: Tensor
+    blocks: dict[int, Tensor]
+    scratch: Scratch
+
+
+@torch.no_grad()
+def sums(problem: Problem) -> Sums:
+    """Pass 1."""
+    with torch.autocast(problem.features.image.device.type, enabled=False):
+        walk, shifts, totals = _totals(problem)
+        positives = walk.positives
+        if not problem.scales.shared:
+            positives = positives * (LOG2E / problem.scales.of_own(problem.own))
+        columns, column_means = _of_all_ranks(problem, totals)
+        log_sums = torch.stack([totals.rows, columns])
+        log_means = log_sums - positives - math.log2(problem.others)
+        means = torch.stack([totals.row_means, column_means]) - positives
+    kept = Kept(positives, shifts, walk.blocks)
+    sample = Sample(walk.first_rows, walk.positives[: len(walk.first_rows)])
+    return Sums(LN2 * log_means, LN2 * means, sample, kept)
+
+
+def _totals(problem: Problem) -> tuple[_Walk, tuple[Tensor, ...] | None, _Totals]:
+    """By one exponential if that will do, whose shifts come back too, else by two."""
+    if problem.single and problem.scales.shared:
+        walk = _walk_of(problem)
+        found = _one_exponential(problem, walk)
+        if found is not None:
+            return walk, *found
+    # The walk before is forgotten: its blocks hold E, and D is needed now.
+    walk = _walk_of(problem)
+    return walk, None, _two_exponentials(problem, walk)
+
+
+def _walk_of(problem: Problem) -> _Walk:
+    (b, B), like = problem.shape, problem.features.image
+    return _Walk(like.new_empty(b), like.new_empty(min(SAMPLE, b), B), {}, Scratch(like, B))
+
+
+def _blocks(problem: Problem, walk: _Walk) -> Iterator[tuple[slice, Tensor]]:
+    """The rows of each block and its D, (m, B), which the caller may write over: into memory of its
+    own while the budget lasts, and kept there with what the caller makes of it."""
+    image, used = problem.features.image, 0
+    for number, some in enumerate(problem.slices):
+        m, B = some.stop - some.start, problem.shape[1]
+        size = m * B * image.element_size()
+        if used + size <= problem.budget:
+            used += size
+            out = walk.blocks[number] = image.new_empty(m, B)
+        else:
+            out = walk.scratch.take(0, m)
+        walk.positives[some] = problem.logits(some, out)
+        sampled = walk.first_rows[some]
         sampled.copy_(out[: len(sampled)])
-        return out
+        yield some, out
 
-    def log_means(self) -> tuple[Tensor, Tensor]:
-        """Pass 1: log of the mean over the negatives of exp(h/τ), and the mean of h/τ under these
-        weights, (2, b), in nats."""
-        sums = self._sums() if self.single else None
-        if sums is None:
-            self.single = False
-            self.kept.clear()
-            sums = self._exact_sums()
-        rows, columns, row_means, column_means = sums
-        positives = self.positives
-        if distributed.active():  # every rank is told what the others have summed up in its columns
-            sent = torch.stack([columns, column_means], -1) if self.with_means else columns[:, None]
-            parts = distributed.swap(sent).view(-1, *sent[self.own].shape).unbind(-1)  # (K, b) each
-            top = parts[0].amax(0)
-            columns = (parts[0] - top).exp2().sum(0).log2() + top
-            column_means = (
-                ((parts[0] - columns).exp2() * parts[-1]).sum(0) if self.with_means else row_means
-            )
-        found = torch.stack([rows, columns]) - positives - math.log2(len(self.text) - 1)
-        return LN2 * found, LN2 * (torch.stack([row_means, column_means]) - positives)
 
-    def _sums(self) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
-        """log Σ_j 2^D_ij and log Σ_i 2^D_ij by one exponential, and E-weighted means of D; None if
-        digits would be lost."""
-        columns, tops = self.image.new_zeros(2, len(self.text)), self.image.new_full((), -math.inf)
-        rows, means = torch.empty_like(self.diagonal), torch.zeros_like(self.diagonal)
-        for number, some in enumerate(self.slices):
-            m = some.stop - some.start
-            out, keep = self.room(m)
-            e = self.logits(some, out)
-            shift = e.amax() - HEADROOM
-            if self.with_means:
-                weighted = torch.sub(e, shift, out=self.buffer(1, m))
-                weighted.mul_(torch.exp2(weighted, out=e))  # E·(D − c)
-            else:
-                e.sub_(shift).exp2_()
-            top = torch.maximum(tops, shift)
-            now, then = (shift - top).exp2(), (tops - top).exp2()
-            total, down = e.sum(1), e.sum(0)
-            rows[some] = total.log2() + shift
-            if self.with_means:
-                means[some] = weighted.sum(1) / total + shift
-                columns[1].mul_(then).add_(weighted.sum(0).add_(shift * down).mul_(now))
-            columns[0].mul_(then).add_(down.mul_(now))
-            tops, self.shifts[number] = top, shift
-            if keep:
-                self.kept[number] = e
-        down = columns[0].log2() + tops
-        lowest = torch.minimum(rows.amin(), down.amin())
-        if not bool(lowest > tops + HEADROOM - DEPTH):
-            return None
-        return rows, down, means, columns[1] / columns[0]
-
-    def _exact_sums(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The same with a shift for each row and each column."""
-        columns = self.image.new_full((len(self.text),), -math.inf)
-        column_means = torch.zeros_like(columns)
-        rows, means = torch.empty_like(self.diagonal), torch.zeros_like(self.diagonal)
-        for number, some in enumerate(self.slices):
-            out, keep = self.room(some.stop - some.start)
-            logits = self.logits(some, out)
-            rows[some], means[some] = self._softmax(
-                logits, 1, None if self.shared else self.rates[0][some, None]
-            )
-            down, here = self._softmax(logits, 0, None if self.shared else self.rates[1])
-            merged = torch.logaddexp2(columns, down)
-            column_means = (columns - merged).exp2() * column_means + (down - merged).exp2() * here
-            columns = merged
-            if keep:
-                self.kept[number] = logits
-        return rows, columns, means, column_means
-
-    def _softmax(self, logits: Tensor, dim: int, rate: Tensor | None) -> tuple[Tensor, Tensor]:
-        """log Σ 2^(rate·logits) along an axis, and the mean of rate·logits under these weights
-        (zero unless it is wanted)."""
-        top, e = logits.amax(dim, keepdim=True), self.buffer(1, len(logits))
-        if rate is None:
-            torch.sub(logits, top, out=e)
+def _one_exponential(problem: Problem, walk: _Walk) -> tuple[tuple[Tensor, ...], _Totals] | None:
+    """The shift of each block, and the totals; None if digits would be lost."""
+    (b, B), like = problem.shape, problem.features.image
+    columns, tops = like.new_zeros(2, B), like.new_full((), -math.inf)
+    rows, means, shifts = like.new_empty(b), like.new_zeros(b), []
+    for some, e in _blocks(problem, walk):
+        shift = e.amax() - HEADROOM
+        if problem.with_means:
+            weighted = torch.sub(e, shift, out=walk.scratch.take(1, len(e)))
+            weighted.mul_(torch.exp2(weighted, out=e))  # E·(D − c)
         else:
-            top *= rate
-            affine(logits, rate, -top, e)
-        total = e.exp2_().sum(dim)
-        found = total.log2() + top.squeeze(dim)
-        if not self.with_means:
-            return found, torch.zeros_like(found)
-        mean = e.mul_(logits).sum(dim) / total
-        return found, mean if rate is None else mean * rate.view(-1)
+            e.sub_(shift).exp2_()
+        # Columns add up over blocks of different c: all are brought to the largest so far.
+        top = torch.maximum(tops, shift)
+        now, then = (shift - top).exp2(), (tops - top).exp2()
+        total, down = e.sum(1), e.sum(0)
+        rows[some] = total.log2() + shift
+        if problem.with_means:
+            means[some] = weighted.sum(1) / total + shift
+            columns[1].mul_(then).add_(weighted.sum(0).add_(shift * down).mul_(now))
+        columns[0].mul_(then).add_(down.mul_(now))
+        tops = top
+        shifts.append(shift)
+    down = columns[0].log2() + tops
+    # Asked once, after all blocks: in between it would stop a processor that runs ahead.
+    lowest = torch.minimum(rows.amin(), down.amin())
+    if not bool(lowest > tops + HEADROOM - DEPTH):
+        return None
+    return tuple(shifts), _Totals(rows, down, means, columns[1] / columns[0])
 
-    def gradients(
-        self,
-        log_entries: tuple[Tensor, Tensor],
-        signs: tuple[Tensor, Tensor] | None,
-        wanted: tuple[bool, bool],
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """Pass 2: ∂L/∂image, (b, d), and ∂L/∂text of all texts from this rank's images, (B, d);
-        positives excluded.
 
-        The entry ∂L/∂S_ij is ±2^(D_ij + log a_i) ± 2^(D_ij + log b_j), a of this rank's images, b
-        of all texts; signs None means plus throughout. What is not wanted (a tower is frozen) is
-        None, and its product is saved.
-        """
-        grad_image = torch.empty_like(self.image) if wanted[0] else None
-        grad_text = torch.empty_like(self.text) if wanted[1] else None
-        for number, some in enumerate(self.slices):
-            here = None if signs is None else (signs[0][some, None], signs[1])
-            g = self._entries(number, some, log_entries[0][some, None], log_entries[1], here)
-            if grad_image is not None:
-                torch.mm(g, self.text, out=grad_image[some])
-            if grad_text is not None:
-                grad_text.addmm_(g.T, self.image[some], beta=min(number, 1))
-            self.kept.pop(number, None)
-        self.scratch = [x.new_empty(0) for x in self.scratch]
-        return grad_image, grad_text
+def _two_exponentials(problem: Problem, walk: _Walk) -> _Totals:
+    """The same totals with a shift for each row and each column."""
+    (b, B), like, scales = problem.shape, problem.features.image, problem.scales
+    columns, column_means = like.new_full((B,), -math.inf), like.new_zeros(B)
+    rows, means = like.new_empty(b), like.new_zeros(b)
+    for some, logits in _blocks(problem, walk):
+        across = None if scales.shared else scales.rates[0][some, None]
+        along = None if scales.shared else scales.rates[1]
+        e = walk.scratch.take(1, len(logits))
+        rows[some], means[some] = _softmax(logits, 1, across, e, problem.with_means)
+        down, here = _softmax(logits, 0, along, e, problem.with_means)
+        merged = torch.logaddexp2(columns, down)
+        column_means = (columns - merged).exp2() * column_means + (down - merged).exp2() * here
+        columns = merged
+    return _Totals(rows, columns, means, column_means)
 
-    def put_away(self) -> list[Tensor | None]:
-        """The features, which these blocks then hold no more: autograd does between the passes, and
-        knows when to let go."""
-        return [vars(self).pop(name) for name in FEATURES]
 
-    def take_up(self, features: Sequence[Tensor | None]) -> None:
-        vars(self).update(zip(FEATURES, features, strict=True))
+def _softmax(
+    logits: Tensor, dim: int, rate: Tensor | None, e: Tensor, with_means: bool
+) -> tuple[Tensor, Tensor]:
+    """log Σ 2^(rate·logits) along an axis, and the mean of rate·logits under these weights (zero
+    unless it is wanted); `e` is written over, `logits` stay."""
+    top = logits.amax(dim, keepdim=True)
+    if rate is None:
+        torch.sub(logits, top, out=e)
+    else:
+        top *= rate
+        affine(logits, rate, -top, e)
+    total = e.exp2_().sum(dim)
+    log_sums = total.log2() + top.squeeze(dim)
+    if not with_means:
+        return log_sums, torch.zeros_like(log_sums)
+    mean = e.mul_(logits).sum(dim) / total
+    return log_sums, mean if rate is None else mean * rate.view(-1)
 
-    def _entries(
-        self,
-        number: int,
-        some: slice,
-        log_a: Tensor,
-        log_b: Tensor,
-        signs: tuple[Tensor, Tensor] | None,
-    ) -> Tensor:
-        m, kept = some.stop - some.start, self.kept.get(number)
-        if self.single:
-            shift = self.shifts[number]
-            e = self.logits(some, self.buffer(0, m)).sub_(shift).exp2_() if kept is None else kept
-            a, b = (log_a + shift).exp2(), (log_b + shift).exp2()
-            if signs is not None:
-                a, b = a * signs[0], b * signs[1]
-            return e.mul_(torch.add(a, b, out=self.buffer(1, m)))
-        across, along = (
-            self.logits(some, self.buffer(0, m)) if kept is None else kept,
-            self.buffer(1, m),
-        )
-        if self.shared:
-            torch.add(across, log_b, out=along)
-            across.add_(log_a)
-        else:
-            affine(across, self.rates[1], log_b, along)
-            across.mul_(self.rates[0][some, None]).add_(log_a)
-        across.exp2_()
-        along.exp2_()
-        return (
-            across.add_(along)
-            if signs is None
-            else across.mul_(signs[0]).add_(along.mul_(signs[1]))
-        )
+
+def _of_all_ranks(problem: Problem, totals: _Totals) -> tuple[Tensor, Tensor]:
+    """Log sums of this rank's own columns over the images of all ranks, (b,), and their means."""
+    columns, means = totals.columns, totals.column_means
+    if not distributed.active():
+        return columns, means
+    # Every rank is told what the others have summed up in its columns: b numbers from each.
+    sent = torch.stack([columns, means], -1) if problem.with_means else columns[:, None]
+    parts = distributed.swap(sent).view(-1, *sent[problem.own].shape).unbind(-1)  # (K, b) each
+    top = parts[0].amax(0)
+    columns = (parts[0] - top).exp2().sum(0).log2() + top
+    if not problem.with_means:
+        return columns, totals.row_means  # zeros
+    return columns, ((parts[0] - columns).exp2() * parts[-1]).sum(0)

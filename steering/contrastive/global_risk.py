@@ -4,44 +4,46 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from steering import distributed
-from steering.contrastive.blocked import LOG2E, Blocks
+from steering.contrastive.blocked import Kept, Sums
 from steering.contrastive.exchange import Parcel, expecting
+from steering.contrastive.gradients import Entries, gradients
+from steering.contrastive.problem import LOG2E, Features, Problem
 from steering.items import Pairs
 
 
 class GlobalRisk(torch.autograd.Function):
-    """(height, log û, mean of h/τ), each (2, b), of every anchor; the gradient is that of the
-    height, ∂ log(ε + û)/∂S, in τ.
+    """The height log(ε + u) of every anchor, (2, b), as it is; the gradient is ∂ log(ε + û)/∂S.
 
-    The height is log(ε + u), where u is the running estimate that û has just moved: as everywhere,
-    the weights are exp(h/τ)/((B − 1)(ε + u)), detached. What other ranks know of the texts'
-    gradient goes into the parcel. There is no second derivative, and asking for one is an error.
+    u is the running estimate that û has just moved: as everywhere, the weights are exp(h/τ)/((B −
+    1)(ε + u)), detached. What other ranks know of the texts' gradient goes into the parcel. There
+    is no second derivative, and asking for one is an error.
+
+    All that lies between the passes is in `ctx`: the features as saved tensors, which autograd
+    lets go when the graph is over, whoever still holds the loss; and what pass 1 has kept, which
+    pass 2 uses up.
     """
 
     @staticmethod
     def forward(  # type: ignore[no-untyped-def]
         ctx,
-        image: Tensor,  # noqa: ARG004  (the blocks hold them, detached)
+        image: Tensor,  # noqa: ARG004  (the problem holds them, detached)
         text: Tensor,  # noqa: ARG004
-        blocks: Blocks,
-        heights: Callable[[Tensor], Tensor],
+        height: Tensor,
+        problem: Problem,
+        found: Sums,
         parcel: Parcel,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        with torch.autocast(blocks.image.device.type, enabled=False):
-            log_means, means = blocks.log_means()
+    ) -> Tensor:
+        ctx.scales, ctx.kept, ctx.parcel = problem.scales, found.kept, parcel
         # A dual without history is log û itself: the output with a gradient must be another tensor.
-        height = heights(log_means).clone()
-        ctx.blocks, ctx.parcel = blocks, parcel
-        ctx.save_for_backward(height, log_means, *blocks.put_away())
-        ctx.mark_non_differentiable(log_means, means)
-        return height, log_means, means
+        height = height.clone()
+        ctx.save_for_backward(height, found.log_means, *problem.features)
+        return height
 
     @staticmethod
     def backward(ctx, weights: Tensor, *_: Any) -> tuple[Tensor | None, ...]:  # type: ignore[no-untyped-def]
@@ -50,48 +52,47 @@ class GlobalRisk(torch.autograd.Function):
                 "the contrastive risk in blocks has no second derivative (create_graph=True)"
             )
         height, log_means, *features = ctx.saved_tensors
-        blocks: Blocks = ctx.blocks
-        blocks.take_up(features)
-        weights = weights / blocks.taus
-        pull = (weights * (log_means - height).exp()).sum(0)[
-            :, None
-        ]  # what the positives push back
-        log_entry = (
-            weights.abs().log2()
-            - LOG2E * height
-            - blocks.positives
-            - math.log2(len(blocks.text) - 1)
-        )
-        signs = weights.sign()
-        with torch.autocast(blocks.image.device.type, enabled=False):
-            every = distributed.gather(
-                torch.stack([log_entry[1], signs[1]], -1)
-            )  # (B, 2): one exchange
-            plain = signs.device.type == "cpu" and not bool(
-                (signs[0] < 0).any() or (every[:, 1] < 0).any()
-            )
-            grad_image, grad_text = blocks.gradients(
-                (log_entry[0], every[:, 0]),
-                None if plain else (signs[0], every[:, 1]),
-                ctx.needs_input_grad[:2],
-            )
+        problem, kept = Problem(Features(*features), ctx.scales), ctx.kept
+        weights = weights / problem.scales.of_own(problem.own)
+        with torch.autocast(weights.device.type, enabled=False):
+            entries = _entries(problem, kept, weights, height)
+            grad_image, grad_text = gradients(problem, kept, entries, ctx.needs_input_grad[:2])
+        # What the positives push back.
+        pull = (weights * (log_means - height).exp()).sum(0)[:, None]  # (b, 1)
         known = None
         if grad_image is not None:
-            grad_image.addcmul_(pull, blocks.text[blocks.own], value=-1)
+            grad_image.addcmul_(pull, problem.features.text[problem.own], value=-1)
         if grad_text is not None:
-            known = -pull * blocks.image
+            known = -pull * problem.features.image
+            # Sent as early as can be, and fetched as late: `exchange.py`.
             ctx.parcel.content = distributed.send_to_owner(grad_text)
-        blocks.put_away()
-        return grad_image, known, None, None, None
+        return grad_image, known, None, None, None, None
 
 
-def global_risk(
-    pairs: Pairs, blocks: Blocks, heights: Callable[[Tensor], Tensor]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`GlobalRisk` of the pairs that the blocks were made of; `heights` takes log û to log(ε + u),
-    (2, b) both."""
+def _entries(problem: Problem, kept: Kept, weights: Tensor, height: Tensor) -> Entries:
+    """Of ∂L/∂S, with the texts' of all ranks.
+
+    Args:
+        weights: upstream gradients over τ, (2, b).
+        height: log(ε + u), (2, b).
+    """
+    logs = weights.abs().log2() - LOG2E * height - kept.positives - math.log2(problem.others)
+    signs = weights.sign()
+    every = distributed.gather(torch.stack([logs[1], signs[1]], -1))  # (B, 2): one exchange
+    # Asking costs less than two products with ones, but a GPU would have to wait for the answer.
+    if signs.device.type == "cpu" and not bool((signs[0] < 0).any() or (every[:, 1] < 0).any()):
+        return Entries(logs[0], every[:, 0])
+    return Entries(logs[0], every[:, 0], (signs[0], every[:, 1]))
+
+
+def with_gradient(pairs: Pairs, problem: Problem, found: Sums, height: Tensor) -> Tensor:
+    """log(ε + u), (2, b), with the gradient that `GlobalRisk` gives it.
+
+    Args:
+        pairs: those that the problem was made of.
+        found: the sums of the problem.
+        height: log(ε + u), detached.
+    """
     text, parcel = expecting(pairs.text)
-    found: tuple[Tensor, Tensor, Tensor] = GlobalRisk.apply(
-        pairs.image, text, blocks, heights, parcel
-    )
-    return found
+    made: Tensor = GlobalRisk.apply(pairs.image, text, height, problem, found, parcel)
+    return made

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from steering import distributed
-from steering.contrastive.blocked import DEFAULT_BUDGET, NOTHING, Blocks
-from steering.contrastive.global_risk import global_risk
+from steering.contrastive.blocked import DEFAULT_BUDGET, Sums, sums
+from steering.contrastive.global_risk import with_gradient
 from steering.contrastive.moments import pair_moments
 from steering.contrastive.naive import info_nce, negatives
+from steering.contrastive.problem import NOTHING, Features, Problem, Scales
 from steering.dro.online.estimators import log_mean_exp
 from steering.dro.online.metrics import Metrics
 from steering.dro.online.stochastic import StochasticRisk
@@ -105,8 +106,8 @@ def _(items: Pairs, risk: StochasticRisk) -> Tensor | None:
     if reference is None:
         return None
     tau = risk.temperature.read(anchor_keys(items), distributed.active())
-    log_means, _ = _blocks(Pairs(*reference, items.index), tau, 0.0, 0).log_means()
-    return risk.standing(tau, log_means)
+    found = sums(_problem(Pairs(*reference, items.index), tau, 0.0))
+    return risk.standing(tau, found.log_means)
 
 
 def anchor_risks(
@@ -115,8 +116,8 @@ def anchor_risks(
     """Risk of each of this rank's anchors, (2, b), image anchors first, with gradient; and scalars
     for a log.
 
-    Where log means are all that the risk asks for (KL without a prior), losses go in blocks, in
-    memory linear in the batch (`blocked.py`); else all B² of them are needed at once (`naive.py`).
+    Losses go in blocks, in memory linear in the batch (`blocked.py`), unless all B² of them are
+    needed at once (`naive.py`): see `needs_all_losses`.
 
     Args:
         risk: its running estimates are updated; row key 2·index + direction.
@@ -127,8 +128,7 @@ def anchor_risks(
     Raises:
         ValueError: fewer than 2 pairs over all ranks.
     """
-    dense = risk.adversary.has_prior or risk.temperature.infinite
-    if dense or not risk.divergence.has_log_means or risk.estimator.needs_scores:
+    if needs_all_losses(risk):
         risks, _, metrics = risk.per_row(negatives(pairs))
         return risks, metrics
     others = len(pairs.image) * distributed.world_size() - 1
@@ -136,11 +136,12 @@ def anchor_risks(
     visit = risk.begin(
         anchor_keys(pairs), float(others), moments, pairs.image, distributed.active()
     )
-    blocks = _blocks(pairs, visit.tau, visit.alpha, budget)
-    blocks.with_means = risk.temperature.learned
-    height, log_means, means = global_risk(pairs, blocks, lambda found: risk.heights(visit, found))
+    problem = _problem(pairs, visit.tau, visit.alpha, budget, risk.temperature.learned)
+    found = sums(problem)
+    log_means, means = found.log_means, found.means
+    height = with_gradient(pairs, problem, found, risk.heights(visit, log_means))
     risks = risk.finish(visit, height, lambda: risk.log_slopes(height.detach(), log_means, means))
-    sampled = _sampled_metrics(blocks)
+    sampled = _sampled_metrics(problem, found)
     if visit.learn:
         risk.watch.size(others)
         if risk.watch.wants(others):
@@ -155,6 +156,13 @@ def anchor_risks(
     return risks, Metrics(make)
 
 
+def needs_all_losses(risk: StochasticRisk) -> bool:
+    """Whether a batch of pairs must be written down, B² losses: other divergences than KL, a prior
+    and τ = ∞ ask for more than log means."""
+    log_means_do = risk.divergence.has_log_means and not risk.estimator.needs_scores
+    return not log_means_do or risk.adversary.has_prior or risk.temperature.infinite
+
+
 def info_nce_losses(pairs: Pairs, tau: Tensor, budget: int = DEFAULT_BUDGET) -> Tensor:
     """`naive.info_nce` in blocks, (2, b), with gradient in the features and in τ, ().
 
@@ -164,16 +172,14 @@ def info_nce_losses(pairs: Pairs, tau: Tensor, budget: int = DEFAULT_BUDGET) -> 
     others = len(pairs.image) * distributed.world_size() - 1
     if others == 0:
         return info_nce(pairs.image, pairs.text, tau)
-    blocks = _blocks(Pairs(pairs.image, pairs.text, pairs.index), tau.detach(), 0.0, budget)
-    blocks.with_means = tau.requires_grad
+    problem = _problem(pairs, tau.detach(), 0.0, budget, tau.requires_grad)
+    found = sums(problem)
     margin = pairs.image.new_full((), -math.log(others))
-    height, log_means, means = global_risk(
-        pairs, blocks, lambda found: torch.logaddexp(found, margin)
-    )
+    height = with_gradient(pairs, problem, found, torch.logaddexp(found.log_means, margin))
     losses = height + math.log(others)
     if not tau.requires_grad:
         return losses
-    slope = -(log_means - height.detach()).exp() * means / tau.detach()
+    slope = -(found.log_means - height.detach()).exp() * found.means / tau.detach()
     return losses + (tau - tau.detach()) * slope
 
 
@@ -182,7 +188,14 @@ def anchor_keys(pairs: Pairs) -> Tensor:
     return 2 * pairs.index + torch.arange(2, device=pairs.index.device)[:, None]
 
 
-def _blocks(pairs: Pairs, tau: Tensor, strength: float | Tensor, budget: int) -> Blocks:
+def _problem(
+    pairs: Pairs,
+    tau: Tensor,
+    strength: float | Tensor,
+    budget: int = 0,
+    with_means: bool = False,
+) -> Problem:
+    """The batch as the passes want it: features detached, those of texts gathered over the ranks."""
     if len(pairs.image) * distributed.world_size() < 2:
         raise ValueError(
             f"a contrastive batch needs at least 2 pairs over all ranks, got {len(pairs.image)}"
@@ -191,30 +204,32 @@ def _blocks(pairs: Pairs, tau: Tensor, strength: float | Tensor, budget: int) ->
     text = distributed.gather(pairs.text.detach().contiguous())
     tau = tau.to(dtype)
     taus = (tau, tau) if tau.ndim == 0 else (tau[0], distributed.gather(tau[1]))
+    # Nothing is kept for a backward pass that cannot come.
     needed = torch.is_grad_enabled() and (pairs.image.requires_grad or pairs.text.requires_grad)
-    budget = budget if needed else 0
     # Which path is safe is asked of the numbers, and asking would make a GPU wait: there two
     # exponentials are always taken.
     single = image.device.type == "cpu"
+    features, scales = Features(image, text), Scales(*taus)
     ignored = not isinstance(strength, Tensor) and strength == 0.0
-    if ignored or pairs.reference_image is None or pairs.reference_text is None:
-        return Blocks(image, text, None, None, *taus, 0.0, budget, single=single)
-    guide = pairs.reference_image.detach().to(dtype)
-    guide_text = distributed.gather(pairs.reference_text.detach().contiguous()).to(
-        dtype
-    )  # half travels as half
-    return Blocks(image, text, guide, guide_text, *taus, strength, budget, single=single)
+    if not ignored and pairs.reference_image is not None and pairs.reference_text is not None:
+        guide_image = pairs.reference_image.detach().to(dtype)
+        # Widened after the exchange: half travels as half.
+        guide_text = distributed.gather(pairs.reference_text.detach().contiguous()).to(dtype)
+        features = Features(image, text, guide_image, guide_text)
+        scales = Scales(*taus, strength)
+    return Problem(features, scales, budget if needed else 0, with_means, single)
 
 
 @torch.no_grad()
-def _sampled_metrics(blocks: Blocks) -> dict[str, Tensor]:
+def _sampled_metrics(problem: Problem, found: Sums) -> dict[str, Tensor]:
     """Mean and variance of h and the effective sample share, of the first image anchors: all would
     be two more passes."""
-    d, positive = blocks.sampled()
+    scales = problem.scales
+    d, positive = found.sample.in_nats(scales)
     weights = d.softmax(-1)
     share = 1 / weights.square().sum(-1) / (d.shape[-1] - 1)
-    negative, count = blocks.sample > NOTHING / 2, d.numel() - len(d)
-    tau = blocks.tau if blocks.shared else blocks.tau[: len(d), None]
+    negative, count = found.sample.rows > NOTHING / 2, d.numel() - len(d)
+    tau = scales.tau if scales.shared else scales.tau[: len(d), None]
     h = ((d - positive) * tau).masked_fill(~negative, 0.0)
     mean = h.sum() / count
     variance = ((h - mean).square() * negative).sum() / count

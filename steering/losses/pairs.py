@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from steering import distributed
 from steering.contrastive.naive import negatives
-from steering.contrastive.risk import anchor_keys, anchor_risks
+from steering.contrastive.risk import anchor_keys, anchor_risks, needs_all_losses
+from steering.dro.divergences import Divergence
+from steering.dro.online.estimators import ProximalDual
 from steering.dro.online.row_table import Layout
 from steering.items import Pairs
 from steering.losses.checks import checked_pairs, require_count, require_index
@@ -34,8 +36,13 @@ class GlobalContrastiveLoss(nn.Module):
         num_examples: pairs in the training set, n; the state holds 2n running estimates.
         tau: temperature in units of the cosine; initial value if `radius` is given. None: 0.07.
         radius, strength: see `DRRho`; so is what happens in eval mode, and what is told.
-        epsilon: ε ≥ 0, the margin: an anchor lets go once its excess losses are below τ·ln ε. None:
-            1e-4.
+        divergence, level, order, prior: see `DRRho`; what they shape here is each anchor's
+            adversary over its negatives. Other divergences than KL, and a prior, write all B²
+            losses of a batch down.
+        epsilon: ε ≥ 0, the margin of KL: an anchor lets go once its excess losses are below τ·ln ε.
+            None: 1e-4 for KL, else 0.
+        estimator, log_alpha, step: how an anchor's dual is tracked over its visits, see `DRRho`.
+            None: by divergence.
         gamma: final rate of the moving average over visits, in (0, 1]; `start_epoch` moves it there
             from 1. None: 1, the batch alone.
         gamma_decay_epochs: epochs of that cosine; 0: `gamma` from the start.
@@ -46,22 +53,32 @@ class GlobalContrastiveLoss(nn.Module):
         individual_tau_lr: step of that Adam, in the unit of τ.
         layout: how the estimates are kept (`steering.dro.online.row_table.Layout`): in half
             precision, in a file, split over the ranks. If they are split, each rank's `state_dict`
-            holds its own part; `steering.dro.online.row_table.merged` joins them. None: whole.
+            holds its own part; `steering.dro.online.row_table.merged` joins them. None: whole. Those of
+            the proximal point are always whole.
 
     Raises:
-        ValueError: an argument out of range.
+        ValueError: an argument out of range, or two that do not fit: a divergence without τ and a
+            `tau`, `epsilon` or `prior` with another divergence than KL, an estimator that does not
+            work for the divergence, a `layout` for the proximal point.
     """
 
     def __init__(
         self,
         num_examples: int,
         *,
+        divergence: str | Divergence = "kl",
+        level: float | None = None,
+        order: float | None = None,
         tau: float | Schedule | None = None,
         radius: float | None = None,
         strength: float | str | Schedule = 1.0,
+        prior: float | Schedule = 0.0,
         epsilon: float | None = None,
+        estimator: str | None = None,
         gamma: float | None = None,
         gamma_decay_epochs: int = 0,
+        log_alpha: float = 0.0,
+        step: float = 1.0,
         tau_min: float = 0.01,
         individual_tau: bool = False,
         individual_tau_lr: float = 0.01,
@@ -74,16 +91,29 @@ class GlobalContrastiveLoss(nn.Module):
             2 * num_examples,
             "pair",
             layout,
+            divergence=divergence,
+            level=level,
+            order=order,
             tau=tau,
             radius=radius,
             strength=strength,
+            prior=prior,
             epsilon=epsilon,
+            estimator=estimator,
             gamma=gamma,
             gamma_decay_epochs=gamma_decay_epochs,
+            log_alpha=log_alpha,
+            step=step,
             tau_min=tau_min,
             individual_tau=individual_tau,
             individual_tau_lr=individual_tau_lr,
         )
+        # Better refused than whole in memory where somebody counted on its parts.
+        if layout not in (None, Layout()) and isinstance(self.risk.estimator, ProximalDual):
+            raise ValueError(
+                "layout must be None for the estimator 'proximal', whose state is always whole and "
+                f"in memory, got {layout}"
+            )
 
     def start_epoch(self, epoch: int) -> None:
         """Move γ along its schedule; call with 0, 1, ... at the start of each pass over the
@@ -103,7 +133,7 @@ class GlobalContrastiveLoss(nn.Module):
         reference_image: Tensor | None = None,
         reference_text: Tensor | None = None,
     ) -> Tensor:
-        """Loss of one batch, in memory linear in its size.
+        """Loss of one batch, in memory linear in its size for KL without a prior.
 
         Args:
             image, text: unit-norm features, (b, d) each, with gradient; at least 2 pairs over all
@@ -131,7 +161,7 @@ class GlobalContrastiveLoss(nn.Module):
         the two.
 
         The loss is that of `forward`, to the bit. The weights are written out, B² numbers over all
-        ranks, which `forward` never does: call it now and then, for a plot.
+        ranks, which `forward` does not do for KL: call it now and then, for a plot.
 
         Returns:
             The weights are p_ij of this process's anchors, (2, b, B), images first; the item j of
@@ -139,6 +169,10 @@ class GlobalContrastiveLoss(nn.Module):
             sums to u/(ε + u): 1 without a margin.
         """
         pairs = self._pairs(image, text, index, reference_image, reference_text)
+        if needs_all_losses(self.risk):
+            per_anchor, weights, told = self.risk.per_row(negatives(pairs))
+            self.risk.watch.tell()
+            return Estimate(per_anchor.mean(), weights, told)
         tau = self.risk.temperature.read(anchor_keys(pairs), distributed.active())  # moves below
         risks, metrics = self._risks(pairs)
         height = risks.detach() / tau - self.risk.radius

@@ -1,6 +1,7 @@
 """The blocked contrastive risk against the dense one, in every way that decides its path."""
 
 import copy
+import weakref
 
 import pytest
 import torch
@@ -9,7 +10,10 @@ from adversaries import stochastic
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from steering.contrastive import Pairs, blocked, info_nce, negatives
+from steering.contrastive import Pairs, blocked, info_nce, negatives, problem
+from steering.contrastive import risk as risk_of
+from steering.contrastive.gradients import Entries, gradients
+from steering.contrastive.problem import LOG2E
 from steering.contrastive.risk import anchor_risks, info_nce_losses, reference_risks
 from steering.dro.online.individual_temperatures import IndividualTemperatures
 from steering.dro.online.stochastic import StochasticRisk
@@ -68,7 +72,7 @@ def same(found: Outcome, expected: Outcome, tolerance: float) -> None:
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(blocked, "BLOCK_BYTES", 1)  # blocks of 64 rows and of what is left
+    monkeypatch.setattr(problem, "BLOCK_BYTES", 1)  # blocks of 64 rows and of what is left
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-8)])
@@ -90,8 +94,8 @@ def test_the_dense_path(dtype, tolerance, scale, epsilon, gamma, guided):
 def test_both_exponential_paths_are_taken(tau, monkeypatch):
     # At τ = 0.002 logits span a thousand nats: one constant for a whole block cannot serve.
     taken = []
-    exact = blocked.Blocks._exact_sums
-    monkeypatch.setattr(blocked.Blocks, "_exact_sums", lambda self: taken.append(1) or exact(self))
+    exact = blocked._two_exponentials
+    monkeypatch.setattr(blocked, "_two_exponentials", lambda *a: taken.append(1) or exact(*a))
     for dtype, tolerance in ((torch.float32, 2e-5), (torch.float64, 1e-8)):
         risk = planted(dtype, tau=tau, epsilon=1e-4, gamma=0.8, tau_min=1e-4)
         sides, weights = features(dtype, common=0.0), torch.full((2, B), 1 / (2 * B), dtype=dtype)
@@ -205,16 +209,11 @@ def test_weights_of_either_sign_and_of_zero(options):
 @pytest.mark.parametrize(("individual", "radius"), [(True, 2.0), (False, 2.0), (False, None)])
 def test_a_last_block_of_a_single_row(individual, radius, dtype, monkeypatch):
     # In the column of its own positive that row has nothing at all.
-    n, begin = 65, blocked.Blocks.__post_init__
-
-    def begun(self):
-        begin(self)
-        self.slices = [slice(0, n - 1), slice(n - 1, n)]
-
-    monkeypatch.setattr(blocked.Blocks, "__post_init__", begun)
-    monkeypatch.setattr(
-        blocked.Blocks, "_sums", lambda _: None
-    )  # two exponentials, whatever the numbers
+    n = 65
+    slices = [slice(0, n - 1), slice(n - 1, n)]
+    monkeypatch.setattr(problem.Problem, "slices", slices)
+    # two exponentials, whatever the numbers
+    monkeypatch.setattr(blocked, "_one_exponential", lambda *_: None)
     for seed in range(4):
         sides = [
             *F.normalize(
@@ -414,7 +413,7 @@ class Largest(TorchDispatchMode):
 def test_memory_is_linear_in_the_batch(options, monkeypatch):
     # With nothing kept, the largest tensors made are one block of logits and features: counted, not
     # believed.
-    monkeypatch.setattr(blocked, "BLOCK_BYTES", 1 << 16)
+    monkeypatch.setattr(problem, "BLOCK_BYTES", 1 << 16)
     largest = {}
     for n in (256, 1024):
         image, text = F.normalize(
@@ -429,14 +428,14 @@ def test_memory_is_linear_in_the_batch(options, monkeypatch):
 
 
 def test_nothing_is_kept_for_a_backward_pass_that_cannot_come(monkeypatch):
-    kept, of = [], blocked.Blocks.log_means
+    kept, of = [], risk_of.sums
 
-    def noted(self):
-        found = of(self)
-        kept.append(len(self.kept))
+    def noted(asked):
+        found = of(asked)
+        kept.append(len(found.kept.blocks))
         return found
 
-    monkeypatch.setattr(blocked.Blocks, "log_means", noted)
+    monkeypatch.setattr(risk_of, "sums", noted)
     image, text = features(torch.float32)[:2]
     pairs = Pairs(image.clone().requires_grad_(), text, torch.arange(B))
     with torch.no_grad():
@@ -449,20 +448,59 @@ def test_nothing_is_kept_for_a_backward_pass_that_cannot_come(monkeypatch):
 def test_a_loss_that_is_over_holds_neither_features_nor_blocks(monkeypatch):
     # Loops keep their last loss for a while; what belongs to its backward pass must not stay with
     # it.
-    made, of = [], blocked.Blocks.log_means
-    monkeypatch.setattr(blocked.Blocks, "log_means", lambda self: made.append(self) or of(self))
-    image, text, *guide = features(torch.float32)
+    # The reference is float64 and the target float32, so every feature of the problem is a tensor
+    # of its own, and a weak reference tells whether anybody holds it.
+    held, kept, of = [], [], risk_of.sums
+
+    def noted(asked):
+        found = of(asked)
+        held.extend(weakref.ref(x) for x in asked.features)
+        kept.append(found.kept)
+        return found
+
+    monkeypatch.setattr(risk_of, "sums", noted)
+    image, text = features(torch.float32)[:2]
+    guide = features(torch.float64)[2:]
     pairs = Pairs(image.requires_grad_(), text, torch.arange(B), *guide)
     loss = anchor_risks(stochastic(2 * B, tau=0.1), pairs)[0].mean()
-    (blocks,) = made
-    assert not {*blocked.FEATURES} & {
-        *vars(blocks)
-    }  # autograd holds them, and knows when to let go
+    assert len(held) == 4
+    assert all(x() is not None for x in held)  # autograd holds them, and knows when to let go
+    assert kept[0].blocks
     loss.backward()
     assert loss.grad_fn is not None
-    assert not {*blocked.FEATURES} & {*vars(blocks)}
-    held = sum(x.numel() for x in [*blocks.kept.values(), *blocks.scratch])
-    assert held == 0
+    assert all(x() is None for x in held)
+    assert not kept[0].blocks
+
+
+@pytest.mark.parametrize("tau", [0.1, 0.002])
+def test_a_problem_is_not_changed_and_may_be_solved_again(tau):
+    # Pass 1 reads, and pass 2 writes into nothing but the blocks that were kept for it.
+    image, text, *guide = features(torch.float64)
+    asked = problem.Problem(
+        problem.Features(image, text, *guide),
+        problem.Scales(torch.tensor(tau).double(), torch.tensor(tau).double(), 0.8),
+        budget=64 * B * 8,
+        with_means=True,
+    )
+    before = [x.clone() for x in asked.features]
+    results = []
+    for _ in range(2):
+        found = blocked.sums(asked)
+        assert (found.kept.shifts is None) == (tau == 0.002)
+        log_a = -LOG2E * found.log_means - found.kept.positives
+        entries = Entries(log_a[0], log_a[1])
+        results.append((found, gradients(asked, found.kept, entries, (True, True))))
+        assert not found.kept.blocks
+        # What was used up is computed again.
+        results.append((found, gradients(asked, found.kept, entries, (True, True))))
+    first, grads = results[0]
+    for found, again in results[1:]:
+        assert torch.equal(found.log_means, first.log_means)
+        assert torch.equal(found.means, first.means)
+        for x, y in zip(again, grads, strict=True):
+            assert torch.equal(x, y)
+    for x, y in zip(asked.features, before, strict=True):
+        assert torch.equal(x, y)
 
 
 def test_the_proximal_point_takes_the_dense_path():

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from adversaries import stochastic
 
-from steering.contrastive import Pairs, blocked
+from steering.contrastive import Pairs, problem
+from steering.contrastive import risk as risk_of
 from steering.contrastive.risk import anchor_risks
 
 B, D = 200, 16
@@ -18,22 +19,22 @@ BLOCK = ROWS * B * 4  # bytes
 def seen(monkeypatch):
     """The first row of every block whose logits are multiplied out, and the bytes kept when pass 1
     is over."""
-    monkeypatch.setattr(blocked, "BLOCK_BYTES", 1)
-    log = {"starts": [], "bytes": 0, "blocks": None}
-    logits, log_means = blocked.Blocks.logits, blocked.Blocks.log_means
+    monkeypatch.setattr(problem, "BLOCK_BYTES", 1)
+    log = {"starts": [], "bytes": 0, "kept": None}
+    logits, sums = problem.Problem.logits, risk_of.sums
 
     def noted(self, some, out):
         log["starts"].append(some.start)
         return logits(self, some, out)
 
-    def passed(self):
-        found = log_means(self)
-        log["bytes"] = sum(x.untyped_storage().nbytes() for x in self.kept.values())
-        log["blocks"] = self
+    def passed(asked):
+        found = sums(asked)
+        log["bytes"] = sum(x.untyped_storage().nbytes() for x in found.kept.blocks.values())
+        log["kept"] = found.kept
         return found
 
-    monkeypatch.setattr(blocked.Blocks, "logits", noted)
-    monkeypatch.setattr(blocked.Blocks, "log_means", passed)
+    monkeypatch.setattr(problem.Problem, "logits", noted)
+    monkeypatch.setattr(risk_of, "sums", passed)
     return log
 
 
@@ -60,8 +61,8 @@ def test_blocks_within_the_budget_are_kept_and_the_others_made_again(seen, path,
     starts = list(range(0, B, ROWS))
     assert seen["starts"] == starts * (2 if path == "two exponentials" else 1)
     assert seen["bytes"] == kept * BLOCK <= max(budget, 0)
-    assert seen["blocks"].single == (path == "one exponential")
+    assert (seen["kept"].shifts is not None) == (path == "one exponential")
     seen["starts"].clear()
     risks.mean().backward()
     assert seen["starts"] == starts[kept:]
-    assert not seen["blocks"].kept  # given back as pass 2 goes
+    assert not seen["kept"].blocks  # given back as pass 2 goes

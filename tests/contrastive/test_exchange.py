@@ -8,8 +8,7 @@ from adversaries import stochastic
 from torch import Tensor, nn
 
 from steering import distributed
-from steering.contrastive import Pairs, exchange
-from steering.contrastive.blocked import Blocks
+from steering.contrastive import Pairs, exchange, global_risk
 from steering.contrastive.risk import anchor_risks, info_nce_losses
 
 B, D, LAYERS = 12, 6, 3
@@ -88,13 +87,13 @@ def gradients(wanted: tuple[bool, bool]) -> list[Tensor | None]:
 @pytest.mark.parametrize("wanted", [(True, False), (False, True)])
 def test_a_frozen_tower_costs_neither_a_product_nor_an_exchange(wanted, monkeypatch):
     expected, made, sent = gradients((True, True)), [], []
-    of, send = Blocks.gradients, distributed.send_to_owner
+    of, send = global_risk.gradients, distributed.send_to_owner
 
-    def noted(self, *arguments):
-        made.append(of(self, *arguments))
+    def noted(*arguments):
+        made.append(of(*arguments))
         return made[-1]
 
-    monkeypatch.setattr(Blocks, "gradients", noted)
+    monkeypatch.setattr(global_risk, "gradients", noted)
     monkeypatch.setattr(distributed, "send_to_owner", lambda x: sent.append(x) or send(x))
     found = gradients(wanted)
     for want, x, y, computed in zip(wanted, found, expected, made[0], strict=True):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 import steering
 from steering.contrastive import Pairs, negatives
+from steering.dro.online.row_table import Layout
 
 EXACT = {"rtol": 1e-10, "atol": 1e-12}
 INDEX = torch.tensor([4, 0, 9, 2, 7])
@@ -231,17 +232,18 @@ def test_an_unknown_divergence_is_an_error():
 # ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("divergence", ["kl", "chi2"])
 @pytest.mark.parametrize("guided", [False, True])
-def test_contrastive_loss_is_the_risk_of_its_negatives(guided):
+def test_contrastive_loss_is_the_risk_of_its_negatives(guided, divergence):
     # The risk itself is proved against loops in tests/contrastive/test_naive.py; here: nothing is
     # lost on the way.
     options: dict[str, Any] = {
         "tau": 0.3,
         "radius": 0.2,
         "strength": 0.7,
-        "epsilon": 0.1,
-        "gamma": 0.4,
+        "divergence": divergence,
     }
+    options |= {"epsilon": 0.1, "gamma": 0.4} if divergence == "kl" else {"step": 0.7}
     guide = (features(3, width=6), features(4, width=6)) if guided else ()
     criterion, risk = (
         steering.GlobalContrastiveLoss(10, **options),
@@ -259,7 +261,83 @@ def test_contrastive_loss_is_the_risk_of_its_negatives(guided):
         torch.testing.assert_close(leaves[1].grad, leaves[3].grad, **close)
     torch.testing.assert_close(criterion.risk.temperature.log_tau, risk.temperature.log_tau)
     assert criterion.risk.temperature.log_tau.item() != pytest.approx(math.log(0.3))
-    torch.testing.assert_close(criterion.risk.estimator.log_u, risk.estimator.log_u)
+    for x, y in zip(criterion.risk.buffers(), risk.buffers(), strict=True):
+        torch.testing.assert_close(x, y)
+
+
+def negatives_by_hand(image: Tensor, text: Tensor) -> Tensor:
+    """S_ij − S_ii of both directions without the positives, (2, b, b − 1)."""
+    off = ~torch.eye(len(image), dtype=torch.bool)
+    cosines = image @ text.T
+    sides = torch.stack([cosines, cosines.T])
+    sides = sides - sides.diagonal(dim1=1, dim2=2)[..., None]
+    return torch.stack([side[off].view(len(image), -1) for side in sides])
+
+
+CLOSED_FORMS: dict[str, tuple[dict[str, Any], Any]] = {
+    # The mean of the upper half.
+    "cvar": (
+        {"divergence": "cvar", "level": 0.5},
+        lambda h, _: h.topk(h.shape[-1] // 2).values.mean(-1),
+    ),
+    # As long as no weight is clipped at zero, which a large τ sees to.
+    "chi2": (
+        {"divergence": "chi2", "tau": 9.0},
+        lambda h, _: h.mean(-1) + h.var(-1, correction=0) / 18.0,
+    ),
+    # A unit of mass moves to the largest item at the price τ.
+    "tv": (
+        {"divergence": "tv", "tau": 0.4},
+        lambda h, _: torch.maximum(h, h.amax(-1, keepdim=True) - 0.4).mean(-1),
+    ),
+    "prior": (
+        {"prior": 2.0, "tau": 0.3, "epsilon": 0.0},
+        lambda h, r: 0.3 * (h / 0.3 + (-2.0 * r).log_softmax(-1)).logsumexp(-1),
+    ),
+    "tau = inf": (
+        {"prior": 2.0, "tau": math.inf, "epsilon": 0.0},
+        lambda h, r: ((-2.0 * r).softmax(-1) * h).sum(-1),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CLOSED_FORMS)
+def test_contrastive_divergences_against_closed_forms(name: str):
+    options, closed = CLOSED_FORMS[name]
+    criterion = steering.GlobalContrastiveLoss(10, estimator="batch", strength=0.7, **options)
+    image, text = features(1).requires_grad_(), features(2).requires_grad_()
+    guide = features(3, width=6), features(4, width=6)
+    assert len(image) % 2, "the upper half must be a whole number of negatives"
+    reference = negatives_by_hand(*guide)
+    expected = closed(negatives_by_hand(image, text) - 0.7 * reference, reference).mean()
+    wanted = torch.autograd.grad(expected, (image, text))
+    found = criterion.estimate(image, text, INDEX, *guide)
+    close = {"rtol": 1e-6, "atol": 1e-8}
+    torch.testing.assert_close(found.loss, expected, **close)
+    for x, y in zip(torch.autograd.grad(found.loss, (image, text)), wanted, strict=True):
+        torch.testing.assert_close(x, y, **close)
+    torch.testing.assert_close(found.weights.sum(-1), torch.ones_like(found.weights[..., 0]))
+    assert not found.weights.diagonal(dim1=1, dim2=2).any()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"divergence": "wasserstein"}, "divergence: expected one of"),
+        ({"divergence": "cvar", "level": 0.3, "tau": 0.1}, "tau must be None for 'cvar'"),
+        ({"divergence": "chi2", "epsilon": 0.1}, "epsilon must be 0 for 'chi2'"),
+        ({"divergence": "chi2", "prior": 1.0}, "prior must be 0 for 'chi2'"),
+        ({"divergence": "chi2", "estimator": "moving_average"}, "does not work for the divergence"),
+        ({"divergence": "tv", "estimator": "proximal"}, "does not work for the divergence"),
+        ({"divergence": "chi2", "layout": Layout("float16")}, "layout must be None"),
+        ({"prior": -1.0}, "prior must be a number ≥ 0"),
+        ({"level": 0.3}, "level"),
+    ],
+    ids=str,
+)
+def test_contrastive_divergences_that_do_not_fit_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        steering.GlobalContrastiveLoss(10, **options)
 
 
 def test_contrastive_rate_follows_the_epochs():

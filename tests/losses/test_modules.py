@@ -308,13 +308,17 @@ def test_validation_leaves_no_trace(name: str) -> None:
         {"epsilon": 0.3, "gamma": 0.4, "strength": 0.6},
         {"radius": 0.2, "strength": "auto"},
         {"radius": 0.2, "individual_tau": True, "gamma": 0.5},
+        {"divergence": "chi2", "step": 0.5},
+        {"divergence": "cvar", "level": 0.4, "tau": None, "strength": "auto"},
+        {"divergence": "chi2", "radius": 0.2, "individual_tau": True},
+        {"prior": 2.0, "gamma": 0.5},
     ],
     ids=str,
 )
 def test_weights_of_negatives_are_what_the_similarities_feel(options: dict[str, Any]) -> None:
     """The gradient of the loss is that of Σ_j p_ij (S_ij − S_ii), mean over the 2b anchors, with
     these weights as constants."""
-    criterion = modules.GlobalContrastiveLoss(N, tau=0.3, **options).double()
+    criterion = modules.GlobalContrastiveLoss(N, **{"tau": 0.3, **options}).double()
     for seed in (1, 20):
         batch = Batch(seed)
         index = batch.index

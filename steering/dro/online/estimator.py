@@ -129,18 +129,20 @@ class Remembering(Estimator):
     ) -> Tensor:
         """The same for a single row, as a batch of examples has, at a fraction of a scatter's
         cost."""
-        place, visited = getattr(self, self.kept)[row], self.visited[row]
-        new = move(place.to(log_g.dtype)) if bool(visited) else log_g
+        place, visited = getattr(self, self.kept)[row], bool(self.visited[row])
+        new = move(place.to(log_g.dtype)) if visited else log_g
         if learn:
             place.copy_(new)
-            visited.fill_(True)
+        # Every small call counts here: the flag is written once.
+        if learn and not visited:
+            self.visited[row] = True
         return new
 
     def recall(self, rows: Tensor, dtype: torch.dtype, sharded: bool) -> tuple[Tensor, Tensor]:
         """ν of these rows, and whether they have been visited, (...)."""
         if self.duals is None:
             table: Tensor = getattr(self, self.kept)
-            return table[rows].to(dtype), self.visited[rows]
+            return picked(table, rows).to(dtype), picked(self.visited, rows)
         values, visited = self.duals.read(rows, sharded)
         return values.to(dtype), visited
 
@@ -181,6 +183,15 @@ class Remembering(Estimator):
 def in_one_place(rows: Tensor) -> bool:
     """Whether this is a single row whose number can be asked for: on a GPU that would wait."""
     return rows.numel() == 1 and rows.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def picked(table: Tensor, rows: Tensor) -> Tensor:
+    """A copy of table[rows], (...).
+
+    Written as a selection, because indexing takes a key without axes for a number: a compiler
+    cannot follow that, and a GPU would wait for it.
+    """
+    return table.index_select(0, rows.reshape(-1)).view(rows.shape)
 
 
 def store(table: Tensor, rows: Tensor, values: Tensor) -> None:

@@ -25,6 +25,7 @@ from steering.dro.online.estimator import (
     Estimator,
     Remembering,
     of_all_ranks,
+    picked,
     require_rows,
     stateful,
     store,
@@ -231,9 +232,10 @@ class ProximalDual(Estimator):
         *,
         learn: bool,
     ) -> tuple[Tensor, Tensor]:
-        visits = self.visits[rows].clone()  # of a single row, indexing gives a view
+        visits = picked(self.visits, rows)
         step = self.step / visits.clamp_min(1).to(scores.dtype).sqrt()
-        t, new = proximal_step(self.divergence, scores, mask, self.nu[rows].to(scores.dtype), step)
+        nu = picked(self.nu, rows).to(scores.dtype)
+        t, new = proximal_step(self.divergence, scores, mask, nu, step)
         if scores.device.type != "cpu" or not (visits > 0).all():  # asking would make a GPU wait
             first, first_nu = self.divergence.tilt(scores, all_of(scores, mask))
             t, new = (
