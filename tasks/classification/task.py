@@ -29,6 +29,7 @@ from .evaluation import (
     calibration_error,
     confusion_figure,
     group_accuracies,
+    mean_loss,
     predict,
     reliability_figure,
 )
@@ -222,6 +223,7 @@ class ClassificationTask(Task):
                 "reliability": reliability_figure(probability, label),
                 "confusion": confusion_figure(probability, label, self.classes),
             },
+            loss=mean_loss(probability, label),
         )
 
 

@@ -60,13 +60,13 @@ def spent_metrics(weights: Tensor, counts: Tensor | float) -> dict[str, Tensor]:
         counts: items that count in each row, a number or (...).
 
     Returns:
-        "weight_max": the largest weight as a multiple of a uniform one; "kl_spent": KL(p ‖
-        uniform), nats, averaged over rows.
+        "weight_max": the largest weight of a row as a multiple of a uniform one; "kl_spent": KL(p ‖
+        uniform), nats; both averaged over rows.
     """
     total = weights.sum(-1, keepdim=True).clamp_min(torch.finfo(weights.dtype).tiny)
     ratios = weights / total * column(counts)
     kl = torch.xlogy(ratios, ratios).sum(-1) / counts
-    return {"weight_max": ratios.max(), "kl_spent": kl.mean()}
+    return {"weight_max": ratios.amax(-1).mean(), "kl_spent": kl.mean()}
 
 
 @torch.no_grad()
