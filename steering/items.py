@@ -164,6 +164,14 @@ def gathered(units: Units) -> Units:
     )
 
 
+def own_part(values: Tensor, count: int) -> Tensor:
+    """The items of this process among those of all ranks: (..., K·count) → (..., count)."""
+    if values.shape[-1] == count:
+        return values
+    first = distributed.rank() * count
+    return values[..., first : first + count]
+
+
 def require_items(counts: Tensor) -> None:
     """ValueError where a mask leaves nothing, which would become a NaN; on a GPU a device-side
     assertion."""

@@ -22,6 +22,9 @@ _AT_LEAST = {
         ),
         1,
     ),
+    **dict.fromkeys(
+        (f"train.board.{key}" for key in ("histograms_every", "pictures_every", "examples")), 0
+    ),
     "jobs": 1,
 }
 

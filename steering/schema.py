@@ -83,6 +83,18 @@ def optimizer_content(recipe: Recipe) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
+class BoardConfig:
+    """How often TensorBoard is given more than scalars, which cost more than those."""
+
+    histograms_every: int = 100
+    """Steps between two histograms of weights and losses; 0: none."""
+    pictures_every: int = 1000
+    """Steps between two pictures: the map, and the examples that weigh most and least; 0: none."""
+    examples: int = 8
+    """Examples of each kind in a picture; 0: no such picture."""
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """The loop."""
 
@@ -109,6 +121,8 @@ class TrainConfig:
     """CPU threads of each process; null: torch's choice."""
     observers: tuple[ObserverOptions, ...] = several(OBSERVERS)
     """What looks on beside log, evaluations and checkpoints, such as `{name: ema}`."""
+    board: BoardConfig = field(default_factory=BoardConfig)
+    """What TensorBoard is given beside scalars."""
 
 
 @dataclass(frozen=True)

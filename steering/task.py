@@ -88,12 +88,15 @@ class Evaluation:
         meaning: of metrics that are no shares of which more is better, or that are made of scores
             of other names; what a task's `metrics` says of a name holds for the rest.
         figures: pictures for TensorBoard.
+        loss: mean loss of the evaluated examples, in the unit of the training's loss items; None
+            where a task has no such number.
     """
 
     scores: Mapping[str, Scores] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
     meaning: Mapping[str, Metric] = field(default_factory=dict)
     figures: Mapping[str, Figure] = field(default_factory=dict)
+    loss: float | None = None
 
     def values(self) -> dict[str, float]:
         """Every metric: the means of the scores that stand for themselves, then the further

@@ -41,6 +41,7 @@ from steering.methods import registry
 from steering.methods.selection import SELECTORS
 from steering.packaged import find_config
 from steering.registry import Registry, registry_of
+from steering.training.board.scalars import SHARED
 from steering.training.observers import OBSERVERS
 from steering.training.recipes import OPTIMIZERS, AdamW
 from steering.typed import plain_field
@@ -392,9 +393,13 @@ def test_every_key_of_every_method_is_documented_with_its_default() -> None:
 def test_every_scalar_is_documented() -> None:
     units = Units(torch.zeros(4), torch.zeros(4), torch.tensor(0))
     adversary = Adversary(tau=1.0, prior=1.0)
-    logged = [f"train/{name}" for name in StochasticRisk(1, adversary)(units).metrics]
+    told = StochasticRisk(1, adversary)(units).metrics
+    logged = [f"train/{name}" for name in told if name not in SHARED]
     text = GUIDE.read_text(encoding="utf-8")
     assert [name for name in logged if f"`{name}`" not in text] == []
+    # What all methods share has a page of its own; tests/training/test_board.py compares it.
+    board = (ROOT / "docs" / "tensorboard.md").read_text(encoding="utf-8")
+    assert [name for name in SHARED if f"`steer/{name}`" not in board] == []
 
 
 def test_every_module_imports() -> None:

@@ -22,7 +22,7 @@ def similarities(image: Tensor, text: Tensor) -> Tensor:
         return torch.stack([image @ distributed.gather(text).T, text @ distributed.gather(image).T])
 
 
-def _own_columns(b: int, device: torch.device) -> Tensor:
+def own_columns(b: int, device: torch.device) -> Tensor:
     """Column of each local anchor's positive among the gathered pairs, (b,)."""
     return distributed.rank() * b + torch.arange(b, device=device)
 
@@ -34,7 +34,7 @@ def pairwise_losses(image: Tensor, text: Tensor) -> Tensor:
     divides it later).
     """
     s = similarities(image, text)  # (2, b, B)
-    own = _own_columns(len(image), image.device)
+    own = own_columns(len(image), image.device)
     positive = s.gather(-1, own.expand(2, -1).unsqueeze(-1))  # (2, b, 1)
     return s - positive
 
@@ -59,7 +59,7 @@ def negatives(pairs: Pairs) -> Units:
     guide = pairs.reference()
     reference = None if guide is None else pairwise_losses(*guide)
     mask = torch.ones(target.shape[1:], dtype=torch.bool, device=device)
-    mask[torch.arange(b, device=device), _own_columns(b, device)] = False
+    mask[torch.arange(b, device=device), own_columns(b, device)] = False
     rows = 2 * pairs.index + torch.arange(2, device=device)[:, None]  # (2, b)
     return Units(target, reference, rows, mask.expand_as(target), sharded=distributed.active())
 
@@ -73,5 +73,5 @@ def info_nce(image: Tensor, text: Tensor, tau: Tensor | float) -> Tensor:
         tau: temperature; open_clip's logit scale is 1/τ.
     """
     logits = similarities(image, text) / tau  # (2, b, B)
-    own = _own_columns(len(image), image.device)
+    own = own_columns(len(image), image.device)
     return F.cross_entropy(logits.movedim(-1, 1), own.expand(2, -1), reduction="none")

@@ -19,7 +19,8 @@ from steering.contrastive.problem import NOTHING, Features, Problem, Scales
 from steering.dro.online.estimators import log_mean_exp
 from steering.dro.online.metrics import Metrics
 from steering.dro.online.stochastic import StochasticRisk
-from steering.items import LossItems, Pairs, Units, gathered
+from steering.dro.online.told import spent_metrics
+from steering.items import LossItems, Pairs, Units, gathered, own_part
 
 
 @dataclass(frozen=True)
@@ -29,14 +30,14 @@ class RowRisks:
     Attributes:
         risks: (...), with gradient; for pairs (2, b), image anchors first.
         metrics: detached scalars for a log, computed when they are read.
-        weights: of this process's items, (..., n), detached; None for pairs, whose B² weights are
-            never written down.
+        weights: of this process's items, detached: (..., n), or for pairs, whose B² weights are
+            never written down, their sum over each anchor's negatives, (2, b).
         sharded: whether the rows differ between the ranks.
     """
 
     risks: Tensor
     metrics: Metrics
-    weights: Tensor | None = None
+    weights: Tensor
     sharded: bool = False
 
 
@@ -64,16 +65,12 @@ def _row_risks(items: object, risk: StochasticRisk) -> RowRisks:  # noqa: ARG001
 def _(items: Units, risk: StochasticRisk) -> RowRisks:
     units = gathered(items)
     risks, weights, metrics = risk.per_row(units)
-    n = items.target.shape[-1]
-    if weights.shape[-1] != n:  # the batch of all ranks: ours is a part of it
-        weights = weights[..., distributed.rank() * n : (distributed.rank() + 1) * n]
-    return RowRisks(risks, metrics, weights, units.sharded)
+    return RowRisks(risks, metrics, own_part(weights, items.target.shape[-1]), units.sharded)
 
 
 @_row_risks.register
 def _(items: Pairs, risk: StochasticRisk) -> RowRisks:
-    risks, metrics = anchor_risks(risk, items)
-    return RowRisks(risks, metrics, sharded=distributed.active())
+    return _anchor_rows(risk, items, DEFAULT_BUDGET)
 
 
 def reference_risks(risk: StochasticRisk, items: LossItems) -> Tensor | None:
@@ -128,20 +125,24 @@ def anchor_risks(
     Raises:
         ValueError: fewer than 2 pairs over all ranks.
     """
+    found = _anchor_rows(risk, pairs, budget)
+    return found.risks, found.metrics
+
+
+def _anchor_rows(risk: StochasticRisk, pairs: Pairs, budget: int) -> RowRisks:
+    ranks = distributed.active()
     if needs_all_losses(risk):
-        risks, _, metrics = risk.per_row(negatives(pairs))
-        return risks, metrics
+        risks, weights, metrics = risk.per_row(negatives(pairs))
+        return RowRisks(risks, metrics, weights.sum(-1), ranks)
     others = len(pairs.image) * distributed.world_size() - 1
     moments = None if pairs.reference_image is None else lambda: pair_moments(pairs)
-    visit = risk.begin(
-        anchor_keys(pairs), float(others), moments, pairs.image, distributed.active()
-    )
+    visit = risk.begin(anchor_keys(pairs), float(others), moments, pairs.image, ranks)
     problem = _problem(pairs, visit.tau, visit.alpha, budget, risk.temperature.learned)
     found = sums(problem)
     log_means, means = found.log_means, found.means
     height = with_gradient(pairs, problem, found, risk.heights(visit, log_means))
     risks = risk.finish(visit, height, lambda: risk.log_slopes(height.detach(), log_means, means))
-    sampled = _sampled_metrics(problem, found)
+    sampled, shown = _sampled_metrics(problem, found)
     if visit.learn:
         risk.watch.size(others)
         if risk.watch.wants(others):
@@ -150,10 +151,13 @@ def anchor_risks(
     fixed = height.detach()
     plane = risk.plane_metrics(visit, fixed)
 
-    def make() -> dict[str, Tensor]:
-        return {**sampled, "weight_sum": (log_means - fixed).exp().mean(), **plane}
+    pull = (log_means - fixed).exp()
 
-    return risks, Metrics(make)
+    def make() -> dict[str, Tensor]:
+        spent = spent_metrics(shown, float(others))
+        return {**sampled, **spent, "weight_sum": pull.mean(), **plane}
+
+    return RowRisks(risks, Metrics(make), pull, ranks)
 
 
 def needs_all_losses(risk: StochasticRisk) -> bool:
@@ -221,9 +225,9 @@ def _problem(
 
 
 @torch.no_grad()
-def _sampled_metrics(problem: Problem, found: Sums) -> dict[str, Tensor]:
-    """Mean and variance of h and the effective sample share, of the first image anchors: all would
-    be two more passes."""
+def _sampled_metrics(problem: Problem, found: Sums) -> tuple[dict[str, Tensor], Tensor]:
+    """Mean and variance of h and the effective sample share, of the first image anchors, and their
+    weights, (m, B): all would be two more passes."""
     scales = problem.scales
     d, positive = found.sample.in_nats(scales)
     weights = d.softmax(-1)
@@ -233,8 +237,9 @@ def _sampled_metrics(problem: Problem, found: Sums) -> dict[str, Tensor]:
     h = ((d - positive) * tau).masked_fill(~negative, 0.0)
     mean = h.sum() / count
     variance = ((h - mean).square() * negative).sum() / count
-    return {
+    found = {
         "excess_mean": mean,
         "excess_variance": variance,
         "effective_sample_share": share.mean(),
     }
+    return found, weights

@@ -91,14 +91,6 @@ def checked_pairs(
     return pairs
 
 
-def own_part(values: Tensor, count: int) -> Tensor:
-    """The items of this process among those of all ranks: (..., K·count) → (..., count)."""
-    if values.shape[-1] == count:
-        return values
-    first = distributed.rank() * count
-    return values[..., first : first + count]
-
-
 def wide(x: Tensor) -> Tensor:
     """At least float32, whatever autocast made of it."""
     return x if x.dtype in (torch.float32, torch.float64) else x.float()

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from steering.dro.divergences import Divergence
-from steering.items import Units, gathered
+from steering.items import Units, gathered, own_part
 from steering.losses.checks import (
     one_row,
-    own_part,
     require_count,
     require_index,
     require_number,

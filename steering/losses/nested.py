@@ -7,10 +7,9 @@ from torch import Tensor, nn
 
 from steering.contrastive.risk import anchor_risks, reference_risks
 from steering.dro.online.row_table import Layout
-from steering.items import Units, gathered
+from steering.items import Units, gathered, own_part
 from steering.losses.checks import (
     checked_pairs,
-    own_part,
     require_count,
     require_index,
 )

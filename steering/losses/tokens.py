@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from steering.items import gathered
-from steering.losses.checks import one_row, own_part, require_share
+from steering.items import gathered, own_part
+from steering.losses.checks import one_row, require_share
 from steering.losses.estimate import Estimate
 from steering.methods.rho1 import Rho1Options, top_share
 

@@ -46,12 +46,17 @@ class Step:
         loss: scalar to descend; averaged over the ranks its gradient is that of the global batch.
         metrics: scalars for the log, detached, () each; or a function that computes them, which is
             called only for the steps that are logged.
-        weights: of this process's items, detached, the shape of their losses; None: not told.
+        weights: of this process's items, detached, up to a factor: the shape of their losses; of b
+            pairs (b,), or (2, b) of the anchors, images first. None: all items weigh the same.
+        items: what the method was given, filled in by training; for who looks on.
+        index: numbers of this process's examples, int64, (b,); likewise.
     """
 
     loss: Tensor
     metrics: Metrics | Callable[[], Metrics] = field(default_factory=dict)
     weights: Tensor | None = None
+    items: LossItems | None = None
+    index: Tensor | None = None
 
     def scalars(self) -> dict[str, Tensor]:
         """The metrics, computed if that has been left for later. Every rank calls this, or none."""

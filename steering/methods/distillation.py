@@ -60,12 +60,12 @@ class Distillation(Method):
         return logit_scale(self.temperature)
 
     def forward(self, items: LossItems) -> Step:
-        loss, metrics = mean_loss(items, self.temperature)
-        a = self.options.weight
+        plain, a = mean_loss(items, self.temperature), self.options.weight
         if a == 0:
-            return Step(loss, metrics)
+            return plain
         kd = divergence(items, self.options, self.temperature)
-        return Step((1 - a) * loss + a * kd, metrics | {"distillation": kd.detach()})
+        metrics = plain.scalars() | {"distillation": kd.detach()}
+        return Step((1 - a) * plain.loss + a * kd, metrics, plain.weights)
 
 
 @singledispatch

@@ -12,7 +12,7 @@ import torch
 from steering import distributed
 from steering.dro.online.groups import GroupWeights, group_means
 from steering.items import LossItems, rows_of
-from steering.methods.group_dro import items_of_groups, mean_weights, weight_scalars
+from steering.methods.group_dro import items_of_groups, mean_weights, placed, weight_scalars
 from steering.methods.registry import Method, Needs, Step, register
 
 
@@ -64,7 +64,7 @@ class Doremi(Method):
         # Over all ranks, as the weights of one rank may be small.
         total = distributed.mean(weights.sum())
         scalars = partial(weight_scalars, self.names, self.weights)
-        return Step((weights * losses).sum() / total, scalars)
+        return Step((weights * losses).sum() / total, scalars, placed(weights / total, units))
 
     def summary(self) -> dict[str, dict[str, float]]:
         return {"data_mix": mean_weights(self.names, self.weights)}

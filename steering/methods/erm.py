@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import singledispatch
 
-from torch import Tensor
+import torch
 
 from steering import distributed
 from steering.contrastive.risk import info_nce_losses
@@ -42,8 +42,7 @@ class Erm(Method):
         return logit_scale(self.temperature)
 
     def forward(self, items: LossItems) -> Step:
-        loss, metrics = mean_loss(items, self.temperature)
-        return Step(loss, metrics)
+        return mean_loss(items, self.temperature)
 
 
 def clip_temperature(tau: float, minimum: float, unit: str) -> Temperature | None:
@@ -65,27 +64,29 @@ def logit_scale(temperature: Temperature | None) -> float | None:
 def mean_loss(
     items: LossItems,
     temperature: Temperature | None,  # noqa: ARG001
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss of plain training and scalars for the log: the mean of the losses that count.
+) -> Step:
+    """A step of plain training: the mean of the losses that count.
 
     Args:
         temperature: of InfoNCE, for pairs.
     """
     units = rows_of(items)
     if units.mask is None:
-        return units.target.mean(), {}
+        return Step(units.target.mean())
     total = units.target.masked_fill(~units.mask, 0.0).sum()
     # Over all ranks: a mean of the ranks' means would favour the items of a rank that has few.
     count = distributed.mean(units.mask.sum().to(total.dtype))
     require_items(count)
-    return total / count, {}
+    return Step(total / count)
 
 
 @mean_loss.register
-def _(items: Pairs, temperature: Temperature | None) -> tuple[Tensor, dict[str, Tensor]]:
+def _(items: Pairs, temperature: Temperature | None) -> Step:
     if temperature is None:
         raise SteeringError(
             'method: was built for losses of examples and got pairs; build it with unit="pair"'
         )
     tau = temperature()
-    return info_nce_losses(items, tau).mean(), {"tau": tau.detach()}
+    losses = info_nce_losses(items, tau)
+    # What an anchor pulls with is the softmax's share that its positive does not have.
+    return Step(losses.mean(), {"tau": tau.detach()}, -torch.expm1(-losses.detach()))

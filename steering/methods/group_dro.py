@@ -55,8 +55,10 @@ class GroupDro(Method):
         units = rows_of(items)
         excess, groups = items_of_groups(units, units.excess(self.strength), "group_dro")
         means, counts = group_means(excess, groups, len(self.names))
-        loss = self.weights(means, counts)
-        return Step(loss, partial(weight_scalars, self.names, self.weights))
+        q = self.weights.update(means, counts).to(means.dtype)
+        loss = (q * means.masked_fill(counts == 0, 0.0)).sum()
+        weights = placed((q / counts.clamp_min(1))[groups], units)
+        return Step(loss, partial(weight_scalars, self.names, self.weights), weights)
 
     def summary(self) -> dict[str, dict[str, float]]:
         return {"group_weights": mean_weights(self.names, self.weights)}
@@ -70,6 +72,14 @@ def items_of_groups(units: Units, values: Tensor, name: str) -> tuple[Tensor, Te
     if units.mask is None:
         return values.flatten(), units.groups.flatten()
     return values[units.mask], units.groups[units.mask]
+
+
+def placed(weights: Tensor, units: Units) -> Tensor:
+    """Weights of the items that count, (b,), detached, in the shape of all; zero elsewhere."""
+    weights = weights.detach()
+    if units.mask is None:
+        return weights.view(units.target.shape)
+    return weights.new_zeros(units.target.shape).masked_scatter(units.mask, weights)
 
 
 @torch.no_grad()

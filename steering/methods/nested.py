@@ -29,7 +29,7 @@ from steering.dro.adversary import Adversary
 from steering.dro.online.stochastic import StochasticRisk
 from steering.dro.online.strength import STRENGTHS, Auto
 from steering.errors import SteeringError
-from steering.items import LossItems, Pairs, Units, gathered
+from steering.items import LossItems, Pairs, Units, gathered, own_part
 from steering.methods.registry import Method, Needs, Step, register
 from steering.registry import chosen
 from steering.schedules import SCHEDULES, Constant, Schedule
@@ -108,10 +108,15 @@ class Nested(Method):
     def forward(self, items: LossItems) -> Step:
         reference = reference_risks(self.inner, items)  # before the step moves its temperatures
         found = row_risks(self.inner, items)
-        pairs = _outer_items(items, found.risks, reference)
-        pairs = gathered(pairs) if found.sharded else pairs
+        own = _outer_items(items, found.risks, reference)
+        pairs = gathered(own) if found.sharded else own
         estimate = self.outer(pairs)
-        return Step(estimate.loss, found.metrics | estimate.metrics.prefixed("outer_"))
+        metrics = found.metrics | estimate.metrics.prefixed("outer_")
+        return Step(
+            estimate.loss,
+            metrics,
+            _weights(items, found.weights, own_part(estimate.weights, own.target.shape[-1])),
+        )
 
 
 @singledispatch
@@ -138,6 +143,22 @@ def _(items: Units, risks: Tensor, reference: Tensor | None) -> Units:
             "method (nested): needs rows of losses, as of a contrastive task, got one row of examples"
         )
     return _row(risks.flatten(), None if reference is None else reference.flatten())
+
+
+@singledispatch
+def _weights(items: object, inner: Tensor, outer: Tensor) -> Tensor:  # noqa: ARG001
+    """What each item weighs, by the weights inside the rows, (..., n), and those of the rows."""
+    raise TypeError(f"items must be Units or Pairs, got {type(items).__name__}")
+
+
+@_weights.register
+def _(items: Pairs, inner: Tensor, outer: Tensor) -> Tensor:  # noqa: ARG001
+    return outer
+
+
+@_weights.register
+def _(items: Units, inner: Tensor, outer: Tensor) -> Tensor:
+    return inner * outer.view(items.target.shape[:-1])[..., None]
 
 
 def _row(target: Tensor, reference: Tensor | None) -> Units:

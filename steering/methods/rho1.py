@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from steering.items import LossItems, gathered, rows_of
+from steering.items import LossItems, gathered, own_part, rows_of
 from steering.methods.registry import Method, Needs, Step, register
 
 
@@ -36,10 +36,12 @@ class Rho1(Method):
         self.share = options.share
 
     def forward(self, items: LossItems) -> Step:
-        units = gathered(rows_of(items))
+        own = rows_of(items)
+        units = gathered(own)
         largest = top_share(units.excess().detach(), units.mask, self.share)
         loss = units.target.masked_fill(~largest, 0.0).sum(-1) / largest.sum(-1)
-        return Step(loss.mean(), {"kept_share": largest.sum() / units.counts().sum()})
+        share = {"kept_share": largest.sum() / units.counts().sum()}
+        return Step(loss.mean(), share, own_part(largest.to(loss.dtype), own.target.shape[-1]))
 
 
 def top_share(scores: Tensor, mask: Tensor | None, share: float) -> Tensor:

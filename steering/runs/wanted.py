@@ -29,7 +29,7 @@ from steering.typed import differences
 
 Kind = Literal["train", "evaluate", "outputs", "call"]
 REFERENCE, START, MODEL = "reference", "start", "model"  # roles of parents
-_NOT_TRAINED = ("log_every", "eval_every", "save_every", "workers", "threads")
+_NOT_TRAINED = ("log_every", "eval_every", "save_every", "workers", "threads", "board")
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,10 @@ def evaluate(run: State, model: Model, done: int, prefix: str) -> Evaluation:
             f"task: {type(job.task).__name__}.evaluate must return a steering.task.Evaluation"
         )
     if run.log is not None:
-        run.log.scalars(done, {f"{prefix}/{name}": value for name, value in found.values().items()})
+        values = {f"{prefix}/{name}": value for name, value in found.values().items()}
+        if prefix == "eval" and found.loss is not None:
+            values["loss/validation"] = found.loss
+        run.log.scalars(done, values)
         run.log.figures(done, found.figures, "" if prefix == "eval" else f"{prefix}/")
     # Rank 0 writes figures; the others must not start a step, and with it a collective, without it.
     distributed.barrier()

@@ -9,8 +9,9 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import yaml  # type: ignore[import-untyped]
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -19,11 +20,14 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 
 from steering.console import CONSOLE
 from steering.runs.record import read_curves
 from steering.storage import write_text
+from steering.training.board.layout import settings
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -56,6 +60,7 @@ class RunLog:
         self._warned = {key for row in kept for key in row if key.startswith("warning/")}
         text = "".join(json.dumps(row) + "\n" for row in kept)
         write_text(self._path, text)
+        self._evaluated: dict[str, float] = {}
         self._writer = SummaryWriter(
             str(folder), purge_step=step + 1
         )  # also what died before its first checkpoint
@@ -64,6 +69,34 @@ class RunLog:
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
         self._add(step, values)
+
+        if any(name.startswith("eval/") for name in values):
+            self._evaluated = dict(values)
+
+    def speed(self, step: int, values: Mapping[str, float]) -> None:
+        """Scalars for TensorBoard alone: what depends on the machine and the hour."""
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def histograms(self, step: int, values: Mapping[str, Tensor]) -> None:
+        for name, numbers in values.items():
+            if len(numbers):
+                self._writer.add_histogram(name, numbers, step, bins=64)
+
+    def layout(self, layout: Mapping[str, Any]) -> None:
+        """The page CUSTOM SCALARS."""
+        self._writer.add_custom_scalars(layout)
+
+    def text(self, name: str, text: str) -> None:
+        self._writer.add_text(name, text)
+
+    def settings(self, config: str | None, seed: int) -> None:
+        """A row of the page HPARAMS: the settings of a config beside the last evaluation."""
+        told = {"seed": seed} if config is None else settings(yaml.safe_load(config))
+        # In this very run: `add_hparams` would open another one for it.
+        writer = self._writer._get_file_writer()
+        for summary in hparams(told, self._evaluated):
+            writer.add_summary(summary)
 
     def warn(self, step: int, texts: Mapping[str, str]) -> None:
         """Tell each name once a run: in the log, under TEXT, and in a row "warning/NAME" of

@@ -18,6 +18,7 @@ from steering.training.evaluate import evaluate
 from steering.training.job import Job
 from steering.training.loader import load
 from steering.training.log import RunLog
+from steering.training.observers.board import Board
 from steering.training.observers.reports import Evaluate, Log, Save
 from steering.training.recipes import set_rates
 from steering.training.result import write_result
@@ -42,7 +43,7 @@ def run(job: Job) -> dict[str, Any]:
             the folder holds a checkpoint of another run.
     """
     chosen = [options.observer() for options in job.train.observers]
-    state = State(job, [Log(), Evaluate(), *chosen, Save()])
+    state = State(job, [Log(), Evaluate(), Board(), *chosen, Save()])
     start = state.restore()
     try:
         _begin(state, start)

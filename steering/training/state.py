@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 
@@ -96,6 +96,12 @@ class State:
             selection = Selection(self.module, selector, risk, asked, count, parts, autocast)
         module, scale = wrapped(self.module, job.device), self.scaler.scale
         return selection, Gradient(module, self.method, risk, reference, parts, autocast, scale)
+
+    @cached_property
+    def wrong(self) -> torch.Tensor | None:
+        """Whether the label of each training example is wrong, bool, (n,); None: nobody knows."""
+        known = self.job.task.labels().wrong
+        return None if known is None else torch.from_numpy(known)
 
     def due(self, done: int, every: int) -> bool:
         """Whether something is due after so many steps that happens at every so many, if at all."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -62,9 +63,10 @@ class Gradient:
         reference = self._reference_outputs([dict(batch)])
         with self.autocast():
             outputs = self.outputs(self.target, batch)
-        step = self.method(self.risk.losses(outputs, reference, batch))
+        items = self.risk.losses(outputs, reference, batch)
+        step = self.method(items)
         self.scale(step.loss).backward()
-        return step
+        return replace(step, items=items, index=batch["index"])
 
     def _in_parts(self, parts: list[dict[str, Tensor]], batch: Batch) -> Step:
         device = batch["index"].device
@@ -76,7 +78,8 @@ class Gradient:
             key: value.detach().requires_grad_(value.is_floating_point())
             for key, value in outputs.items()
         }
-        step = self.method(self.risk.losses(leaves, reference, batch))
+        items = self.risk.losses(leaves, reference, batch)
+        step = self.method(items)
         self.scale(step.loss).backward()  # stops at the leaves; the target comes next
         # A leaf that the loss does not use (labels, ids) has no gradient to carry.
         gradients = {
@@ -93,7 +96,7 @@ class Gradient:
             with reduced_only(self.target, last=number == len(parts) - 1):
                 self._carry(part, own)
         set_random_state(device, after)
-        return step
+        return replace(step, items=items, index=batch["index"])
 
     @torch.no_grad()
     def _outputs_without_graph(

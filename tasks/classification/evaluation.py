@@ -73,6 +73,13 @@ def accuracy(probability: Tensor, label: Tensor) -> float:
     return (probability.argmax(-1) == label).double().mean().item()
 
 
+def mean_loss(probability: Tensor, label: Tensor) -> float:
+    """Mean cross entropy of probabilities, (n, C), nats; one that has underflown counts as the
+    smallest that float32 has."""
+    own = probability.double().gather(1, label[:, None])
+    return -own.clamp_min(torch.finfo(torch.float32).tiny).log().mean().item()
+
+
 def calibration_error(probability: Tensor, label: Tensor, bins: int = 15) -> float:
     """Expected calibration error: Σ_b (n_b/n)·|accuracy_b − confidence_b| over equal bins of
     confidence, in [0, 1].

@@ -20,6 +20,7 @@ from .evaluation import (
     calibration_error,
     confusion_figure,
     group_accuracies,
+    mean_loss,
     predict,
     reliability_figure,
 )
@@ -103,6 +104,7 @@ class ClassificationTask(Task):
                 "reliability": reliability_figure(probability, label),
                 "confusion": confusion_figure(probability, label, self.classes),
             },
+            loss=mean_loss(probability, label),
         )
 
 

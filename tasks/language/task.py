@@ -252,4 +252,6 @@ class LanguageTask(Task):
         scores = domain_scores(losses, blocks, names)
         meaning = {f"perplexity/{name}": replace(shown, of=(f"loss/{name}",)) for name in names}
         meaning["perplexity/average"] = replace(shown, of=tuple(scores))
-        return Evaluation(scores, metrics, meaning, {"perplexity": perplexity_figure(metrics)})
+        figures = {"perplexity": perplexity_figure(metrics)}
+        loss = float(losses.sum() / blocks.counts.sum())
+        return Evaluation(scores, metrics, meaning, figures, loss)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from steering.dro.adversary import Adversary
 from steering.dro.divergences.base import masked_mean
+from steering.dro.online import told
 from steering.dro.online.estimator import learning
 from steering.dro.online.estimators import log_mean_exp
 from steering.dro.online.metrics import Metrics
@@ -28,7 +29,6 @@ from steering.dro.online.specs import usual_estimator
 from steering.dro.online.strength import Strength, unit_moments
 from steering.dro.online.temperature import Temperatures
 from steering.dro.online.temperatures import temperature_of
-from steering.dro.online.told import column, effective_share, excess_metrics, plane_metrics, row_dot
 from steering.dro.online.visit import Estimate, Reply, Visit
 from steering.dro.online.watch import Watch
 from steering.items import Units
@@ -201,7 +201,7 @@ class StochasticRisk(nn.Module):
         excess = units.excess(visit.alpha)  # (..., n), with gradient
         log_prior = soft_filter(units, self.prior) if log_prior is None else log_prior
         reply = self._reply(units, excess.detach(), visit, log_prior, counts)
-        risks = row_dot(reply.weights, excess)
+        risks = told.row_dot(reply.weights, excess)
         if not self.temperature.infinite:
             # The weights are detached, so Σ p·h has the gradient of the risk, but not its value. At
             # τ = ∞ it has both, and τ·height would be ∞·0.
@@ -237,7 +237,7 @@ class StochasticRisk(nn.Module):
             whole = ratios / masked_mean(ratios, mask)[..., None]
             return self.radius - paid, self.radius - masked_mean(phi(whole), mask)
 
-        return Reply(ratios / column(counts), height, slopes)
+        return Reply(ratios / told.column(counts), height, slopes)
 
     def _log_reply(
         self,
@@ -255,7 +255,7 @@ class StochasticRisk(nn.Module):
             height = self._with_margin(nu)
         else:
             height = self.heights(visit, log_means)
-        weights = (shown - height[..., None]).exp() / column(counts)
+        weights = (shown - height[..., None]).exp() / told.column(counts)
 
         def slopes() -> tuple[Tensor, Tensor]:
             means = (shown.softmax(-1) * s).sum(-1)
@@ -274,7 +274,7 @@ class StochasticRisk(nn.Module):
         self.watch.size(n)
         if not self.watch.wants(n):
             return None
-        share = effective_share(weights, counts)
+        share = told.effective_share(weights, counts)
         what = "items of each row" if units.rows.ndim else "examples of each batch"
         self.watch.share(share, n if units.mask is None else units.counts().mean(), what)
         return share
@@ -287,13 +287,11 @@ class StochasticRisk(nn.Module):
 
         def make() -> dict[str, Tensor]:
             counts = float(excess.shape[-1]) if units.mask is None else units.counts()
-            found = effective_share(reply.weights, counts) if share is None else share
-            weight_sum = reply.weights.sum(-1).mean()
-            weights = {"effective_sample_share": found, "weight_sum": weight_sum}
-            return {**excess_metrics(units.mask, excess), **weights, **plane}
+            weights = told.weight_metrics(reply.weights, counts, share)
+            return {**told.excess_metrics(units.mask, excess), **weights, **plane}
 
         return Metrics(make)
 
     def plane_metrics(self, visit: Visit, like: Tensor) -> Metrics:
         """`told.plane_metrics` of this risk, κ as it is now."""
-        return plane_metrics(visit, self.prior if self.adversary.has_prior else None, like)
+        return told.plane_metrics(visit, self.prior if self.adversary.has_prior else None, like)

@@ -37,6 +37,39 @@ def effective_share(weights: Tensor, counts: Tensor | float) -> Tensor:
 
 
 @torch.no_grad()
+def weight_metrics(
+    weights: Tensor, counts: Tensor | float, share: Tensor | None
+) -> dict[str, Tensor]:
+    """Everything that is told of the weights, (..., n).
+
+    Args:
+        counts: items that count in each row, a number or (...).
+        share: `effective_share` of them, if it is known already.
+    """
+    found = effective_share(weights, counts) if share is None else share
+    own = {"effective_sample_share": found, "weight_sum": weights.sum(-1).mean()}
+    return own | spent_metrics(weights, counts)
+
+
+@torch.no_grad()
+def spent_metrics(weights: Tensor, counts: Tensor | float) -> dict[str, Tensor]:
+    """How far the normalised weights are from uniform ones.
+
+    Args:
+        weights: (..., n), ≥ 0; zero where an item does not count.
+        counts: items that count in each row, a number or (...).
+
+    Returns:
+        "weight_max": the largest weight of a row as a multiple of a uniform one; "kl_spent": KL(p ‖
+        uniform), nats; both averaged over rows.
+    """
+    total = weights.sum(-1, keepdim=True).clamp_min(torch.finfo(weights.dtype).tiny)
+    ratios = weights / total * column(counts)
+    kl = torch.xlogy(ratios, ratios).sum(-1) / counts
+    return {"weight_max": ratios.amax(-1).mean(), "kl_spent": kl.mean()}
+
+
+@torch.no_grad()
 def excess_metrics(mask: Tensor | None, excess: Tensor) -> dict[str, Tensor]:
     """Mean and variance of the excess losses over all items that count."""
     if mask is None:

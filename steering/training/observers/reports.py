@@ -7,6 +7,8 @@ import torch
 from steering import distributed
 from steering.dro.online.watch import warnings
 from steering.methods.registry import Step
+from steering.training.board.look import look_at
+from steering.training.board.scalars import SHARED, board_scalars
 from steering.training.evaluate import evaluate
 from steering.training.log import ProgressLine
 from steering.training.observers.observer import Observer
@@ -30,9 +32,11 @@ class Log(Observer):
                 self._move(done)
             return
         values = self._scalars(run, done, step)
+        speed = self._speed(run, done)
         # All ranks have taken part in the means; rank 0 writes them.
         if run.log is not None:
             run.log.scalars(done, values)
+            run.log.speed(done, speed)
             run.log.warn(done, warnings(run.method))
         self._move(done, f"loss {values['train/loss']:.4g}")
         self.told, self.seconds = done, run.clock.seconds
@@ -43,14 +47,32 @@ class Log(Observer):
         # One transfer and one reduction for all of them.
         numbers = torch.stack([value.detach().double() for value in values.values()])
         means = distributed.mean(numbers).tolist()
+        told = dict(zip(values, means, strict=True))
         passed = run.clock.seconds - self.seconds
-        return {f"train/{name}": mean for name, mean in zip(values, means, strict=True)} | {
-            "train/learning_rate": run.optimizer.param_groups[0]["lr"],
-            "train/samples_per_second": (done - self.told) * run.batch_size / max(passed, 1e-9),
-            "train/seconds": run.clock.seconds,
-            "train/epoch": float(run.epoch),
-            "train/skipped": float(run.all_skipped()),
+        own = {f"train/{name}": value for name, value in told.items() if name not in SHARED}
+        shared = board_scalars(step, look_at(step), told, run.wrong, run.job.task.groups)
+        return (
+            own
+            | shared
+            | {
+                "train/learning_rate": run.optimizer.param_groups[0]["lr"],
+                "train/samples_per_second": (done - self.told) * run.batch_size / max(passed, 1e-9),
+                "train/seconds": run.clock.seconds,
+                "train/epoch": float(run.epoch),
+                "train/skipped": float(run.all_skipped()),
+            }
+        )
+
+    def _speed(self, run: State, done: int) -> dict[str, float]:
+        steps = max(done - self.told, 1)
+        total = run.clock.seconds + run.evaluation_seconds
+        found = {
+            "perf/step_seconds": (run.clock.seconds - self.seconds) / steps,
+            "perf/evaluation_share": run.evaluation_seconds / max(total, 1e-9),
         }
+        if run.job.device.type == "cuda":
+            found["perf/gpu_gib"] = torch.cuda.max_memory_allocated(run.job.device) / 2**30
+        return found
 
     def _move(self, done: int, note: str = "") -> None:
         if self.progress is not None:

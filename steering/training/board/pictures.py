@@ -1,0 +1,146 @@
+"""Pictures of one step: where its items stand on the map, and which examples weigh most and least."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from steering.exhibits import Exhibit
+from steering.training.board.look import Look
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+POINTS = 2000
+"""Items on the map, at most."""
+LEAST, MOST = 1e-2, 1e2
+"""Weights beyond which all have the same colour, as multiples of a uniform one."""
+LETTERS = 90
+"""Of an example's text in a gallery."""
+
+
+def histograms(look: Look) -> dict[str, Tensor]:
+    """Tag → values of the items that count: weights as multiples of a uniform one, losses."""
+    found = {"items/loss": look.loss, "items/weight": look.ratios}
+    if look.reference is not None:
+        found["items/reference_loss"] = look.reference
+        found["items/excess"] = look.loss - look.reference
+    chosen = {name: values[look.mask] for name, values in found.items()}
+    # A run that breaks is ended by the loop, which says why.
+    return {name: values[values.isfinite()] for name, values in chosen.items()}
+
+
+def map_figure(look: Look, wrong: Tensor | None) -> Figure:
+    """The target's loss against the reference's, coloured by weight; without a reference the weight
+    against the loss. Items of wrongly labelled examples have a red ring."""
+    from matplotlib.colors import LogNorm
+    from matplotlib.figure import Figure
+
+    some = look.mask.flatten().nonzero()[:, 0]
+    # Evenly spread and the same ones for every call: a picture draws no random numbers.
+    some = some[:: -(-len(some) // POINTS)]
+    loss, ratio = (x.flatten()[some].float().cpu().numpy() for x in (look.loss, look.ratios))
+    colour = np.clip(ratio, LEAST, MOST)
+    figure = Figure(figsize=(5.2, 4.2), layout="constrained")
+    axes = figure.subplots()
+    if look.reference is None:
+        x, y, names = loss, colour, ("loss of the target", "weight, in uniform ones")
+        axes.set_yscale("log")
+    else:
+        guide = look.reference.flatten()[some].float().cpu().numpy()
+        x, y, names = guide, loss, ("loss of the reference", "loss of the target")
+        axes.axline((0, 0), slope=1, color="gray", linewidth=1, linestyle="--")
+    rings = _rings(look, some, wrong)
+    if rings.any():
+        label = "wrong label"
+        axes.scatter(x[rings], y[rings], s=34, facecolors="none", edgecolors="red", label=label)
+        axes.legend(loc="upper left")
+    points = axes.scatter(x, y, s=9, c=colour, cmap="viridis", norm=LogNorm(LEAST, MOST))
+    figure.colorbar(points, label="weight, in uniform ones")
+    axes.set_xlabel(names[0])
+    axes.set_ylabel(names[1])
+    return figure
+
+
+def _rings(look: Look, some: Tensor, wrong: Tensor | None) -> np.ndarray:
+    if wrong is None or look.example is None:
+        return np.zeros(len(some), dtype=bool)
+    numbers = look.example.flatten()[some].cpu()
+    return wrong.cpu()[numbers].numpy()
+
+
+def extremes(look: Look, count: int) -> tuple[list[tuple[int, float]], list[tuple[int, float]]]:
+    """Example numbers with their weights as multiples of a uniform one: the heaviest first, and the
+    lightest first; no example in both.
+
+    Weights of several items of an example are averaged.
+    """
+    if look.example is None:
+        return [], []
+    numbers, place = look.example[look.mask].unique(return_inverse=True)
+    sums = torch.bincount(place, look.ratios[look.mask].double())
+    means = sums / torch.bincount(place)
+    order = means.argsort(descending=True, stable=True).tolist()
+    count = min(count, len(order) // 2)
+    ranked = [(int(numbers[at]), float(means[at])) for at in order]
+    return ranked[:count], ranked[::-1][:count]
+
+
+def gallery_figure(
+    look: Look,
+    count: int,
+    exhibits: Callable[[Sequence[int]], Sequence[Exhibit]],
+    wrong: Tensor | None,
+) -> Figure | None:
+    """The examples of a batch that weigh most, above, and least, below; None if it has too few.
+
+    Args:
+        exhibits: a task's.
+        wrong: as in `map_figure`; such an example is titled in red.
+    """
+    from matplotlib.figure import Figure
+
+    heavy, light = extremes(look, count)
+    if not heavy:
+        return None
+    shown = exhibits([number for number, _ in (*heavy, *light)])
+    pictures = any(exhibit.picture is not None for exhibit in shown)
+    figure = Figure(figsize=(1.7 * len(heavy), 5.4 if pictures else 4.4), layout="constrained")
+    axes = figure.subplots(2, len(heavy), squeeze=False)
+    for cell, (number, weight), exhibit in zip(axes.flat, (*heavy, *light), shown, strict=True):
+        bad = wrong is not None and bool(wrong[number])
+        _show(cell, exhibit, f"×{weight:.2g}", "red" if bad else "black")
+    for row, name in enumerate(("most weight", "least weight")):
+        axes[row, 0].set_ylabel(name)
+    return figure
+
+
+def _show(axes: Any, exhibit: Exhibit, title: str, colour: str) -> None:
+    from matplotlib.image import imread
+
+    axes.set_title(title, fontsize=9, color=colour)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    text = _drawable(" ".join(exhibit.text.split())[:LETTERS])
+    lines = "\n".join(text[at : at + 18] for at in range(0, len(text), 18))
+    if exhibit.picture is None:
+        for side in axes.spines.values():
+            side.set_visible(False)
+        axes.text(0, 1, lines, fontsize=7, va="top", family="monospace", parse_math=False)
+        return
+    axes.imshow(imread(io.BytesIO(exhibit.picture)), cmap="gray")
+    axes.set_xlabel(lines, fontsize=7, parse_math=False)
+
+
+def _drawable(text: str) -> str:
+    """The text with a box for every character that the figure's font lacks, which would be warned
+    of."""
+    from matplotlib.font_manager import findfont, get_font
+
+    known = get_font(findfont("DejaVu Sans Mono")).get_charmap()
+    return "".join(letter if ord(letter) in known else "□" for letter in text)
