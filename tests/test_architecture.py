@@ -82,6 +82,7 @@ NEEDS_NO_TORCH = [
     "studies/calibration.py",
     "studies/compare.py",
     "studies/gallery.py",
+    "studies/plane.py",
     "studies/scaling.py",
     "commands/studies.py",
 ]
