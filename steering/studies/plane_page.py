@@ -160,45 +160,59 @@ def _number(results: Results, value: float) -> str:
 
 def figure(results: Results) -> Figure:
     """A heat map: a cell's colour is its gain over unguided training on the tuning half."""
-    from matplotlib.colors import TwoSlopeNorm
     from matplotlib.figure import Figure  # here, as it takes a while, and tables need none
 
     xs, ys = (sorted({getattr(cell, axis) for cell in results.cells}) for axis in ("x", "y"))
-    scale = 100 if results.meaning.percent else 1
-    gains = np.full((len(ys), len(xs)), np.nan)
-    for cell in results.cells:
-        if results.race.last(cell) >= 0:
-            gains[ys.index(cell.y), xs.index(cell.x)] = scale * results.gain(cell).value
-    known = gains[np.isfinite(gains)]
-    most = max(float(np.abs(known).max(initial=0.0)), 1e-9)
-    drawn = Figure(figsize=(1.6 + 0.95 * len(xs), 1.4 + 0.75 * len(ys)), layout="constrained")
+    drawn = Figure(figsize=(2.2 + 0.95 * len(xs), 1.8 + 0.7 * len(ys)), layout="constrained")
     axes = drawn.subplots()
-    colours = "RdBu" if results.meaning.higher_is_better else "RdBu_r"  # blue is better
-    norm = TwoSlopeNorm(0.0, -most, most)
-    picture = axes.imshow(gains, origin="lower", cmap=colours, norm=norm, aspect="auto")
-    for cell in results.cells:
-        _mark(axes, results, cell, (xs.index(cell.x), ys.index(cell.y)))
+    gains = {one: results.gain(one).value for one in results.cells if results.race.last(one) >= 0}
+    _colours(drawn, axes, results, {(xs.index(c.x), ys.index(c.y)): g for c, g in gains.items()})
+    for cell, gain in gains.items():
+        _mark(axes, results, cell, gain, (xs.index(cell.x), ys.index(cell.y)))
     ray = [(xs.index(one), ys.index(one)) for one in xs if one in ys]
-    axes.plot(*zip(*ray, strict=True), "k--", linewidth=1, label="DRRho: κ = 1/τ") if ray else None
+    if len(ray) > 1:  # below the cells' numbers
+        columns, lines = zip(*ray, strict=True)
+        axes.plot(columns, lines, "k--", linewidth=0.8, zorder=1.5)
     axes.set_xticks(range(len(xs)), [f"{x:g}" for x in xs])
     axes.set_yticks(range(len(ys)), [f"{y:g}" for y in ys])
     axes.set(xlabel="1/τ: how sharp the adversary is", ylabel="κ: trust in the reference")
-    drawn.colorbar(picture, label="gain over unguided" + (", points" if scale == 100 else ""))
+    axes.set_title(
+        "dashed: DRRho, κ = 1/τ; frames: best (thick)\nand those not told from it", size=8
+    )
     return drawn
 
 
-def _mark(axes: Any, results: Results, cell: Cell, place: tuple[int, int]) -> None:
+def _colours(
+    drawn: Figure, axes: Any, results: Results, gains: Mapping[tuple[int, int], float]
+) -> None:
+    """Blue is better. What is worse by more than the best is better is as red as can be: one
+    hopeless corner would leave no colours for the others."""
+    columns, lines = (1 + max((place[k] for place in gains), default=0) for k in (0, 1))
+    better = 1 if results.meaning.higher_is_better else -1
+    scale = 100 if results.meaning.percent else 1
+    table = np.full((lines, columns), np.nan)
+    for (column, line), gain in gains.items():
+        table[line, column] = better * scale * gain
+    ahead = max([*gains.values()], key=lambda gain: better * gain, default=0.0)
+    most = scale * abs(ahead) or 1.0
+    picture = axes.imshow(
+        table, origin="lower", cmap="RdBu", vmin=-most, vmax=most, aspect="auto", alpha=0.8
+    )
+    drawn.colorbar(
+        picture,
+        label="better than unguided by" + (", points" if results.meaning.percent else ""),
+        extend="min",
+    )
+
+
+def _mark(axes: Any, results: Results, cell: Cell, gain: float, place: tuple[int, int]) -> None:
     """A cell's numbers; a frame around those of the confidence region, thick around the best."""
     from matplotlib.patches import Rectangle
 
+    text = "unguided" if cell == ORIGIN else _number(results, gain)
     last = results.race.last(cell)
-    if last < 0:
-        return
-    text = "unguided" if cell == ORIGIN else _number(results, results.gain(cell).value)
     axes.text(*place, f"{text}\nround {last + 1}", ha="center", va="center", fontsize=7)
-    best = results.race.best(results.cells)
     if cell in results.region:
         x, y = place
-        width = 3.0 if cell == best else 1.2
-        frame = Rectangle((x - 0.46, y - 0.46), 0.92, 0.92, fill=False, linewidth=width)
-        axes.add_patch(frame)
+        width = 3.0 if cell == results.race.best(results.cells) else 1.2
+        axes.add_patch(Rectangle((x - 0.45, y - 0.45), 0.9, 0.9, fill=False, linewidth=width))
