@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from steering.analysis.halving import Round
 from steering.analysis.page import Report
-from steering.analysis.plane import ORIGIN, REPORT, TUNING, Cell, Results
+from steering.analysis.plane import ORIGIN, Cell, cell_of, choices
+from steering.analysis.trials import REPORT, TUNING, Trials
 from steering.errors import ConfigError
 from steering.runs.record import RunRecord
 from steering.studies import study
@@ -72,10 +73,10 @@ class Plane:
         if base.reference is None:
             raise ConfigError("reference: the study needs one; add a reference: section")
         lengths = self._lengths(base)
-        results = self._results(done)
-        race, options = results.race, self.options
+        trials = self._trials(done)
+        race, options = trials.race, self.options
         asks: list[Ask] = []
-        if len(race.finished) < len(self.rounds):
+        if not trials.over:
             one = self.rounds[len(race.finished)]
             for cell in dict.fromkeys([ORIGIN, *race.left]):  # what all gains are measured against
                 asks += self._asks(base, cell, TUNING, one.share, lengths, range(one.seeds))
@@ -83,7 +84,7 @@ class Plane:
         # Neither the seeds nor the examples of the report have had a say in the choice.
         first, last = max(options.seeds), self.rounds[-1].share
         fresh = range(first, first + options.report_seeds)
-        for cell in dict.fromkeys(results.choices(options.published).values()):
+        for cell in dict.fromkeys(choices(trials, options.published).values()):
             asks += self._asks(base, cell, REPORT, last, lengths, fresh)
         return asks
 
@@ -101,9 +102,11 @@ class Plane:
             )
         return found
 
-    def _results(self, done: Sequence[RunRecord]) -> Results:
+    def _trials(self, done: Sequence[RunRecord]) -> Trials[Cell]:
         given = self.options
-        return Results(done, self.cells, self.rounds, given.survivors, given.metric, given.split)
+        return Trials(
+            done, cell_of, self.cells, self.rounds, given.survivors, given.metric, given.split
+        )
 
     def _asks(
         self,
@@ -144,15 +147,15 @@ class Plane:
         return {"name": _METHODS["inner"], **given.method, **_adversary(cell)}
 
     def report(self, done: Sequence[RunRecord], title: str) -> Report:
-        results = self._results(done)
-        choices = results.choices(self.options.published)
+        trials = self._trials(done)
+        chosen = choices(trials, self.options.published)
         return Report(
             "plane",
             f"{title}: the steering plane",
-            intro(results),
-            tables(results, choices),
-            rows(results, choices),
-            {"": partial(figure, results)},
+            intro(trials),
+            tables(trials, chosen),
+            rows(trials, chosen),
+            {"": partial(figure, trials)},
         )
 
 
@@ -181,7 +184,7 @@ def _rules(options: PlaneOptions) -> list[tuple[str, bool, str]]:
         ),
         (
             "seeds",
-            len(seeds) == len(shares) and seeds == sorted(seeds) and seeds[0] >= 1,
+            0 < len(seeds) == len(shares) and seeds == sorted(seeds) and seeds[0] >= 1,
             f"{len(shares)} rising numbers ≥ 1, one for each of the shares",
         ),
         ("survivors", 0 < options.survivors <= 1, "a number in (0, 1]"),

@@ -17,9 +17,11 @@ from steering.analysis.plane import (
     SHARP,
     UNGUIDED,
     Cell,
-    Results,
+    cell_of,
+    choices,
     group,
 )
+from steering.analysis.trials import Trials
 from steering.errors import SteeringError
 from steering.runs.record import Metric, RunRecord, Scores, write_scores
 
@@ -103,6 +105,10 @@ GRID = [Cell(x, y) for x in (0.0, 1.0) for y in (0.0, 1.0)]
 ROUNDS = [Round(0.5, 1), Round(1.0, 2)]
 
 
+def trials_of(done, cells=GRID, metric="m"):
+    return Trials(done, cell_of, cells, ROUNDS, 0.5, metric)
+
+
 def results(tmp_path, truths, report=None, n=400, noise=0.0, cells=GRID):
     """Records of a whole study: each example's score is the cell's truth, one on the tuning half
     and one on the other, plus luck that all cells share."""
@@ -120,7 +126,7 @@ def results(tmp_path, truths, report=None, n=400, noise=0.0, cells=GRID):
             label = f"{cell.name}-{stage}-{share}-{seed}"
             axes = {"x": cell.x, "y": cell.y, "stage": stage, "share": share, "seed": seed}
             done.append(record(tmp_path, label, values, **axes))
-    return Results(done, cells, ROUNDS, 0.5, "m")
+    return trials_of(done, cells)
 
 
 def test_what_is_chosen_on_one_half_is_told_by_the_other(tmp_path):
@@ -128,7 +134,7 @@ def test_what_is_chosen_on_one_half_is_told_by_the_other(tmp_path):
     report = dict(zip(GRID, [0.0, -0.5, 0.1, 0.2], strict=True))
     found = results(tmp_path, truths, report)
     assert [[*one] for one in found.race.finished] == [GRID, [Cell(0.0, 1.0), Cell(1.0, 1.0)]]
-    assert found.choices(2.0) == {
+    assert choices(found, 2.0) == {
         UNGUIDED: ORIGIN,
         PUBLISHED: Cell(2.0, 2.0),
         RAY: Cell(1.0, 1.0),
@@ -136,8 +142,8 @@ def test_what_is_chosen_on_one_half_is_told_by_the_other(tmp_path):
         FILTER: Cell(0.0, 1.0),
         BEST: Cell(0.0, 1.0),
     }
-    assert PUBLISHED not in found.choices(None)
-    assert found.gain(Cell(0.0, 1.0)).value == pytest.approx(0.3)
+    assert PUBLISHED not in choices(found, None)
+    assert found.gain(Cell(0.0, 1.0), ORIGIN).value == pytest.approx(0.3)
     behind = found.difference("report", Cell(0.0, 1.0), ORIGIN, 1.0)
     assert behind.value == pytest.approx(-0.5)  # and not the +0.3 that it was chosen for
     assert behind.over == "seeds and examples"
@@ -155,8 +161,8 @@ def test_nothing_is_chosen_before_the_last_round(tmp_path):
     truths = dict.fromkeys(GRID, 0.0)
     found = results(tmp_path, truths)
     early = [one for one in found.done if one.axes["share"] == 0.5]
-    assert Results(early, GRID, ROUNDS, 0.5, "m").choices(1.0) == {}
-    assert Results([], GRID, ROUNDS, 0.5, "m").region == []
+    assert choices(trials_of(early), 1.0) == {}
+    assert trials_of([]).region == []
 
 
 @pytest.mark.parametrize(
@@ -169,7 +175,7 @@ def test_nothing_is_chosen_before_the_last_round(tmp_path):
 def test_a_metric_without_two_halves_is_refused(tmp_path, metric, n, says):
     one = record(tmp_path, "a", np.ones(n), stage="tuning", x=0.0, y=0.0, share=1.0, seed=0)
     with pytest.raises(SteeringError, match=says):
-        Results([one], GRID, ROUNDS, 0.5, metric)
+        trials_of([one], metric=metric)
 
 
 def test_a_metric_that_is_no_mean_is_refused(tmp_path):
@@ -184,4 +190,4 @@ def test_a_metric_that_is_no_mean_is_refused(tmp_path):
         meaning={"w": Metric()},
     )
     with pytest.raises(SteeringError, match="w is no mean over evaluated examples"):
-        Results([worst], GRID, ROUNDS, 0.5, "w")
+        trials_of([worst], metric="w")
