@@ -84,6 +84,7 @@ NEEDS_NO_TORCH = [
     "studies/gallery.py",
     "studies/plane.py",
     "studies/scaling.py",
+    "studies/tuned.py",
     "commands/studies.py",
 ]
 

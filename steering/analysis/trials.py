@@ -71,15 +71,31 @@ class Trials(Generic[C]):
     @cached_property
     def meaning(self) -> Metric:
         """What the metric is; a plain share before there is a run."""
-        found = [run for runs in self._runs.values() for run in runs.values()]
+        found = self.records()
         return found[0].meaning[self.metric] if found else Metric()
 
     def shown(self, value: float) -> str:
         """A value of the metric as a table has it."""
         return f"{100 * value:.1f}" if self.meaning.percent else f"{value:.3f}"
 
+    def number(self, value: float) -> str:
+        """A difference of the metric, with its sign: in points for a share."""
+        return f"{100 * value:+.1f}" if self.meaning.percent else f"{value:+.3f}"
+
+    def signed(self, found: Interval) -> str:
+        """A difference with its interval; "–" where there is none."""
+        if math.isnan(found.value):
+            return "–"
+        if math.isnan(found.low):
+            return self.number(found.value)
+        return f"{self.number(found.value)} [{self.number(found.low)}, {self.number(found.high)}]"
+
+    def records(self) -> list[RunRecord]:
+        """All runs of candidates."""
+        return [run for runs in self._runs.values() for run in runs.values()]
+
     def spent(self) -> dict[str, list[RunRecord]]:
-        """Stage -> its runs, and the reference's own."""
+        """Stage -> its runs."""
         found: dict[str, list[RunRecord]] = {}
         for (stage, _, share), runs in sorted(self._runs.items(), key=lambda one: one[0][2]):
             name = REPORT if stage == REPORT else f"{TUNING}, {100 * share:g} % of the length"
@@ -87,7 +103,11 @@ class Trials(Generic[C]):
         return found
 
     def mean(self, stage: str, candidate: C, share: float, seeds: int | None = None) -> float:
-        """The metric on the stage's half, averaged over the seeds; NaN where a seed is missing."""
+        """The metric on the stage's half, averaged over the seeds; NaN where a seed is missing.
+
+        Args:
+            seeds: 0 .. seeds − 1 of them; None: all that are there.
+        """
         runs = self.runs(stage, candidate, share)
         wanted = [*runs] if seeds is None else range(seeds)
         if not runs or any(seed not in runs for seed in wanted):
@@ -95,9 +115,14 @@ class Trials(Generic[C]):
         return float(np.mean([self.halves[stage].value(runs[one], self.metric) for one in wanted]))
 
     def score(self, candidate: C, one: Round) -> float:
-        """What the race is about: more is better."""
+        """What the race is about: more is better; NaN where a run is missing."""
+        runs = self.runs(TUNING, candidate, one.share)
+        if any(seed not in runs for seed in range(one.seeds)):
+            return math.nan
         value = self.mean(TUNING, candidate, one.share, one.seeds)
-        return value if math.isnan(value) or self.meaning.higher_is_better else -value
+        # Finished, and yet no number: it has lost.
+        worth = value if self.meaning.higher_is_better else -value
+        return -math.inf if math.isnan(value) else worth
 
     @cached_property
     def race(self) -> Race[C]:

@@ -38,6 +38,7 @@ _OURS = {
     "plane": "steering.studies.plane",
     "recipes": "steering.studies.recipes",
     "scaling": "steering.studies.scaling",
+    "tuned": "steering.studies.tuned",
     "weak_to_strong": "steering.studies.weak_to_strong",
 }
 

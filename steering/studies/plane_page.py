@@ -41,8 +41,8 @@ def _choice_table(trials: Trials[Cell], choices: Mapping[str, Cell]) -> Table:
         mean = trials.shown(trials.mean(REPORT, cell, share))
         gain = trials.difference(REPORT, cell, ORIGIN, share)
         behind = trials.difference(REPORT, best, cell, share)
-        cells = [_signed(trials, gain) if role != UNGUIDED else "–"]
-        cells.append(_signed(trials, behind) if cell != best else "–")
+        cells = [trials.signed(gain) if role != UNGUIDED else "–"]
+        cells.append(trials.signed(behind) if cell != best else "–")
         lines.append([role, str(cell), mean, *cells])
     seeds = len(trials.runs(REPORT, ORIGIN, share))
     over = "seeds and examples, paired in both" if seeds > 1 else "examples; seeds may differ more"
@@ -74,7 +74,7 @@ def _map_cell(trials: Trials[Cell], cell: Cell) -> str:
     if last < 0:
         return "–"
     mark = "*" if cell in trials.region else ""
-    return f"{_number(trials, trials.gain(cell, ORIGIN).value)}{mark} ({last + 1})"
+    return f"{trials.number(trials.gain(cell, ORIGIN).value)}{mark} ({last + 1})"
 
 
 def _round_table(trials: Trials[Cell]) -> Table:
@@ -146,19 +146,6 @@ def _plain(found: Interval) -> dict[str, Any]:
     }
 
 
-def _signed(trials: Trials[Cell], found: Interval) -> str:
-    if math.isnan(found.value):
-        return "–"
-    text = _number(trials, found.value)
-    if math.isnan(found.low):
-        return text
-    return f"{text} [{_number(trials, found.low)}, {_number(trials, found.high)}]"
-
-
-def _number(trials: Trials[Cell], value: float) -> str:
-    return f"{100 * value:+.1f}" if trials.meaning.percent else f"{value:+.3f}"
-
-
 def figure(trials: Trials[Cell]) -> Figure:
     """A heat map: a cell's colour is its gain over unguided training on the tuning half."""
     from matplotlib.figure import Figure  # here, as it takes a while, and tables need none
@@ -214,7 +201,7 @@ def _mark(axes: Any, trials: Trials[Cell], cell: Cell, gain: float, place: tuple
     """A cell's numbers; a frame around those of the confidence region, thick around the best."""
     from matplotlib.patches import Rectangle
 
-    text = "unguided" if cell == ORIGIN else _number(trials, gain)
+    text = "unguided" if cell == ORIGIN else trials.number(gain)
     last = trials.race.last(cell)
     axes.text(*place, f"{text}\nround {last + 1}", ha="center", va="center", fontsize=7)
     if cell in trials.region:
