@@ -131,7 +131,7 @@ def test_tuned_on_one_half_and_reported_on_the_other(tmp_path):
     [
         ("studies.tuned.methods={}", "methods: empty"),
         ("studies.tuned.tries=0", "tries: expected at least 1, got 0"),
-        ("studies.tuned.ranges={no: {}}", "ranges.no: no such label in methods"),
+        ("studies.tuned.ranges={other: {}}", "ranges.other: no such label in methods"),
         ("studies.tuned.common={}", "ranges.plain: nothing to search for 3 tries"),
         ("studies.tuned.common={optimizer.lrr: [1, 2, 3]}", "unknown key 'optimizer.lrr'"),
     ],
