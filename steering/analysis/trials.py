@@ -36,6 +36,7 @@ class Trials(Generic[C]):
         candidates: who takes part, in order. There may be runs of others, to compare with.
         rounds: of the tuning.
         survivors: share of a round's candidates that goes on.
+        section: of the study's options, for messages.
         metric: name of what is better.
         split: seed of the halves.
 
@@ -48,6 +49,7 @@ class Trials(Generic[C]):
     candidates: Sequence[C]
     rounds: Sequence[Round]
     survivors: float
+    section: str
     metric: str
     split: int = 0
     _runs: dict[tuple[str, C, float], dict[int, RunRecord]] = field(default_factory=dict)
@@ -60,7 +62,7 @@ class Trials(Generic[C]):
         for record in self.done:
             axes = record.axes
             if "stage" in axes:
-                _require(record, self.metric, self.split)
+                _require(record, self.metric, self.split, f"{self.section}.metric")
                 place = axes["stage"], self.candidate_of(axes), axes["share"]
                 self._runs.setdefault(place, {})[axes["seed"]] = record
 
@@ -73,6 +75,11 @@ class Trials(Generic[C]):
         """What the metric is; a plain share before there is a run."""
         found = self.records()
         return found[0].meaning[self.metric] if found else Metric()
+
+    @property
+    def head(self) -> str:
+        """The metric as a column's header."""
+        return self.metric if self.meaning.higher_is_better else f"{self.metric} ↓"
 
     def shown(self, value: float) -> str:
         """A value of the metric as a table has it."""
@@ -159,19 +166,19 @@ class Trials(Generic[C]):
         return len(self.race.finished) == len(self.rounds)
 
 
-def _require(record: RunRecord, metric: str, split: int) -> None:
+def _require(record: RunRecord, metric: str, split: int, key: str) -> None:
     """SteeringError unless the metric is there on both halves."""
     if metric not in record.metrics:
         known = ", ".join(record.metrics)
-        raise SteeringError(f"metric: no {metric!r}; the runs have {known}")
+        raise SteeringError(f"{key}: no {metric!r}; the runs have {known}")
     parts: Mapping[str, object] = record.scores()
     of = record.meaning[metric].of if metric in record.meaning else ()
     if not of or any(part not in parts for part in of):
         raise SteeringError(
-            f"metric: {metric} is no mean over evaluated examples, so it has no "
+            f"{key}: {metric} is no mean over evaluated examples, so it has no "
             "tuning half; choose one that is"
         )
     for part in of:
         n = len(record.scores()[part].values)
         if Half(split, tuning=True).mask(n).all() or not Half(split, tuning=True).mask(n).any():
-            raise SteeringError(f"metric: {metric} is of {n} examples, too few for two halves")
+            raise SteeringError(f"{key}: {metric} is of {n} examples, too few for two halves")

@@ -105,7 +105,14 @@ class Plane:
     def _trials(self, done: Sequence[RunRecord]) -> Trials[Cell]:
         given = self.options
         return Trials(
-            done, cell_of, self.cells, self.rounds, given.survivors, given.metric, given.split
+            done,
+            cell_of,
+            self.cells,
+            self.rounds,
+            given.survivors,
+            "studies.plane",
+            given.metric,
+            given.split,
         )
 
     def _asks(

@@ -50,7 +50,7 @@ def _choice_table(trials: Trials[Cell], choices: Mapping[str, Cell]) -> Table:
         f"{seeds} {'seed' if seeds == 1 else 'seeds'} that had no part in the choice, on the half of "
         f"the examples that had none. In brackets 95 % of a bootstrap over {over} ({DRAWS:,} draws)."
     )
-    header = ["", "(1/τ, κ)", trials.metric, "over unguided", f"{BEST} over it"]
+    header = ["", "(1/τ, κ)", trials.head, "over unguided", f"{BEST} over it"]
     return Table("on the other half", header, lines, note=note)
 
 
@@ -87,7 +87,7 @@ def _round_table(trials: Trials[Cell]) -> Table:
         mean = trials.shown(trials.mean(TUNING, leader, one.share, one.seeds))
         share = f"{100 * one.share:g} %"
         lines.append([str(number), str(len(scores)), share, str(one.seeds), str(leader), mean])
-    header = ["round", "cells", "length", "seeds", "leader", trials.metric]
+    header = ["round", "cells", "length", "seeds", "leader", trials.head]
     return Table("rounds", header, lines)
 
 

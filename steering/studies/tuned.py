@@ -124,8 +124,16 @@ class Tuned:
 
     def _trials(self, done: Sequence[RunRecord]) -> Trials[Try]:
         given = self.options
-        rounds = [Round(_WHOLE, given.seeds)]
-        return Trials(done, _try_of, [*self.settings], rounds, 1.0, given.metric, given.split)
+        return Trials(
+            done,
+            _try_of,
+            [*self.settings],
+            [Round(_WHOLE, given.seeds)],
+            1.0,
+            "studies.tuned",
+            given.metric,
+            given.split,
+        )
 
     def _best(self, trials: Trials[Try]) -> dict[str, Try]:
         """Method -> its best try on the tuning half."""
@@ -167,7 +175,7 @@ class Tuned:
             f"{self.options.report_seeds} seeds and a half of the examples that had no part in the "
             f"tuning. In brackets 95 % of a bootstrap over both, paired ({DRAWS:,} draws)."
         )
-        header = ["method", self.options.metric, f"over {first}"]
+        header = ["method", trials.head, f"over {first}"]
         return Table("on the other half", header, lines, note=note)
 
     def _choice_table(self, trials: Trials[Try], best: Mapping[str, Try]) -> Table:

@@ -106,7 +106,7 @@ ROUNDS = [Round(0.5, 1), Round(1.0, 2)]
 
 
 def trials_of(done, cells=GRID, metric="m"):
-    return Trials(done, cell_of, cells, ROUNDS, 0.5, metric)
+    return Trials(done, cell_of, cells, ROUNDS, 0.5, "here", metric)
 
 
 def results(tmp_path, truths, report=None, n=400, noise=0.0, cells=GRID):
@@ -168,7 +168,7 @@ def test_nothing_is_chosen_before_the_last_round(tmp_path):
 @pytest.mark.parametrize(
     ("metric", "n", "says"),
     [
-        ("other", 10, "no 'other'; the runs have m"),
+        ("other", 10, "here.metric: no 'other'; the runs have m"),
         ("m", 1, "m is of 1 examples, too few for two halves"),
     ],
 )
