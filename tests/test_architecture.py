@@ -93,10 +93,12 @@ NEEDS_NO_TORCH = [
     "studies/calibration.py",
     "studies/compare.py",
     "studies/gallery.py",
+    "studies/plane.py",
     "studies/scaling.py",
     "studies/activation.py",
     "studies/self_improvement/options.py",
     "studies/self_improvement/tables.py",
+    "studies/tuned.py",
     "commands/studies.py",
 ]
 

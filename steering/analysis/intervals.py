@@ -9,6 +9,7 @@ from functools import cache
 
 import numpy as np
 
+from steering.analysis.halves import Half
 from steering.runs.record import Metric, RunRecord, Scores
 
 DRAWS = 1000
@@ -50,10 +51,31 @@ class Bootstrap:
     examples.
 
     A metric of a run under every draw is computed once, however often it is compared.
+
+    Attributes:
+        draws: how many.
+        half: the examples that count; None: all.
     """
 
     draws: int = DRAWS
+    half: Half | None = None
     _seen: dict[tuple[str, str], np.ndarray | None] = field(default_factory=dict)
+
+    def value(self, run: RunRecord, name: str) -> float:
+        """The metric on the examples that count; NaN where a half of them cannot be told."""
+        if self.half is None:
+            return run.metrics[name]
+        metric, scores = run.meaning.get(name, Metric()), run.scores()
+        if not metric.of or any(part not in scores for part in metric.of):
+            return math.nan
+        means = [self._counted(scores[part]).mean() for part in metric.of]
+        return float(value_of(metric, means))
+
+    def _counted(self, score: Scores) -> Scores:
+        if self.half is None:
+            return score
+        mask = self.half.mask(len(score.values))
+        return Scores(score.values[mask], score.weights[mask])
 
     def values(self, run: RunRecord, name: str) -> np.ndarray | None:
         """The metric under each draw of the examples, (draws,); None when it is not made of scores
@@ -70,7 +92,7 @@ class Bootstrap:
             return None
         means = []
         for number, part in enumerate(metric.of):
-            score = scores[part]
+            score = self._counted(scores[part])
             counts = _counts(len(score.values), self.draws, number)
             means.append(
                 (counts @ (score.values * score.weights))
@@ -111,7 +133,9 @@ def paired_difference(
     ]
     if not seeds:
         return None
-    differences = [runs[seed].metrics[name] - baseline[seed].metrics[name] for seed in seeds]
+    differences = [
+        bootstrap.value(runs[seed], name) - bootstrap.value(baseline[seed], name) for seed in seeds
+    ]
     pairs = [
         (bootstrap.values(runs[seed], name), bootstrap.values(baseline[seed], name))
         for seed in seeds

@@ -237,9 +237,9 @@ def _sampled_metrics(problem: Problem, found: Sums) -> tuple[dict[str, Tensor], 
     h = ((d - positive) * tau).masked_fill(~negative, 0.0)
     mean = h.sum() / count
     variance = ((h - mean).square() * negative).sum() / count
-    found = {
+    told = {
         "excess_mean": mean,
         "excess_variance": variance,
         "effective_sample_share": share.mean(),
     }
-    return found, weights
+    return told, weights

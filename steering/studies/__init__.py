@@ -36,8 +36,10 @@ _OURS = {
     "calibration": "steering.studies.calibration",
     "compare": "steering.studies.compare",
     "gallery": "steering.studies.gallery",
+    "plane": "steering.studies.plane",
     "recipes": "steering.studies.recipes",
     "scaling": "steering.studies.scaling",
+    "tuned": "steering.studies.tuned",
     "weak_to_strong": "steering.studies.weak_to_strong",
 }
 

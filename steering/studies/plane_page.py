@@ -1,0 +1,210 @@
+"""Tables and figure of the plane study."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from steering.analysis.intervals import DRAWS, Interval
+from steering.analysis.page import Table
+from steering.analysis.plane import BEST, ORIGIN, UNGUIDED, Cell
+from steering.analysis.trials import REPORT, TUNING, Trials
+from steering.console import in_time
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def intro(trials: Trials[Cell]) -> str:
+    return (
+        f"Each cell is log p = x·ℓ − y·ℓ_ref: x = 1/τ is how sharp the adversary is, y = κ how far "
+        f"the reference is trusted; (0, 0) is unguided training, the diagonal DRRho. Cells are "
+        f"chosen by {trials.metric} on one half of the evaluated examples (hash of seed "
+        f"{trials.split}), and reported on the other half with other seeds."
+    )
+
+
+def tables(trials: Trials[Cell], choices: Mapping[str, Cell]) -> list[Table]:
+    found = [_choice_table(trials, choices)] if choices else []
+    return [*found, _cell_table(trials), _round_table(trials), _cost_table(trials)]
+
+
+def _choice_table(trials: Trials[Cell], choices: Mapping[str, Cell]) -> Table:
+    """What was chosen, on the half that did not choose."""
+    share, best = trials.rounds[-1].share, choices.get(BEST, ORIGIN)
+    lines = []
+    for role, cell in choices.items():
+        mean = trials.shown(trials.mean(REPORT, cell, share))
+        gain = trials.difference(REPORT, cell, ORIGIN, share)
+        behind = trials.difference(REPORT, best, cell, share)
+        cells = [trials.signed(gain) if role != UNGUIDED else "–"]
+        cells.append(trials.signed(behind) if cell != best else "–")
+        lines.append([role, str(cell), mean, *cells])
+    seeds = len(trials.runs(REPORT, ORIGIN, share))
+    over = "seeds and examples, paired in both" if seeds > 1 else "examples; seeds may differ more"
+    note = (
+        f"{seeds} {'seed' if seeds == 1 else 'seeds'} that had no part in the choice, on the half of "
+        f"the examples that had none. In brackets 95 % of a bootstrap over {over} ({DRAWS:,} draws)."
+    )
+    header = ["", "(1/τ, κ)", trials.head, "over unguided", f"{BEST} over it"]
+    return Table("on the other half", header, lines, note=note)
+
+
+def _cell_table(trials: Trials[Cell]) -> Table:
+    """The map itself, as numbers: gains over unguided training in each cell's last round."""
+    columns = sorted({cell.x for cell in trials.candidates})
+    lines = []
+    for y in sorted({cell.y for cell in trials.candidates}, reverse=True):
+        lines.append([f"κ = {y:g}", *(_map_cell(trials, Cell(x, y)) for x in columns)])
+    note = (
+        "On the tuning half: gain over unguided training of the same seeds and length, and behind "
+        "it the round in which that was measured; later rounds are longer and have more seeds. * "
+        "marks the best cell and those that are not told from it (95 %, paired). The best of many "
+        "looks better than it is: see the other half for its worth."
+    )
+    return Table("map", ["", *(f"1/τ = {x:g}" for x in columns)], lines, note=note)
+
+
+def _map_cell(trials: Trials[Cell], cell: Cell) -> str:
+    last = trials.race.last(cell)
+    if last < 0:
+        return "–"
+    mark = "*" if cell in trials.region else ""
+    return f"{trials.number(trials.gain(cell, ORIGIN).value)}{mark} ({last + 1})"
+
+
+def _round_table(trials: Trials[Cell]) -> Table:
+    """How the race went."""
+    lines = []
+    for number, (one, scores) in enumerate(
+        zip(trials.rounds, trials.race.finished, strict=False), 1
+    ):
+        leader = max(scores, key=lambda cell: scores[cell])
+        mean = trials.shown(trials.mean(TUNING, leader, one.share, one.seeds))
+        share = f"{100 * one.share:g} %"
+        lines.append([str(number), str(len(scores)), share, str(one.seeds), str(leader), mean])
+    header = ["round", "cells", "length", "seeds", "leader", trials.head]
+    return Table("rounds", header, lines)
+
+
+def _cost_table(trials: Trials[Cell]) -> Table:
+    """What the study took, by stage, beside the grid that it spared."""
+    lines = []
+    for name, records in trials.spent().items():
+        trained = sum(record.cost.trained for record in records)
+        flops = sum(record.cost.flops for record in records)
+        seconds = sum(record.cost.seconds for record in records)
+        counted = f"{flops:.2e}" if flops else "–"
+        lines.append([name, str(len(records)), f"{trained:,}", counted, in_time(seconds)])
+    last, whole = trials.rounds[-1], trials.runs(TUNING, ORIGIN, trials.rounds[-1].share)
+    note = ""
+    if whole:
+        length = next(iter(whole.values())).cost.trained
+        full = length * last.seeds * len(trials.candidates)
+        note = f"Every cell at the last round's length and seeds would have trained on {full:,} samples."
+    header = ["stage", "runs", "samples", "FLOPs", "seconds of training"]
+    return Table("cost", header, lines, note=note)
+
+
+def rows(trials: Trials[Cell], choices: Mapping[str, Cell]) -> list[dict[str, Any]]:
+    """The same in full digits."""
+    share = trials.rounds[-1].share
+    cells = [
+        {
+            "kind": "cell",
+            **asdict(cell),
+            "round": trials.race.last(cell) + 1,
+            "gain": _plain(trials.gain(cell, ORIGIN)),
+            "region": cell in trials.region,
+        }
+        for cell in trials.candidates
+        if trials.race.last(cell) >= 0
+    ]
+    reported = [
+        {
+            "kind": "choice",
+            "role": role,
+            **asdict(cell),
+            "value": trials.mean(REPORT, cell, share),
+            "gain": _plain(trials.difference(REPORT, cell, ORIGIN, share)),
+            "behind": _plain(trials.difference(REPORT, choices[BEST], cell, share)),
+        }
+        for role, cell in choices.items()
+    ]
+    return cells + reported
+
+
+def _plain(found: Interval) -> dict[str, Any]:
+    """JSON knows no NaN."""
+    return {
+        name: None if isinstance(value, float) and math.isnan(value) else value
+        for name, value in asdict(found).items()
+    }
+
+
+def figure(trials: Trials[Cell]) -> Figure:
+    """A heat map: a cell's colour is its gain over unguided training on the tuning half."""
+    from matplotlib.figure import Figure  # here, as it takes a while, and tables need none
+
+    xs, ys = (sorted({getattr(cell, axis) for cell in trials.candidates}) for axis in ("x", "y"))
+    drawn = Figure(figsize=(2.2 + 0.95 * len(xs), 1.8 + 0.7 * len(ys)), layout="constrained")
+    axes = drawn.subplots()
+    gains = {
+        one: trials.gain(one, ORIGIN).value
+        for one in trials.candidates
+        if trials.race.last(one) >= 0
+    }
+    _colours(drawn, axes, trials, {(xs.index(c.x), ys.index(c.y)): g for c, g in gains.items()})
+    for cell, gain in gains.items():
+        _mark(axes, trials, cell, gain, (xs.index(cell.x), ys.index(cell.y)))
+    ray = [(xs.index(one), ys.index(one)) for one in xs if one in ys]
+    if len(ray) > 1:  # below the cells' numbers
+        columns, lines = zip(*ray, strict=True)
+        axes.plot(columns, lines, "k--", linewidth=0.8, zorder=1.5)
+    axes.set_xticks(range(len(xs)), [f"{x:g}" for x in xs])
+    axes.set_yticks(range(len(ys)), [f"{y:g}" for y in ys])
+    axes.set(xlabel="1/τ: how sharp the adversary is", ylabel="κ: trust in the reference")
+    axes.set_title(
+        "dashed: DRRho, κ = 1/τ; frames: best (thick)\nand those not told from it", size=8
+    )
+    return drawn
+
+
+def _colours(
+    drawn: Figure, axes: Any, trials: Trials[Cell], gains: Mapping[tuple[int, int], float]
+) -> None:
+    """Blue is better. What is worse by more than the best is better is as red as can be: one
+    hopeless corner would leave no colours for the others."""
+    columns, lines = (1 + max((place[k] for place in gains), default=0) for k in (0, 1))
+    better = 1 if trials.meaning.higher_is_better else -1
+    scale = 100 if trials.meaning.percent else 1
+    table = np.full((lines, columns), np.nan)
+    for (column, line), gain in gains.items():
+        table[line, column] = better * scale * gain
+    ahead = max([*gains.values()], key=lambda gain: better * gain, default=0.0)
+    most = scale * abs(ahead) or 1.0
+    picture = axes.imshow(
+        table, origin="lower", cmap="RdBu", vmin=-most, vmax=most, aspect="auto", alpha=0.8
+    )
+    drawn.colorbar(
+        picture,
+        label="better than unguided by" + (", points" if trials.meaning.percent else ""),
+        extend="min",
+    )
+
+
+def _mark(axes: Any, trials: Trials[Cell], cell: Cell, gain: float, place: tuple[int, int]) -> None:
+    """A cell's numbers; a frame around those of the confidence region, thick around the best."""
+    from matplotlib.patches import Rectangle
+
+    text = "unguided" if cell == ORIGIN else trials.number(gain)
+    last = trials.race.last(cell)
+    axes.text(*place, f"{text}\nround {last + 1}", ha="center", va="center", fontsize=7)
+    if cell in trials.region:
+        x, y = place
+        width = 3.0 if cell == trials.race.best(trials.candidates) else 1.2
+        axes.add_patch(Rectangle((x - 0.45, y - 0.45), 0.9, 0.9, fill=False, linewidth=width))
