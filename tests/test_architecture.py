@@ -53,6 +53,14 @@ FORBIDDEN = {
         "steering.reference",
     ],
     "steering/training": [*ABOVE_TRAINING, *DOERS],
+    "steering/population": [
+        *ABOVE_TRAINING,
+        *DOERS,
+        "steering.methods",
+        "steering.outputs",
+        "steering.task",
+        "steering.training",
+    ],
     "steering/analysis": [
         *ABOVE_RUNS,
         *DOERS,

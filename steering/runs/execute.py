@@ -123,6 +123,7 @@ def _job(ask: Ask, place: Place, prepared: Prepared) -> Job:
         method=prepared.method,
         data=prepared.data,
         optimizer=config.optimizer,
+        carried=prepared.optimizer,
         train=config.train,
         seed=config.seed,
         device=place.workshop.device,

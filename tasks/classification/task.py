@@ -24,6 +24,7 @@ from .data import (
     noisy_labels,
     part_of,
     require_shares,
+    split_off,
 )
 from .evaluation import (
     calibration_error,
@@ -78,6 +79,9 @@ class ClassificationData:
     part: tuple[float, float] = (0.0, 1.0)
     """The training examples whose seeded hash lies in [low, high): [0, 0.2] for a reference, [0.2,
     1] for its target."""
+    reserved: float = 0.0
+    """Share of the training examples that are kept from training, drawn at random: the part
+    "reserved", on which weights of models are fitted."""
     class_shares: dict[int, float] = field(default_factory=dict)
     """Class number -> share of its training examples to keep: makes a class rare."""
     label_noise: float = 0.0
@@ -127,6 +131,8 @@ class ClassificationData:
             raise SteeringError(
                 f"part: expected [low, high] with 0 <= low < high <= 1, got {[low, high]}"
             )
+        if not 0 <= self.reserved < 1:
+            raise SteeringError(f"reserved: expected a number in [0, 1), got {self.reserved}")
         if not 0 <= self.label_noise <= 1:
             raise SteeringError(f"label_noise: expected a number in [0, 1], got {self.label_noise}")
         for label, share in self.class_shares.items():
@@ -168,7 +174,8 @@ class ClassificationTask(Task):
         data = options.data
         self.train, self.test = _open(data)
         self.classes = self.train.classes
-        self.part, self.test_part, self.groups = _parts(data, self.train, self.test)
+        whole, self.test_part, self.groups = _parts(data, self.train, self.test)
+        self.part, self.reserved = split_off(whole, data.reserved, data.seed)
 
     def network(self, spec: ModelSpec) -> Model:
         return build_classifier(spec, _first_shape(self.train), len(self.classes))
@@ -185,7 +192,13 @@ class ClassificationTask(Task):
         )
 
     def held_out_data(self, model: Model) -> Mapping[str, IndexedData]:
-        return {"test": ImageData(self.test_part, {"": model.inputs}, 0, "none", replace=True)}
+        parts = {"test": self.test_part}
+        if self.options.data.reserved:
+            parts["reserved"] = self.reserved
+        return {
+            name: ImageData(part, {"": model.inputs}, 0, "none", replace=True)
+            for name, part in parts.items()
+        }
 
     def labels(self) -> Labels:
         """Wrong is what `label_noise` or a file of `labels` has changed."""
