@@ -35,6 +35,7 @@ _OURS = {
     "calibration": "steering.studies.calibration",
     "compare": "steering.studies.compare",
     "gallery": "steering.studies.gallery",
+    "population": "steering.studies.population",
     "recipes": "steering.studies.recipes",
     "scaling": "steering.studies.scaling",
     "weak_to_strong": "steering.studies.weak_to_strong",
