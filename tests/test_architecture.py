@@ -90,6 +90,8 @@ NEEDS_NO_TORCH = [
     "studies/calibration.py",
     "studies/compare.py",
     "studies/gallery.py",
+    "studies/population.py",
+    "studies/population_asks.py",
     "studies/scaling.py",
     "commands/studies.py",
 ]

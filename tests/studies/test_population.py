@@ -1,5 +1,6 @@
 """The study of populations at the size of a test, and a change of cycles by itself."""
 
+import itertools
 import json
 import math
 from dataclasses import replace
@@ -18,6 +19,7 @@ from steering.errors import ConfigError, SteeringError
 from steering.population.noise import noise_scale, perturb
 from steering.runs.ask import REFERENCE, START, training, with_parents_first
 from steering.runs.execute import execute
+from steering.runs.prepare import prepare
 from steering.runs.store import Store
 from steering.runs.transport import read_ask, write_ask
 from steering.runs.workshop import Workshop
@@ -31,7 +33,12 @@ from steering.studies.population_asks import (
     trajectory,
 )
 from steering.task import find_task
+from steering.training import loop
 from steering.training.recipes import AdamW, Muon, carry_over, set_rates
+from steering_tasks.classification import ClassificationOptions
+from steering_tasks.classification.task import ClassificationData
+from steering_tasks.language import LanguageOptions
+from steering_tasks.language.task import LanguageData
 
 ROOT = Path(__file__).parents[2]
 DIGITS = ROOT / "configs/classification/population.yaml"
@@ -41,7 +48,7 @@ DIGITS = ROOT / "configs/classification/population.yaml"
 def study(tmp_path_factory):
     """The study of the classification config, as a user tries it."""
     folder = tmp_path_factory.mktemp("population")
-    words = ["smoke=true", f"output={folder}", "target.options={width: 4}"]
+    words = ["smoke=true", f"output={folder}", "target.options={width: 8}"]
     assert main(["study", "population", str(DIGITS), *words]) == 0
     return folder / "population-digits-smoke"
 
@@ -89,8 +96,11 @@ def test_a_mixture_is_no_worse_than_its_members_are_on_average(study):
 
 
 def test_one_trajectory_is_a_chain_of_runs_whose_noise_is_not_in_their_files(study):
-    runs = {record.label.partition("-seed")[2]: record for record in Store(study).all()
-            if record.axes.get("role") == "chain"}
+    runs = {
+        record.label.partition("-seed")[2]: record
+        for record in Store(study).all()
+        if record.axes.get("role") == "chain"
+    }
     assert len(runs) == 2
     for record in runs.values():
         parent = record.parents[START]
@@ -99,7 +109,7 @@ def test_one_trajectory_is_a_chain_of_runs_whose_noise_is_not_in_their_files(stu
         teacher = next(one for one in Store(study).all() if one.key == parent)
         # What was met are the weights of the file, before the noise, by both.
         assert record.found["start: weights"] == record.found["reference: weights"]
-        assert teacher.axes["role"] == "cycle"
+        assert teacher.parents == {}
 
 
 def test_the_report_needs_no_runs_again(study, capsys):
@@ -150,8 +160,6 @@ def test_a_cycle_goes_on_with_the_moments_and_none_of_the_noise_is_saved(tmp_pat
     second = training(
         replace(config, seed=5, restart=type(config.restart)(**restart)), "second", start=first
     )
-    from steering.runs.prepare import prepare
-
     prepared = prepare(second, workshop)
     noisy = prepared.opened.task.build(config.target).module
     noisy.load_state_dict(weights)
@@ -189,6 +197,44 @@ def test_without_noise_two_cycles_are_two_halves_of_one_optimisation(tmp_path, w
     assert (other - one).abs().max() > 1e-3
 
 
+def test_a_cycle_that_was_stopped_goes_on_to_the_same_weights(tmp_path, monkeypatch):
+    """With the moments of the cycle before, noise, and rates that move within the cycle."""
+
+    class StoppedError(Exception):
+        pass
+
+    def cycles(folder):
+        config = cycling(asked(tmp_path, "train.save_every=2"), 0.08, 0.3, 0.7)
+        given = Allocation(1, 2, 1.0, {"name": "drrho", "tau": 1.0})
+        workshop = Workshop(Store(folder), torch.device("cpu"))
+        return [*trajectory(config, given, 0, 0, [0.25, 0.05], chained=True)][-1], workshop
+
+    def weights(ask, workshop):
+        return load_file(workshop.finished(ask).folder / "model.safetensors")["weight"]
+
+    ask, workshop = cycles(tmp_path / "whole")
+    execute(ask, workshop)
+    whole = weights(ask, workshop)
+    assert workshop.finished(ask).cost.steps >= 6
+
+    ask, workshop = cycles(tmp_path / "stopped")
+    execute(ask.parents[START], workshop)
+    steps, real = itertools.count(1), loop._descend
+
+    def stopping(state, result):
+        if next(steps) == 5:
+            raise StoppedError
+        real(state, result)
+
+    monkeypatch.setattr(loop, "_descend", stopping)
+    with pytest.raises(StoppedError):
+        execute(ask, workshop)
+    monkeypatch.setattr(loop, "_descend", real)
+    ask, workshop = cycles(tmp_path / "stopped")
+    execute(ask, workshop)
+    assert torch.equal(weights(ask, workshop), whole)
+
+
 @pytest.mark.parametrize("recipe", [AdamW(lr=0.1), Muon(lr=0.1)])
 def test_moments_are_carried_and_rates_are_not(recipe):
     def made(lr):
@@ -204,9 +250,6 @@ def test_moments_are_carried_and_rates_are_not(recipe):
     _, second = made(0.7)
     carry_over(second, first.state_dict())
     assert {group["peak_lr"] for group in second.param_groups} == {0.7}
-    torch.testing.assert_close(
-        second.state_dict(), first.state_dict() | {}, check_stride=False
-    ) if False else None
     mine, theirs = (
         [s for part in getattr(one, "parts", [one]) for s in part.state.values()]
         for one in (second, first)
@@ -274,12 +317,12 @@ def test_a_trajectory_has_noise_between_cycles_and_the_chain_where_it_is_told():
     given = Allocation(2, 5, 0.5, chain_from=3)
     asks = [*trajectory(base(), given, 1, 4, [0.25, 0.05], chained=True)]
     assert [ask.config.seed for ask in asks] == [seed_of(4, 1, cycle) for cycle in range(5)]
-    assert [ask.config.train.samples for ask in asks] == [112] * 5
+    assert [ask.config.train.samples for ask in asks] == [96] * 5
     noise = [ask.config.restart.noise for ask in asks]
     assert noise == [0.0, *(noise_scale(k, 5, 0.25, 0.05) for k in range(1, 5))]
     assert [REFERENCE in ask.parents for ask in asks] == [False, False, True, True, True]
     assert [ask.config.method.name for ask in asks] == ["erm", "erm", *["distillation"] * 3]
-    for before, ask in zip(asks, asks[1:], strict=False):
+    for before, ask in itertools.pairwise(asks):
         assert ask.parents[START] is before
     plain = [*trajectory(base(), given, 1, 4, [0.25, 0.05], chained=False)]
     assert [ask.key for ask in plain[:2]] == [ask.key for ask in asks[:2]]
@@ -289,10 +332,10 @@ def test_a_trajectory_has_noise_between_cycles_and_the_chain_where_it_is_told():
 
 
 def test_a_long_chain_is_asked_for_and_sent_in_no_time(tmp_path):
-    """Each run has the one before as start and as reference: 2^60 ways lead to the first."""
-    given = Allocation(1, 60, 1.0)
+    """Each run has the one before as start and as reference: 2^30 ways lead to the first."""
+    given = Allocation(1, 30, 1.0)
     last = [*trajectory(base(), given, 0, 0, [0.25, 0.05], chained=True)][-1]
-    assert len(with_parents_first([last])) == 60
+    assert len(with_parents_first([last])) == 30
     write_ask(tmp_path / "ask.json", last)
     assert read_ask(tmp_path / "ask.json").key == last.key
 
@@ -336,7 +379,12 @@ def test_allocations_are_checked_and_presets_can_be_changed():
 
 
 def test_a_task_without_the_part_says_what_to_set(tmp_path, capsys):
-    words = ["smoke=true", f"output={tmp_path}", "task.data.reserved=0", "target.options={width: 4}"]
+    words = [
+        "smoke=true",
+        f"output={tmp_path}",
+        "task.data.reserved=0",
+        "target.options={width: 8}",
+    ]
     assert main(["study", "population", str(DIGITS), *words]) != 0
     assert "no part 'reserved', only test; set task.data.reserved=0.1" in capsys.readouterr().err
 
@@ -345,9 +393,6 @@ def test_a_task_without_the_part_says_what_to_set(tmp_path, capsys):
 
 
 def test_reserved_documents_are_whole_and_never_in_the_training_text(tmp_path):
-    from steering_tasks.language import LanguageOptions
-    from steering_tasks.language.task import LanguageData
-
     for name in "ab":
         text = "\n--\n".join(f"<{name}{n:03d}{'.' * n}>" for n in range(40))
         (tmp_path / f"{name}.txt").write_text(text)
@@ -375,9 +420,6 @@ def test_reserved_documents_are_whole_and_never_in_the_training_text(tmp_path):
 
 
 def test_reserved_examples_are_not_trained_on():
-    from steering_tasks.classification import ClassificationOptions
-    from steering_tasks.classification.task import ClassificationData
-
     def task(**more):
         return find_task("classification")(ClassificationOptions(data=ClassificationData(**more)))
 
