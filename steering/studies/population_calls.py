@@ -243,4 +243,5 @@ def distil(ask: Ask, place: Place) -> Outcome:
         flops=result["samples"] * (3 * prepared.flops + teacher),
     )
     summary = {**result["summary"], "teachers": len(teachers)}
-    return Outcome(result["metrics"], meanings_of(result["meaning"]), found, cost, summary)
+    meaning = meanings_of(result["meaning"])
+    return Outcome(result["metrics"], meaning, found=found, cost=cost, summary=summary)
