@@ -14,6 +14,7 @@ from torch import Tensor
 from steering import distributed
 from steering.data import IndexedData
 from steering.errors import SteeringError
+from steering.plugins import load_file, load_module
 from steering.population import (
     Mixed,
     MixtureOfProbabilities,
@@ -24,11 +25,11 @@ from steering.population import (
     renew_batch_norm,
     top_weights,
 )
+from steering.population.prior import Objective
 from steering.reference import LiveReference
 from steering.risk import Batch
 from steering.runs.ask import Ask, training
 from steering.runs.execute import Outcome, Place
-from steering.runs.functions import find_function
 from steering.runs.measure import forward_flops, parameters
 from steering.runs.prepare import prepare
 from steering.runs.record import WEIGHTS, Cost, Metric, Scores, meanings_of
@@ -130,7 +131,7 @@ def _plans(
 ) -> dict[str, tuple[Tensor, float | None]]:
     """Name → weights of all members, (M,), and the gap of their fit where there was one."""
     count = len(probabilities)
-    objective = find_function(given["objective"])
+    objective = _objective(given["objective"])
     losses = -probabilities.log().mean(1)
 
     def only(number: int) -> Tensor:
@@ -157,6 +158,18 @@ def _plans(
     for label, rows in given["groups"].items():
         plans |= of_group(rows, f":{label}")
     return plans
+
+
+def _objective(name: str) -> Objective:
+    """The function of "package.module:function" or "file.py:function"; SteeringError without it."""
+    where, _, attribute = name.rpartition(":")
+    key = "studies.population.objective"
+    module = (load_file if where.endswith(".py") else load_module)(where, key)
+    found = vars(module).get(attribute)
+    if not callable(found):
+        raise SteeringError(f"{key}: {where} has no function {attribute!r}")
+    objective: Objective = found
+    return objective
 
 
 def _scores(name: str, found: Predicted) -> dict[str, Scores]:
