@@ -15,6 +15,7 @@ from steering.training.recipes import Recipe
 _AT_LEAST = {
     **dict.fromkeys(("seed", "train.workers", "train.eval_every", "train.save_every"), 0),
     **dict.fromkeys(("optimizer.lr", "optimizer.final_lr", "optimizer.temperature_lr"), 0),
+    "restart.noise": 0,
     **dict.fromkeys(
         (
             "train." + key

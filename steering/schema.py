@@ -137,6 +137,17 @@ class CompareConfig:
     """Label of the method that the others are compared with; null: the first."""
 
 
+@dataclass(frozen=True)
+class RestartConfig:
+    """What a run that starts from another one's weights takes over of it, and changes."""
+
+    optimizer: bool = False
+    """Go on with the optimiser's state of the end of that run: moments, not rates."""
+    noise: float = 0.0
+    """Gaussian noise on the weights before the first step, of this times the deviation of each
+    tensor; drawn by the run's seed."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """One run: a config file after its overrides, typed and checked."""
@@ -169,6 +180,8 @@ class RunConfig:
     start: str | None = None
     """Weights that the target starts from: a `model.safetensors`, or the folder of a finished run;
     null: its own."""
+    restart: RestartConfig = field(default_factory=RestartConfig)
+    """How it goes on from `start`."""
     compare: CompareConfig = field(default_factory=CompareConfig)
     """The study of `steering compare`."""
     studies: dict[str, dict[str, Any]] = field(default_factory=dict)

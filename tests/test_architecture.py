@@ -64,6 +64,14 @@ FORBIDDEN = {
         "steering.reference",
     ],
     "steering/training": [*ABOVE_TRAINING, *DOERS],
+    "steering/population": [
+        *ABOVE_TRAINING,
+        *DOERS,
+        "steering.methods",
+        "steering.outputs",
+        "steering.task",
+        "steering.training",
+    ],
     "steering/analysis": [
         *ABOVE_RUNS,
         *DOERS,
@@ -94,6 +102,8 @@ NEEDS_NO_TORCH = [
     "studies/compare.py",
     "studies/gallery.py",
     "studies/plane.py",
+    "studies/population.py",
+    "studies/population_asks.py",
     "studies/scaling.py",
     "studies/activation.py",
     "studies/self_improvement/options.py",

@@ -160,6 +160,7 @@ def reference_target(config: RunConfig, **changes: Any) -> RunConfig:
         "reference": None,
         "method": {"name": "erm"},
         "start": None,
+        "restart": {},
         "train.observers": [],  # they look on the target: the reference stays the same run
     }
     return with_overrides(config, as_target | changes)
@@ -181,9 +182,12 @@ def with_parents_first(asks: Sequence[Ask]) -> list[Ask]:
     found: dict[str, Ask] = {}
 
     def add(ask: Ask) -> None:
+        # A run whose start and whose reference are one run would else double the way at each link.
+        if ask.key in found:
+            return
         for parent in ask.parents.values():
             add(parent)
-        found.setdefault(ask.key, ask)
+        found[ask.key] = ask
 
     for ask in asks:
         add(ask)

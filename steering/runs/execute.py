@@ -96,6 +96,7 @@ def _job(call: Call, prepared: Prepared) -> Job:
         method=prepared.method,
         data=prepared.data,
         optimizer=config.optimizer,
+        carried=prepared.optimizer,
         train=config.train,
         seed=config.seed,
         device=call.workshop.device,

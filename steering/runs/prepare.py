@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,13 +13,16 @@ from steering.errors import SteeringError
 from steering.methods import Method, build_method
 from steering.methods.selection import with_selection
 from steering.outputs import Artefact, WithOutputs, weights_fingerprint
+from steering.population.noise import perturb
 from steering.reference import STORED, LiveReference, Reference, StoredReference
 from steering.runs.ask import START, Ask
 from steering.runs.measure import forward_flops
 from steering.runs.opened import TRAINING, Opened
 from steering.runs.record import WEIGHTS
 from steering.runs.workshop import Frozen, Workshop
+from steering.schema import RestartConfig
 from steering.task import Model
+from steering.training.checkpoint import load_newest
 from steering.weights import load_weights
 
 
@@ -47,6 +51,7 @@ class Prepared:
         target: the model, with the weights that it starts from.
         reference: None for a method that needs none.
         data: training examples, which carry stored outputs of the reference where there are such.
+        optimizer: state that the optimiser goes on with; None: its own.
         found: "part: what" -> digest of what was met, to compare with finished runs.
         flops: of a forward pass of the target on one example.
     """
@@ -56,6 +61,7 @@ class Prepared:
     reference: Steered | None
     data: IndexedData
     method: Method
+    optimizer: dict[str, Any] | None
     found: dict[str, str]
     flops: int
 
@@ -74,6 +80,8 @@ def prepare(ask: Ask, workshop: Workshop) -> Prepared:
     if start is not None:
         load_weights(start, target.module)
         found["start: weights"] = weights_fingerprint(target.module)
+        # The file that others start from, or learn from, stays without noise.
+        perturb(target.module, config.restart.noise, config.seed)
     reference = _reference(ask, workshop) if ask.needs.reference else None
     if reference is not None:
         found["reference: weights"] = reference.frozen.weights
@@ -94,7 +102,8 @@ def prepare(ask: Ask, workshop: Workshop) -> Prepared:
     flops = forward_flops(opened.task.risk, target, data, workshop.device)
     if reference is not None and reference.stored is not None:
         data = WithOutputs(data, reference.stored, STORED)
-    return Prepared(opened, target, reference, data, method, found, flops)
+    carried = _carried(ask, start)
+    return Prepared(opened, target, reference, data, method, carried, found, flops)
 
 
 def _reference(ask: Ask, workshop: Workshop) -> Steered:
@@ -119,3 +128,19 @@ def _start(ask: Ask, workshop: Workshop) -> Path | None:
             "finished run"
         )
     return ask.start
+
+
+def _carried(ask: Ask, start: Path | None) -> dict[str, Any] | None:
+    """The optimiser's state at the end of the run that this one starts from, if it is wanted."""
+    if start is None and ask.config.restart != RestartConfig():
+        raise SteeringError("restart: there is nothing to go on from; set start")
+    if start is None or not ask.config.restart.optimizer:
+        return None
+    found = load_newest(start.parent / "checkpoints", torch.device("cpu"))
+    if found is None:
+        raise SteeringError(
+            f"restart.optimizer: no intact checkpoint beside {start}; expected the folder of a "
+            "finished run with its checkpoints/"
+        )
+    state: dict[str, Any] = found[1]["optimizer"]
+    return state

@@ -3,29 +3,33 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from steering.config import config_of
 from steering.errors import SteeringError
-from steering.runs.ask import Ask
+from steering.runs.ask import Ask, with_parents_first
 from steering.storage import write_text
 
 
 def write_ask(path: Path, ask: Ask) -> None:
     """Keep an ask, with those that it is built on."""
-    write_text(path, json.dumps(_plain(ask)))
+    # Each once: a run may start from the one that is its reference, and so on along a chain.
+    write_text(path, json.dumps([_plain(one) for one in with_parents_first([ask])]))
 
 
 def read_ask(path: Path) -> Ask:
     """The ask of `write_ask`; SteeringError if it is another run here, as when a file that it names
     has changed meanwhile."""
-    values = json.loads(path.read_text(encoding="utf-8"))
-    ask = _ask(values)
-    if ask.key != values["key"]:
-        raise SteeringError(
-            f"{ask.label}: a file that its config names has changed since the study began; start it again"
-        )
+    found: dict[str, Ask] = {}
+    for values in json.loads(path.read_text(encoding="utf-8")):
+        ask = _ask(values, found)
+        found[values["key"]] = ask
+        if ask.key != values["key"]:
+            raise SteeringError(
+                f"{ask.label}: a file that its config names has changed since the study began; start it again"
+            )
     return ask
 
 
@@ -37,11 +41,11 @@ def _plain(ask: Ask) -> dict[str, Any]:
         "axes": dict(ask.axes),
         "kind": ask.kind,
         "about": dict(ask.about),
-        "parents": {role: _plain(parent) for role, parent in ask.parents.items()},
+        "parents": {role: parent.key for role, parent in ask.parents.items()},
     }
 
 
-def _ask(values: dict[str, Any]) -> Ask:
-    parents = {role: _ask(parent) for role, parent in values["parents"].items()}
+def _ask(values: Mapping[str, Any], known: Mapping[str, Ask]) -> Ask:
+    parents = {role: known[key] for role, key in values["parents"].items()}
     config = config_of(values["config"], f"config of {values['label']}")
     return Ask(config, values["label"], values["axes"], parents, values["kind"], values["about"])

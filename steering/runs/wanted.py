@@ -151,6 +151,8 @@ class Ask:
         }
         if self.start is not None:
             content["start"] = _file(self.start)
+        if restart := differences(config.restart):
+            content["restart"] = restart
         if self.needs.reference:
             content["stored"] = self.stores_reference
             if REFERENCE not in self.parents:

@@ -37,6 +37,7 @@ _OURS = {
     "compare": "steering.studies.compare",
     "gallery": "steering.studies.gallery",
     "plane": "steering.studies.plane",
+    "population": "steering.studies.population",
     "recipes": "steering.studies.recipes",
     "scaling": "steering.studies.scaling",
     "tuned": "steering.studies.tuned",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -23,6 +24,7 @@ class Job:
         folder: of the run: checkpoints/, TensorBoard events, metrics.jsonl, scores.npz,
             model.safetensors, result.json.
         title: for the progress line.
+        carried: state of another run's optimiser that this one's begins with; None: a fresh one.
         identity: strings that say which run this is; a checkpoint with others is refused.
         config: the run's config as YAML, kept as config.yaml beside the results; None keeps none.
     """
@@ -38,5 +40,6 @@ class Job:
     train: TrainConfig
     seed: int
     device: torch.device
+    carried: dict[str, Any] | None = None
     identity: dict[str, str] = field(default_factory=dict)
     config: str | None = None

@@ -23,6 +23,7 @@ from steering.training.job import Job
 from steering.training.log import RunLog
 from steering.training.observers.observer import Observer
 from steering.training.plan import Plan, require_even_parts
+from steering.training.recipes import carry_over
 from steering.training.selection import Selection, examples_drawn, who_asks
 from steering.training.step import (
     Gradient,
@@ -66,6 +67,8 @@ class State:
         # Before the module is wrapped: DDP wants a gradient for every parameter that it knows. The
         # optimiser comes first and passes over what gets none.
         self.optimizer = job.optimizer.build(self.module, self.method)
+        if job.carried is not None:
+            carry_over(self.optimizer, job.carried)
         self._freeze_unused(autocast)
         self.selection, self.gradient = self._steps(autocast)
         self.clock = Clock()

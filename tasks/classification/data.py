@@ -22,7 +22,7 @@ from .images import Source, UnreadableError
 
 REPLACEMENTS = 16
 # Keys of the hash: independent draws from one seed.
-_PART, _NOISE, _OTHER, _REPLACEMENT, _RARE, _FLIP, _SHIFT, _SHARES = range(1, 9)
+_PART, _NOISE, _OTHER, _REPLACEMENT, _RARE, _FLIP, _SHIFT, _SHARES, _RESERVED = range(1, 10)
 
 
 @dataclass(frozen=True)
@@ -97,12 +97,29 @@ class Labelled:
     labels: np.ndarray
     groups: np.ndarray | None
 
+    def at(self, rows: np.ndarray) -> Labelled:
+        """Some of the examples, renumbered."""
+        groups = None if self.groups is None else self.groups[rows]
+        return Labelled(self.source, self.numbers[rows], self.labels[rows], groups)
+
 
 def part_of(n: int, low: float, high: float, seed: int) -> np.ndarray:
     """Numbers of 0 .. n−1 whose seeded hash lies in [low, high): the parts [0, x) and [x, 1) are
     disjoint."""
     place = uniform(seed, _PART, np.arange(n))
     return np.flatnonzero((place >= low) & (place < high))
+
+
+def split_off(part: Labelled, share: float, seed: int) -> tuple[Labelled, Labelled]:
+    """The part without a share of its examples, and these; which they are depends on (seed, number)
+    alone. SteeringError when nothing is left of one."""
+    away = uniform(seed, _RESERVED, part.numbers) < share
+    if share > 0 and (away.all() or not away.any()):
+        raise SteeringError(
+            f"task.data.reserved: {int(away.sum())} of {len(away)} examples are drawn; expected some "
+            "and not all"
+        )
+    return part.at(~away), part.at(away)
 
 
 def kept_of_classes(labels: np.ndarray, shares: Mapping[int, float], seed: int) -> np.ndarray:

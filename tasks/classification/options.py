@@ -41,6 +41,9 @@ class ClassificationData:
     part: tuple[float, float] = (0.0, 1.0)
     """The training examples whose seeded hash lies in [low, high): [0, 0.2] for a reference, [0.2,
     1] for its target."""
+    reserved: float = 0.0
+    """Share of the training examples that are kept from training, drawn at random: the part
+    "reserved", on which weights of models are fitted."""
     class_shares: dict[int, float] = field(default_factory=dict)
     """Class number -> share of its training examples to keep: makes a class rare."""
     label_noise: float = 0.0
@@ -90,6 +93,8 @@ class ClassificationData:
             raise SteeringError(
                 f"part: expected [low, high] with 0 <= low < high <= 1, got {[low, high]}"
             )
+        if not 0 <= self.reserved < 1:
+            raise SteeringError(f"reserved: expected a number in [0, 1), got {self.reserved}")
         if not 0 <= self.label_noise <= 1:
             raise SteeringError(f"label_noise: expected a number in [0, 1], got {self.label_noise}")
         for label, share in self.class_shares.items():

@@ -15,6 +15,7 @@ from steering.task import Evaluation, Metric, Model, ModelSpec, Task, scores_of
 from .data import (
     ImageData,
     ImageInputs,
+    split_off,
 )
 from .evaluation import (
     calibration_error,
@@ -50,7 +51,8 @@ class ClassificationTask(Task):
         data = options.data
         self.train, self.test = open_sources(data)
         self.classes = self.train.classes
-        self.part, self.test_part, self.groups = labelled_parts(data, self.train, self.test)
+        whole, self.test_part, self.groups = labelled_parts(data, self.train, self.test)
+        self.part, self.reserved = split_off(whole, data.reserved, data.seed)
 
     def network(self, spec: ModelSpec) -> Model:
         return build_classifier(spec, _first_shape(self.train), len(self.classes))
@@ -67,7 +69,13 @@ class ClassificationTask(Task):
         )
 
     def held_out_data(self, model: Model) -> Mapping[str, IndexedData]:
-        return {"test": ImageData(self.test_part, {"": model.inputs}, 0, "none", replace=True)}
+        parts = {"test": self.test_part}
+        if self.options.data.reserved:
+            parts["reserved"] = self.reserved
+        return {
+            name: ImageData(part, {"": model.inputs}, 0, "none", replace=True)
+            for name, part in parts.items()
+        }
 
     def labels(self) -> Labels:
         """Wrong is what `label_noise` or a file of `labels` has changed."""

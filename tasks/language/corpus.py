@@ -181,3 +181,28 @@ def held_out(domains: Domains, share: float) -> tuple[dict[str, list[str]], dict
         train[name] = [text for number, text in enumerate(texts) if number not in chosen]
         validation[name] = [text for number, text in enumerate(texts) if number in chosen]
     return train, validation
+
+
+def split_documents(
+    domains: Domains, share: float, seed: int, key: str
+) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """A share of each domain's documents, drawn at random by the seed, and the others in their
+    order; both parts get at least one.
+
+    Args:
+        key: the config's, for messages.
+
+    Raises:
+        SteeringError: a domain has a single document.
+    """
+    drawn: dict[str, list[str]] = {}
+    others: dict[str, list[str]] = {}
+    for number, (name, texts) in enumerate(domains.items()):
+        if len(texts) < 2:
+            raise SteeringError(f"{key}: domain {name} has one document, which cannot be split")
+        order = np.argsort(mix(31, seed, number, np.arange(len(texts))), kind="stable")
+        count = min(max(1, round(share * len(texts))), len(texts) - 1)
+        chosen = {*order[:count].tolist()}
+        drawn[name] = [text for place, text in enumerate(texts) if place in chosen]
+        others[name] = [text for place, text in enumerate(texts) if place not in chosen]
+    return drawn, others

@@ -17,7 +17,7 @@ from steering.errors import SteeringError
 from steering.exhibits import Exhibit
 from steering.task import Evaluation, Metric, Model, ModelSpec, Task, TextModel
 
-from .corpus import STDLIB, held_out, read_domains, say_shared, stdlib
+from .corpus import STDLIB, held_out, read_domains, say_shared, split_documents, stdlib
 from .data import (
     TAGS,
     Blocks,
@@ -56,6 +56,9 @@ class LanguageData:
     """files: the same for validation; empty: `held_out` of the documents."""
     held_out: float = 0.1
     """files without validation: share of the documents kept for it."""
+    reserved: float = 0.0
+    """Share of the training documents of each domain that are kept from training, whole and drawn
+    at random: the part "reserved", on which weights of models are fitted."""
     validation_blocks: int | None = None
     """Evaluate on this many blocks of each domain, chosen by a fixed hash; null: on all."""
     column: str = "text"
@@ -93,6 +96,8 @@ class LanguageData:
             raise SteeringError(f"validation: expected the domains {', '.join(self.paths)}")
         if not 0 < self.held_out < 1:
             raise SteeringError(f"held_out: expected a number in (0, 1), got {self.held_out}")
+        if not 0 <= self.reserved < 1:
+            raise SteeringError(f"reserved: expected a number in [0, 1), got {self.reserved}")
         if self.validation_blocks is not None and self.validation_blocks < 1:
             raise SteeringError(
                 f"validation_blocks: expected at least 1 or null, got {self.validation_blocks}"
@@ -158,8 +163,18 @@ class LanguageTask(Task):
         self.groups = tuple(options.data.paths or options.data.modules)
 
     @cached_property
-    def _texts(self) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-        """Training and validation documents by domain."""
+    def _texts(self) -> tuple[dict[str, list[str]], dict[str, list[str]], dict[str, list[str]]]:
+        """Training, validation and reserved documents by domain."""
+        data = self.options.data
+        train, validation = self._read
+        if not data.reserved:
+            return train, validation, {}
+        kept, train = split_documents(train, data.reserved, data.seed, "task.data.reserved")
+        return train, validation, kept
+
+    @cached_property
+    def _read(self) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+        """Training documents, the reserved ones among them, and validation documents."""
         data = self.options.data
         if data.source == "stdlib":
             return stdlib(tuple(data.modules))
@@ -232,10 +247,14 @@ class LanguageTask(Task):
         ]
 
     def held_out_data(self, model: Model) -> Mapping[str, IndexedData]:  # noqa: ARG002
-        return {"validation": self._validation}
+        parts: dict[str, IndexedData] = {"validation": self._validation}
+        if self.options.data.reserved:
+            parts["reserved"] = pack(self._texts[2], self._tokens, self.options.length)
+        return parts
 
     def documents(self) -> tuple[Mapping[str, Sequence[str]], Mapping[str, Sequence[str]]]:
-        return self._texts
+        train, validation, _ = self._texts
+        return train, validation
 
     def text_model(self, model: Model) -> TextModel:
         network = causal_network(model.module)

@@ -2,7 +2,13 @@
 
 from steering.training.recipes.adam import Adam, AdamW
 from steering.training.recipes.muon import Muon
-from steering.training.recipes.recipe import OPTIMIZERS, Recipe, parameter_groups, set_rates
+from steering.training.recipes.recipe import (
+    OPTIMIZERS,
+    Recipe,
+    carry_over,
+    parameter_groups,
+    set_rates,
+)
 from steering.training.recipes.sgd import Sgd
 
 __all__ = [
@@ -12,6 +18,7 @@ __all__ = [
     "Muon",
     "Recipe",
     "Sgd",
+    "carry_over",
     "parameter_groups",
     "set_rates",
 ]

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from steering.errors import SteeringError
 from steering.registry import Registry, chosen
 from steering.schedules import SCHEDULES, Constant, Schedule
 from steering.training.decay import DECAYS, CosineDecay, Decay, learning_rate_factor
@@ -93,3 +94,22 @@ def set_rates(optimizer: torch.optim.Optimizer, recipe: Recipe, step: int, steps
     for group in optimizer.param_groups:
         group["lr"] = group["peak_lr"] * factor
         group["weight_decay"] = decay if group["decays"] else 0.0
+
+
+def carry_over(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Let an optimiser go on with the moments of another one of the same model.
+
+    Rates and every other option of the groups stay its own.
+
+    Raises:
+        SteeringError: the state is of another optimiser or another model.
+    """
+    own = [{**group} for group in optimizer.param_groups]
+    try:
+        optimizer.load_state_dict(state)
+    except (ValueError, KeyError, TypeError) as error:
+        raise SteeringError(
+            f"restart.optimizer: the state is of another optimizer or model: {error}"
+        ) from error
+    for group, kept in zip(optimizer.param_groups, own, strict=True):
+        group.update(kept)

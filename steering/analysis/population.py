@@ -1,0 +1,236 @@
+"""What the records of a population say: losses of its arms, paired, and where curves cross."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from steering.analysis.intervals import LEVEL, Interval, seeds_interval
+from steering.runs.record import RunRecord, Scores
+
+DRAWS = 1000
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to spend the epochs.
+
+    Attributes:
+        name: for tables.
+        runs: seed → the record whose scores hold it.
+        plan: which of that record's mixtures.
+    """
+
+    name: str
+    runs: Mapping[int, RunRecord]
+    plan: str
+
+    def values(self, metric: str = "nll") -> dict[int, float]:
+        """Seed → the metric; without the seeds that have none."""
+        name = f"{self.plan}/{metric}"
+        return {s: r.metrics[name] for s, r in self.runs.items() if name in r.metrics}
+
+    def weights(self, seed: int) -> list[float]:
+        found: list[float] = self.runs[seed].summary["weights"][self.plan]
+        return found
+
+    def forwards(self) -> float:
+        """Models that one prediction asks, mean over the seeds."""
+        return float(np.mean([np.count_nonzero(self.weights(seed)) for seed in self.runs]))
+
+    def epochs(self) -> float:
+        """Epochs of all training that it is built on, mean over the seeds."""
+        return float(np.mean([self._epochs(seed) for seed in self.runs]))
+
+    def _epochs(self, seed: int) -> float:
+        axes = self.runs[seed].axes
+        if "lengths" not in axes:
+            return float(axes["epochs"])
+        # Of single models of several lengths one is used.
+        return float(axes["lengths"][int(np.argmax(self.weights(seed)))])
+
+    def drawn(self, seed: int, draws: int = DRAWS) -> np.ndarray:
+        """The loss under draws of the test examples, (draws,); the same draws for every arm."""
+        return drawn_means(self.runs[seed].scores()[f"{self.plan}/nll"], draws)
+
+
+def drawn_means(score: Scores, draws: int) -> np.ndarray:
+    counts = _counts(len(score.values), draws)
+    found: np.ndarray = (counts @ (score.values * score.weights)) / (counts @ score.weights)
+    return found
+
+
+@cache
+def _counts(n: int, draws: int) -> np.ndarray:
+    generator = np.random.default_rng([n, draws])
+    return generator.multinomial(n, np.full(n, 1 / n), size=draws).astype(np.float64)
+
+
+def difference(mine: Arm, other: Arm, draws: int = DRAWS) -> Interval | None:
+    """Mean difference of the loss over the seeds that both have, with the central 95 % of a
+    bootstrap over seeds and examples, both paired; None without such a seed."""
+    seeds = [seed for seed in mine.values() if seed in other.values()]
+    if not seeds:
+        return None
+    value = float(np.mean([mine.values()[seed] - other.values()[seed] for seed in seeds]))
+    table = np.stack([mine.drawn(s, draws) - other.drawn(s, draws) for s in seeds], axis=1)
+    low, high = np.quantile(_over_seeds(table), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    over = "seeds and examples" if len(seeds) > 1 else "examples"
+    return Interval(value, float(low), float(high), over)
+
+
+def _over_seeds(table: np.ndarray) -> np.ndarray:
+    """Means over seeds drawn with replacement, (draws,), from (draws, seeds)."""
+    rng = np.random.default_rng(table.shape)
+    chosen = rng.integers(table.shape[1], size=table.shape)
+    found: np.ndarray = np.take_along_axis(table, chosen, axis=1).mean(axis=1)
+    return found
+
+
+def crossing(costs: Sequence[float], losses: Sequence[float], target: float) -> float:
+    """The first cost at which a curve, straight between its points, is at most the target.
+
+    Args:
+        costs: ascending.
+
+    Returns:
+        The first cost where the curve begins below the target, infinity where it never gets there.
+    """
+    for place, loss in enumerate(losses):
+        if loss > target:
+            continue
+        if place == 0:
+            return float(costs[0])
+        before = losses[place - 1]
+        share = (before - target) / (before - loss)
+        return float(costs[place - 1] + share * (costs[place] - costs[place - 1]))
+    return math.inf
+
+
+class Arms:
+    """The arms of every allocation, from the records of the study."""
+
+    def __init__(self, done: Sequence[RunRecord]) -> None:
+        self.all = {record.key: record for record in done}
+        self._mixes: dict[tuple[str, str], dict[int, RunRecord]] = {}
+        for record in done:
+            if "arm" in record.axes:
+                place = record.axes["allocation"], record.axes["arm"]
+                self._mixes.setdefault(place, {})[record.axes["seed"]] = record
+        self.allocations = list(dict.fromkeys(label for label, _ in self._mixes))
+
+    def arm(self, allocation: str, arm: str, plan: str, name: str = "") -> Arm | None:
+        """None where nothing of it has been done."""
+        runs = self._mixes.get((allocation, arm), {})
+        having = {seed: run for seed, run in runs.items() if f"{plan}/nll" in run.metrics}
+        return Arm(name or f"{arm}, {plan}", having, plan) if having else None
+
+    def tops(self, allocation: str) -> list[int]:
+        """Numbers of members that were kept."""
+        runs = self._mixes.get((allocation, "chain"), {})
+        plans = {plan for run in runs.values() for plan in run.summary["weights"]}
+        return sorted(int(plan.removeprefix("learned@")) for plan in plans if "learned@" in plan)
+
+    def flops(self, arm: Arm) -> float:
+        """Of all training that an arm is built on, mean over the seeds."""
+        found = []
+        for seed, run in arm.runs.items():
+            keys = self._ancestors(run)
+            if "lengths" in run.axes:
+                chosen = int(np.argmax(arm.weights(seed)))
+                keys = {run.parents[sorted(run.parents)[chosen]]}
+            found.append(sum(self.all[key].cost.flops for key in keys if key in self.all))
+        return float(np.mean(found))
+
+    def _ancestors(self, run: RunRecord) -> set[str]:
+        found: set[str] = set()
+        waiting = [*run.parents.values()]
+        while waiting:
+            key = waiting.pop()
+            if key not in found:
+                found.add(key)
+                waiting += self.all[key].parents.values() if key in self.all else ()
+        return found
+
+    def curve(self, allocation: str, arm: str, kind: str) -> list[tuple[float, Arm]]:
+        """(epochs, arm) of the mixtures of the first cycles, or of the first models, ascending."""
+        runs = self._mixes.get((allocation, arm), {})
+        if not runs:
+            return []
+        some = next(iter(runs.values()))
+        groups = [plan.partition(":")[2] for plan in some.summary["weights"] if ":" in plan]
+        points = [(float(group), f"{kind}:{group}") for group in dict.fromkeys(groups)]
+        points.append((float(some.axes["budget"]), kind))
+        found = [(epochs, self.arm(allocation, arm, plan)) for epochs, plan in sorted(points)]
+        return [(epochs, one) for epochs, one in found if one is not None]
+
+    def singles(self, allocation: str) -> list[tuple[float, float]]:
+        """(epochs, mean loss over the seeds) of the single models."""
+        runs = [*self._mixes.get((allocation, "single"), {}).values()]
+        if not runs:
+            return []
+        lengths = runs[0].axes["lengths"]
+        losses = [[one["test"] for one in run.summary["members"]] for run in runs]
+        return [*zip(map(float, lengths), np.mean(losses, axis=0).tolist(), strict=True)]
+
+    def fewer(self, allocation: str, kind: str = "learned") -> Matched | None:
+        """How many times fewer epochs the chained population takes to match the independent
+        models."""
+        curve, whole = (
+            self.curve(allocation, "chain", kind),
+            self.arm(allocation, "independent", "uniform"),
+        )
+        return None if whole is None or not curve else matched(curve, whole)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Everything in full digits."""
+        return [
+            {**record.axes, "metrics": dict(record.metrics), **record.summary}
+            for record in self.all.values()
+            if "arm" in record.axes
+        ]
+
+
+@dataclass(frozen=True)
+class Matched:
+    """How many times fewer epochs a curve takes until it is as good as an arm.
+
+    Attributes:
+        factor: the arm's epochs over those at the crossing of the mean curves, 0 where they do not
+            cross, and its interval.
+        share: of the draws in which they cross.
+        at_once: the first point is as good already, so the factor is a lower bound.
+    """
+
+    factor: Interval
+    share: float
+    at_once: bool
+
+
+def matched(curve: Sequence[tuple[float, Arm]], whole: Arm, draws: int = DRAWS) -> Matched:
+    """The crossing of a curve with an arm's loss; seeds and examples are drawn again together."""
+    seeds = [*whole.runs]
+    costs, total = [epochs for epochs, _ in curve], whole.epochs()
+
+    def factor(losses: Sequence[float], target: float) -> float:
+        return total / crossing(costs, losses, target)
+
+    means = [float(np.mean([*arm.values().values()])) for _, arm in curve]
+    target = float(np.mean([*whole.values().values()]))
+    tables = [np.stack([arm.drawn(s, draws) for s in seeds], axis=1) for _, arm in curve]
+    drawn = np.stack([_over_seeds(table) for table in tables], axis=1)  # (draws, points)
+    targets = _over_seeds(np.stack([whole.drawn(s, draws) for s in seeds], axis=1))
+    found = [factor(one.tolist(), float(aim)) for one, aim in zip(drawn, targets, strict=True)]
+    low, high = np.quantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    interval = Interval(factor(means, target), float(low), float(high), "seeds and examples")
+    return Matched(interval, float(np.mean(np.array(found) > 0)), means[0] <= target)
+
+
+def mean_of(values: Mapping[int, float]) -> Interval:
+    """Mean over the seeds, with Student's interval."""
+    return seeds_interval([*values.values()])
