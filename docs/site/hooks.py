@@ -1,0 +1,267 @@
+"""What the site has beyond docs/*.md: the first steps, the reference that is read off the code, the
+files that pages link to, and MathJax from its package, so that formulas need no network."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import io
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
+from mkdocs.structure.files import File, Files
+
+HERE = Path(__file__).resolve().parent
+DOCS, ROOT = HERE.parent, HERE.parents[1]
+OUTSIDE = re.compile(r"\]\((\.\./[^)#\s]+)")  # a link from docs/ into the repository
+KEYS = {
+    "The run, the optimiser, the loop, and CLIP": "guide-clip.md",
+    "Classification": "guide-classification.md",
+    "Language": "guide-language.md",
+    "Methods": "methods.md",
+}
+API = {
+    "Losses for your own loop": ["steering.losses", "steering.functional"],
+    "The exact solver": ["steering.dro"],
+    "Reference losses, finished runs": ["steering.reference_pass", "steering.finished"],
+    "For authors of tasks, methods and parts": ["steering.extend"],
+    "Drop-ins for other trainers": ["steering.integrations"],
+}
+LANGUAGES = {".py": "python", ".yaml": "yaml", ".yml": "yaml", ".json": "json"}
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Fill the parts of the navigation that follow from what is there."""
+    sections = {name: pages for entry in config.nav or [] for name, pages in entry.items()}
+    sections["Learn"] += [f"learn/{page.name}" for page in sorted((DOCS / "learn").glob("*.md"))]
+    sections["Methods"] += ["methods.md", *(f"methods/{name}.md" for name in _methods())]
+    sections["Reference"] += [
+        {"Command line": "reference/cli.md"},
+        {"Every key": "reference/keys.md"},
+        {"Every TensorBoard tag": _tags_page()},
+        {"Python": [{title: f"reference/{_slug(title)}.md"} for title in API]},
+    ]
+    placed = set(re.findall(r"[\w/-]+\.md", str(config.nav)))
+    sections["More"] += sorted(page.name for page in DOCS.glob("*.md") if page.name not in placed)
+    config.nav = [entry for entry in config.nav or [] if [*entry.values()][0]]
+    return config
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the pages that are generated, and the site's own assets."""
+    pages = {
+        "start.md": _start(),
+        "reference/cli.md": _command_line(),
+        "reference/keys.md": _keys(),
+        **{f"methods/{name}.md": _method(name) for name in _methods()},
+        **{f"reference/{_slug(title)}.md": _api(title, modules) for title, modules in API.items()},
+        **{_page_of(file): _source(file) for file in _linked()},
+    }
+    if _tags_page().startswith("reference/"):
+        pages[_tags_page()] = _tags()
+    for name, text in pages.items():
+        files.append(File.generated(config, name, content=text))
+    for name in ("site.css", "formulas.js"):
+        files.append(File.generated(config, f"assets/{name}", abs_src_path=str(HERE / name)))
+    script = str(_mathjax() / "tex-svg.js")
+    files.append(File.generated(config, "assets/mathjax/tex-svg.js", abs_src_path=script))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Lead links into the repository to their pages, and give lists the empty line above them that
+    this Markdown needs."""
+    if page.file.src_uri.count("/") == 0:
+        markdown = OUTSIDE.sub(lambda link: f"]({_page_of(_target(link[1]))}", markdown)
+    return _with_lists(markdown)
+
+
+def _with_lists(markdown: str) -> str:
+    """GitHub takes a list directly below a paragraph; here it would become part of it. Below a list
+    item GitHub takes two spaces of indent, and here four are needed."""
+    lines: list[str] = []
+    fenced = False
+    for line in markdown.splitlines():
+        if line.lstrip().startswith("```"):
+            fenced = not fenced
+        item = re.match(r"(?:[*-]|\d+\.) ", line)
+        if item and not fenced and lines and lines[-1].strip():
+            above = lines[-1]
+            if not re.match(r"\s|(?:[*-]|\d+\.) ", above) and not above.startswith("|"):
+                lines.append("")
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def _methods() -> list[str]:
+    from steering.methods import registered
+
+    return [*registered()]
+
+
+def _tags_page() -> str:
+    """The page on TensorBoard; where there is none, the table of the CLIP guide."""
+    return "tensorboard.md" if (DOCS / "tensorboard.md").is_file() else "reference/tags.md"
+
+
+def _slug(title: str) -> str:
+    return re.sub(r"\W+", "-", title.lower())
+
+
+def _target(link: str) -> Path:
+    return (DOCS / link).resolve()
+
+
+def _page_of(file: Path) -> str:
+    """Where a file of the repository stands on the site; a folder stands as a list of its files."""
+    if file == ROOT / "README.md":
+        return "start.md"
+    return f"source/{file.relative_to(ROOT).as_posix()}.md"
+
+
+def _linked() -> set[Path]:
+    """The files of the repository outside of docs/ that its pages and README link to."""
+    pages = [page.read_text(encoding="utf-8") for page in DOCS.glob("*.md")]
+    links = {_target(link) for page in pages for link in OUTSIDE.findall(page)}
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    named = re.findall(r"\]\(((?!docs/)[\w./-]+)\)", readme)
+    links |= {(ROOT / name).resolve() for name in named}
+    return {file for file in links if file.is_file() and file != ROOT / "README.md"}
+
+
+def _source(file: Path) -> str:
+    name = file.relative_to(ROOT).as_posix()
+    text = file.read_text(encoding="utf-8")
+    fence = "`" * 4
+    return f"# {name}\n\n{fence}{LANGUAGES.get(file.suffix, 'text')}\n{text}\n{fence}\n"
+
+
+def _start() -> str:
+    """README as a page of the site: its links start at the repository, those of the site here."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = re.sub(r"\]\(docs/", "](", text)
+    outside = {file.relative_to(ROOT).as_posix(): _page_of(file) for file in _linked()}
+    for name, page in outside.items():
+        text = text.replace(f"]({name})", f"]({page})")
+    return text
+
+
+def _command_line() -> str:
+    """The help of every sub-command, as `--help` prints it."""
+    main = importlib.import_module("steering.cli").main
+    table = importlib.import_module("steering.commands.table")
+    parts = [
+        "# The command line\n\nWhat `--help` prints. A run is a config and `key=value` overrides.\n"
+    ]
+    for words in ([], *([name] for name in table.NAMES)):
+        title = " ".join(["steering", *words])
+        parts.append(f"\n## {title}\n\n```text\n{_printed(main, [*words, '--help'])}```\n")
+    return "".join(parts)
+
+
+def _printed(main: Any, words: list[str]) -> str:
+    os.environ["COLUMNS"] = "100"
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        code = main(words)
+    if code:
+        raise PluginError(f"steering {' '.join(words)}: exit code {code}")
+    return out.getvalue()
+
+
+def _method(name: str) -> str:
+    """One method: what the command line says of it, and where else it is spoken of."""
+    from steering.commands.methods import main
+
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        console = importlib.import_module("steering.console").CONSOLE
+        console.file, file = out, console.file
+        try:
+            main([name])
+        finally:
+            console.file = file
+    return (
+        f"# {name}\n\n{_row(name)}\n\n```text\n{out.getvalue()}```\n\n"
+        f"[All methods](../methods.md) · [which one?](../choose.md) · "
+        f"[results](../noisy-data.md) · [theory](../theory.md)\n"
+    )
+
+
+def _row(name: str) -> str:
+    """What the table of methods says of one."""
+    table = (DOCS / "methods.md").read_text(encoding="utf-8")
+    found = re.search(rf"^\| `{name}` \|([^|]*)\|([^|]*)\|([^|]*)\|$", table, re.M)
+    if found is None:
+        raise PluginError(f"methods.md has no row for {name}")
+    units, what, source = (_moved(cell.strip()) for cell in found.groups())
+    return f"{what}.\n\n| takes losses of | source |\n| --- | --- |\n| {units} | {source or '–'} |"
+
+
+def _moved(text: str) -> str:
+    """Links of a page of docs/, for a page one folder below."""
+    return re.sub(r"\]\((?!https?:|\.\./)([\w-]+\.md)", r"](../\1", text)
+
+
+def _section(page: str, heading: str) -> str:
+    """What stands below a heading of level 2, with links as one folder below needs them."""
+    text = (DOCS / page).read_text(encoding="utf-8")
+    found = re.search(rf"^## {re.escape(heading)}\n(.*?)(?=^## |\Z)", text, re.M | re.S)
+    if found is None:
+        raise PluginError(f"{page} has no section {heading!r}")
+    body = re.sub(r"\]\(#", f"]({page}#", found[1])
+    return _moved(body)
+
+
+def _keys() -> str:
+    parts = [
+        "# Every key\n\nAn entry of the YAML file, or `key=value` on the command line. A `method.` key with names "
+        "in brackets belongs to these methods.\n"
+    ]
+    for title, page in KEYS.items():
+        parts.append(f"\n## {title}\n\nFrom [{page}](../{page}#every-key).\n")
+        parts.append(_section(page, "Every key").replace("\n### ", "\n#### "))
+    return "".join(parts)
+
+
+def _tags() -> str:
+    return f"# Every TensorBoard tag\n{_section('guide-clip.md', 'Reading TensorBoard')}"
+
+
+def _api(title: str, modules: list[str]) -> str:
+    """Each module, then the names that it exports."""
+    parts = [f"# {title}\n"]
+    for module in modules:
+        exported = importlib.import_module(module)
+        parts.append(f"\n::: {module}\n    options: {{members: false}}\n")
+        for name in _public(exported):
+            found = getattr(exported, name)
+            where = getattr(found, "__module__", module)
+            if not str(where).startswith("steering") or not hasattr(found, "__qualname__"):
+                where = module
+            parts.append(f"\n::: {where}.{name}\n    options: {{heading_level: 3}}\n")
+    return "".join(parts)
+
+
+def _public(module: Any) -> list[str]:
+    """`__all__`, or the public classes and functions that the module itself defines."""
+    own = [
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_") and getattr(value, "__module__", "") == module.__name__
+    ]
+    return [name for name in getattr(module, "__all__", own) if not name.startswith("__")]
+
+
+def _mathjax() -> Path:
+    found = importlib.util.find_spec("mathjax")
+    if found is None or not found.submodule_search_locations:
+        raise PluginError("formulas need the package django-static-mathjax: `make docs` installs it")
+    return Path([*found.submodule_search_locations][0]) / "static" / "mathjax" / "es5"
+
+
+sys.path.insert(0, str(ROOT))
