@@ -49,7 +49,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     ]
     placed = set(re.findall(r"[\w/-]+\.md", str(config.nav)))
     sections["More"] += sorted(page.name for page in DOCS.glob("*.md") if page.name not in placed)
-    config.nav = [entry for entry in config.nav or [] if [*entry.values()][0]]
+    config.nav = [entry for entry in config.nav or [] if next(iter(entry.values()))]
     return config
 
 
@@ -260,8 +260,10 @@ def _public(module: Any) -> list[str]:
 def _mathjax() -> Path:
     found = importlib.util.find_spec("mathjax")
     if found is None or not found.submodule_search_locations:
-        raise PluginError("formulas need the package django-static-mathjax: `make docs` installs it")
-    return Path([*found.submodule_search_locations][0]) / "static" / "mathjax" / "es5"
+        raise PluginError(
+            "formulas need the package django-static-mathjax: `make docs` installs it"
+        )
+    return Path(next(iter(found.submodule_search_locations))) / "static" / "mathjax" / "es5"
 
 
 sys.path.insert(0, str(ROOT))
