@@ -175,35 +175,58 @@ def _printed(main: Any, words: list[str]) -> str:
 
 
 def _method(name: str) -> str:
-    """One method: what the command line says of it, and where else it is spoken of."""
-    from steering.commands.methods import main
+    """One method: what the command line says of it, when to use it, its keys."""
+    what, units = _rows("methods.md", rf"`{name}`")[0][2:0:-1]
+    when, avoid, cost = _rows("choose.md", rf"`{name}`")[-1][1:4]
+    keys = _rows("methods.md", rf"`method\.[\w.]+` \([^)]*\b{name}\b[^)]*\)")
+    rows = [f"| {key.partition(' (')[0]} | {default} | {text} |" for key, default, text in keys]
+    table = "\n".join(["| Key | Default | Meaning |", "| --- | --- | --- |", *rows])
+    return f"""# {name}
 
-    with contextlib.redirect_stdout(io.StringIO()) as out:
-        console = importlib.import_module("steering.console").CONSOLE
-        console.file, file = out, console.file
-        try:
-            main([name])
-        finally:
-            console.file = file
-    return (
-        f"# {name}\n\n{_row(name)}\n\n```text\n{out.getvalue()}```\n\n"
-        f"[All methods](../methods.md) · [which one?](../choose.md) · "
-        f"[results](../noisy-data.md) · [theory](../theory.md)\n"
-    )
+{what[0].upper()}{what[1:]}. It takes losses of: {units}.
+
+```text
+{_definition(name)}
+```
+
+| | |
+| --- | --- |
+| **Use it when** | {when or "there is no reason against it"} |
+| **Not when** | {avoid or "–"} |
+| **Extra cost** | {cost} |
+
+[Measured](../choose.md) · [all methods](../methods.md) · [as a module in your own loop](../methods.md#in-your-own-loop)
+
+## Keys
+
+{table if keys else "It has none."}
+"""
 
 
-def _row(name: str) -> str:
-    """What the table of methods says of one."""
-    table = (DOCS / "methods.md").read_text(encoding="utf-8")
-    found = re.search(rf"^\| `{name}` \|([^|]*)\|([^|]*)\|([^|]*)\|$", table, re.M)
-    if found is None:
-        raise PluginError(f"methods.md has no row for {name}")
-    units, what, source = (_moved(cell.strip()) for cell in found.groups())
-    return f"{what}.\n\n| takes losses of | source |\n| --- | --- |\n| {units} | {source or '–'} |"
+def _definition(name: str) -> str:
+    """The formula and the source, as `steering methods NAME` prints them."""
+    console = importlib.import_module("steering.console").CONSOLE
+    with contextlib.redirect_stdout(io.StringIO()) as console.file:
+        importlib.import_module("steering.commands.methods").main([name])
+        text = console.file.getvalue()
+    console.file = sys.stdout
+    return text.partition("\nkey ")[0].partition("\nLosses of:")[0].strip()
 
 
-def _moved(text: str) -> str:
+def _rows(page: str, first: str) -> list[list[str]]:
+    """The cells of a page's table rows whose first cell fits a pattern."""
+    text = (DOCS / page).read_text(encoding="utf-8")
+    found = re.findall(rf"^\| ({first}) \|(.*)\|$", text, re.M)
+    if not found and "method" not in first:
+        raise PluginError(f"{page} has no row for {first}")
+    return [
+        [head, *(_moved(cell.strip(), page) for cell in rest.split("|"))] for head, rest in found
+    ]
+
+
+def _moved(text: str, page: str) -> str:
     """Links of a page of docs/, for a page one folder below."""
+    text = re.sub(r"\]\(#", f"]({page}#", text)
     return re.sub(r"\]\((?!https?:|\.\./)([\w-]+\.md)", r"](../\1", text)
 
 
@@ -213,8 +236,7 @@ def _section(page: str, heading: str) -> str:
     found = re.search(rf"^## {re.escape(heading)}\n(.*?)(?=^## |\Z)", text, re.M | re.S)
     if found is None:
         raise PluginError(f"{page} has no section {heading!r}")
-    body = re.sub(r"\]\(#", f"]({page}#", found[1])
-    return _moved(body)
+    return _moved(found[1], page)
 
 
 def _keys() -> str:
