@@ -20,6 +20,11 @@ from mkdocs.structure.files import File, Files
 HERE = Path(__file__).resolve().parent
 DOCS, ROOT = HERE.parent, HERE.parents[1]
 OUTSIDE = re.compile(r"\]\((\.\./[^)#\s]+)")  # a link from docs/ into the repository
+ARXIV = re.compile(
+    r"(?P<kept>^ *(```+).*?^ *\2|`[^`\n]*`|\$\$.*?\$\$|\[[^]\n]*\]\([^)\n]*\))"
+    r"|\barXiv (?P<numbers>\d{4}\.\d{5}(?:(?:, | and )\d{4}\.\d{5})*)",
+    re.M | re.S,
+)
 KEYS = {
     "The run, the optimiser, the loop, and CLIP": "guide-clip.md",
     "Classification": "guide-classification.md",
@@ -79,7 +84,15 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     this Markdown needs."""
     if page.file.src_uri.count("/") == 0:
         markdown = OUTSIDE.sub(lambda link: f"]({_page_of(_target(link[1]))}", markdown)
-    return _with_lists(markdown)
+    return _with_lists(ARXIV.sub(_paper, markdown))
+
+
+def _paper(found: re.Match[str]) -> str:
+    """A paper's number as a link; text that is code, a formula or a link already stays."""
+    if found["kept"]:
+        return found["kept"]
+    numbers = re.findall(r"\d{4}\.\d{5}", found["numbers"])
+    return "arXiv " + ", ".join(f"[{one}](https://arxiv.org/abs/{one})" for one in numbers)
 
 
 def _with_lists(markdown: str) -> str:
@@ -185,15 +198,11 @@ def _method(name: str) -> str:
 
 {what[0].upper()}{what[1:]}. It takes losses of: {units}.
 
-```text
 {_definition(name)}
-```
 
-| | |
-| --- | --- |
-| **Use it when** | {when or "there is no reason against it"} |
-| **Not when** | {avoid or "–"} |
-| **Extra cost** | {cost} |
+* **Use it when** {when or "there is no reason against it"}.
+* **Not when** {avoid or "there is a reference that knows more"}.
+* **Extra cost:** {cost}.
 
 [Measured](../choose.md) · [all methods](../methods.md) · [as a module in your own loop](../methods.md#in-your-own-loop)
 
@@ -210,7 +219,11 @@ def _definition(name: str) -> str:
         importlib.import_module("steering.commands.methods").main([name])
         text = console.file.getvalue()
     console.file = sys.stdout
-    return text.partition("\nkey ")[0].partition("\nLosses of:")[0].strip()
+    found = re.search(r"^Formula: (.*?)^Source: (.*?)^Losses of:", text, re.M | re.S)
+    if found is None:
+        raise PluginError(f"steering methods {name} prints no formula and source")
+    formula, source = (" ".join(part.split()) for part in found.groups())
+    return f"**Formula.** `{formula}`\n\n**Source.** {source}"
 
 
 def _rows(page: str, first: str) -> list[list[str]]:
