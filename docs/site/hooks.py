@@ -22,7 +22,7 @@ DOCS, ROOT = HERE.parent, HERE.parents[1]
 OUTSIDE = re.compile(r"\]\((\.\./[^)#\s]+)")  # a link from docs/ into the repository
 ARXIV = re.compile(
     r"(?P<kept>^ *(```+).*?^ *\2|`[^`\n]*`|\$\$.*?\$\$|\[[^]\n]*\]\([^)\n]*\))"
-    r"|\barXiv (?P<numbers>\d{4}\.\d{5}(?:(?:, | and )\d{4}\.\d{5})*)",
+    r"|\barXiv\s(?P<numbers>\d{4}\.\d{5}(?:(?:,\s|\sand\s)\d{4}\.\d{5})*)",
     re.M | re.S,
 )
 KEYS = {
