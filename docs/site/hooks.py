@@ -18,19 +18,13 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
 HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parents[1])]  # the file beside this one, and the package
+
+from github_markdown import with_lists, with_papers  # noqa: E402
+
 DOCS, ROOT = HERE.parent, HERE.parents[1]
-OUTSIDE = re.compile(r"\]\((\.\./[^)#\s]+)")  # a link from docs/ into the repository
-ARXIV = re.compile(
-    r"(?P<kept>^ *(```+).*?^ *\2|`[^`\n]*`|\$\$.*?\$\$|\[[^]\n]*\]\([^)\n]*\))"
-    r"|\barXiv\s(?P<numbers>\d{4}\.\d{5}(?:(?:,\s|\sand\s)\d{4}\.\d{5})*)",
-    re.M | re.S,
-)
-KEYS = {
-    "The run, the optimiser, the loop, and CLIP": "guide-clip.md",
-    "Classification": "guide-classification.md",
-    "Language": "guide-language.md",
-    "Methods": "methods.md",
-}
+UPWARDS = re.compile(r"\]\((\.\./[^)#\s]+)")  # a link out of the page's folder
+KEYS = "\n## Every key\n"
 API = {
     "Losses for your own loop": ["steering.losses", "steering.functional"],
     "The exact solver": ["steering.dro"],
@@ -82,34 +76,12 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Lead links into the repository to their pages, and give lists the empty line above them that
     this Markdown needs."""
-    if page.file.src_uri.count("/") == 0:
-        markdown = OUTSIDE.sub(lambda link: f"]({_page_of(_target(link[1]))}", markdown)
-    return _with_lists(ARXIV.sub(_paper, markdown))
-
-
-def _paper(found: re.Match[str]) -> str:
-    """A paper's number as a link; text that is code, a formula or a link already stays."""
-    if found["kept"]:
-        return found["kept"]
-    numbers = re.findall(r"\d{4}\.\d{5}", found["numbers"])
-    return "arXiv " + ", ".join(f"[{one}](https://arxiv.org/abs/{one})" for one in numbers)
-
-
-def _with_lists(markdown: str) -> str:
-    """GitHub takes a list directly below a paragraph; here it would become part of it. Below a list
-    item GitHub takes two spaces of indent, and here four are needed."""
-    lines: list[str] = []
-    fenced = False
-    for line in markdown.splitlines():
-        if line.lstrip().startswith("```"):
-            fenced = not fenced
-        item = re.match(r"(?:[*-]|\d+\.) ", line)
-        if item and not fenced and lines and lines[-1].strip():
-            above = lines[-1]
-            if not re.match(r"\s|(?:[*-]|\d+\.) ", above) and not above.startswith("|"):
-                lines.append("")
-        lines.append(line)
-    return "\n".join(lines)
+    file = DOCS / page.file.src_uri
+    if file.is_file():
+        up = "../" * page.file.src_uri.count("/")
+        for link, target in _outside(file).items():
+            markdown = markdown.replace(f"]({link}", f"]({up}{_page_of(target)}")
+    return with_lists(with_papers(markdown))
 
 
 def _methods() -> list[str]:
@@ -127,8 +99,15 @@ def _slug(title: str) -> str:
     return re.sub(r"\W+", "-", title.lower())
 
 
-def _target(link: str) -> Path:
-    return (DOCS / link).resolve()
+def _outside(page: Path) -> dict[str, Path]:
+    """The links of a page that lead out of docs/ -> the files that they mean."""
+    links = UPWARDS.findall(page.read_text(encoding="utf-8"))
+    targets = {link: (page.parent / link).resolve() for link in links}
+    return {
+        link: file
+        for link, file in targets.items()
+        if file.is_file() and not file.is_relative_to(DOCS)
+    }
 
 
 def _page_of(file: Path) -> str:
@@ -140,8 +119,7 @@ def _page_of(file: Path) -> str:
 
 def _linked() -> set[Path]:
     """The files of the repository outside of docs/ that its pages and README link to."""
-    pages = [page.read_text(encoding="utf-8") for page in DOCS.glob("*.md")]
-    links = {_target(link) for page in pages for link in OUTSIDE.findall(page)}
+    links = {file for page in DOCS.rglob("*.md") for file in _outside(page).values()}
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     named = re.findall(r"\]\(((?!docs/)[\w./-]+)\)", readme)
     links |= {(ROOT / name).resolve() for name in named}
@@ -179,7 +157,7 @@ def _command_line() -> str:
 
 
 def _printed(main: Any, words: list[str]) -> str:
-    os.environ["COLUMNS"] = "100"
+    os.environ["COLUMNS"] = "88"
     with contextlib.redirect_stdout(io.StringIO()) as out:
         code = main(words)
     if code:
@@ -257,9 +235,12 @@ def _keys() -> str:
         "# Every key\n\nAn entry of the YAML file, or `key=value` on the command line. A `method.` key with names "
         "in brackets belongs to these methods.\n"
     ]
-    for title, page in KEYS.items():
-        parts.append(f"\n## {title}\n\nFrom [{page}](../{page}#every-key).\n")
-        parts.append(_section(page, "Every key").replace("\n### ", "\n#### "))
+    holders = [page for page in sorted(DOCS.glob("*.md")) if KEYS in page.read_text("utf-8")]
+    holders.sort(key=lambda page: page.name != "guide-clip.md")  # it has the keys of every run
+    for page in holders:
+        title = page.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
+        parts.append(f"\n## {title}\n\nFrom [{title}](../{page.name}#every-key).\n")
+        parts.append(_section(page.name, "Every key").replace("\n### ", "\n#### "))
     return "".join(parts)
 
 
@@ -299,6 +280,3 @@ def _mathjax() -> Path:
             "formulas need the package django-static-mathjax: `make docs` installs it"
         )
     return Path(next(iter(found.submodule_search_locations))) / "static" / "mathjax" / "es5"
-
-
-sys.path.insert(0, str(ROOT))
