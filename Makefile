@@ -1,9 +1,9 @@
-# make setup | demo | test | lint: each makes .venv when it is missing, each is safe to repeat.
+# make setup | demo | test | lint | docs | docs-serve: each makes .venv when it is missing, each is safe to repeat.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test lint docs docs-serve clean
 
 setup: $(VENV)/.installed
 
@@ -18,8 +18,18 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The site, in build/site; any warning is an error. `ruff` lays out the signatures.
+SITE := PATH="$(CURDIR)/$(BIN):$$PATH" NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs
+
+docs: $(VENV)/.installed-dev
+	$(SITE) build --quiet --strict -f docs/site/mkdocs.yml
+	@echo "build/site/index.html"
+
+docs-serve: $(VENV)/.installed-dev
+	$(SITE) serve -f docs/site/mkdocs.yml --watch README.md --watch steering
+
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs build/site
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "model-steering needs Python 3.11 or newer, found " + sys.version)'

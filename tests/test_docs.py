@@ -32,7 +32,7 @@ import steering
 import steering_tasks
 from steering import schema
 from steering.cli import _parsed
-from steering.commands import benchmark, configs, doctor, studies
+from steering.commands import benchmark, configs, doctor, init, studies
 from steering.config import load_config
 from steering.dro.adversary import Adversary
 from steering.dro.online.stochastic import StochasticRisk
@@ -150,9 +150,9 @@ def test_commands_parse(page: Path, reader: Path) -> None:
             if words[0] in ("report", "runs"):
                 studies.parsed(words[0], words[1:])
                 continue
-            if words[0] in ("configs", "doctor"):
+            if words[0] in ("configs", "doctor", "init"):
                 words = words[: words.index(">")] if ">" in words else words
-                {"configs": configs, "doctor": doctor}[words[0]].parsed(words[1:])
+                {"configs": configs, "doctor": doctor, "init": init}[words[0]].parsed(words[1:])
                 continue
             arguments = _parsed(words)
             if Path(arguments.config).is_file() or find_config(arguments.config):
@@ -435,3 +435,16 @@ def test_every_line_of_the_table_of_divergences_runs() -> None:
             torch.testing.assert_close(losses.grad.sum(), torch.tensor(1.0), msg=line)
         else:
             assert made(h[0], torch.ones(n)).isfinite(), line
+
+
+def test_every_paper_is_in_the_bibliography() -> None:
+    named = set(re.findall(r"\b\d{4}\.\d{5}\b", "".join(spoken(path) for path in [*CODE, *PAGES])))
+    text = (ROOT / "docs" / "bibliography.md").read_text(encoding="utf-8")
+    assert len(named) >= 20
+    assert [n for n in sorted(named) if f"[arXiv {n}](https://arxiv.org/abs/{n})" not in text] == []
+
+
+def test_every_method_is_on_the_page_of_choices() -> None:
+    text = (ROOT / "docs" / "choose.md").read_text(encoding="utf-8")
+    table = text.partition("## Every method, when and when not")[2]
+    assert sorted(re.findall(r"^\| `(\w+)` \|", table, re.M)) == sorted(registry.registered())

@@ -70,6 +70,10 @@ COMMANDS = {
 }
 
 PLAIN = {
+    "init": Plain(
+        "write a commented config of your own, or a task with its test",
+        "steering.commands.init:main",
+    ),
     "configs": Plain(
         "list the configs that come with the package", "steering.commands.configs:main"
     ),
