@@ -1,0 +1,46 @@
+"""Answers of the exercises: what is right, what helps, and the line of code that finds it."""
+
+from typing import Any, NamedTuple
+
+
+class Answer(NamedTuple):
+    """expected: number, list or letter; hint for a wrong answer; why, for a right one; code, a Python
+    expression whose value it is (`torch`, `math` and `steering` are there), or "" for a letter."""
+
+    expected: Any
+    tolerance: float
+    hint: str
+    why: str
+    code: str = ""
+
+
+ANSWERS = {
+    "1.1": Answer(
+        0.731,
+        0.006,
+        "the two weights are as 1 to e.",
+        "e/(1 + e): with two examples the softmax is the logistic function of the difference.",
+        "1 / (1 + math.exp(-1))",
+    ),
+    "1.2": Answer(
+        0.0,
+        1e-6,
+        "write the softmax with 5 added everywhere, and cancel.",
+        "A constant moves the value and no weight.",
+        "(torch.tensor([5.0, 5.69, 6.39]).softmax(0) - torch.tensor([0.0, 0.69, 1.39]).softmax(0)).abs().max()",
+    ),
+    "1.3": Answer(
+        6.91,
+        0.01,
+        "put all weight on one example in the formula of D(p).",
+        "log n, which grows slowly: a radius of 7 nats is no limit here.",
+        "math.log(1000)",
+    ),
+    "1.4": Answer(
+        1.8,
+        0.05,
+        "half of the weight means exp(3/τ) = 3 exp(1/τ).",
+        "τ = 2/ln 3.",
+        "2 / math.log(3)",
+    ),
+}
