@@ -43,4 +43,31 @@ ANSWERS = {
         "τ = 2/ln 3.",
         "2 / math.log(3)",
     ),
+    "2.1": Answer(
+        2.0,
+        0.0,
+        "the level is the share of the examples that get weight.",
+        "The worst 20 % of ten examples, each with weight 1/2.",
+        "(steering.worst_case(torch.arange(10.0), 'cvar', level=0.2).weights > 0).sum().item()",
+    ),
+    "2.2": Answer(
+        1.333,
+        0.006,
+        "mean 1, variance 2/3; multiply 2R by the variance before the root.",
+        "1 + √(2 · 1/12 · 2/3) = 4/3.",
+        "1 + math.sqrt(2 / 12 * 2 / 3)",
+    ),
+    "2.3": Answer(
+        "a",
+        0.0,
+        "the ceiling at level 0.5 is a ratio of 2; the mass that moved here is 1/3.",
+        "Both ratios are below the ceiling 2, but a third of the mass has moved, more than 0.2.",
+    ),
+    "2.4": Answer(
+        [0.0, 0.25, 0.25, 0.5],
+        1e-6,
+        "take a quarter of the mass from the smallest loss and lay it on the largest.",
+        "The whole share of the smallest loss goes to the largest.",
+        "steering.worst_case(torch.arange(4.0), 'tv', radius=0.25).weights",
+    ),
 }
