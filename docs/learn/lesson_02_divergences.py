@@ -159,7 +159,8 @@ for axis, (name, (far, limit, key, contract)), colour in zip(
 # %% [markdown]
 # **Explain.** The cross is equal weights. Half chi-square is a circle, because its cost is a square. Total
 # variation is a hexagon. KL is a circle that bulges a little towards the corners of the triangle, and
-# Cressie–Read with $k=4$ bulges away from them. A CVaR set is the part of the triangle in which no weight is above its ceiling $\frac{1}{a n}$.
+# Cressie–Read with $k=4$ bulges away from them. A CVaR set is the part of the triangle in which no weight is
+# above its ceiling $\frac{1}{a n}$.
 #
 # The dot is where the weighted loss is largest. On a set with corners, the dot jumps from corner to corner
 # as the losses change. On a round set, it moves smoothly. That is why KL and half chi-square are easy to

@@ -158,8 +158,8 @@ for name, p in weights.items():
 # %% [markdown]
 # **Explain.** DRO colours the picture from bottom to top: a large loss is enough. DRRho colours it from the
 # lower right to the upper left. A point must have a large target loss *and* a small reference loss. The
-# wrong labels have a large reference loss; they sit on the right, and their weight falls *below* the equal
-# share.
+# wrong labels have a large reference loss. Most of them sit on the right, and their weight falls *below* the
+# equal share.
 #
 # ## Train with it
 #
@@ -241,8 +241,8 @@ right.set(ylabel="test accuracy, percent", xlim=(-0.5, 3.5))
 
 # %% [markdown]
 # **Explain.** The curve on the left is what the weights do: DRO runs after wrong labels, DRRho turns away
-# from them. The points on the right are what comes of it. The steered target is better than plain training by
-# far, and better than its own reference: a small model that has seen few examples knows *which* labels to
+# from them. The points on the right are what comes of it. The steered target is better than plain training, and
+# better than its own reference: a small model that has seen few examples knows *which* labels to
 # doubt, and the target learns the rest from 4000 examples.
 #
 # Two honest remarks. The reference needed 800 clean examples, and plain training did not get those. And a
