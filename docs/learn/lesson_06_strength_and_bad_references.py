@@ -80,7 +80,7 @@ losses, guide = losses_of(half_trained, x, y), losses_of(good, x, y)
 #    \alpha^\ast = \frac{\operatorname{Cov}(\ell, \ell^{\rm ref})}{\operatorname{Var}(\ell^{\rm ref})}. $$
 #
 # That is the slope of the line through the points (reference loss, target loss), and
-# [equation (30)](../theory.md#8-the-strength-alpha-the-reference-as-a-control-variate).
+# [equation (30)](../theory.md#8-the-strength-α-the-reference-as-a-control-variate).
 #
 # **Predict.** Multiply all reference losses by four, as a model does that is too sure of itself. What happens
 # to $\alpha^\ast$?
@@ -262,5 +262,5 @@ check("6.4", answer)
 
 # %% [markdown]
 # **Words of this lesson**: *strength* $\alpha$, *covariance*, *prior* $\kappa$, *effective share*. Theory:
-# [section 8](../theory.md#8-the-strength-alpha-the-reference-as-a-control-variate). Interactive:
+# [section 8](../theory.md#8-the-strength-α-the-reference-as-a-control-variate). Interactive:
 # [strength](interactive/strength.html), [prior](interactive/prior.html).
