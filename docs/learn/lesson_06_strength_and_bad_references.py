@@ -99,7 +99,7 @@ guides = {
     "opposite": losses_of(fit(network(16), clean_x, 1 - clean_y, epochs=20), x, y),
 }
 COLOURS = dict(zip(guides, [BLUE, GREEN, GREY, ORANGE], strict=True))
-strengths = torch.linspace(0, 1.2, 61)
+strengths = torch.linspace(0, 1.1, 56)
 fig, axis = figure("Variance of the excess loss over the strength (dot: its minimum)")
 for name, reference_losses in guides.items():
     variance = (losses - strengths[:, None] * reference_losses).var(1)
