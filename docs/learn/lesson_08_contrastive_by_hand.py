@@ -203,8 +203,8 @@ axis.set(xlabel="strength α", ylabel="share of the weight", ylim=(0, None))
 
 # %% [markdown]
 # **Explain.** Without a reference, the captions that are not wrong at all pull ten times harder than their
-# number would suggest. The reference has a small gap there too, so the excess loss of a false negative is small, and the weight moves to captions
-# that the reference can already tell apart.
+# number would suggest. The reference has a small gap there too. So the excess loss of a false negative is small,
+# and the weight moves to captions that the reference can already tell apart.
 #
 # ## Does it help? Measure it
 #

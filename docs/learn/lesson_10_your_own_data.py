@@ -25,7 +25,8 @@ import steering
 # ## Step 1: the data as you would meet them
 #
 # To have something to find, we copy a common accident: 40 % of the 1200 training labels have slipped by one, so
-# that a 3 is called 4. 150 pictures have been labelled with care. They train the reference and nothing else. The rest is for testing.
+# that a 3 is called 4. 150 other pictures have been labelled with care. They train the reference and nothing else.
+# The rest is for testing.
 
 # %%
 pictures, digits = (torch.as_tensor(part) for part in load_digits(return_X_y=True))
@@ -208,7 +209,7 @@ for name in sorted(found.metrics):
 
 # %% [markdown]
 # An `effective_sample_share` near 1 means that nothing is steered. Below 0.1, a few examples decide, and $\tau$ is
-# too low. Every number is explained in [the guide](../guide-clip.md#every-key).
+# too low. Every number is explained in [the guide](../guide-clip.md#reading-tensorboard).
 #
 # ## Exercises
 #
