@@ -1,0 +1,122 @@
+"""The course: every lesson is run, what its page shows is what comes out, and its answers are
+right."""
+
+import ast
+import importlib.util
+import json
+import math
+import re
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import steering
+
+ROOT = Path(__file__).resolve().parents[1]
+LEARN = ROOT / "docs" / "learn"
+NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?")
+LINK = re.compile(r"(?<!!)\[[^\]]+\]\(([^)\s]+)\)")
+IMAGE = re.compile(r"!\[[^\]]+\]\(([^)\s]+)\)")
+
+
+def loaded(name):
+    sys.path.insert(0, str(LEARN))  # as for a student, who runs a lesson from its folder
+    try:
+        spec = importlib.util.spec_from_file_location(name, LEARN / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+    finally:
+        sys.path.remove(str(LEARN))
+
+
+render = loaded("render")
+LESSONS = render.LESSONS
+every_lesson = pytest.mark.parametrize("lesson", LESSONS, ids=lambda path: path.stem)
+
+
+@every_lesson
+def test_a_lesson_runs_and_its_page_is_what_comes_out(lesson):
+    began = time.process_time()
+    page = render.markdown(lesson, render.execute(lesson))
+    assert time.process_time() - began < 60
+    stored = render.page(lesson).read_text(encoding="utf-8")
+    # Words are the same to the letter. Another machine may round a trained model's score otherwise.
+    assert NUMBER.sub("#", page) == NUMBER.sub("#", stored), "run docs/learn/render.py"
+    for now, then in zip(NUMBER.findall(page), NUMBER.findall(stored), strict=True):
+        assert float(now) == pytest.approx(float(then), rel=0.15, abs=0.08), (now, then)
+
+
+@every_lesson
+def test_the_notebook_is_current_and_stands_alone(lesson):
+    stored = LEARN / "notebooks" / f"{render.page(lesson).stem}.ipynb"
+    text = stored.read_text(encoding="utf-8")
+    assert text == render.notebook(lesson), "run docs/learn/render.py"
+    book = json.loads(text)
+    assert (book["nbformat"], book["nbformat_minor"]) == (4, 5)
+    assert len({cell["id"] for cell in book["cells"]}) == len(book["cells"])
+    code = "\n".join(cell["source"] for cell in book["cells"] if cell["cell_type"] == "code")
+    imported = {
+        node.module if isinstance(node, ast.ImportFrom) else node.names[0].name
+        for node in ast.walk(ast.parse(code))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+    }
+    assert not imported & {"classroom", "answers"}
+
+
+@every_lesson
+def test_a_page_has_goals_exercises_pictures_and_links_that_lead_somewhere(lesson):
+    page = render.page(lesson).read_text(encoding="utf-8")
+    assert "**After this lesson you can**" in page
+    number = int(render.short(lesson))
+    asked = re.findall(r'check\("([\d.]+)"', page)
+    assert 3 <= len(asked) <= 5
+    assert asked == [f"{number}.{k}" for k in range(1, len(asked) + 1)]
+    assert set(asked) <= set(render.ANSWERS)
+    shown = IMAGE.findall(page)
+    assert shown
+    for image in shown:
+        assert (LEARN / image).stat().st_size > 3000
+    for link in LINK.findall(page):
+        path, _, anchor = link.partition("#")
+        target = (LEARN / path).resolve()
+        assert target.is_file(), link
+        if anchor:
+            assert anchor in slugs(target), link
+
+
+def slugs(page):
+    """Anchors of a page's headings, as on GitHub."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    titles = re.findall(r"^#+ (.+)$", text, flags=re.M)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("exercise", render.ANSWERS)
+def test_an_answer_is_what_its_code_finds_and_check_tells_it_from_a_wrong_one(exercise, capsys):
+    classroom = loaded("classroom")
+    told = render.ANSWERS[exercise]
+    found = told.expected
+    if told.code:
+        found = eval(told.code, {"torch": torch, "math": math, "steering": steering})
+    classroom.check(exercise, found)
+    assert f"{exercise}: right" in capsys.readouterr().out
+    for wrong in ("z", [1.0, 2.0, 3.0], -17.0):
+        classroom.check(exercise, wrong)
+        assert "is not it. Hint:" in capsys.readouterr().out
+    classroom.check(exercise, None)
+    assert "not answered yet" in capsys.readouterr().out
+
+
+def test_the_answers_page_and_the_index_know_every_lesson():
+    assert (LEARN / "answers.md").read_text(encoding="utf-8") == render.answers()
+    index = (LEARN / "index.md").read_text(encoding="utf-8")
+    for lesson in LESSONS:
+        assert f"]({render.page(lesson).name})" in index
+    for link in LINK.findall(index):
+        path = link.partition("#")[0]
+        assert (LEARN / path).resolve().is_file(), link
+    assert len(LESSONS) == 10
