@@ -22,7 +22,7 @@ _AT_LEAST = {
         ),
         1,
     ),
-    "jobs": 1,
+    **dict.fromkeys(("jobs", "dry_run.examples", "dry_run.processes"), 1),
 }
 
 

@@ -123,6 +123,16 @@ class CompareConfig:
     """Label of the method that the others are compared with; null: the first."""
 
 
+@dataclass(frozen=True)
+class DryRunConfig:
+    """What `steering dry-run` reckons with; no run depends on it."""
+
+    examples: int | None = None
+    """Training examples; null: as many as the data have, which must be there to be counted."""
+    processes: int = 1
+    """Processes of the run, each with a GPU."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """One run: a config file after its overrides, typed and checked."""
@@ -157,6 +167,8 @@ class RunConfig:
     null: its own."""
     compare: CompareConfig = field(default_factory=CompareConfig)
     """The study of `steering compare`."""
+    dry_run: DryRunConfig = field(default_factory=DryRunConfig)
+    """What `steering dry-run` reckons with."""
     studies: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Options of other studies, by the study's name."""
     jobs: int = 1
