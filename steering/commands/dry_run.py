@@ -53,7 +53,9 @@ def _about(config: RunConfig, found: Forecast) -> Lines:
     lines += [["trained on", f"{found.samples:,} examples"]]
     if found.scored:
         lines += [["scored", f"{found.scored:,} examples, of which the method selects"]]
-    lines += [["processes", f"{found.processes}, {_share(config, found):,} examples a forward pass"]]
+    lines += [
+        ["processes", f"{found.processes}, {_share(config, found):,} examples a forward pass"]
+    ]
     if found.dual_bytes is None:
         lines += [["running estimates", "unknown, as the number of examples is"]]
     else:

@@ -25,7 +25,10 @@ from steering.task import Model, ModelSpec, Sketch, Task, find_task
 from steering.training.plan import require_even_parts
 from steering.training.selection import examples_drawn
 
-FLOAT, MARK = 4, 1  # bytes: stored outputs are float32, and a byte of each example says if it is valid
+FLOAT, MARK = (
+    4,
+    1,
+)  # bytes: stored outputs are float32, and a byte of each example says if it is valid
 
 
 @dataclass(frozen=True)

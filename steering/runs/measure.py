@@ -42,12 +42,17 @@ def counted_flops(risk: ReferenceRisk, module: nn.Module, batch: Batch) -> int:
     the operations do not allow to count."""
     from torch.utils.flop_counter import FlopCounterMode
 
+    fast = torch.backends.mha.get_fastpath_enabled()
+    # Attention in eval mode has a fused path on CPU and GPU, whose products torch does not count.
+    torch.backends.mha.set_fastpath_enabled(False)
     try:
         with FlopCounterMode(display=False) as counter:
             risk.outputs(module, batch)
         return int(counter.get_total_flops())
     except (RuntimeError, ValueError, NotImplementedError):
         return 0
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def training_passes(samples: int, scored: int, accumulation: int) -> int:
