@@ -51,7 +51,10 @@ class PackagedConfig:
     def task(self) -> str:
         """The name of its task, without the file of one from outside the package."""
         values = yaml.safe_load(self.file.read_text(encoding="utf-8"))
-        return values["task"]["name"].rpartition(":")[2]
+        name = values.get("task", {}).get("name")
+        if name is None:  # its base says it
+            return PackagedConfig("", self.file.parent / values["base"]).task
+        return str(name).rpartition(":")[2]
 
     def _comment(self) -> list[str]:
         """The comment at the start of the file, without its marks."""

@@ -40,13 +40,15 @@ def forward_flops(
 def counted_flops(risk: ReferenceRisk, module: nn.Module, batch: Batch) -> int:
     """Floating point operations of a forward pass on a batch, on any device, also "meta"; 0 where
     the operations do not allow to count."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
     fast = torch.backends.mha.get_fastpath_enabled()
-    # Attention in eval mode has a fused path on CPU and GPU, whose products torch does not count.
+    # Torch does not count the products of fused attention on every device, nor those of the fast path
+    # that layers take in eval mode: written out they are the same everywhere.
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with FlopCounterMode(display=False) as counter:
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             risk.outputs(module, batch)
         return int(counter.get_total_flops())
     except (RuntimeError, ValueError, NotImplementedError):

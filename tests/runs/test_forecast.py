@@ -1,7 +1,6 @@
 """A dry run: the numbers that the finished run's record has, known before it; from shapes alone."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
