@@ -90,6 +90,10 @@ PLAIN = {
         "steering.commands.studies:report",
     ),
     "runs": Plain("list the runs below a folder", "steering.commands.studies:runs"),
+    "export": Plain(
+        "write a finished run's target as a state dict that its own library loads",
+        "steering.commands.export:main",
+    ),
     "benchmark": Plain(
         "time and memory of the contrastive losses here", "steering.commands.benchmark:main"
     ),
