@@ -50,11 +50,11 @@ class PackagedConfig:
     @property
     def task(self) -> str:
         """The name of its task, without the file of one from outside the package."""
-        file, values = self.file, {}
-        while "task" not in values:  # a config may lie over another one
-            values = yaml.safe_load(file.read_text(encoding="utf-8"))
-            file = file.parent / str(values.get("base", ""))
-        return str(values["task"]["name"]).rpartition(":")[2]
+        values = yaml.safe_load(self.file.read_text(encoding="utf-8"))
+        name = values.get("task", {}).get("name")
+        if name is None:  # its base says it
+            return PackagedConfig("", self.file.parent / values["base"]).task
+        return str(name).rpartition(":")[2]
 
     def _comment(self) -> list[str]:
         """The comment at the start of the file, without its marks."""

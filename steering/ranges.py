@@ -26,7 +26,7 @@ _AT_LEAST = {
     **dict.fromkeys(
         (f"train.board.{key}" for key in ("histograms_every", "pictures_every", "examples")), 0
     ),
-    "jobs": 1,
+    **dict.fromkeys(("jobs", "dry_run.examples", "dry_run.processes"), 1),
 }
 
 

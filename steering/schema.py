@@ -148,6 +148,16 @@ class RestartConfig:
     tensor; drawn by the run's seed."""
 
 
+@dataclass(frozen=True)
+class DryRunConfig:
+    """What `steering dry-run` reckons with; no run depends on it."""
+
+    examples: int | None = None
+    """Training examples; null: as many as the data have, which must be there to be counted."""
+    processes: int = 1
+    """Processes of the run, each with a GPU."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """One run: a config file after its overrides, typed and checked."""
@@ -184,6 +194,8 @@ class RunConfig:
     """How it goes on from `start`."""
     compare: CompareConfig = field(default_factory=CompareConfig)
     """The study of `steering compare`."""
+    dry_run: DryRunConfig = field(default_factory=DryRunConfig)
+    """What `steering dry-run` reckons with."""
     studies: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Options of other studies, by the study's name."""
     jobs: int = 1

@@ -18,7 +18,7 @@ from steering.errors import SteeringError
 from steering.exhibits import Exhibit, Labels
 from steering.extras import explained
 from steering.plugins import installed, load_file, load_module
-from steering.risk import ReferenceRisk
+from steering.risk import Batch, ReferenceRisk
 from steering.runs.record import Metric, Scores
 from steering.weights import load_weights
 
@@ -73,6 +73,19 @@ class TextModel:
     network: nn.Module
     tokens: Tokenizer
     limit: int | None
+
+
+@dataclass(frozen=True)
+class Sketch:
+    """A model in outline: every tensor of it, and of the batch, is on the "meta" device.
+
+    Attributes:
+        model: the network; its inputs are real.
+        batch: one example, what `ReferenceRisk.outputs` reads of it.
+    """
+
+    model: Model
+    batch: Batch
 
 
 @dataclass(frozen=True)
@@ -166,6 +179,23 @@ class Task(ABC):
         Raises:
             SteeringError: it cannot be had.
         """
+
+    def sketch(self, spec: ModelSpec) -> Sketch:
+        """The network of a spec without weights and one example for it, on the "meta" device: shapes
+        without numbers, for `steering dry-run`.
+
+        By default the network is built as usual, with random weights, and the example is one of the
+        data. A task that knows their shapes without the data, or whose models are large, has a
+        `sketch` of its own.
+
+        Raises:
+            SteeringError: it cannot be had.
+        """
+        model = self.network(replace(spec, pretrained=None, checkpoint=None))
+        batch = self.plain_data(model).batch(np.arange(1), 0)
+        module = model.module.to("meta")
+        on_meta = {key: value.to("meta") for key, value in batch.items()}
+        return Sketch(replace(model, module=module), on_meta)
 
     @abstractmethod
     def train_data(self, target: Model, reference: Model | None, seed: int) -> IndexedData:

@@ -32,7 +32,7 @@ import steering
 import steering_tasks
 from steering import schema
 from steering.cli import _parsed
-from steering.commands import benchmark, configs, doctor, init, studies
+from steering.commands import benchmark, configs, doctor, export, init, studies
 from steering.config import load_config
 from steering.dro.adversary import Adversary
 from steering.dro.online.stochastic import StochasticRisk
@@ -150,9 +150,10 @@ def test_commands_parse(page: Path, reader: Path) -> None:
             if words[0] in ("report", "runs"):
                 studies.parsed(words[0], words[1:])
                 continue
-            if words[0] in ("configs", "doctor", "init"):
+            if words[0] in ("configs", "doctor", "export", "init"):
                 words = words[: words.index(">")] if ">" in words else words
-                {"configs": configs, "doctor": doctor, "init": init}[words[0]].parsed(words[1:])
+                own = {"configs": configs, "doctor": doctor, "export": export, "init": init}
+                own[words[0]].parsed(words[1:])
                 continue
             arguments = _parsed(words)
             if Path(arguments.config).is_file() or find_config(arguments.config):

@@ -42,6 +42,14 @@ COMMANDS = {
   steering train {EXAMPLE} method=drrho method.tau=0.05 seed=1
   torchrun --nproc-per-node 2 -m steering train {EXAMPLE} smoke=true""",
     ),
+    "dry-run": Command(
+        "say what a training will take, without data, weights or a GPU: shapes, FLOPs, bytes, hours",
+        "steering.commands.dry_run:dry_run",
+        f"""  steering dry-run {EXAMPLE}
+  steering dry-run {EXAMPLE} dry_run.processes=8 dry_run.examples=1000000 train.precision=bf16
+  steering dry-run {EXAMPLE} --json""",
+        flags=(("json", "print one JSON object in the place of the table"),),
+    ),
     "compare": Command(
         "train and compare the config's methods and seeds; a finished run is not trained again",
         "steering.commands.studies:compare",
@@ -86,6 +94,10 @@ PLAIN = {
         "steering.commands.studies:report",
     ),
     "runs": Plain("list the runs below a folder", "steering.commands.studies:runs"),
+    "export": Plain(
+        "write a finished run's target as a state dict that its own library loads",
+        "steering.commands.export:main",
+    ),
     "benchmark": Plain(
         "time and memory of the contrastive losses here", "steering.commands.benchmark:main"
     ),

@@ -12,7 +12,7 @@ import torch
 from steering import distributed
 from steering.runs.ask import Ask, with_parents_first
 from steering.runs.call import Call, Outcome, find_function
-from steering.runs.measure import environment, parameters, peak_bytes
+from steering.runs.measure import environment, parameters, peak_bytes, training_passes
 from steering.runs.prepare import Prepared, prepare
 from steering.runs.record import (
     CONFIG,
@@ -111,10 +111,7 @@ def _training_cost(
     reference = prepared.reference
     stored = None if reference is None else reference.stored
     reference_flops = 0 if reference is None else reference.flops
-    # A backward pass counts as two forward passes; micro-batches run forward twice.
-    passes = 3 * result["samples"] + result["scored"]
-    if ask.config.train.accumulation > 1:
-        passes += result["samples"]
+    passes = training_passes(result["samples"], result["scored"], ask.config.train.accumulation)
     return Cost(
         trained=result["samples"],
         drawn=result["drawn"],

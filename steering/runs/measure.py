@@ -9,11 +9,12 @@ from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
 import torch
+from torch import nn
 
 from steering import distributed
 from steering.data import IndexedData
 from steering.errors import SteeringError
-from steering.risk import ReferenceRisk
+from steering.risk import Batch, ReferenceRisk
 from steering.task import Model
 
 
@@ -23,21 +24,43 @@ def forward_flops(
 ) -> int:
     """Floating point operations of a forward pass on one example; 0 where the data or the
     operations do not allow to count."""
-    from torch.utils.flop_counter import FlopCounterMode
-
     module = model.module.to(device)
     training = module.training
     module.eval()
     try:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             batch = {key: value.to(device) for key, value in data.batch(np.arange(1), 0).items()}
-            with FlopCounterMode(display=False) as counter:
-                risk.outputs(module, batch)
-        return int(counter.get_total_flops())
-    except (SteeringError, RuntimeError, ValueError, NotImplementedError):
+            return counted_flops(risk, module, batch)
+    except SteeringError:
         return 0
     finally:
         module.train(training)
+
+
+def counted_flops(risk: ReferenceRisk, module: nn.Module, batch: Batch) -> int:
+    """Floating point operations of a forward pass on a batch, on any device, also "meta"; 0 where
+    the operations do not allow to count."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    fast = torch.backends.mha.get_fastpath_enabled()
+    # Torch does not count the products of fused attention on every device, nor those of the fast path
+    # that layers take in eval mode: written out they are the same everywhere.
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            risk.outputs(module, batch)
+        return int(counter.get_total_flops())
+    except (RuntimeError, ValueError, NotImplementedError):
+        return 0
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def training_passes(samples: int, scored: int, accumulation: int) -> int:
+    """Forward passes of the target that a training is worth: a backward pass counts as two, and
+    micro-batches run forward twice."""
+    return (3 if accumulation == 1 else 4) * samples + scored
 
 
 def environment(device: torch.device) -> dict[str, str]:

@@ -102,9 +102,14 @@ class Plan:
         return shuffled(places.ravel(), self.n, self.seed, self.epoch(start)).reshape(-1, share)
 
 
-def require_even_parts(train: TrainConfig) -> None:
-    """ConfigError when a batch does not split evenly over ranks and micro-batches."""
-    ranks = distributed.world_size()
+def require_even_parts(train: TrainConfig, ranks: int | None = None) -> None:
+    """ConfigError when a batch does not split evenly over ranks and micro-batches.
+
+    Args:
+        ranks: None: those of this run.
+    """
+    if ranks is None:
+        ranks = distributed.world_size()
     # Parts of other sizes would weigh their examples differently, and the gradient would not be
     # that of the batch.
     if train.batch_size % (ranks * train.accumulation):

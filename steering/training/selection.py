@@ -20,8 +20,14 @@ from steering.schema import TrainConfig
 from steering.training.step import Autocast, join, split
 
 
-def examples_drawn(train: TrainConfig, selector: Selector | None, n: int) -> int:
+def examples_drawn(
+    train: TrainConfig, selector: Selector | None, n: int, ranks: int | None = None
+) -> int:
     """Examples that a step draws over all ranks: the batch size, or more with a selector.
+
+    Args:
+        n: training examples.
+        ranks: None: those of this run.
 
     Raises:
         SteeringError: more than the n examples that there are.
@@ -29,7 +35,7 @@ def examples_drawn(train: TrainConfig, selector: Selector | None, n: int) -> int
     if selector is None:
         return train.batch_size
     # Every rank and every micro-batch gets as many: round the parts, not the whole.
-    parts = distributed.world_size() * train.accumulation
+    parts = (distributed.world_size() if ranks is None else ranks) * train.accumulation
     drawn = round(train.batch_size / selector.share / parts) * parts
     if drawn > n and drawn > train.batch_size:
         raise SteeringError(

@@ -79,20 +79,30 @@ def build_clip(spec: ModelSpec) -> Model:
     spec = _at_home(spec)
     name = _register(spec)
     # A model from the hub that comes without its weights would train from noise without a word.
-    options = {
-        "require_pretrained": name.startswith("hf-hub:") and spec.checkpoint is None,
-        **spec.options,
-    }
+    needs_weights = name.startswith("hf-hub:") and spec.checkpoint is None
+    return _built(spec, name, torch.device("cpu"), {"require_pretrained": needs_weights})
+
+
+def sketch_clip(spec: ModelSpec) -> Model:
+    """The same network without weights, on the "meta" device: shapes without numbers."""
+    spec = replace(_at_home(spec), pretrained=None, checkpoint=None)
+    return _built(spec, _register(spec), torch.device("meta"), {"load_weights": False})
+
+
+def _built(spec: ModelSpec, name: str, device: torch.device, further: dict[str, Any]) -> Model:
+    """The model of open_clip's `name`; `further` go to its factory, below the spec's own options."""
+    options = {"output_dict": True, "device": device, **further, **spec.options}
     try:
         with _overheard() as heard:
-            module, train, plain = _library().create_model_and_transforms(
-                name, pretrained=spec.pretrained, output_dict=True, **options
-            )
+            with device:
+                module, train, plain = _library().create_model_and_transforms(
+                    name, pretrained=spec.pretrained, **options
+                )
             tokenizer = _library().get_tokenizer(name)
             tokens = tokenizer([_PROBE])  # (1, context)
             preprocessing = _library().get_model_preprocess_cfg(module)
             size = _pair(preprocessing["size"])
-            _try_out(module, torch.zeros(1, 3, *size), tokens)
+            _try_out(module, torch.zeros(1, 3, *size, device=device), tokens.to(device))
     except MissingExtraError:
         raise
     except (
@@ -262,5 +272,7 @@ def text_features(module: nn.Module, tokens: Tensor) -> Tensor:
 
 def unit_norm(features: Tensor) -> Tensor:
     """Scale each row to length 1, in float32 whatever the autocast, (b, d)."""
+    if features.is_meta:  # a dry run's: torch knows no autocast there
+        return nn.functional.normalize(features.float(), dim=-1)
     with torch.autocast(features.device.type, enabled=False):
         return nn.functional.normalize(features.float(), dim=-1)

@@ -17,7 +17,7 @@ from steering.errors import SteeringError
 from steering.exhibits import Exhibit, Labels
 from steering.reading import report_once, user_path
 from steering.storage import cache_dir
-from steering.task import Evaluation, Model, ModelSpec, Task, scores_of
+from steering.task import Evaluation, Model, ModelSpec, Sketch, Task, scores_of
 
 from .data.glyph_data import GlyphData, glyph_retrieval
 from .data.held_out import ClassFolder, source_retrieval
@@ -27,7 +27,7 @@ from .data.source import ImageTextSource
 from .data.table import TableSource
 from .evaluation import RetrievalSet, embed_galleries, retrieval_scores, zero_shot_scores
 from .figures import retrieved_captions
-from .models import ClipInputs, build_clip
+from .models import ClipInputs, build_clip, sketch_clip
 from .risk import ClipRisk
 
 SOURCES = ("glyphs", "shards", "table")
@@ -130,6 +130,12 @@ class ClipTask(Task):
 
     def network(self, spec: ModelSpec) -> Model:
         return build_clip(spec)
+
+    def sketch(self, spec: ModelSpec) -> Sketch:
+        """Needs neither pairs nor weights."""
+        model = sketch_clip(spec)
+        image = torch.zeros(1, 3, *model.inputs.size, device="meta")
+        return Sketch(model, {"image": image, "text": model.inputs.tokenizer([""]).to("meta")})
 
     def train_data(self, target: Model, reference: Model | None, seed: int) -> IndexedData:
         self._held_out()  # what is wrong with it shows before the training, not after

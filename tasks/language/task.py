@@ -15,7 +15,7 @@ import torch
 from steering.data import IndexedData
 from steering.errors import SteeringError
 from steering.exhibits import Exhibit
-from steering.task import Evaluation, Metric, Model, ModelSpec, Task, TextModel
+from steering.task import Evaluation, Metric, Model, ModelSpec, Sketch, Task, TextModel
 
 from .corpus import STDLIB, held_out, read_domains, say_shared, split_documents, stdlib
 from .data import (
@@ -229,6 +229,14 @@ class LanguageTask(Task):
 
     def network(self, spec: ModelSpec) -> Model:
         return build_causal(spec, self._tokens, self.options.length)
+
+    def sketch(self, spec: ModelSpec) -> Sketch:
+        """Needs the tokenizer, but neither documents nor weights."""
+        with torch.device("meta"):
+            model = self.network(replace(spec, pretrained=None, checkpoint=None))
+            tokens = torch.zeros(1, self.options.length + 1, dtype=torch.long)
+            mask = torch.ones(1, self.options.length, dtype=torch.bool)
+        return Sketch(model, {"tokens": tokens, "mask": mask})
 
     def train_data(self, target: Model, reference: Model | None, seed: int) -> IndexedData:  # noqa: ARG002
         if reference is not None and reference.inputs_fingerprint != target.inputs_fingerprint:
