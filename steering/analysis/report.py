@@ -226,13 +226,13 @@ def study_curves(
                     steps.setdefault(int(row["step"]), []).append(value)
         found[method] = {name: _mean_curve(steps) for name, steps in by_name.items()}
         last = max([last, *(max(steps) for steps in by_name.values())])
-    for row in rows:
-        if row["method"] not in curves:
+    for contestant in rows:
+        if contestant["method"] not in curves:
             level = {
                 name: Curve((0, last), (value, value), (0.0, 0.0))
-                for name, value in row["metrics"].items()
+                for name, value in contestant["metrics"].items()
             }
-            found[row["method"]] = level
+            found[contestant["method"]] = level
     return found
 
 
