@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 
@@ -43,4 +44,44 @@ def write_events(folder: Path, name: str, text: str, pictures: Mapping[str, byte
         values.append(Summary.Value(tag=f"{name}/{key}" if key else name, image=image))
     writer = EventFileWriter(str(folder), filename_suffix=suffix)
     writer.add_event(Event(wall_time=time.time(), step=0, summary=Summary(value=values)))
+    writer.close()
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line of a study: values by step, and how far a band reaches to both sides; an error of 0
+    draws none."""
+
+    steps: Sequence[int]
+    mean: Sequence[float]
+    error: Sequence[float]
+
+
+def write_curves(folder: Path, name: str, curves: Mapping[str, Curve]) -> None:
+    """Means and bands as scalars `study/TAG`, `study/TAG/low` and `study/TAG/high`; earlier ones of
+    the same name are replaced.
+
+    Args:
+        folder: becomes the run's name in TensorBoard: of a method, or of the reference.
+        curves: tag -> its curve.
+    """
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+    folder.mkdir(parents=True, exist_ok=True)
+    suffix = f".{name}"
+    for old in folder.glob(f"events.out.tfevents.*{suffix}"):
+        old.unlink()
+    writer = EventFileWriter(str(folder), filename_suffix=suffix)
+    for tag, curve in curves.items():
+        for step, mean, error in zip(curve.steps, curve.mean, curve.error, strict=True):
+            lines = {"": mean}
+            if error > 0:
+                lines |= {"/low": mean - error, "/high": mean + error}
+            values = [
+                Summary.Value(tag=f"study/{tag}{end}", simple_value=value)
+                for end, value in lines.items()
+            ]
+            writer.add_event(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
     writer.close()

@@ -22,6 +22,8 @@ from steering.storage import write_atomically, write_text
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from steering.analysis.events import Curve
+
 Cells = tuple[list[str], list[list[str]]]  # header, lines
 
 
@@ -58,6 +60,7 @@ class Report:
         rows: the same in full digits, for NAME.json.
         figures: name -> a function that draws it; "" becomes NAME.png, others NAME-OTHER.png.
         files: suffix -> a function that makes the text of a further file, such as ".html".
+        curves: makes the lines that TensorBoard shows of the study: method -> tag -> curve.
     """
 
     name: str
@@ -67,6 +70,7 @@ class Report:
     rows: Sequence[Mapping[str, Any]] = ()
     figures: Mapping[str, Callable[[], Figure]] = field(default_factory=dict)
     files: Mapping[str, Callable[[], str]] = field(default_factory=dict)
+    curves: Callable[[], Mapping[str, Mapping[str, Curve]]] = dict
 
     def markdown(self) -> str:
         parts = [f"# {self.title}", self.intro]
@@ -119,7 +123,7 @@ def write_study(folder: Path, file: StudyFile, report: Report) -> None:
 def write_report(folder: Path, report: Report) -> None:
     """Write rows as JSON, the page as Markdown, figures as PNG, and all once more as TensorBoard
     events in `comparison/`."""
-    from steering.analysis.events import write_events
+    from steering.analysis.events import write_curves, write_events
 
     write_text(folder / f"{report.name}.json", json.dumps(list(report.rows), indent=1) + "\n")
     write_text(folder / f"{report.name}.md", report.markdown())
@@ -129,6 +133,8 @@ def write_report(folder: Path, report: Report) -> None:
     for name, picture in pictures.items():
         write_atomically(_picture(folder, report, name), partial(Path.write_bytes, data=picture))
     write_events(folder / "comparison", report.name, report.markdown(), pictures)
+    for method, curves in report.curves().items():
+        write_curves(folder / "comparison" / method, report.name, curves)
 
 
 def _picture(folder: Path, report: Report, name: str) -> Path:

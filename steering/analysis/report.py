@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from steering.analysis.events import Curve
 from steering.analysis.page import Cells, Table, markdown_table, print_tables
 from steering.runs.record import SHARE, Metric
 
@@ -207,6 +208,39 @@ def curves_figure(
     elif labels:
         panels[0].legend()
     return figure
+
+
+def study_curves(
+    curves: Mapping[str, Sequence[Sequence[Mapping[str, float]]]], rows: Sequence[Row]
+) -> dict[str, dict[str, Curve]]:
+    """Method -> metric -> mean over its seeds at each evaluation, and one standard error; the
+    reference, which has no curve, as a level line. Arguments as for `curves_figure`."""
+    found: dict[str, dict[str, Curve]] = {}
+    last = 1
+    for method, seeds in curves.items():
+        by_name: dict[str, dict[int, list[float]]] = {}
+        for row in (row for seed in seeds for row in seed):
+            for name, value in row.items():
+                if name.startswith("eval/"):
+                    steps = by_name.setdefault(name.removeprefix("eval/"), {})
+                    steps.setdefault(int(row["step"]), []).append(value)
+        found[method] = {name: _mean_curve(steps) for name, steps in by_name.items()}
+        last = max([last, *(max(steps) for steps in by_name.values())])
+    for contestant in rows:
+        if contestant["method"] not in curves:
+            level = {
+                name: Curve((0, last), (value, value), (0.0, 0.0))
+                for name, value in contestant["metrics"].items()
+            }
+            found[contestant["method"]] = level
+    return found
+
+
+def _mean_curve(by_step: Mapping[int, Sequence[float]]) -> Curve:
+    steps = sorted(by_step)
+    pairs = [mean_and_error(by_step[step]) for step in steps]
+    errors = [0.0 if math.isnan(error) else error for _, error in pairs]
+    return Curve(steps, [mean for mean, _ in pairs], errors)
 
 
 def _curve(

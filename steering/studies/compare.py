@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any
 from steering.analysis.intervals import DRAWS, Bootstrap, Interval, paired_difference
 from steering.analysis.page import Report, Table
 from steering.analysis.reach import Speedup, speedup
-from steering.analysis.report import curves_figure, intro, metric_groups, page_tables, style
+from steering.analysis.report import (
+    curves_figure,
+    intro,
+    metric_groups,
+    page_tables,
+    study_curves,
+    style,
+)
 from steering.errors import ConfigError
 from steering.runs.record import Metric, RunRecord
 from steering.studies import study
@@ -20,6 +27,7 @@ from steering.studies import study
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from steering.analysis.events import Curve
     from steering.config import RunConfig
     from steering.runs.ask import Ask
 
@@ -93,6 +101,7 @@ class Compare:
             figures={
                 "": partial(_curves, runs, rows, round(steps.trained / max(steps.steps, 1)), styles)
             },
+            curves=partial(_lines, runs, rows),
         )
 
 
@@ -130,6 +139,13 @@ def _curves(
 ) -> Figure:
     curves = {label: [record.curves() for record in one.values()] for label, one in runs.items()}
     return curves_figure(curves, rows, batch_size, styles)
+
+
+def _lines(
+    runs: Mapping[str, Mapping[int, RunRecord]], rows: Sequence[Mapping[str, Any]]
+) -> Mapping[str, Mapping[str, Curve]]:
+    curves = {label: [record.curves() for record in one.values()] for label, one in runs.items()}
+    return study_curves(curves, rows)
 
 
 def _by_seed(done: Sequence[RunRecord], label: str) -> dict[int, RunRecord]:

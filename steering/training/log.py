@@ -95,7 +95,9 @@ class RunLog:
         told = {"seed": seed} if config is None else settings(yaml.safe_load(config))
         # In this very run: `add_hparams` would open another one for it.
         writer = self._writer._get_file_writer()
-        for summary in hparams(told, self._evaluated):
+        # Without the first of the three, which names the columns: of several runs TensorBoard would
+        # take those of one, and makes the columns of all of them if it is told of none.
+        for summary in hparams(told, self._evaluated)[1:]:
             writer.add_summary(summary)
 
     def warn(self, step: int, texts: Mapping[str, str]) -> None:

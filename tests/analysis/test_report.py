@@ -6,8 +6,11 @@ import re
 
 import pytest
 from rich.console import Console
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from steering.analysis import page, report
+from steering.analysis.events import Curve, write_curves
+from steering.analysis.report import study_curves
 from steering.runs.record import Metric
 
 
@@ -236,3 +239,21 @@ def test_what_is_drawn_and_scored_is_shown_where_something_is_chosen():
     header, lines = report.tables([plain, choosy])["cost of one run"]
     assert header == ["method", "runs", "trained on", "drawn", "scored", "seconds"]
     assert lines[1] == ["rho_loss", "1", "10", "100", "100", "1"]
+
+
+def test_lines_of_a_study_are_means_with_bands_and_a_level(tmp_path):
+    seeds = [[{"step": 5, "eval/m": value}, {"step": 6, "train/loss": 9.0}] for value in (1.0, 3.0)]
+    rows = [{"method": "reference", "seed": None, "metrics": {"m": 0.5}}]
+    found = study_curves({"plain": seeds, "alone": seeds[:1]}, rows)
+    assert found["plain"]["m"] == Curve([5], [2.0], [1.0])  # s/√n = √2/√2
+    write_curves(tmp_path, "compare", found["plain"])
+    write_curves(tmp_path, "compare", found["plain"])  # replaces what it has written
+    write_curves(tmp_path / "reference", "compare", found["reference"])
+    events = EventAccumulator(str(tmp_path)).Reload()
+    told = {
+        tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]
+    }
+    assert told == {"study/m": [(5, 2.0)], "study/m/low": [(5, 1.0)], "study/m/high": [(5, 3.0)]}
+    level = EventAccumulator(str(tmp_path / "reference")).Reload().Scalars("study/m")
+    assert [(one.step, one.value) for one in level] == [(0, 0.5), (5, 0.5)]
+    assert found["alone"]["m"].error == [0.0]

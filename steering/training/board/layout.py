@@ -10,7 +10,7 @@ LINES = "Multiline"
 HEALTH: dict[str, dict[str, list[Any]]] = {
     "Is it healthy?": {
         "1. Losses: objective, training, held out": [LINES, [r"loss/.*"]],
-        "2. Effective sample share: between 0 and 1, at neither": [LINES, [r"steer/ess$"]],
+        "2. Effective sample share": [LINES, [r"steer/ess$"]],
         "3. Largest weight, in uniform ones": [LINES, [r"steer/weight_max$"]],
         "4. KL spent, nats": [LINES, [r"steer/kl_spent$"]],
         "5. Excess loss: mean and standard deviation": [
@@ -32,13 +32,15 @@ HEALTH: dict[str, dict[str, list[Any]]] = {
 """Page → chart → kind and tags, regular expressions."""
 
 SECTIONS = ("method", "optimizer", "train", "target")
+HOW_IT_IS_SHOWN = ("train.board.", "train.log_every", "train.eval_every", "train.save_every")
 
 
 def settings(config: Mapping[str, Any]) -> dict[str, bool | float | str]:
     """What HPARAMS sorts runs by: the numbers and words of the sections that are compared, by dotted
     key, and the seed."""
     chosen = {key: config[key] for key in (*SECTIONS, "seed") if key in config}
-    return _flat(chosen, "")
+    found = _flat(chosen, "")
+    return {key: value for key, value in found.items() if not key.startswith(HOW_IT_IS_SHOWN)}
 
 
 def _flat(section: Mapping[str, Any], prefix: str) -> dict[str, bool | float | str]:

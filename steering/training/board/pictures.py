@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 POINTS = 2000
 """Items on the map, at most."""
-LEAST, MOST = 1e-2, 1e2
+LEAST, MOST = 0.1, 10.0
 """Weights beyond which all have the same colour, as multiples of a uniform one."""
 LETTERS = 90
 """Of an example's text in a gallery."""
@@ -54,7 +55,8 @@ def map_figure(look: Look, wrong: Tensor | None) -> Figure:
     else:
         guide = look.reference.flatten()[some].float().cpu().numpy()
         x, y, names = guide, loss, ("loss of the reference", "loss of the target")
-        axes.axline((0, 0), slope=1, color="gray", linewidth=1, linestyle="--")
+        ends = max(x.min(), y.min()), min(x.max(), y.max())
+        axes.plot(ends, ends, color="gray", linewidth=1, linestyle="--")
     rings = _rings(look, some, wrong)
     if rings.any():
         label = "wrong label"
@@ -114,7 +116,7 @@ def gallery_figure(
     axes = figure.subplots(2, len(heavy), squeeze=False)
     for cell, (number, weight), exhibit in zip(axes.flat, (*heavy, *light), shown, strict=True):
         bad = wrong is not None and bool(wrong[number])
-        _show(cell, exhibit, f"×{weight:.2g}", "red" if bad else "black")
+        _show(cell, exhibit, f"×{weight:.3g}", "red" if bad else "black")
     for row, name in enumerate(("most weight", "least weight")):
         axes[row, 0].set_ylabel(name)
     return figure
@@ -127,7 +129,7 @@ def _show(axes: Any, exhibit: Exhibit, title: str, colour: str) -> None:
     axes.set_xticks([])
     axes.set_yticks([])
     text = _drawable(" ".join(exhibit.text.split())[:LETTERS])
-    lines = "\n".join(text[at : at + 18] for at in range(0, len(text), 18))
+    lines = "\n".join(wrap(text, 20))
     if exhibit.picture is None:
         for side in axes.spines.values():
             side.set_visible(False)
