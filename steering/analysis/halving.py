@@ -6,7 +6,7 @@ Source: arXiv 1502.07943 (Jamieson and Talwalkar), algorithm 1, here with rounds
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -53,6 +53,7 @@ def halving(
     rounds: Sequence[Round],
     score: Callable[[C, Round], float],
     survivors: float,
+    family: Callable[[C], Hashable] = lambda _: None,
 ) -> Race[C]:
     """Run the rounds as far as there are scores.
 
@@ -60,6 +61,8 @@ def halving(
         score: of a candidate in a round, of which more is better; NaN: not known yet, and the race
             stands before this round.
         survivors: share of a round's candidates, rounded up, that the next one has.
+        family: of a candidate; each family keeps that share of its own, so that no family is judged
+            by the short rounds alone.
     """
     finished: list[dict[C, float]] = []
     left = list(candidates)
@@ -69,11 +72,14 @@ def halving(
             break
         finished.append(scores)
         if number < len(rounds) - 1:
-            left = _best(scores, math.ceil(survivors * len(scores)))
+            left = _best(scores, survivors, family)
     return Race(finished, left)
 
 
-def _best(scores: dict[C, float], count: int) -> list[C]:
-    """The highest, in the order in which they came; of equal ones the earlier."""
-    chosen = set(sorted(scores, key=lambda one: -scores[one])[:count])
+def _best(scores: dict[C, float], survivors: float, family: Callable[[C], Hashable]) -> list[C]:
+    """The highest of each family, in the order in which they came; of equal ones the earlier."""
+    families: dict[Hashable, list[C]] = {}
+    for candidate in sorted(scores, key=lambda one: -scores[one]):
+        families.setdefault(family(candidate), []).append(candidate)
+    chosen = {one for mine in families.values() for one in mine[: math.ceil(survivors * len(mine))]}
     return [one for one in scores if one in chosen]

@@ -7,7 +7,7 @@ which candidate they are of. Stage "tuning" is of one half; "report" of the othe
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Generic, TypeVar
@@ -39,6 +39,7 @@ class Trials(Generic[C]):
         section: of the study's options, for messages.
         metric: name of what is better.
         split: seed of the halves.
+        family: of a candidate; see `halving`.
 
     Raises:
         SteeringError: a run has no such metric, or it has none on a half of the examples.
@@ -52,6 +53,7 @@ class Trials(Generic[C]):
     section: str
     metric: str
     split: int = 0
+    family: Callable[[C], Hashable] = lambda _: None
     _runs: dict[tuple[str, C, float], dict[int, RunRecord]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -133,7 +135,7 @@ class Trials(Generic[C]):
 
     @cached_property
     def race(self) -> Race[C]:
-        return halving(self.candidates, self.rounds, self.score, self.survivors)
+        return halving(self.candidates, self.rounds, self.score, self.survivors, self.family)
 
     def difference(self, stage: str, candidate: C, other: C, share: float) -> Interval:
         """The metric of a candidate less that of another, paired by seed and example of the stage's

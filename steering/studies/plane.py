@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from steering.analysis.halving import Round
 from steering.analysis.page import Report
-from steering.analysis.plane import ORIGIN, Cell, cell_of, choices
+from steering.analysis.plane import ORIGIN, Cell, cell_of, choices, group
 from steering.analysis.trials import REPORT, TUNING, Trials
 from steering.errors import ConfigError
 from steering.runs.record import RunRecord
@@ -44,7 +44,7 @@ class PlaneOptions:
     seeds: list[int] = field(default_factory=lambda: [1, 2, 4])
     """How many seeds each round has, from seed 0 on."""
     survivors: float = 0.5
-    """Share of a round's cells that the next round has."""
+    """Share of a round's cells that the next round has: of the diagonal, of each axis, of the rest."""
     report_seeds: int = 5
     """Further seeds for the runs that are reported."""
     metric: str = "test/accuracy"
@@ -113,6 +113,7 @@ class Plane:
             "studies.plane",
             given.metric,
             given.split,
+            group,
         )
 
     def _asks(

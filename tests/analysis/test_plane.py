@@ -60,6 +60,13 @@ def test_halving_by_hand():
     assert race.left == [*"ce"]
 
 
+def test_each_family_keeps_its_share():
+    scores = {"a1": 9, "a2": 8, "a3": 7, "b1": 1, "b2": 2, "c1": 0}
+    rounds = [Round(0.5, 1), Round(1.0, 1)]
+    race = halving([*scores], rounds, lambda who, _: scores[who], 0.5, lambda who: who[0])
+    assert race.left == ["a1", "a2", "b2", "c1"]
+
+
 def test_of_equal_ones_the_earlier_goes_on():
     race = halving("abc", [Round(0.5, 1), Round(1.0, 1)], lambda *_: 0.0, 0.4)
     assert race.left == [*"ab"]

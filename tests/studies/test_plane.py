@@ -101,16 +101,19 @@ def values(record, tuning):
 
 
 def test_rounds_choice_and_report(tmp_path, capsys):
-    config = config_of(tmp_path, *UNITS, *SMALL)
+    config = config_of(tmp_path, *UNITS, *SMALL, "studies.plane.sharpness=[0, 1, 2]")
     study("plane", config)
     folder = tmp_path / "runs/study"
     records = {r.label: r for r in Store(folder).all() if "stage" in r.axes}
     rows = json.loads((folder / "plane.json").read_text())
-    # The first round by hand: four cells, and the two best of them and (0, 0) go on.
+    # The first round by hand: of each axis, the diagonal and the rest the better half goes on.
     first = {
-        (x, y): values(records[f"x{x}-y{y}-80-seed0"], tuning=True) for x in (0, 1) for y in (0, 1)
+        (x, y): values(records[f"x{x}-y{y}-80-seed0"], tuning=True)
+        for x in (0, 1, 2)
+        for y in (0, 1)
     }
-    left = sorted(first, key=lambda cell: -first[cell])[:2]
+    families = [[(1, 1)], [(0, 1)], [(1, 0), (2, 0)], [(0, 0), (2, 1)]]
+    left = [max(mine, key=lambda cell: first[cell]) for mine in families]
     second = {(r.axes["x"], r.axes["y"]) for r in records.values() if r.axes["share"] == 1.0}
     assert second >= {*left, (0, 0)}
     cells = {(row["x"], row["y"]): row for row in rows if row["kind"] == "cell"}
@@ -140,7 +143,7 @@ def test_rounds_choice_and_report(tmp_path, capsys):
         path.unlink()
     assert main(["report", str(folder)]) == 0  # from the records alone
     assert [path.read_text() for path in made] == texts
-    assert "would have trained on 1,280 samples" in texts[0]
+    assert "would have trained on 1,920 samples" in texts[0]
     assert "on the other half" in capsys.readouterr().out
 
 
