@@ -74,9 +74,7 @@ def _arms_table(arms: Arms, label: str) -> Table:
 
 
 def _against(arm: Arm, other: Arm | None) -> str:
-    if other is None or (arm.runs is other.runs and arm.plan == other.plan):
-        return "–"
-    if arm.name == other.name:
+    if other is None or (arm.plan == other.plan and arm.runs == other.runs):
         return "–"
     found = difference(arm, other)
     return "–" if found is None else _signed(found)
