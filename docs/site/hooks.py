@@ -30,7 +30,12 @@ API = {
     "The exact solver": ["steering.dro"],
     "Reference losses, finished runs": ["steering.reference_pass", "steering.finished"],
     "For authors of tasks, methods and parts": ["steering.extend"],
-    "Drop-ins for other trainers": ["steering.integrations"],
+}
+WHOLE = {  # modules that load much and have few names
+    "Drop-ins for other trainers": [
+        "steering.integrations.hugging_face",
+        "steering.integrations.lightning",
+    ]
 }
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".yml": "yaml", ".json": "json"}
 
@@ -38,13 +43,15 @@ LANGUAGES = {".py": "python", ".yaml": "yaml", ".yml": "yaml", ".json": "json"}
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Fill the parts of the navigation that follow from what is there."""
     sections = {name: pages for entry in config.nav or [] for name, pages in entry.items()}
-    sections["Learn"] += [f"learn/{page.name}" for page in sorted((DOCS / "learn").glob("*.md"))]
+    lessons = sorted(page.name for page in (DOCS / "learn").glob("*.md"))
+    lessons.sort(key=lambda name: name != "index.md")
+    sections["Learn"] += [f"learn/{name}" for name in lessons]
     sections["Methods"] += ["methods.md", *(f"methods/{name}.md" for name in _methods())]
     sections["Reference"] += [
         {"Command line": "reference/cli.md"},
         {"Every key": "reference/keys.md"},
         {"Every TensorBoard tag": _tags_page()},
-        {"Python": [{title: f"reference/{_slug(title)}.md"} for title in API]},
+        {"Python": [{title: f"reference/{_slug(title)}.md"} for title in [*API, *WHOLE]]},
     ]
     placed = set(re.findall(r"[\w/-]+\.md", str(config.nav)))
     sections["More"] += sorted(page.name for page in DOCS.glob("*.md") if page.name not in placed)
@@ -60,6 +67,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         "reference/keys.md": _keys(),
         **{f"methods/{name}.md": _method(name) for name in _methods()},
         **{f"reference/{_slug(title)}.md": _api(title, modules) for title, modules in API.items()},
+        **{
+            f"reference/{_slug(title)}.md": _whole(title, modules)
+            for title, modules in WHOLE.items()
+        },
         **{_page_of(file): _source(file) for file in _linked()},
     }
     if _tags_page().startswith("reference/"):
@@ -261,6 +272,10 @@ def _api(title: str, modules: list[str]) -> str:
                 where = module
             parts.append(f"\n::: {where}.{name}\n    options: {{heading_level: 3}}\n")
     return "".join(parts)
+
+
+def _whole(title: str, modules: list[str]) -> str:
+    return f"# {title}\n" + "".join(f"\n::: {module}\n" for module in modules)
 
 
 def _public(module: Any) -> list[str]:
