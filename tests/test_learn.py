@@ -2,7 +2,7 @@
 right."""
 
 import ast
-import importlib.util
+import importlib
 import json
 import math
 import re
@@ -22,18 +22,9 @@ LINK = re.compile(r"(?<!!)\[[^\]]+\]\(([^)\s]+)\)")
 IMAGE = re.compile(r"!\[[^\]]+\]\(([^)\s]+)\)")
 
 
-def loaded(name):
-    sys.path.insert(0, str(LEARN))  # as for a student, who runs a lesson from its folder
-    try:
-        spec = importlib.util.spec_from_file_location(name, LEARN / f"{name}.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
-    finally:
-        sys.path.remove(str(LEARN))
-
-
-render = loaded("render")
+sys.path.append(str(LEARN))  # as for a student, who runs a lesson from its folder
+render = importlib.import_module("render")
+classroom = importlib.import_module("classroom")
 LESSONS = render.LESSONS
 every_lesson = pytest.mark.parametrize("lesson", LESSONS, ids=lambda path: path.stem)
 
@@ -97,7 +88,6 @@ def slugs(page):
 
 @pytest.mark.parametrize("exercise", render.ANSWERS)
 def test_an_answer_is_what_its_code_finds_and_check_tells_it_from_a_wrong_one(exercise, capsys):
-    classroom = loaded("classroom")
     told = render.ANSWERS[exercise]
     found = told.expected
     if told.code:
