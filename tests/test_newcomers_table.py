@@ -126,7 +126,7 @@ def steered(tmp_path, *words: str) -> dict:
 
 
 def a_divergence(tmp_path):
-    name = f"{PARTS}/divergence.py:hellinger"
+    name = f"{PARTS}/divergence.py:squared_hellinger"
     steered(tmp_path, "method=drrho", f"method.divergence={name}")
     phi, losses = DIVERGENCES.find(name)(), torch.linspace(0, 2, 9, dtype=torch.float64)
     # The squared Hellinger distance is the Cressie-Read divergence of order 1/2.

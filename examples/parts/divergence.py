@@ -1,7 +1,7 @@
 """A divergence in one file: the squared Hellinger distance. An adversary that pays by it is
 milder at the top than KL's.
 
-method: {name: drrho, divergence: "examples/parts/divergence.py:hellinger"}
+method: {name: drrho, divergence: "examples/parts/divergence.py:squared_hellinger"}
 """
 
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from steering.dro import DIVERGENCES, Divergence
 
 
-@DIVERGENCES.register("hellinger")
+@DIVERGENCES.register("squared_hellinger")
 @dataclass(frozen=True)
 class Hellinger(Divergence):
     """φ(t) = 2(√t − 1)², with φ(1) = φ'(1) = 0 and φ''(1) = 1."""
