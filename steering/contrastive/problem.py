@@ -25,6 +25,8 @@ from steering.contrastive.products import number, product
 LOG2E, LN2 = 1 / math.log(2), math.log(2)  # bits in a nat, nats in a bit
 NOTHING = -1e30  # stands at the positives: as good as −∞, but 0 times it is 0
 BLOCK_BYTES = 8 << 20  # a block that fits into a processor's cache
+# On a GPU a block takes some fifty kernels. Of 8 MB each is over before the next one is launched.
+BLOCK_BYTES_GPU = 64 << 20
 FEWEST_ROWS = 64  # of a block, however large the batch: products of fewer rows are slow
 
 
@@ -114,7 +116,8 @@ class Problem:
         """The rows of each block: as equal as can be, for a last block of a few rows is a slow one."""
         b, B = self.shape
         row_bytes = B * self.features.image.element_size()
-        count = math.ceil(b / max(FEWEST_ROWS, BLOCK_BYTES // row_bytes))
+        most = BLOCK_BYTES if self.features.image.device.type == "cpu" else BLOCK_BYTES_GPU
+        count = math.ceil(b / max(FEWEST_ROWS, most // row_bytes))
         rows = math.ceil(b / count)
         return [slice(start, min(start + rows, b)) for start in range(0, b, rows)]
 

@@ -1,5 +1,8 @@
 """Checks that need a GPU; skipped without one."""
 
+import warnings
+from contextlib import contextmanager
+
 import pytest
 import torch
 from adversaries import stochastic
@@ -14,6 +17,19 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU here"),
 ]
+
+
+@contextmanager
+def waiting_is_an_error():
+    """In this block a call that waits for the device raises."""
+    with warnings.catch_warnings():
+        # torch says of this mode that it is a prototype: once, and our warnings are errors.
+        warnings.simplefilter("ignore", UserWarning)
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def _loss_and_gradient(device, dtype=torch.float64, **options):
@@ -104,11 +120,8 @@ def test_a_step_of_a_kl_risk_does_not_wait_for_the_gpu(options):
     target, reference = (torch.randn(4, 64, device="cuda") for _ in range(2))
     units = Units(target.requires_grad_(), reference, torch.arange(4, device="cuda"))
     risk(units).loss.backward()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with waiting_is_an_error():
         risk(units).loss.backward()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("budget", [0, 1 << 30])
@@ -125,8 +138,5 @@ def test_a_step_of_the_contrastive_risk_does_not_wait_for_the_gpu(options, budge
         *(x.requires_grad_() for x in features[:2]), torch.arange(128, device="cuda"), *features[2:]
     )
     anchor_risks(risk, pairs, budget)[0].mean().backward()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with waiting_is_an_error():
         anchor_risks(risk, pairs, budget)[0].mean().backward()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")

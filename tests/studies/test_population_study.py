@@ -36,7 +36,7 @@ from steering.task import find_task
 from steering.training import loop
 from steering.training.recipes import AdamW, Muon, carry_over, set_rates
 from steering_tasks.classification import ClassificationOptions
-from steering_tasks.classification.task import ClassificationData
+from steering_tasks.classification.options import ClassificationData
 from steering_tasks.language import LanguageOptions
 from steering_tasks.language.task import LanguageData
 
