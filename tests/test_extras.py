@@ -112,7 +112,8 @@ def test_what_is_there_is_returned():
 
 
 def test_what_is_not_there_is_told(monkeypatch):
-    monkeypatch.setitem(sys.modules, "timm", None)
+    for name in ("timm", "timm.models"):  # as if an earlier test had not imported them
+        monkeypatch.setitem(sys.modules, name, None)
     match = r'target\.name: timm:x needs the extra "vision": pip install "model-steering\[vision\]"'
     with pytest.raises(MissingExtraError, match=match):
         require("vision", "timm.models", "target.name: timm:x")

@@ -57,7 +57,7 @@ def test_a_base_may_come_with_the_package(tmp_path):
     assert (mine.name, mine.seed) == ("mine", 3)
     assert (mine.task, mine.compare) == (theirs.task, theirs.compare)
     (tmp_path / "mine.yaml").write_text("base: classification/digit\n")
-    with pytest.raises(ConfigError, match=r"No such file.*did you mean 'classification/digits'\?"):
+    with pytest.raises(ConfigError, match=r"No such file.*did you mean 'classification/digits'"):
         load_config("mine.yaml")
 
 

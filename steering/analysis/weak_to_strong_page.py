@@ -45,12 +45,12 @@ def accuracies(name: str, records: Sequence[RunRecord]) -> Table:
             [
                 f"{one:g} / {other:g}",
                 *(
-                    _shown(seeds_interval(_values(cell, f"{who}/balanced")))
+                    _over_seeds(_values(cell, f"{who}/balanced"))
                     for who in ("teacher", "vanilla", "enhanced", "ceiling")
                 ),
-                _shown(seeds_interval(gain), signed=True),
-                _shown(seeds_interval(_values(cell, "vanilla/PGR"))),
-                _shown(seeds_interval(_values(cell, "enhanced/PGR"))),
+                _over_seeds(gain, signed=True),
+                _over_seeds(_values(cell, "vanilla/PGR")),
+                _over_seeds(_values(cell, "enhanced/PGR")),
             ]
         )
     header = [
@@ -110,8 +110,8 @@ def claims(name: str, records: Sequence[RunRecord]) -> Table:
         lines.append(
             [
                 f"{one:g}",
-                _shown(seeds_interval(_values(cells[one, near], "vanilla/PGR"))),
-                f"{near:g} − {far:g}: {_shown(seeds_interval(difference), signed=True)}",
+                _over_seeds(_values(cells[one, near], "vanilla/PGR")),
+                f"{near:g} − {far:g}: {_over_seeds(difference, signed=True)}",
                 _plain(seeds_interval(ranks)) if ranks else "–",
             ]
         )
@@ -138,12 +138,12 @@ def details(name: str, records: Sequence[RunRecord]) -> Table:
         lines.append(
             [
                 f"{one:g} / {other:g}",
-                _shown(seeds_interval(_values(cell, "vanilla/share_weighted"))),
-                _shown(seeds_interval(_values(cell, "vanilla/worst_group"))),
-                _shown(seeds_interval(_values(cell, "enhanced/worst_group"))),
-                _shown(seeds_interval(_values(cell, "vanilla/agreement"))),
-                _shown(seeds_interval(_values(cell, "unlabelled/wrong_labels"))),
-                _shown(seeds_interval(_values(cell, "unlabelled/kept_minority_share"))),
+                _over_seeds(_values(cell, "vanilla/share_weighted")),
+                _over_seeds(_values(cell, "vanilla/worst_group")),
+                _over_seeds(_values(cell, "enhanced/worst_group")),
+                _over_seeds(_values(cell, "vanilla/agreement")),
+                _over_seeds(_values(cell, "unlabelled/wrong_labels")),
+                _over_seeds(_values(cell, "unlabelled/kept_minority_share")),
                 max(set(pairs), key=pairs.count),
             ]
         )
@@ -158,6 +158,12 @@ def details(name: str, records: Sequence[RunRecord]) -> Table:
         "p, q most often",
     ]
     return Table(f"{name}: details", header, lines)
+
+
+def _over_seeds(values: Sequence[float], signed: bool = False) -> str:
+    """A cell of a table; a dash where no seed has a value, as PGR has none where the ceiling is not
+    above the teacher."""
+    return _shown(seeds_interval(values), signed) if values else "–"
 
 
 def _shown(found: Interval, signed: bool = False) -> str:

@@ -91,12 +91,12 @@ def sketch_clip(spec: ModelSpec) -> Model:
 
 def _built(spec: ModelSpec, name: str, device: torch.device, further: dict[str, Any]) -> Model:
     """The model of open_clip's `name`; `further` go to its factory, below the spec's own options."""
-    options = {"output_dict": True, "device": device, **further, **spec.options}
+    options = {"device": device, **further, **spec.options}
     try:
         with _overheard() as heard:
             with device:
                 module, train, plain = _library().create_model_and_transforms(
-                    name, pretrained=spec.pretrained, **options
+                    name, pretrained=spec.pretrained, output_dict=True, **options
                 )
             tokenizer = _library().get_tokenizer(name)
             tokens = tokenizer([_PROBE])  # (1, context)

@@ -334,7 +334,7 @@ def test_cache_needs_a_reference(tmp_path):
 
 def test_evaluate_shows_target_and_reference(study, capsys):
     path, folder = study
-    config = load_config(path, ["method.gamma=null"])
+    config = load_config(path, ["method.estimator.gamma=null"])
     train(config)  # the same run as the study's, so it is there already
     capsys.readouterr()
     evaluate(config)

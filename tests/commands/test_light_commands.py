@@ -69,7 +69,7 @@ def test_bash_completes_commands_configs_and_flags():
     assert _completed("train", "clip/gl") == ["clip/glyphs"]
     assert _completed("cache", "--e") == ["--estimate"]
     assert _completed("cache", "clip/glyphs", "--") == ["--estimate"]
-    assert _completed("configs", "lang") == ["language/stdlib"]
+    assert _completed("configs", "language/s") == ["language/stdlib"]
     assert _completed("train", "--e") == _completed("runs", "") == []
 
 

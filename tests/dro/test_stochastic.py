@@ -463,6 +463,8 @@ def test_metrics_by_hand():
         "excess_variance": math.log(3) ** 2 / 4,
         "effective_sample_share": 0.8,
         "weight_sum": 1.0,
+        "weight_max": 1.5,  # of 2 items, so 1 is uniform
+        "kl_spent": 0.75 * math.log(1.5) + 0.25 * math.log(0.5),
         "tau": 1.0,
         "strength": 1.0,
     }
