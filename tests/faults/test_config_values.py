@@ -448,7 +448,7 @@ def test_every_method_of_ours_has_a_page_with_its_formula_source_and_keys(capsys
         (source,) = [line for line in lines if line.startswith("Source: ")]
         row = next(line for line in table.splitlines() if line.startswith(f"| `{name}` |"))
         assert all(number in source for number in re.findall(r"\d{4}\.\d{5}", row)), name
-        for option in (field for field in fields(entry.options) if field.init):
+        for option in (one for one in fields(entry.options) if one.init):
             (line,) = [line for line in lines if line.startswith(f"method.{option.name} ")]
             default = re.search(
                 rf"^\| `method\.{option.name}` \([^)]*\b{name}\b[^)]*\) \| ([^|]+) \|", table, re.M
