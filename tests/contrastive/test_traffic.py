@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -19,15 +20,27 @@ from steering.contrastive.risk import anchor_risks
 B, D, REFERENCE = 24, 10, 6
 
 
-def process(
-    rank: int,
-    count: int,
-    guided: torch.dtype | None,
-    split: bool,
-    own: bool,
-    frozen: str | None,
-    folder: Path,
-) -> None:
+class Case(NamedTuple):
+    guided: torch.dtype | None = None
+    split: bool = False
+    own: bool = False
+    frozen: str | None = None
+
+
+CASES = [
+    Case(),
+    Case(torch.float32),
+    Case(torch.float16),
+    Case(torch.float32, split=True),
+    Case(own=True),
+    Case(split=True, own=True),
+    Case(frozen="image"),
+    Case(frozen="text"),
+]
+
+
+def process(rank: int, count: int, folder: Path) -> None:
+    """All cases, one after the other, in one group: starting the processes costs more than they do."""
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=count)
@@ -55,6 +68,17 @@ def process(
         counted_scatter,
     )
     distributed.dist.all_to_all_single = counted_swap
+    found = []
+    for case in CASES:
+        received.update(features=0, numbers=0)
+        step(rank, count, case)
+        found.append(dict(received))
+    (folder / f"{rank}.json").write_text(json.dumps(found))
+    distributed.leave()
+
+
+def step(rank: int, count: int, case: Case) -> None:
+    guided, split, own, frozen = case
     b = B // count
     generator = torch.Generator().manual_seed(rank)
     image, text = (
@@ -73,43 +97,34 @@ def process(
     risk = stochastic(2 * B, tau=0.1, gamma=0.5, radius=radius, individual_tau=own, split=split)
     pairs = Pairs(image, text, torch.arange(rank * b, (rank + 1) * b), *guide)
     anchor_risks(risk, pairs)[0].mean().backward()
-    (folder / f"{rank}.json").write_text(json.dumps(received))
-    distributed.leave()
 
 
-@pytest.mark.parametrize("count", [2, 4])
-@pytest.mark.parametrize(
-    ("guided", "split", "own", "frozen"),
-    [
-        (None, False, False, None),
-        (torch.float32, False, False, None),
-        (torch.float16, False, False, None),
-        (torch.float32, True, False, None),
-        (None, False, True, None),
-        (None, True, True, None),
-        (None, False, False, "image"),
-        (None, False, False, "text"),
-    ],
-)
-def test_bytes_received_by_a_rank(count, guided, split, own, frozen, tmp_path):
+@pytest.fixture(scope="module", params=[2, 4])
+def received(request, tmp_path_factory):
+    """Number of ranks, and what each of them received in each case."""
+    count, folder = request.param, tmp_path_factory.mktemp("traffic")
     context = multiprocessing.get_context("forkserver")
-    workers = [
-        context.Process(target=process, args=(rank, count, guided, split, own, frozen, tmp_path))
-        for rank in range(count)
-    ]
+    workers = [context.Process(target=process, args=(rank, count, folder)) for rank in range(count)]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join(timeout=90)
     assert [worker.exitcode for worker in workers] == [0] * count
+    return count, [json.loads((folder / f"{rank}.json").read_text()) for rank in range(count)]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_bytes_received_by_a_rank(case, received):
+    count, by_rank = received
+    guided, split, own, frozen = case
     b = B // count
-    for rank in range(count):
-        received = json.loads((tmp_path / f"{rank}.json").read_text())
+    for found in by_rank:
+        told = found[CASES.index(case)]
         # Texts gathered, their gradient reduce-scattered; with a reference its texts gathered too,
         # in the format they have.
         features = (4 if frozen == "text" else 8) * (count - 1) * b * D
         features += 0 if guided is None else guided.itemsize * (count - 1) * b * REFERENCE
-        assert received["features"] == features
+        assert told["features"] == features
         # Sums of its own columns (b from each), duals and signs (2b), rows and new estimates (2b
         # each, 8 and 4 bytes); if each rank holds its part of the estimates alone, rows once more,
         # and the old estimates handed to who asked.
@@ -118,4 +133,4 @@ def test_bytes_received_by_a_rank(count, guided, split, own, frozen, tmp_path):
         # are split
         if own:
             numbers += 4 * b + 4 * b + 2 * (8 + 16) * b + (2 * (8 + 16) * b if split else 0)
-        assert received["numbers"] == (count - 1) * numbers
+        assert told["numbers"] == (count - 1) * numbers
