@@ -212,9 +212,10 @@ class _Asks:
         axes = self._axes(arm, self.allocation.budget + extra)
         if arm == "single":
             axes["lengths"] = [ask.axes["epochs"] for ask in members]
-        return calling(
-            self.config, f"{CALLS}:mix", arguments, self._name(arm), axes, **roles(members)
-        )
+        # An objective from a file counts by its text: once changed, the prior is fitted again.
+        files = [given.objective] if ".py:" in given.objective else []
+        label = self._name(arm)
+        return calling(self.config, f"{CALLS}:mix", arguments, label, axes, files, **roles(members))
 
     def _averaged(self, arm: str, members: Sequence[Ask]) -> Ask:
         from steering.runs.call import calling

@@ -257,7 +257,9 @@ class LanguageTask(Task):
     def held_out_data(self, model: Model) -> Mapping[str, IndexedData]:  # noqa: ARG002
         parts: dict[str, IndexedData] = {"validation": self._validation}
         if self.options.data.reserved:
-            parts["reserved"] = pack(self._texts[2], self._tokens, self.options.length)
+            blocks = pack(self._texts[2], self._tokens, self.options.length)
+            # As those of the validation documents: every block with its tag.
+            parts["reserved"] = tagged(blocks, 0.0, 0) if self.options.data.tags else blocks
         return parts
 
     def documents(self) -> tuple[Mapping[str, Sequence[str]], Mapping[str, Sequence[str]]]:

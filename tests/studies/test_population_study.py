@@ -38,6 +38,7 @@ from steering.training.recipes import AdamW, Muon, carry_over, set_rates
 from steering_tasks.classification import ClassificationOptions
 from steering_tasks.classification.options import ClassificationData
 from steering_tasks.language import LanguageOptions
+from steering_tasks.language.data import NEUTRAL
 from steering_tasks.language.task import LanguageData
 
 ROOT = Path(__file__).parents[2]
@@ -440,3 +441,33 @@ def test_curves_cross_where_the_line_between_their_points_does():
     assert crossing([2, 4, 8], [3.0, 2.0, 2.5], 2.0) == 4
     assert crossing([2, 4, 8], [3.0, 2.0, 1.0], 3.5) == 2
     assert crossing([2, 4, 8], [3.0, 2.0, 1.0], 0.5) == math.inf
+
+
+def test_an_objective_from_a_file_counts_by_its_text(tmp_path):
+    file = tmp_path / "mine.py"
+    given = PopulationOptions(objective=f"{file}:nll")
+
+    def key():
+        asks = _Asks(base(), given, Allocation(1, 2, 1.0), "a", 0)
+        return asks._mix("chain", asks._snapshots(True), {}).key
+
+    file.write_text("from steering.population.prior import nll\n")
+    before = key()
+    assert key() == before
+    file.write_text("from steering.population.prior import nll  # another\n")
+    assert key() != before
+
+
+def test_reserved_blocks_have_the_tag_of_held_out_ones(tmp_path):
+    (tmp_path / "a.txt").write_text("\n--\n".join(f"<{n:03d}{'.' * 40}>" for n in range(40)))
+    data = LanguageData(
+        source="files",
+        paths={"a": str(tmp_path / "a.txt")},
+        separator="\n--\n",
+        reserved=0.25,
+        tags=True,
+    )
+    task = find_task("language")(LanguageOptions(data=data, length=16))
+    parts = task.held_out_data(None)
+    first = {name: set(part.tokens[:, 0].tolist()) for name, part in parts.items()}
+    assert first["reserved"] == first["validation"] == {NEUTRAL}
