@@ -184,13 +184,15 @@ def print_tables(title: str, tables: Sequence[Table]) -> None:
         widths = [
             _width(head, [line[column] for line in lines]) for column, head in enumerate(header)
         ]
-        for number, columns in enumerate(_fitting(widths, CONSOLE.width)):
+        names = _names(lines)
+        for number, columns in enumerate(_fitting(widths, CONSOLE.width, names)):
+            shown = (*range(names), *columns)
             grid = Grid(
                 title=None if number else Text(f"{one.name}, %" if one.percent else one.name),
                 title_justify="left",
                 title_style="bold",
             )
-            for column in (0, *columns):
+            for column in shown:
                 grid.add_column(
                     Text(header[column]),
                     justify="right" if column else "left",
@@ -198,10 +200,7 @@ def print_tables(title: str, tables: Sequence[Table]) -> None:
                 )
             for line in lines:
                 grid.add_row(
-                    *(
-                        Text(line[c], style="bold" if line[c] == best.get(c) else "")
-                        for c in (0, *columns)
-                    )
+                    *(Text(line[c], style="bold" if line[c] == best.get(c) else "") for c in shown)
                 )
             CONSOLE.print(grid)
         if one.note:
@@ -213,14 +212,25 @@ def _width(head: str, cells: Sequence[str]) -> int:
     return max(cell_len(text) for text in [*head.split(), *cells])
 
 
-def _fitting(widths: Sequence[int], limit: int) -> list[list[int]]:
-    """The columns after the first in as few equal groups as fit, each beside the first, into
+def _names(lines: Sequence[Sequence[str]]) -> int:
+    """How many of the first columns tell the lines apart: a method in three rows needs its part
+    beside it wherever the table goes on. One if none do."""
+    for count in range(1, len(lines[0]) if lines else 1):
+        if len({tuple(line[:count]) for line in lines}) == len(lines):
+            return count
+    return 1
+
+
+def _fitting(widths: Sequence[int], limit: int, names: int = 1) -> list[list[int]]:
+    """The columns after the first `names` in as few equal groups as fit, each beside those, into
     `limit` characters."""
-    columns = range(1, len(widths))
+    columns = range(names, len(widths))
     for size in range(len(columns), 0, -1):
         groups = [list(columns[start : start + size]) for start in range(0, len(columns), size)]
         # Two blanks and a border for each column. A single column is shown however wide.
-        fits = all(sum(widths[c] + 3 for c in (0, *group)) + 1 <= limit for group in groups)
+        fits = all(
+            sum(widths[c] + 3 for c in (*range(names), *group)) + 1 <= limit for group in groups
+        )
         equal = len(columns) % size == 0 or len(columns) % size > size // 2
         if size == 1 or (fits and equal):
             return groups
