@@ -72,7 +72,25 @@ class MiniBatchDual(Estimator):
         return self.divergence.tilt(scores, all_of(scores, mask))
 
 
-class MovingAverageDual(Remembering):
+class _LogMeanDual(Remembering):
+    """KL: the scores of a row count by one number alone, log mean e^s. How ν moves by it is `track`."""
+
+    @stateful
+    def forward(
+        self,
+        rows: Tensor,
+        scores: Tensor,
+        mask: Tensor | None,
+        sharded: bool = False,
+        *,
+        learn: bool,
+    ) -> tuple[Tensor, Tensor]:
+        log_g, scores = log_mean_exp(scores, mask)
+        nu = self.track(rows, log_g, sharded, learn=learn)
+        return (scores - nu[..., None]).exp(), nu
+
+
+class MovingAverageDual(_LogMeanDual):
     """log u of every row of the data set: u ← (1−γ)·u + γ·g, and u ← g on the first visit, in log
     space (KL).
 
@@ -99,20 +117,6 @@ class MovingAverageDual(Remembering):
 
     def start_epoch(self, epoch: int) -> None:
         self.gamma = gamma_schedule(epoch, self.final, self.decay_epochs)
-
-    @stateful
-    def forward(
-        self,
-        rows: Tensor,
-        scores: Tensor,
-        mask: Tensor | None,
-        sharded: bool = False,
-        *,
-        learn: bool,
-    ) -> tuple[Tensor, Tensor]:
-        log_g, scores = log_mean_exp(scores, mask)
-        nu = self.update(rows, log_g, self.gamma, sharded, learn=learn)
-        return (scores - nu[..., None]).exp(), nu
 
     def track(
         self, rows: Tensor, log_g: Tensor, sharded: bool = False, *, learn: bool | None = None
@@ -145,7 +149,7 @@ class MovingAverageDual(Remembering):
         )
 
 
-class MirrorDescentDual(Remembering):
+class MirrorDescentDual(_LogMeanDual):
     """ν ← ν′ + log(1 + α e^s) − log(1 + α e^ν′) with e^s the batch mean of exp(h/τ): stochastic
     proximal mirror descent (KL).
 
@@ -167,20 +171,6 @@ class MirrorDescentDual(Remembering):
         self.log_alpha = log_alpha
 
     def start_epoch(self, epoch: int) -> None: ...
-
-    @stateful
-    def forward(
-        self,
-        rows: Tensor,
-        scores: Tensor,
-        mask: Tensor | None,
-        sharded: bool = False,
-        *,
-        learn: bool,
-    ) -> tuple[Tensor, Tensor]:
-        log_g, scores = log_mean_exp(scores, mask)
-        new = self.track(rows, log_g, sharded, learn=learn)
-        return (scores - new[..., None]).exp(), new
 
     @stateful
     def track(self, rows: Tensor, log_g: Tensor, sharded: bool = False, *, learn: bool) -> Tensor:
