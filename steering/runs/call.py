@@ -20,10 +20,10 @@ from steering.config import RunConfig
 from steering.errors import SteeringError
 from steering.plugins import load_file, load_module
 from steering.reading import user_path
-from steering.runs.opened import Opened
+from steering.runs.opened import Frozen, Opened
 from steering.runs.record import Cost, Metric, RunRecord, Scores
 from steering.runs.wanted import MODEL, Ask
-from steering.runs.workshop import Frozen, Workshop
+from steering.runs.workshop import Workshop
 from steering.storage import known_sha256, write_text
 from steering.task import Task
 
@@ -77,7 +77,7 @@ class Call:
         """The frozen model: that of the parent "model", else the config's target as it is given."""
         if MODEL in self.ask.parents:
             return self.workshop.trained(self.ask.parents[MODEL], self.opened)
-        return self.workshop.given(self.ask.config.target, self.opened)
+        return self.opened.frozen(self.ask.config.target)
 
     def parent(self, role: str) -> RunRecord | None:
         """The record of another run that this one is built on; None without one."""

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from steering.data import IndexedData
 from steering.errors import SteeringError
+from steering.outputs import weights_fingerprint
+from steering.reading import user_path
 from steering.runs.sources import sources_of
-from steering.task import Model, Task, find_task
+from steering.storage import known_sha256
+from steering.task import Model, ModelSpec, Task, find_task
 from steering.typed import plain
 
-KEPT = 2  # data sets in memory: of a target's inputs, and of a reference's
+KEPT = 2  # data sets in memory, of a target's inputs and of a reference's; and frozen models
 TRAINING = "train"
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """A model that no run changes, and the digest of its weights."""
+
+    model: Model
+    weights: str
 
 
 class Opened:
@@ -29,6 +41,7 @@ class Opened:
         self.task: Task = find_task(options.name)(options)
         self._options = options
         self._plain: dict[str, IndexedData] = {}
+        self._frozen: dict[str, Frozen] = {}
         self._digest = ""
 
     @cached_property
@@ -52,6 +65,22 @@ class Opened:
         if not self._digest:
             self._digest = data.fingerprint()
         return self._digest
+
+    def frozen(self, spec: ModelSpec) -> Frozen:
+        """A model of given weights, in eval mode and without gradient.
+
+        Another task may build another network from the same words (its classes, its image size), so
+        it is kept here and not by its name alone.
+        """
+        file = None if spec.checkpoint is None else user_path(spec.checkpoint)
+        content = known_sha256(file) if file is not None and file.is_file() else ""
+        name = f"{spec} {content}"
+        if name not in self._frozen:
+            make_room(self._frozen, KEPT)
+            model = self.task.build(spec)
+            model.module.eval().requires_grad_(False)
+            self._frozen[name] = Frozen(model, weights_fingerprint(model.module))
+        return self._frozen[name]
 
     def part(self, name: str, model: Model) -> tuple[IndexedData, str]:
         """The training data or a part of the held-out data, without augmentation, and the digest.

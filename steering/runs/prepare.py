@@ -17,9 +17,9 @@ from steering.population.noise import perturb
 from steering.reference import STORED, LiveReference, Reference, StoredReference
 from steering.runs.ask import START, Ask
 from steering.runs.measure import forward_flops
-from steering.runs.opened import TRAINING, Opened
+from steering.runs.opened import TRAINING, Frozen, Opened
 from steering.runs.record import WEIGHTS
-from steering.runs.workshop import Frozen, Workshop
+from steering.runs.workshop import Workshop
 from steering.schema import RestartConfig
 from steering.task import Model
 from steering.training.checkpoint import load_newest
@@ -82,7 +82,7 @@ def prepare(ask: Ask, workshop: Workshop) -> Prepared:
         found["start: weights"] = weights_fingerprint(target.module)
         # The file that others start from, or learn from, stays without noise.
         perturb(target.module, config.restart.noise, config.seed)
-    reference = _reference(ask, workshop) if ask.needs.reference else None
+    reference = _reference(ask, opened, workshop) if ask.needs.reference else None
     if reference is not None:
         found["reference: weights"] = reference.frozen.weights
         found["reference: inputs"] = reference.frozen.model.inputs_fingerprint
@@ -106,8 +106,8 @@ def prepare(ask: Ask, workshop: Workshop) -> Prepared:
     return Prepared(opened, target, reference, data, method, carried, found, flops)
 
 
-def _reference(ask: Ask, workshop: Workshop) -> Steered:
-    frozen, opened = workshop.reference(ask), workshop.opened(ask)
+def _reference(ask: Ask, opened: Opened, workshop: Workshop) -> Steered:
+    frozen = workshop.reference(ask)
     plain = opened.plain_data(frozen.model)
     flops = forward_flops(opened.task.risk, frozen.model, plain, workshop.device)
     if ask.stores_reference:

@@ -4,7 +4,7 @@ outputs. Nothing is made twice."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,27 +14,16 @@ from steering import distributed
 from steering.data import IndexedData
 from steering.errors import ConfigError, SteeringError
 from steering.methods import check_options
-from steering.outputs import Artefact, Estimate, Fingerprint, build, estimate, weights_fingerprint
+from steering.outputs import Artefact, Estimate, Fingerprint, build, estimate
 from steering.outputs.computing import Batches
-from steering.reading import user_path
 from steering.runs.ask import REFERENCE, Ask
-from steering.runs.opened import Opened, make_room
+from steering.runs.opened import Frozen, Opened, make_room
 from steering.runs.record import WEIGHTS, RunRecord
 from steering.runs.store import OUTPUTS, Store, require_same_found
 from steering.storage import known_sha256
-from steering.task import Model, ModelSpec
 from steering.training.loader import load
 
-KEPT = 2  # frozen models in memory
 KEPT_TASKS = 4
-
-
-@dataclass(frozen=True)
-class Frozen:
-    """A model that no run changes, and the digest of its weights."""
-
-    model: Model
-    weights: str
 
 
 class Workshop:
@@ -48,7 +37,6 @@ class Workshop:
     def __init__(self, store: Store, device: torch.device) -> None:
         self.store, self.device = store, device
         self._opened: dict[str, Opened] = {}
-        self._frozen: dict[str, Frozen] = {}
 
     def opened(self, ask: Ask) -> Opened:
         """The task of a run and its data."""
@@ -88,26 +76,15 @@ class Workshop:
 
     def reference(self, ask: Ask) -> Frozen:
         """The frozen reference of a training: its parent's weights, or those of its config."""
+        opened = self.opened(ask)
         if REFERENCE in ask.parents:
-            return self.trained(ask.parents[REFERENCE], self.opened(ask))
-        return self.given(ask.reference, self.opened(ask))
+            return self.trained(ask.parents[REFERENCE], opened)
+        return opened.frozen(ask.reference)
 
     def trained(self, parent: Ask, opened: Opened) -> Frozen:
         """The model that a finished run has trained, in eval mode and without gradient."""
         weights = self.finished(parent).folder / WEIGHTS
-        return self.given(replace(parent.config.target, checkpoint=str(weights)), opened)
-
-    def given(self, spec: ModelSpec, opened: Opened) -> Frozen:
-        """A model of given weights, frozen."""
-        file = None if spec.checkpoint is None else user_path(spec.checkpoint)
-        content = known_sha256(file) if file is not None and file.is_file() else ""
-        name = f"{spec} {content}"
-        if name not in self._frozen:
-            make_room(self._frozen, KEPT)
-            model = opened.task.build(spec)
-            model.module.eval().requires_grad_(False)
-            self._frozen[name] = Frozen(model, weights_fingerprint(model.module))
-        return self._frozen[name]
+        return opened.frozen(replace(parent.config.target, checkpoint=str(weights)))
 
     def finished(self, ask: Ask) -> RunRecord:
         """The record of a run that others are built on; SteeringError when its weights are no

@@ -230,3 +230,14 @@ def test_a_function_of_a_study_is_a_run_like_any_other(config, tmp_path):
     file.write_text(FUNCTION)
     write_ask(tmp_path / "ask.json", second)
     assert read_ask(tmp_path / "ask.json").key == second.key
+
+
+def test_a_frozen_model_is_that_of_its_own_task(config, tmp_path):
+    """The same words in a config are another network in another task."""
+    workshop = Workshop(Store(tmp_path / "runs"), torch.device("cpu"))
+    pairs = workshop.opened(training(config()))
+    units = workshop.opened(training(config("task.kind=units", "method={name: erm}")))
+    spec = config().target
+    models = [opened.frozen(spec).model.module for opened in (pairs, units, pairs)]
+    assert type(models[0]) is not type(models[1])
+    assert models[0] is models[2]
