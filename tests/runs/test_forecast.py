@@ -12,6 +12,7 @@ from steering.commands.dry_run import dry_run
 from steering.config import load_config
 from steering.errors import ConfigError, SteeringError
 from steering.packaged import packaged_configs
+from steering.runs import forecast as forecasting
 from steering.runs.ask import training
 from steering.runs.forecast import forecast
 from steering.runs.gpus import GPUS, MEASURED, Gpu
@@ -63,9 +64,25 @@ def stored(tmp_path):
     return list((tmp_path / "runs/study/outputs").rglob("*.npy"))
 
 
+@pytest.fixture(scope="module")
+def counted():
+    """`_network` that counts what is the same network once: eight configs share two CLIP models."""
+    found, count = {}, forecasting._network
+
+    def once(task, sketch, spec, kind):
+        shapes = {key: tuple(value.shape) for key, value in sketch.batch.items()}
+        place = f"{type(task)} {vars(task.risk)} {spec} {kind} {shapes}"
+        if place not in found:
+            found[place] = count(task, sketch, spec, kind)
+        return found[place]
+
+    return once
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_every_packaged_config_has_a_dry_run(name, tmp_path, monkeypatch):
+def test_every_packaged_config_has_a_dry_run(name, tmp_path, monkeypatch, counted):
     """Without weights, and without data but where the data say how many classes there are."""
+    monkeypatch.setattr(forecasting, "_network", counted)
     for network in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
         monkeypatch.setenv(network, "1")
     monkeypatch.chdir(tmp_path)
