@@ -222,7 +222,7 @@ class StochasticRisk(nn.Module):
         log_prior: Tensor | None,
         counts: Tensor | float,
     ) -> Reply:
-        s = excess / visit.tau[..., None]
+        s = excess / told.beside(visit.tau)
         if self.divergence.has_log_means:
             return self._log_reply(units, s, visit, log_prior, counts)
         if log_prior is not None:
@@ -255,7 +255,7 @@ class StochasticRisk(nn.Module):
             height = self._with_margin(nu)
         else:
             height = self.heights(visit, log_means)
-        weights = (shown - height[..., None]).exp() / told.column(counts)
+        weights = (shown - told.beside(height)).exp() / told.column(counts)
 
         def slopes() -> tuple[Tensor, Tensor]:
             means = (shown.softmax(-1) * s).sum(-1)
@@ -274,7 +274,7 @@ class StochasticRisk(nn.Module):
         self.watch.size(n)
         if not self.watch.wants(n):
             return None
-        share = told.effective_share(weights, counts)
+        share = told.share_of(weights, counts)
         what = "items of each row" if units.rows.ndim else "examples of each batch"
         self.watch.share(share, n if units.mask is None else units.counts().mean(), what)
         return share

@@ -108,6 +108,8 @@ class Temperature(Temperatures):
         learn: bool | None = None,  # noqa: ARG002
     ) -> tuple[Tensor, Follow]:
         tau = self()
+        if not self.learned:  # no graph to leave, and nobody asks how to follow
+            return tau, _stay
         return tau.detach(), lambda slope, *_: (tau - tau.detach()) * slope
 
     def read(self, rows: Tensor, sharded: bool) -> Tensor:  # noqa: ARG002
@@ -115,6 +117,10 @@ class Temperature(Temperatures):
 
     def typical(self) -> Tensor:
         return self().detach()
+
+
+def _stay(slope: Tensor, *_: Tensor) -> Tensor:
+    return torch.zeros_like(slope)
 
 
 def require_range(initial: float, minimum: float, maximum: float, *, finite: bool = True) -> None:

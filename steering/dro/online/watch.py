@@ -64,10 +64,9 @@ class Watch:
         compiling = torch.compiler.is_compiling()
         return self.divergence.takes_budget and items >= FEWEST and not compiling
 
-    @torch.no_grad()
     def share(self, share: Tensor, items: Tensor | float, what: str) -> None:
-        """The mean effective sample share of a step's rows, (), and how many items they have, () or
-        a number.
+        """The mean effective sample share of a step's rows, (), detached, and how many items they
+        have, () or a number.
 
         Args:
             what: the items of whom, for the message: "examples of each batch".
@@ -76,7 +75,7 @@ class Watch:
             self.recent.clear()
             self.low = self.seen = None
         self.what = what
-        self.recent.append((share.detach(), items))
+        self.recent.append((share, items))
         if len(self.recent) >= LONG:
             self._take_in()
 
