@@ -25,6 +25,7 @@ class Scale:
 
     @staticmethod
     def of(features: Tensor) -> Scale:
+        # A feature that never moves stays 0, instead of becoming 0/0.
         return Scale(features.mean(0), features.std(0).clamp_min(1e-6))
 
     def __call__(self, features: Tensor) -> Tensor:
