@@ -137,7 +137,10 @@ def worst_case(
     problem = checked(losses, divergence, radius, rho, penalty, level, order, mask, prior)
     with torch.no_grad():
         solution = solved(problem)
+    # Rows were solved as x = (h − top)/spread. Adding a constant to h moves value and ν by it, and
+    # no weight; a factor multiplies value, ν and τ.
     value = problem.top + problem.spread * solution.value
+    # A penalty is given back as it came, with no rounding from the scaling.
     tau = problem.tau if problem.radius is None else solution.tau * problem.spread
     nu = problem.top + problem.spread * solution.nu
     shape, dtype = losses.shape, losses.dtype
@@ -146,12 +149,14 @@ def worst_case(
     def rows(x: Tensor) -> Tensor:
         return x.to(dtype).view(shape[:-1])
 
+    # Not before somebody asks: it is a pass over all rows in float64.
     def gap() -> Tensor:
         with torch.no_grad():
             return rows(problem.spread * certificate(problem, solution))
 
     value = rows(value)
     if losses.requires_grad:
+        # By (16) the gradient is the weights: nothing of the search needs a graph.
         value = _Envelope.apply(losses, value, weights)
     return WorstCase(value, weights, Dual(rows(tau), rows(nu)), gap)
 
@@ -162,6 +167,7 @@ class _Envelope(torch.autograd.Function):
     @staticmethod
     def forward(ctx, losses: Tensor, value: Tensor, weights: Tensor) -> Tensor:  # type: ignore[no-untyped-def]  # noqa: ARG004
         ctx.save_for_backward(weights)
+        # A tensor of its own: the one that came in has no gradient.
         return value.clone()
 
     @staticmethod

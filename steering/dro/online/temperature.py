@@ -88,9 +88,8 @@ class Temperature(Temperatures):
             return self.log_tau.exp()
         if not learning(self):
             return self.log_tau.clamp(*self.bounds).exp()
-        with (
-            torch.no_grad()
-        ):  # a projection, as in the paper: a clamp inside the graph would trap τ at the border
+        # A projection, as in the paper: a clamp inside the graph would trap τ at the border.
+        with torch.no_grad():
             self.log_tau.clamp_(*self.bounds)
         return self.log_tau.exp()
 
@@ -108,8 +107,10 @@ class Temperature(Temperatures):
         learn: bool | None = None,  # noqa: ARG002
     ) -> tuple[Tensor, Follow]:
         tau = self()
-        if not self.learned:  # no graph to leave, and nobody asks how to follow
+        # No graph to leave, and nobody asks how to follow.
+        if not self.learned:
             return tau, _stay
+        # Zero in value. Its gradient in log τ is τ·slope, whatever the risk does with a detached τ.
         return tau.detach(), lambda slope, *_: (tau - tau.detach()) * slope
 
     def read(self, rows: Tensor, sharded: bool) -> Tensor:  # noqa: ARG002

@@ -69,6 +69,7 @@ def spent_metrics(weights: Tensor, counts: Tensor | float) -> dict[str, Tensor]:
         uniform), nats; both averaged over rows.
     """
     total = weights.sum(-1, keepdim=True).clamp_min(torch.finfo(weights.dtype).tiny)
+    # Their sum is not 1 where a running ν or a margin is at work. xlogy makes 0·log 0 zero.
     ratios = weights / total * column(counts)
     kl = torch.xlogy(ratios, ratios).sum(-1) / counts
     return {"weight_max": ratios.amax(-1).mean(), "kl_spent": kl.mean()}
