@@ -113,6 +113,7 @@ class Adversary:
         phi, radius, name = self.divergence, self.radius, self.divergence.name
         budgeted, tau = phi.takes_budget, self.tau
         first = None if tau is None else tau(0.0)
+        # Schedules are looked at where they begin; what they do later `StochasticRisk.at` looks at.
         moves = tau is not None and not isinstance(tau, Constant)
         for key, value, ok, expected in [
             (
