@@ -135,7 +135,8 @@ def require_finite(values: Tensor, mask: Tensor | None, index: Tensor | None, na
 
 def _require(ok: Tensor, index: Tensor | None, what: str) -> None:
     if ok.device.type != "cpu":
-        torch._assert_async(ok.all(), what)  # asking would make the host wait for the GPU
+        # Asking would make the host wait for the GPU.
+        torch._assert_async(ok.all(), what)
     elif not ok.all():
         place = int((~ok).nonzero()[0, 0])
         example = "" if index is None else f" (example {int(index[place])})"

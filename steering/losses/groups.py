@@ -188,6 +188,7 @@ class DoReMi(nn.Module):
         total = distributed.mean(weights.sum())
         values, _ = _items(units, units.target)
         loss = (weights * values).sum() / total
+        # `total` is a mean over the ranks, and weights are told as shares of the sum.
         own = weights / (total * distributed.world_size())
         return Estimate(loss, _placed(own, losses, mask), _scalars(self.weights))
 

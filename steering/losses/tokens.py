@@ -57,6 +57,7 @@ class Rho1(nn.Module):
         counts = units.counts()  # refuses a batch in which no token counts
         chosen = top_share(units.excess().detach(), units.mask, self.share)
         weights = chosen.to(units.target.dtype) / chosen.sum()
+        # The losses themselves, zero where masked: a NaN there would outlive its weight of 0.
         loss = (weights * units.excess(0.0)).sum()
         kept = chosen.sum() / counts
         own = own_part(weights, losses.numel()).view(losses.shape)

@@ -60,16 +60,16 @@ def build(
     folder = root / fingerprint.digest()[:12]
     with locked(root / f".{folder.name}.lock") if distributed.rank() == 0 else nullcontext():
         distributed.barrier()  # rank 0 holds the lock
+        # Read behind the lock: whoever held it before may have computed this very kind.
         about = _about(folder, fingerprint)
         if kind not in about["kinds"]:
             module.eval()
+            # What a kind is made of is told by a batch alone; a task decides its tensors.
             first = next(batches(0))
             names = [*_arrays(kind, risk, module, first, device)]
             if all(name in about["files"] for name in names):
-                about["kinds"][kind] = {
-                    "tensors": names,
-                    "seconds": 0.0,
-                }  # other kinds have computed them all
+                # Other kinds have computed them all.
+                about["kinds"][kind] = {"tensors": names, "seconds": 0.0}
             else:
                 missing = [name for name in names if name not in about["files"]]
                 seconds = _pass(
@@ -86,6 +86,7 @@ def build(
                 if distributed.rank() == 0:
                     _take_over(folder, about, kind, missing)
                 about["kinds"][kind] = {"tensors": names, "seconds": round(seconds, 2)}
+            # The record comes last: a file that it does not name counts for nothing.
             if distributed.rank() == 0:
                 write_text(folder / OUTPUTS, json.dumps(about, indent=1) + "\n")
         distributed.barrier()
@@ -115,6 +116,7 @@ def estimate(
         start = time.monotonic()
         found = _arrays(kind, risk, module, batch, device)
         seconds = time.monotonic() - start
+        # A byte more for the mark of what could be read.
         row_bytes = sum(value[:1].nbytes for value in found.values()) + 1
         if number and steps < 2:
             break
@@ -164,18 +166,23 @@ def _pass(
     begun = all(
         path.is_file() for path in [*progress, *(partial / _file(name) for name in [*names, VALID])]
     )
+    # All have looked before rank 0 clears away, and none opens a file before that is done.
     distributed.barrier()
     if rank == 0 and not begun:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
     distributed.barrier()
     states = [json.loads(path.read_text()) for path in progress] if begun else []
+    # Batches that only some ranks have done are done again. They write the same rows once more.
     done = min((state["batches"] for state in states), default=0)
+    # The ranks ran side by side, so the longest of them is what it took.
     before = max((state["seconds"] for state in states), default=0.0)
     start = flushed = time.monotonic()
     arrays: dict[str, np.memmap] = {}
 
     def flush(count: int) -> None:
+        # The rows before the number that says how many there are: a kill in between repeats work,
+        # and skips none.
         for array in arrays.values():
             array.flush()
         write_text(
@@ -196,6 +203,7 @@ def _pass(
                 arrays[name] = _open(
                     partial / _file(name), (examples, *value.shape[1:]), value.dtype, begun
                 )
+            # By the examples' numbers: the ranks write different rows of one file, in any order.
             arrays[name][rows] = value
         if time.monotonic() - flushed > FLUSH_SECONDS:
             flush(count)
@@ -226,7 +234,8 @@ def _open(path: Path, shape: tuple[int, ...], dtype: np.dtype, begun: bool) -> n
 def _take_over(folder: Path, about: dict[str, Any], kind: str, names: list[str]) -> None:
     """Move finished tensors from their partial folder into the artefact."""
     partial = _partial(folder, kind)
-    if VALID in about["files"]:  # an example counts when every pass could read it
+    # An example counts when every pass could read it.
+    if VALID in about["files"]:
         valid = np.load(folder / _file(VALID)) & np.load(partial / _file(VALID))
         np.save(partial / _file(VALID), valid)
     for name in [*names, VALID]:

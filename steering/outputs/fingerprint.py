@@ -50,8 +50,10 @@ class Fingerprint:
 def weights_fingerprint(module: nn.Module) -> str:
     """Digest of every parameter and buffer: name, dtype, shape and bytes."""
     parts: list[bytes | str] = []
+    # A state dict comes in the order of registration, which says nothing of what is computed.
     for name, tensor in sorted(module.state_dict().items()):
         value = tensor.detach().cpu().contiguous()
         parts += [name, str(value.dtype), str(tuple(value.shape))]
+        # As bytes: numpy has no bfloat16.
         parts.append(value.reshape(-1).view(torch.uint8).numpy().tobytes())
     return sha256(parts)

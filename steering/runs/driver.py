@@ -52,6 +52,7 @@ class Progress:
         """Estimated from the median run so far; nothing before the first is done."""
         if not self.times:
             return ""
+        # Not the mean: one run may have to compute the stored outputs of all.
         median = sorted(self.times)[len(self.times) // 2]
         return f", about {in_time(median * (self.total - self.done) / self.jobs)} left"
 
@@ -74,6 +75,8 @@ def carry_out(name: str, study: Study, options: Any, base: RunConfig, workshop: 
             "jobs: several at a time are for one process each; under torchrun use jobs=1"
         )
     while True:
+        # A study that looks at what its runs have found may want more of them; one whose wishes are
+        # fulfilled names nothing new.
         fresh = {
             ask.key: ask
             for ask in study.wanted(base, _done(asked, workshop))
@@ -109,10 +112,12 @@ def _do(
 ) -> None:
     every = with_parents_first(asks)
     for ask in every:
+        # What is found is not done again, so it is compared with the data as they are now.
         if (record := workshop.store.find(ask.key)) is not None:
             workshop.verify(ask, record)
     todo = [ask for ask in every if workshop.store.find(ask.key) is None]
-    for ask in todo:  # what does not fit shows before hours are spent on the others
+    # What does not fit shows before hours are spent on the others.
+    for ask in todo:
         if ask.kind == "train":
             workshop.fitting(ask)
     progress.total += len(todo)
@@ -127,9 +132,8 @@ def _do(
     if jobs > 1 and len(todo) > 1:
         _in_processes(todo, workshop, progress, jobs)
         return
-    from steering.runs.execute import (
-        execute,
-    )  # here, as a study with nothing to do needs no trainer
+    # Here, as a study with nothing to do needs no trainer.
+    from steering.runs.execute import execute
 
     said = 0.0
     for ask in todo:
@@ -164,6 +168,7 @@ def _in_processes(todo: list[Ask], workshop: Workshop, progress: Progress, jobs:
                     raise SteeringError(f"{waiting[0].label}: waits for a run that nobody does")
                 time.sleep(POLL)
         finally:
+            # One failure, or Ctrl-C, ends all: what they have saved is where the next call goes on.
             for job in running.values():
                 job.process.terminate()
             for job in running.values():
@@ -188,6 +193,7 @@ def _start(ask: Ask, workshop: Workshop, scratch: Path, jobs: int, number: int) 
         workshop.store.begin(ask.key, ask.kind, ask.label) / "log.txt",
     )
     write_ask(file, ask)
+    # Torch takes all cores for each process unless it is told. The user's own number goes first.
     threads = str(max(1, (os.cpu_count() or 1) // jobs))
     surroundings = {"OMP_NUM_THREADS": threads} | dict(os.environ)
     if workshop.device.type == "cuda":

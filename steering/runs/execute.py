@@ -43,7 +43,8 @@ def execute(ask: Ask, workshop: Workshop, title: str | None = None) -> RunRecord
     """
     store = workshop.store
     todo = [one for one in with_parents_first([ask]) if store.find(one.key) is None]
-    for one in todo:  # what does not fit shows before a reference is trained for it
+    # What does not fit shows before a reference is trained for it.
+    for one in todo:
         if one.kind == "train":
             workshop.fitting(one)
     for one in todo:
@@ -126,6 +127,7 @@ def _training_cost(
         parameters=parameters(prepared.target),
         forward_flops=prepared.flops,
         reference_flops=reference_flops,
+        # Stored outputs are not in it: all runs that share them would count them.
         flops=passes * prepared.flops + result["reference_samples"] * reference_flops,
         peak_bytes=peak_bytes(device),
     )

@@ -172,7 +172,8 @@ def _dual_bytes(method: Method, examples: int, processes: int) -> int:
     """Of a process's share of what the method keeps of every example or row."""
     found = [*method.buffers(), *_mapped_tables(method)]
     tables = [value for value in found if value.numel() >= examples]
-    if processes > 1:  # a table that is split needs no marks of what has been visited
+    # A table that is split needs no marks of what has been visited.
+    if processes > 1:
         tables = [value for value in tables if value.is_floating_point()]
     return sum(math.ceil(x.numel() / processes) * x.element_size() for x in tables)
 

@@ -73,6 +73,7 @@ def prepare(ask: Ask, workshop: Workshop) -> Prepared:
         SteeringError: something cannot be had, or the method does not fit the task.
     """
     opened, config = workshop.fitting(ask), ask.config
+    # Initial weights are drawn from the seed alone, whatever the process has drawn before.
     torch.manual_seed(config.seed)
     target = opened.task.build(config.target)
     found = {"target: inputs": target.inputs_fingerprint}
@@ -86,7 +87,9 @@ def prepare(ask: Ask, workshop: Workshop) -> Prepared:
     if reference is not None:
         found["reference: weights"] = reference.frozen.weights
         found["reference: inputs"] = reference.frozen.model.inputs_fingerprint
-        torch.manual_seed(config.seed)  # building the reference has drawn numbers
+        # Building the reference has drawn numbers; one that is kept from another run has not.
+        torch.manual_seed(config.seed)
+    # Only a live reference needs inputs of its own in a batch.
     live = None if reference is None or reference.stored is not None else reference.frozen.model
     data = opened.task.train_data(target, live, config.seed)
     found["task: data"] = opened.digest(data)

@@ -214,6 +214,7 @@ def read_curves(path: Path) -> list[dict[str, Any]]:
     for line in path.read_text(encoding="utf-8").split("\n"):
         try:
             rows.append(json.loads(line))
+        # A killed run may leave half a line, and nothing behind it.
         except ValueError:
             break
     return rows

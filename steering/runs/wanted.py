@@ -135,6 +135,8 @@ class Ask:
     def _content(self) -> dict[str, Any]:
         config = self.config
         content: dict[str, Any] = {"task": differences(config.task)}
+        # Neither method nor seed play a part in the others; so they are found again whatever these
+        # are.
         if self.kind != "train":
             model = (
                 {}

@@ -136,6 +136,8 @@ def batches_of(data: IndexedData, ask: Ask) -> tuple[Batches, int]:
     train, rank, world = ask.config.train, distributed.rank(), distributed.world_size()
     size = train.batch_size
     steps = -(-len(data) // (size * world))
+    # The last batches wrap around to the first examples: a row may be written twice, with the same
+    # numbers.
     numbers = torch.arange(steps * size * world).remainder(len(data)).numpy()
     order = numbers.reshape(steps, world, size)
 

@@ -85,8 +85,8 @@ class KL(Divergence):
                 (most - spent).clamp_min(1e-300) / (most - radius)
             ).log()
             slope = beta.square() * variance * (1 / spent + 1 / (most - spent).clamp_min(1e-300))
-            # A step that leaves the bracket, or goes further than e⁴, becomes a bisection; without
-            # an upper end, a step of e².
+            # A step that leaves the bracket, or goes a factor of e⁴ beyond its lower end, becomes a
+            # bisection; as long as there is no upper end, a factor of e².
             step = (log_beta - logit / slope).nan_to_num(math.inf)
             middle = torch.where(high.isinf(), low + 2, (low + high) / 2)
             inside = (step > low) & (step < torch.minimum(high, low + 4))

@@ -117,6 +117,7 @@ def _pair_losses(image: Tensor, text: Tensor) -> Tensor:
     image, text = distributed.gather(image.contiguous()), distributed.gather(text.contiguous())
     others = max(len(image) - 1, 1)
     own = (image * text).sum(-1)
+    # Σ_j cos(i, j) = x_i·Σ_j t_j, and less its own pair there are B − 1 of them.
     both = image @ text.sum(0) + text @ image.sum(0)
     return ((both / 2 - own) / others - own)[None]
 
