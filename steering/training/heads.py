@@ -74,6 +74,7 @@ def fit_head(
     parameters = [weight.requires_grad_(), bias.requires_grad_()]
     for number in range(rounds):
         progress = (number + 1) / rounds
+        # A new one for each round: the curvature that L-BFGS remembers is that of another function.
         optimizer = torch.optim.LBFGS(
             parameters,
             max_iter=steps,

@@ -125,6 +125,7 @@ def _prior(
         # Written as a denial: a comparison with NaN is false, so NaN counts as bad.
         if (bad := ~((given >= 0) & given.isfinite()) & (q > 0)).any():
             shape.fail(bad, "prior", given, "finite numbers >= 0")
+        # Chosen, not multiplied: what the mask hides may be NaN.
         q = torch.where(q > 0, given, 0.0)
         largest = q.amax(-1, keepdim=True)
         if (nothing := largest[:, 0] == 0).any():
@@ -142,6 +143,8 @@ def _ends(flat: Tensor, q: Tensor | None, shape: _Shape) -> tuple[Tensor, Tensor
     if q is None:
         top, low = flat.amax(-1), flat.amin(-1)
     else:
+        # Filled on both sides, so that what the prior hides is neither the largest nor the
+        # smallest.
         top = flat.masked_fill(q == 0, -torch.inf).amax(-1)
         low = flat.masked_fill(q == 0, torch.inf).amin(-1)
     # In float64, as the difference of two float32 numbers may leave float32. Not finite if an item is

@@ -79,6 +79,7 @@ class Temperature(Temperatures):
         require_range(initial, minimum, maximum, finite=learned)
         self.learned, self.infinite = learned, initial == math.inf
         self.bounds = (math.log(minimum), math.log(maximum) if math.isfinite(maximum) else math.inf)
+        # Its logarithm: whatever step an optimiser takes, τ stays above 0.
         self.log_tau = nn.Parameter(
             torch.tensor(math.log(initial), dtype=torch.float32), requires_grad=learned
         )
