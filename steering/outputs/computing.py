@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from steering.runs.store import readable
 from steering.storage import file_sha256, locked, write_text
 
 FLUSH_SECONDS = 10.0
+TAKEN = "taken.json"
+"""In a partial folder that is complete: what `outputs.json` will say once its files have moved."""
 
 Batches = Callable[[int], Iterator[dict[str, Tensor]]]
 """From a batch number on: this rank's batches, as many on every rank, the examples of all of them
@@ -60,6 +63,11 @@ def build(
     folder = root / fingerprint.digest()[:12]
     with locked(root / f".{folder.name}.lock") if distributed.rank() == 0 else nullcontext():
         distributed.barrier()  # rank 0 holds the lock
+        if distributed.rank() == 0:
+            for partial in sorted(folder.glob(".partial-*")):
+                if (partial / TAKEN).is_file():  # a kill came between the files
+                    _move(folder, partial)
+        distributed.barrier()
         # Read behind the lock: whoever held it before may have computed this very kind.
         about = _about(folder, fingerprint)
         if kind not in about["kinds"]:
@@ -70,6 +78,8 @@ def build(
             if all(name in about["files"] for name in names):
                 # Other kinds have computed them all.
                 about["kinds"][kind] = {"tensors": names, "seconds": 0.0}
+                if distributed.rank() == 0:
+                    write_text(folder / OUTPUTS, json.dumps(about, indent=1) + "\n")
             else:
                 missing = [name for name in names if name not in about["files"]]
                 seconds = _pass(
@@ -83,12 +93,9 @@ def build(
                     device,
                     len(first["index"]),
                 )
+                about["kinds"][kind] = {"tensors": names, "seconds": round(seconds, 2)}
                 if distributed.rank() == 0:
                     _take_over(folder, about, kind, missing)
-                about["kinds"][kind] = {"tensors": names, "seconds": round(seconds, 2)}
-            # The record comes last: a file that it does not name counts for nothing.
-            if distributed.rank() == 0:
-                write_text(folder / OUTPUTS, json.dumps(about, indent=1) + "\n")
         distributed.barrier()
         return Artefact(folder, fingerprint, kind)
 
@@ -107,19 +114,14 @@ def estimate(
     Args:
         steps: batches of this rank.
     """
-    stream = batches(0)
+    stream: Iterator[dict[str, Tensor]] = batches(0)
     row_bytes, seconds = 0, 0.0
-    for number in range(2):
-        batch = next(stream, None)
-        if batch is None:
-            break
+    for batch in islice(stream, 2):
         start = time.monotonic()
         found = _arrays(kind, risk, module, batch, device)
         seconds = time.monotonic() - start
         # A byte more for the mark of what could be read.
         row_bytes = sum(value[:1].nbytes for value in found.values()) + 1
-        if number and steps < 2:
-            break
     return Estimate(row_bytes * examples, seconds * steps, examples)
 
 
@@ -232,18 +234,31 @@ def _open(path: Path, shape: tuple[int, ...], dtype: np.dtype, begun: bool) -> n
 
 
 def _take_over(folder: Path, about: dict[str, Any], kind: str, names: list[str]) -> None:
-    """Move finished tensors from their partial folder into the artefact."""
+    """Move finished tensors from their partial folder into the artefact.
+
+    Several files and a record do not change at once. So the record is written beside them before
+    the first one moves, and whoever finds it there carries on.
+    """
     partial = _partial(folder, kind)
     # An example counts when every pass could read it.
     if VALID in about["files"]:
         valid = np.load(folder / _file(VALID)) & np.load(partial / _file(VALID))
         np.save(partial / _file(VALID), valid)
     for name in [*names, VALID]:
-        path = folder / _file(name)
-        (partial / path.name).replace(path)
+        path = partial / _file(name)
         about["files"][name] = {
             "file": path.name,
             "bytes": path.stat().st_size,
             "sha256": file_sha256(path),
         }
+    write_text(partial / TAKEN, json.dumps(about, indent=1) + "\n")
+    _move(folder, partial)
+
+
+def _move(folder: Path, partial: Path) -> None:
+    """What `TAKEN` says, whether or not some of it has been done."""
+    for path in partial.glob("*.npy"):
+        path.replace(folder / path.name)
+    # The record comes last: a file that it does not name counts for nothing.
+    write_text(folder / OUTPUTS, (partial / TAKEN).read_text())
     shutil.rmtree(partial)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,8 @@ from steering.runs.transport import write_ask
 from steering.runs.workshop import Workshop
 
 if TYPE_CHECKING:
+    import torch
+
     from steering.studies import Study
 
 POLL = 0.2  # seconds between two looks at running processes
@@ -154,12 +157,14 @@ def _in_processes(todo: list[Ask], workshop: Workshop, progress: Progress, jobs:
     on."""
     waiting = list(todo)
     running: dict[str, _Job] = {}
+    gpus = visible_gpus(workshop.device)
     with tempfile.TemporaryDirectory(prefix="steering-jobs-") as scratch:
         try:
             while waiting or running:
                 for ask in [one for one in waiting if _ready(one, workshop)][: jobs - len(running)]:
                     waiting.remove(ask)
-                    running[ask.key] = _start(ask, workshop, Path(scratch), jobs, len(running))
+                    gpu = least_used(gpus, [job.gpu for job in running.values()])
+                    running[ask.key] = _start(ask, workshop, Path(scratch), jobs, gpu)
                 for key, job in [*running.items()]:
                     if job.process.poll() is not None:
                         del running[key]
@@ -181,13 +186,31 @@ class _Job:
     process: subprocess.Popen[bytes]
     log: Path
     begin: float
+    gpu: str | None
 
 
 def _ready(ask: Ask, workshop: Workshop) -> bool:
     return all(workshop.store.find(parent.key) is not None for parent in ask.parents.values())
 
 
-def _start(ask: Ask, workshop: Workshop, scratch: Path, jobs: int, number: int) -> _Job:
+def visible_gpus(device: torch.device) -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them; none on a CPU."""
+    if device.type != "cuda":
+        return []
+    # The user's choice counts for the children, too: their numbers are those of the machine.
+    if named := os.environ.get("CUDA_VISIBLE_DEVICES"):
+        return named.split(",")
+    import torch
+
+    return [str(number) for number in range(torch.cuda.device_count())]
+
+
+def least_used(gpus: Sequence[str], used: Sequence[str | None]) -> str | None:
+    """The GPU on which the fewest jobs run, the first of several; None where there is none."""
+    return min(gpus, key=used.count) if gpus else None
+
+
+def _start(ask: Ask, workshop: Workshop, scratch: Path, jobs: int, gpu: str | None) -> _Job:
     file, log = (
         scratch / f"{ask.key}.json",
         workshop.store.begin(ask.key, ask.kind, ask.label) / "log.txt",
@@ -196,10 +219,8 @@ def _start(ask: Ask, workshop: Workshop, scratch: Path, jobs: int, number: int) 
     # Torch takes all cores for each process unless it is told. The user's own number goes first.
     threads = str(max(1, (os.cpu_count() or 1) // jobs))
     surroundings = {"OMP_NUM_THREADS": threads} | dict(os.environ)
-    if workshop.device.type == "cuda":
-        import torch
-
-        surroundings["CUDA_VISIBLE_DEVICES"] = str(number % torch.cuda.device_count())
+    if gpu is not None:
+        surroundings["CUDA_VISIBLE_DEVICES"] = gpu
     command = [
         sys.executable,
         "-m",
@@ -217,7 +238,7 @@ def _start(ask: Ask, workshop: Workshop, scratch: Path, jobs: int, number: int) 
             stdin=subprocess.DEVNULL,
         )
     CONSOLE.print(f"started  {ask.label}", soft_wrap=True)
-    return _Job(ask, process, log, time.monotonic())
+    return _Job(ask, process, log, time.monotonic(), gpu)
 
 
 def _ended(job: _Job, workshop: Workshop, progress: Progress) -> None:

@@ -143,7 +143,8 @@ def autocast_to(precision: str, device: str) -> AbstractContextManager:
 
 
 def split(batch: Batch, count: int) -> list[dict[str, Tensor]]:
-    """Equal parts of every tensor with one row per example; the others are repeated."""
+    """Parts of every tensor with one row per example, equal up to one row; the others are
+    repeated."""
     b = len(batch["index"])
     whole = {
         key: value.tensor_split(count) if value.ndim and len(value) == b else [value] * count

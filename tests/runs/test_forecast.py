@@ -112,6 +112,10 @@ def test_nothing_is_allocated(tmp_path):
     half = config_of(tmp_path, "dry_run.examples=2000000000", "method.duals=float16")
     assert forecast(half).dual_bytes == (2 * 2_000_000_000 + 1) * 2  # a row of waste
     assert forecast(config_of(tmp_path, "method=erm")).dual_bytes == 0
+    # The proximal estimator's ν and visits, 4 bytes each, stand whole in every process.
+    method = "method={name: dro, divergence: chi2, estimator: proximal, tau: 1.0}"
+    chi2 = forecast(config_of(tmp_path, "dry_run={examples: 1000, processes: 8}", method))
+    assert chi2.dual_bytes == 2 * 1000 * (4 + 4)
 
 
 def test_estimates_in_a_file_count_too(tmp_path):

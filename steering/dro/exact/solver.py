@@ -1,4 +1,4 @@
-"""Exact worst-case weights of each row of losses, for any divergence of `divergences.py`.
+"""Exact worst-case weights of each row of losses, for any divergence of `divergences/`.
 
 Rows are shifted and scaled to x ∈ [−1, 0] with the largest item at 0, so neither the unit, nor the
 offset, nor the dtype of the losses costs digits; a divergence then solves scaled rows
@@ -121,15 +121,15 @@ def worst_case(
     Returns:
         WorstCase, rows (...). With a radius, D_φ(weights) ≤ R up to rounding, which is the more of
         R the smaller it is (in float64 1e-9 of R = 1e-12), as in dual.tau; the value stays good. R
-        below the square of the dtype's rounding counts as 0, as does 1/τ below it for a penalty in
-        units of max h − min h.
+        below the square of the dtype's rounding counts as 0, as does a penalty's 1/τ below its
+        power 1.1, τ in units of max h − min h.
 
     Raises:
         ValueError: losses of another dtype, without items, not finite, or with a row that spans
-            more than float64; a mask or prior that does not fit or leaves nothing of a row; none or
-                    radius and rho together, or any of radius, rho and penalty with CVaR; a budget that is negative,
-            NaN, does not fit or requires a gradient. The message names argument, row, item and what
-            was expected.
+            more than float64; a mask or prior that does not fit or leaves nothing of a row; none of
+            radius, rho and penalty, or radius and rho together, or any of them with CVaR; a budget
+            that is negative, NaN, does not fit or requires a gradient. The message names argument,
+            row, item and what was expected.
 
     Source: Ben-Tal et al. (2013), Theorem 1, for the dual with a radius; limits, search and scaling
     are our derivation.

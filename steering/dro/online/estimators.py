@@ -194,8 +194,7 @@ class ProximalDual(Estimator):
     Args:
         num_rows: as in `MovingAverageDual`.
         divergence: φ; not total variation, whose φ* is a wall.
-        step: λ of the second visit, in units of τ squared over τ (for CVaR in the unit of the
-            losses).
+        step: λ of the second visit, in units of τ (for CVaR in the unit of the losses).
 
     Source: opt4ml.org, section 2.2, for the joint problem; the proximal step is our choice.
     """

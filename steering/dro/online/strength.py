@@ -115,7 +115,7 @@ class Strength(nn.Module):
 
         The estimate sees the batch it is used on, and so makes the variance of that batch's excess
         losses look smaller, by the share 1/n on a first batch of n items and rate·(3 − 2·rate)/((2
-        − rate)·n) later: docs/theory.md, section 8.
+        − rate)·n) later (to first order in 1/n; our derivation).
         """
         known = None if units.reference is None else lambda: unit_moments(units)
         return self.now(known, units.target.dtype, learn=learn)

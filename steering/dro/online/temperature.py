@@ -96,8 +96,9 @@ class Temperature(Temperatures):
 
     @torch.no_grad()
     def at(self, tau: float) -> None:
-        if not 0 < tau < math.inf and not (tau == math.inf and self.infinite):
-            raise ValueError(f"tau must be a number > 0 all the way, got {tau}")
+        # At ∞ the adversary is another formula, which is chosen when the risk is built.
+        if not 0 < tau <= math.inf or (tau == math.inf) != self.infinite:
+            raise ValueError(f"tau must be a number > 0 all the way, or ∞ all the way, got {tau}")
         self.log_tau.fill_(math.log(tau))
 
     def visit(
