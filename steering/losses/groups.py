@@ -16,7 +16,24 @@ from steering.methods.doremi import DoremiOptions
 from steering.methods.group_dro import GroupDroOptions
 
 
-class GroupDRO(nn.Module):
+class OverGroups(nn.Module):
+    """What losses have in common that weigh groups."""
+
+    weights: GroupWeights
+
+    @property
+    def mix(self) -> Tensor:
+        """Running mean of the groups' weights over the training calls, (k,): DoReMi's is the mix to
+        train the large model on."""
+        return self.weights.mean
+
+    def without(self, groups: Sequence[int]) -> None:
+        """Take all weight from groups that no training example belongs to; call it before
+        training."""
+        self.weights.without(groups)
+
+
+class GroupDRO(OverGroups):
     """Group DRO (arXiv 1911.08731): weights over groups that climb towards the worst one.
 
         steer = GroupDRO(num_groups=4)
@@ -47,16 +64,6 @@ class GroupDRO(nn.Module):
         require_number("strength", strength)
         self.strength = strength
         self.weights = GroupWeights(num_groups, step=step, penalty=penalty)
-
-    @property
-    def mix(self) -> Tensor:
-        """Running mean of q over the training calls, (k,)."""
-        return self.weights.mean
-
-    def without(self, groups: Sequence[int]) -> None:
-        """Take all weight from groups that no training example belongs to; call it before
-        training."""
-        self.weights.without(groups)
 
     def forward(
         self,
@@ -104,7 +111,7 @@ class GroupDRO(nn.Module):
         return Estimate(loss, _placed(weights, losses, mask), _scalars(self.weights))
 
 
-class DoReMi(nn.Module):
+class DoReMi(OverGroups):
     """DoReMi's proxy run (arXiv 2305.10429): domains weighted by clipped excess loss; the mean
     weights are a data mix.
 
@@ -134,16 +141,6 @@ class DoReMi(nn.Module):
     ) -> None:
         super().__init__()
         self.weights = GroupWeights(num_groups, step=step, smoothing=smoothing)
-
-    @property
-    def mix(self) -> Tensor:
-        """Running mean of a over the training calls, (k,): the mix to train the large model on."""
-        return self.weights.mean
-
-    def without(self, groups: Sequence[int]) -> None:
-        """Take all weight from domains that no training example belongs to; call it before
-        training."""
-        self.weights.without(groups)
 
     def forward(
         self,
