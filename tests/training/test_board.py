@@ -19,7 +19,7 @@ from steering.runs.record import read_curves
 from steering.schema import BoardConfig
 from steering.training.board.look import look_at
 from steering.training.board.pictures import extremes, gallery_figure
-from steering.training.board.scalars import board_scalars, group_scalars
+from steering.training.board.scalars import board_scalars, group_scalars, noise_scalars
 from steering.training.loop import run
 
 PAGE = (Path(__file__).parents[2] / "docs/tensorboard.md").read_text(encoding="utf-8")
@@ -83,7 +83,8 @@ def test_numbers_by_hand() -> None:
         groups=torch.tensor([0, 0, 1, 1]),
     )
     step = Step(torch.tensor(0.0), {}, weights, units, torch.tensor([5, 6]))
-    wrong = torch.arange(7) == 6  # the second example: items 2 and 3, of which one counts
+    # The second example: items 2 and 3, of which one counts.
+    wrong = (torch.arange(7) == 6)[:, None]
     found = board_scalars(step, look_at(step), {"loss": 3.0, "strength": 0.5}, wrong, ("a", "b"))
     h = np.array([1.5, 0.5, 3.5])
     p = np.array([0.5, 0.25, 0.25])
@@ -106,6 +107,12 @@ def test_numbers_by_hand() -> None:
             "group/b/weight": 0.25,
         },
         rel=1e-6,
+    )
+    # Of each item its own: the first of the one example, half of the first of the other.
+    each = torch.zeros(7, 2)
+    each[5, 0], each[6, 0], each[6, 1] = 1.0, 0.5, 1.0
+    assert noise_scalars(look_at(step), each) == pytest.approx(
+        {"mass_on_noise": 0.5 + 0.125, "noise_share": 1.5 / 3}
     )
     assert set(group_scalars(look_at(step), ("a", "b", "nobody"))) == {
         f"group/{name}/{what}" for name in "ab" for what in ("loss", "weight")

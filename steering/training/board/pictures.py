@@ -38,7 +38,7 @@ def histograms(look: Look) -> dict[str, Tensor]:
 
 def map_figure(look: Look, wrong: Tensor | None) -> Figure:
     """The target's loss against the reference's, coloured by weight; without a reference the weight
-    against the loss. Items of wrongly labelled examples have a red ring."""
+    against the loss. Items with a wrong label have a red ring."""
     from matplotlib.colors import LogNorm
     from matplotlib.figure import Figure
 
@@ -70,10 +70,10 @@ def map_figure(look: Look, wrong: Tensor | None) -> Figure:
 
 
 def _rings(look: Look, some: Tensor, wrong: Tensor | None) -> np.ndarray:
-    if wrong is None or look.example is None:
+    bad = look.noise(wrong)
+    if bad is None:
         return np.zeros(len(some), dtype=bool)
-    numbers = look.example.flatten()[some].cpu()
-    return wrong.cpu()[numbers].numpy()
+    return (bad.flatten()[some] > 0).cpu().numpy()
 
 
 def extremes(look: Look, count: int) -> tuple[list[tuple[int, float]], list[tuple[int, float]]]:
@@ -103,7 +103,7 @@ def gallery_figure(
 
     Args:
         exhibits: a task's.
-        wrong: as in `map_figure`; such an example is titled in red.
+        wrong: as in `map_figure`; an example with such an item is titled in red.
     """
     from matplotlib.figure import Figure
 
@@ -115,7 +115,7 @@ def gallery_figure(
     figure = Figure(figsize=(1.7 * len(heavy), 5.4 if pictures else 4.4), layout="constrained")
     axes = figure.subplots(2, len(heavy), squeeze=False)
     for cell, (number, weight), exhibit in zip(axes.flat, (*heavy, *light), shown, strict=True):
-        bad = wrong is not None and bool(wrong[number])
+        bad = wrong is not None and bool((wrong[number] > 0).any())
         _show(cell, exhibit, f"×{weight:.3g}", "red" if bad else "black")
     for row, name in enumerate(("most weight", "least weight")):
         axes[row, 0].set_ylabel(name)
