@@ -9,24 +9,24 @@ LINES = "Multiline"
 
 HEALTH: dict[str, dict[str, list[Any]]] = {
     "Is it healthy?": {
-        "1. Losses: objective, training, held out": [LINES, [r"loss/.*"]],
-        "2. Effective sample share": [LINES, [r"steer/ess$"]],
-        "3. Largest weight, in uniform ones": [LINES, [r"steer/weight_max$"]],
-        "4. KL spent, nats": [LINES, [r"steer/kl_spent$"]],
-        "5. Excess loss: mean and standard deviation": [
-            LINES,
-            [r"steer/excess_mean$", r"steer/excess_std$"],
-        ],
-        "6. Weight on wrong labels, and their share": [
+        "1. Loss in training": [LINES, [r"loss/train_mean$"]],
+        "2. Loss on held-out examples": [LINES, [r"loss/validation$"]],
+        "3. Weight on wrong labels, and their share": [
             LINES,
             [r"steer/mass_on_noise$", r"steer/noise_share$"],
         ],
-        "7. Adversary: temperature, strength, prior": [
+        "4. Effective sample share": [LINES, [r"steer/ess$"]],
+        "5. Largest weight, in uniform ones": [LINES, [r"steer/weight_max$"]],
+        "6. KL spent, nats": [LINES, [r"steer/kl_spent$"]],
+        "7. Excess loss: mean": [LINES, [r"steer/excess_mean$"]],
+        "8. Excess loss: standard deviation": [LINES, [r"steer/excess_std$"]],
+        "9. Adversary: temperature, strength, prior": [
             LINES,
             [r"steer/tau$", r"steer/strength$", r"steer/prior$"],
         ],
-        "8. Loss of each group": [LINES, [r"group/.*/loss$"]],
-        "9. Weight of each group": [LINES, [r"group/.*/weight$"]],
+        "10. Loss of each group": [LINES, [r"group/.*/loss$"]],
+        "11. Weight of each group": [LINES, [r"group/.*/weight$"]],
+        "12. What each method descends: not to be compared": [LINES, [r"loss/objective$"]],
     }
 }
 """Page → chart → kind and tags, regular expressions."""

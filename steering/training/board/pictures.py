@@ -21,6 +21,8 @@ POINTS = 2000
 """Items on the map, at most."""
 LEAST, MOST = 0.1, 10.0
 """Weights beyond which all have the same colour, as multiples of a uniform one."""
+COLUMNS = 4
+"""Examples side by side: a card of TensorBoard is some 350 pixels wide."""
 LETTERS = 90
 """Of an example's text in a gallery."""
 
@@ -63,7 +65,9 @@ def map_figure(look: Look, wrong: Tensor | None) -> Figure:
         axes.scatter(x[rings], y[rings], s=34, facecolors="none", edgecolors="red", label=label)
         axes.legend(loc="upper left")
     points = axes.scatter(x, y, s=9, c=colour, cmap="viridis", norm=LogNorm(LEAST, MOST))
-    figure.colorbar(points, label="weight, in uniform ones")
+    bar = figure.colorbar(points, label="weight, in uniform ones")
+    bar.set_ticks([LEAST, 1, MOST], labels=[f"≤ {LEAST:g}", "1", f"≥ {MOST:g}"])
+    bar.minorticks_off()
     axes.set_xlabel(names[0])
     axes.set_ylabel(names[1])
     return figure
@@ -112,12 +116,18 @@ def gallery_figure(
         return None
     shown = exhibits([number for number, _ in (*heavy, *light)])
     pictures = any(exhibit.picture is not None for exhibit in shown)
-    figure = Figure(figsize=(1.7 * len(heavy), 5.4 if pictures else 4.4), layout="constrained")
-    axes = figure.subplots(2, len(heavy), squeeze=False)
-    for cell, (number, weight), exhibit in zip(axes.flat, (*heavy, *light), shown, strict=True):
+    columns = min(len(heavy), COLUMNS)
+    rows = -(-len(heavy) // columns)  # of each kind
+    height = 2.2 if pictures else 1.6
+    figure = Figure(figsize=(1.7 * columns, 2 * height * rows), layout="constrained")
+    axes = figure.subplots(2 * rows, columns, squeeze=False)
+    cells = [*axes[:rows].flat][: len(heavy)] + [*axes[rows:].flat][: len(heavy)]
+    for cell in (*axes[:rows].flat[len(heavy) :], *axes[rows:].flat[len(heavy) :]):
+        cell.set_axis_off()
+    for cell, (number, weight), exhibit in zip(cells, (*heavy, *light), shown, strict=True):
         bad = wrong is not None and bool((wrong[number] > 0).any())
         _show(cell, exhibit, f"×{weight:.3g}", "red" if bad else "black")
-    for row, name in enumerate(("most weight", "least weight")):
+    for row, name in ((0, "most weight"), (rows, "least weight")):
         axes[row, 0].set_ylabel(name)
     return figure
 
