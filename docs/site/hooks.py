@@ -25,6 +25,8 @@ from github_markdown import with_lists, with_papers  # noqa: E402
 DOCS, ROOT = HERE.parent, HERE.parents[1]
 UPWARDS = re.compile(r"\]\((\.\./[^)#\s]+)")  # a link out of the page's folder
 KEYS = "\n## Every key\n"
+OVERVIEW = "everything.md"  # docs/index.md: whoever opens the site begins with README
+TO_OVERVIEW = re.compile(r"\]\(((?:\.\./)*)index\.md(?=[)#])")
 API = {
     "Losses for your own loop": ["steering.losses", "steering.functional"],
     "The exact solver": ["steering.dro"],
@@ -61,8 +63,10 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages that are generated, and the site's own assets."""
+    files.remove(files.src_uris["index.md"])
     pages = {
-        "start.md": _start(),
+        "index.md": _start(),
+        OVERVIEW: (DOCS / "index.md").read_text(encoding="utf-8"),
         "reference/cli.md": _command_line(),
         "reference/keys.md": _keys(),
         **{f"reference/{_slug(title)}.md": _api(title, modules) for title, modules in API.items()},
@@ -86,12 +90,15 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Lead links into the repository to their pages, and give lists the empty line above them that
     this Markdown needs."""
-    file = DOCS / page.file.src_uri
-    if file.is_file():
-        up = "../" * page.file.src_uri.count("/")
+    uri, up = page.file.src_uri, "../" * page.file.src_uri.count("/")
+    file = DOCS / {OVERVIEW: "index.md"}.get(uri, uri)
+    if file.is_file() and uri != "index.md":
         for link, target in _outside(file).items():
             markdown = markdown.replace(f"]({link}", f"]({up}{_page_of(target)}")
-    folder, _, name = page.file.src_uri.removesuffix(".md").rpartition("/")
+    markdown = TO_OVERVIEW.sub(
+        lambda found: f"]({up}{OVERVIEW}" if found[1] == up else found[0], markdown
+    )
+    folder, _, name = uri.removesuffix(".md").rpartition("/")
     if folder == "methods":
         markdown += _keys_of(name)
     return with_lists(with_papers(markdown))
@@ -126,7 +133,7 @@ def _outside(page: Path) -> dict[str, Path]:
 def _page_of(file: Path) -> str:
     """Where a file of the repository stands on the site; a folder stands as a list of its files."""
     if file == ROOT / "README.md":
-        return "start.md"
+        return "index.md"
     return f"source/{file.relative_to(ROOT).as_posix()}.md"
 
 
