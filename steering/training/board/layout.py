@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
+
+from steering.methods.registry import find_method
+from steering.typed import default_of, plain_field
 
 LINES = "Multiline"
 
@@ -37,10 +41,20 @@ HOW_IT_IS_SHOWN = ("train.board.", "train.log_every", "train.eval_every", "train
 
 def settings(config: Mapping[str, Any]) -> dict[str, bool | float | str]:
     """What HPARAMS sorts runs by: the numbers and words of the sections that are compared, by dotted
-    key, and the seed."""
+    key, and the seed. Of a method only what it was told: each has other keys, and TensorBoard
+    shows few columns."""
     chosen = {key: config[key] for key in (*SECTIONS, "seed") if key in config}
+    if "method" in chosen:
+        chosen["method"] = _told(chosen["method"])
     found = _flat(chosen, "")
     return {key: value for key, value in found.items() if not key.startswith(HOW_IT_IS_SHOWN)}
+
+
+def _told(method: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of a method's section that are not as it has them by itself, and its name."""
+    known = fields(find_method(str(method["name"])).options)
+    usual = {field.name: plain_field(field, default_of(field)) for field in known}
+    return {key: value for key, value in method.items() if key == "name" or value != usual.get(key)}
 
 
 def _flat(section: Mapping[str, Any], prefix: str) -> dict[str, bool | float | str]:
