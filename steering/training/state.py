@@ -104,9 +104,11 @@ class State:
 
     @cached_property
     def wrong(self) -> torch.Tensor | None:
-        """Whether the label of each training example is wrong, bool, (n,); None: nobody knows."""
-        known = self.job.task.labels().wrong
-        return None if known is None else torch.from_numpy(known)
+        """How much of the label of each loss of a training example is wrong, in [0, 1], (n, k); k is
+        1 where the losses of an example share one label. None: nobody knows."""
+        labels = self.job.task.labels()
+        known = labels.wrong if labels.wrong_items is None else labels.wrong_items
+        return None if known is None else torch.from_numpy(known).reshape(len(known), -1)
 
     def due(self, done: int, every: int) -> bool:
         """Whether something is due after so many steps that happens at every so many, if at all."""

@@ -36,12 +36,20 @@ class Blocks(IndexedData):
         counts: tokens to predict in each block, (m,).
         domain: int64, (m,).
         identity: fingerprint of the tokenizer.
+        wrong: whether each token to predict is another one than the document has there, bool,
+            (m, T), False where masked; None where none was replaced.
     """
 
     def __init__(
-        self, tokens: np.ndarray, counts: np.ndarray, domain: np.ndarray, identity: str
+        self,
+        tokens: np.ndarray,
+        counts: np.ndarray,
+        domain: np.ndarray,
+        identity: str,
+        wrong: np.ndarray | None = None,
     ) -> None:
         self.tokens, self.counts, self.domain, self.identity = tokens, counts, domain, identity
+        self.wrong = wrong
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -62,7 +70,8 @@ class Blocks(IndexedData):
 
     def take(self, rows: np.ndarray) -> Blocks:
         """These blocks, renumbered; one may stand several times."""
-        return Blocks(self.tokens[rows], self.counts[rows], self.domain[rows], self.identity)
+        wrong = None if self.wrong is None else self.wrong[rows]
+        return Blocks(self.tokens[rows], self.counts[rows], self.domain[rows], self.identity, wrong)
 
     def fingerprint(self) -> str:
         parts = [np.ascontiguousarray(x).tobytes() for x in (self.tokens, self.counts, self.domain)]
@@ -127,7 +136,13 @@ def corrupted(
             tokens.dtype
         )
         tokens[rows] = np.where(wrong, other, tokens[rows])
-    return Blocks(tokens, blocks.counts, blocks.domain, blocks.identity)
+    # A token that was drawn in place of its like is right.
+    told = (tokens != blocks.tokens)[:, 1:] & (
+        np.arange(tokens.shape[1] - 1) < blocks.counts[:, None]
+    )
+    return Blocks(
+        tokens, blocks.counts, blocks.domain, blocks.identity, told if any(share.values()) else None
+    )
 
 
 def tagged(blocks: Blocks, share: float, seed: int) -> Blocks:
@@ -136,7 +151,7 @@ def tagged(blocks: Blocks, share: float, seed: int) -> Blocks:
     tokens = blocks.tokens.copy()
     named = uniform(seed, _TAG, np.arange(len(tokens))) < share
     tokens[:, 0] = np.where(named, np.asarray(TAGS)[blocks.domain], NEUTRAL)
-    return Blocks(tokens, blocks.counts, blocks.domain, blocks.identity)
+    return Blocks(tokens, blocks.counts, blocks.domain, blocks.identity, blocks.wrong)
 
 
 def mixed(

@@ -14,7 +14,7 @@ import torch
 
 from steering.data import IndexedData
 from steering.errors import SteeringError
-from steering.exhibits import Exhibit
+from steering.exhibits import Exhibit, Labels
 from steering.task import Evaluation, Metric, Model, ModelSpec, Sketch, Task, TextModel
 
 from .corpus import STDLIB, held_out, read_domains, say_shared, split_documents, stdlib
@@ -245,6 +245,15 @@ class LanguageTask(Task):
 
     def plain_data(self, model: Model) -> IndexedData:  # noqa: ARG002
         return self._train
+
+    def labels(self) -> Labels:
+        """Wrong are the tokens that `corrupt` has replaced, of a sequence their share; without it
+        nothing is known."""
+        blocks = self._train
+        if blocks.wrong is None or self.options.unit == "token":
+            return Labels(wrong_items=blocks.wrong)
+        counts = blocks.counts[:, None]
+        return Labels(wrong_items=blocks.wrong.sum(-1, keepdims=True) / counts)
 
     def exhibits(self, numbers: Sequence[int]) -> list[Exhibit]:
         """Blocks as text, behind their domain."""
