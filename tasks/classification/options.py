@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from steering.errors import SteeringError
+from steering.registry import chosen
 
 from .data import require_shares
+from .losses import LOSSES, CrossEntropy, LabelLoss
 
 SOURCES = ("digits", "coloured_digits", "arrays", "folder", "torchvision")
 AUGMENTATIONS = ("none", "crop", "flip-crop")
@@ -119,3 +121,5 @@ class ClassificationOptions:
     """Says which task this is."""
     data: ClassificationData = field(default_factory=ClassificationData)
     """Labelled images."""
+    loss: LabelLoss = chosen(LOSSES, CrossEntropy())
+    """Of an example, the target's and the reference's: cross_entropy, or {name: gce, q: 0.7}."""

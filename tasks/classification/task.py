@@ -47,7 +47,7 @@ class ClassificationTask(Task):
     }
 
     def __init__(self, options: ClassificationOptions) -> None:
-        self.options, self.risk = options, ClassificationRisk()
+        self.options, self.risk = options, ClassificationRisk(options.loss)
         data = options.data
         self.train, self.test = open_sources(data)
         self.classes = self.train.classes
@@ -112,7 +112,7 @@ class ClassificationTask(Task):
                 "reliability": reliability_figure(probability, label),
                 "confusion": confusion_figure(probability, label, self.classes),
             },
-            loss=mean_loss(probability, label),
+            loss=mean_loss(probability, label, self.options.loss),
         )
 
 
