@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
 from steering.errors import SteeringError
 from steering.registry import chosen
 
+from ..transforms import Duplicate, require_dedup
 from .data import require_shares
 from .losses import LOSSES, CrossEntropy, LabelLoss
+from .recipe import ImagesFilter
 
 SOURCES = ("digits", "coloured_digits", "arrays", "folder", "torchvision")
 AUGMENTATIONS = ("none", "crop", "flip-crop")
@@ -61,10 +64,22 @@ class ClassificationData:
     group_shares: dict[int, float] = field(default_factory=dict)
     """Group number -> share that it shall have among the training examples; what is too many of the
     others is left out."""
+    blur: float = 0.0
+    """Gaussian blur of the training images: its standard deviation in pixels."""
+    dedup: str = "none"
+    """Leave out training images that stand there already: "exact" (the same pixels) or "near" (the
+    same difference hash of 64 bits); "none": all stay."""
+    filter: ImagesFilter = field(default_factory=ImagesFilter)
+    """Which training images stay."""
+    duplicate: Duplicate = field(default_factory=Duplicate)
+    """Training images that stand there several times."""
+    mix: dict[int, float] = field(default_factory=dict)
+    """Group number, or class number where there are no groups -> weight in the training data, some
+    repeated and some left out; without a weight: none; empty: as they come."""
     augment: str = "none"
     """"none", "crop" (moved by up to an eighth) or "flip-crop" (also mirrored)."""
     seed: int = 0
-    """Chooses part and noise; independent of the run's seed."""
+    """Chooses part, mix, copies and noise; independent of the run's seed."""
 
     def __post_init__(self) -> None:
         needs = {
@@ -90,6 +105,11 @@ class ClassificationData:
             raise SteeringError(
                 f"augment: expected one of {', '.join(AUGMENTATIONS)}, got {self.augment!r}"
             )
+        require_dedup(self.dedup)
+        if self.blur < 0:
+            raise SteeringError(f"blur: expected a number of pixels >= 0, got {self.blur}")
+        if self.mix and not all(0 <= weight < math.inf for weight in self.mix.values()):
+            raise SteeringError(f"mix: expected numbers >= 0, got {self.mix}")
         low, high = self.part
         if not 0 <= low < high <= 1:
             raise SteeringError(

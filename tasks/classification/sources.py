@@ -20,8 +20,8 @@ from steering.reading import Tally, report_once, user_path
 from steering.storage import sha256
 
 from ..image_folders import is_hidden_folder
+from ..numbers import read_numbers
 from .images import SUFFIXES, Source, UnreadableError, pixels, read_picture
-from .labels import read_numbers
 from .torchvision_sets import DatasetSource, torchvision_sets
 
 __all__ = [

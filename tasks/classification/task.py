@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -15,6 +17,7 @@ from steering.task import Evaluation, Metric, Model, ModelSpec, Task, scores_of
 from .data import (
     ImageData,
     ImageInputs,
+    Labelled,
     split_off,
 )
 from .evaluation import (
@@ -30,6 +33,7 @@ from .images import Source, UnreadableError
 from .models import build_classifier
 from .options import ClassificationOptions
 from .parts import labelled_parts, open_sources
+from .recipe import Blurred, cooked
 from .risk import ClassificationRisk
 from .sources import (
     report_changes,
@@ -52,7 +56,16 @@ class ClassificationTask(Task):
         self.train, self.test = open_sources(data)
         self.classes = self.train.classes
         whole, self.test_part, self.groups = labelled_parts(data, self.train, self.test)
-        self.part, self.reserved = split_off(whole, data.reserved, data.seed)
+        self._part, self.reserved = split_off(whole, data.reserved, data.seed)
+
+    @cached_property
+    def part(self) -> Labelled:
+        """The training examples, after all that the config does to them."""
+        data, names = self.options.data, self.groups or self.classes
+        part = self._part
+        if data.blur:
+            part = replace(part, source=Blurred(part.source, data.blur))
+        return cooked(part, data.dedup, data.filter, data.duplicate, data.mix, names, data.seed)
 
     def network(self, spec: ModelSpec) -> Model:
         return build_classifier(spec, _first_shape(self.train), len(self.classes))
