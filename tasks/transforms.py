@@ -224,3 +224,27 @@ def _scores(file: str, n: int, what: str) -> np.ndarray:
 def _report(key: str, what: str, left: int, reasons: Counter[str] | dict[str, int]) -> None:
     gone = Counter({why: count for why, count in reasons.items() if count})
     Tally(left, gone).report(key, what, "the training data")
+
+
+def kept_by_scores(scores: np.ndarray, share: float, lowest: bool, what: str) -> np.ndarray:
+    """Rows of the share of the lowest (or highest) scores, int64, ascending; those without a score,
+    NaN, never stay. A line in the log counts those left out."""
+    known = np.flatnonzero(~np.isnan(scores))
+    if not len(known):
+        raise SteeringError(f"task.data.derive: there is no score for any of the {what}")
+    stays = known[best(scores[known], share, lowest)]
+    reasons = {
+        "by their score": len(known) - len(stays),
+        "without a score": len(scores) - len(known),
+    }
+    _report("task.data.derive.keep", what, len(stays), reasons)
+    return stays
+
+
+def say_labels(changed: np.ndarray, run: str) -> None:
+    """A line in the log: how many labels are others than before, bool, (n,)."""
+    report_once(
+        f"task.data.derive: labels of {len(changed):,} examples from {run}; {int(changed.sum()):,} are "
+        "others than before",
+        logging.INFO,
+    )

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from steering.derived import DeriveLabels
 from steering.errors import SteeringError
 from steering.registry import chosen
 
@@ -76,6 +77,8 @@ class ClassificationData:
     mix: dict[int, float] = field(default_factory=dict)
     """Group number, or class number where there are no groups -> weight in the training data, some
     repeated and some left out; without a weight: none; empty: as they come."""
+    derive: DeriveLabels = field(default_factory=DeriveLabels)
+    """Labels, or a subset, by what a finished run says of these very examples."""
     augment: str = "none"
     """"none", "crop" (moved by up to an eighth) or "flip-crop" (also mirrored)."""
     seed: int = 0

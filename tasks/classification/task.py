@@ -20,6 +20,7 @@ from .data import (
     Labelled,
     split_off,
 )
+from .derived import derived
 from .evaluation import (
     calibration_error,
     confusion_figure,
@@ -65,7 +66,8 @@ class ClassificationTask(Task):
         part = self._part
         if data.blur:
             part = replace(part, source=Blurred(part.source, data.blur))
-        return cooked(part, data.dedup, data.filter, data.duplicate, data.mix, names, data.seed)
+        part = cooked(part, data.dedup, data.filter, data.duplicate, data.mix, names, data.seed)
+        return derived(part, data.derive, self, follow=data.groups == "class")
 
     def network(self, spec: ModelSpec) -> Model:
         return build_classifier(spec, _first_shape(self.train), len(self.classes))
@@ -91,9 +93,10 @@ class ClassificationTask(Task):
         }
 
     def labels(self) -> Labels:
-        """Wrong is what `label_noise` or a file of `labels` has changed."""
+        """Wrong is what `label_noise`, a file of `labels` or the labels of a run have changed."""
         data, part = self.options.data, self.part
         changed = data.label_noise > 0 or data.labels is not None
+        changed = changed or data.derive.labels_from is not None
         wrong = part.labels != self.train.labels[part.numbers] if changed else None
         return Labels(tuple(self.classes), part.labels, wrong)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from steering.derived import Derive
 from steering.errors import SteeringError
 
 from ..transforms import Duplicate, require_dedup
@@ -52,6 +53,8 @@ class LanguageData:
     tags: bool = False
     """Begin every block with a tag in place of its first token: of half of the training blocks the
     domain's, of all others a neutral one. Steers the model by its first byte; tokenizer "bytes"."""
+    derive: Derive = field(default_factory=Derive)
+    """A subset of the training blocks, by what a finished run says of these very blocks."""
     part: tuple[float, float] = (0.0, 1.0)
     """The training blocks whose seeded hash lies in [low, high): [0, 0.2] for a reference, [0.2, 1]
     for its target."""

@@ -27,6 +27,7 @@ from .data import (
     require_each,
     tagged,
 )
+from .derived import derived
 from .evaluation import (
     block_losses,
     domain_scores,
@@ -114,7 +115,8 @@ class LanguageTask(Task):
             blocks = mixed(blocks, weights, data.seed, self.groups)
         else:
             require_each(blocks, self.groups, "task.data.part", len(whole))
-        return tagged(blocks, 0.5, data.seed) if data.tags else blocks
+        blocks = tagged(blocks, 0.5, data.seed) if data.tags else blocks
+        return derived(blocks, data.derive, self)
 
     @cached_property
     def _validation(self) -> Blocks:
