@@ -21,6 +21,7 @@ from steering.storage import sha256
 
 from ..image_folders import is_hidden_folder
 from ..numbers import read_numbers
+from .encoded import EncodedSource, class_numbers
 from .images import SUFFIXES, Source, UnreadableError, pixels, read_picture
 from .torchvision_sets import DatasetSource, torchvision_sets
 
@@ -55,22 +56,10 @@ class ArraySource(Source):
             raise SteeringError(
                 f"images must be uint8, (n, h, w) or (n, h, w, 1 or 3), got {images.dtype}, {images.shape}{_advice(images)}"
             )
-        if labels.ndim == 2 and labels.shape[1] == 1:
-            labels = labels[:, 0]
-        if (
-            labels.shape != images.shape[:1]
-            or labels.dtype.kind not in "iu"
-            or not len(labels)
-            or labels.min() < 0
-        ):
-            hint = "; they look one-hot: save their argmax(1)" if labels.ndim == 2 else ""
-            raise SteeringError(
-                f"labels must be {len(images)} class numbers ≥ 0 and at least one, got {labels.dtype}, {labels.shape}{hint}"
-            )
         self.images = images if images.ndim == 4 else images[..., None]
-        self.labels = labels.astype(np.int64)
+        self.labels = class_numbers(labels, len(images))
         self.classes = (
-            [str(n) for n in range(int(labels.max()) + 1)] if classes is None else [*classes]
+            [str(n) for n in range(int(self.labels.max()) + 1)] if classes is None else [*classes]
         )
 
     def image(self, number: int) -> np.ndarray:
@@ -233,29 +222,32 @@ def _scikit_digits() -> tuple[np.ndarray, np.ndarray]:
 
 
 def arrays(path: str, test_path: str) -> tuple[Source, Source]:
-    """Two `.npz` files with "image", uint8 (n, h, w[, c]), and "label", integers (n,) or (n, 1)."""
+    """Two `.npz` files with "label", integers (n,) or (n, 1), and "image", uint8 (n, h, w[, c]), or
+    "jpeg" and "offset" (`EncodedSource`)."""
     train, test = _array_source("path", path), _array_source("test_path", test_path)
     names = max(train.classes, test.classes, key=len)
     train.classes = test.classes = names
     return train, test
 
 
-def _array_source(key: str, file: str) -> ArraySource:
+def _array_source(key: str, file: str) -> ArraySource | EncodedSource:
     try:
         with user_path(file).open("rb") as stream:  # NumPy leaves a damaged one open
             found = np.load(stream, allow_pickle=False)
             if isinstance(found, np.ndarray):
                 raise ValueError("it holds a single array")
-            if missing := [name for name in ("image", "label") if name not in found.files]:
+            encoded = "image" not in found.files and "jpeg" in found.files
+            needed = ("jpeg", "offset", "label") if encoded else ("image", "label")
+            if missing := [name for name in needed if name not in found.files]:
                 raise KeyError(
                     f"no {' and '.join(map(repr, missing))}; it has {', '.join(found.files) or 'nothing'}"
                 )
-            images, labels = found["image"], found["label"]
+            parts = [found[name] for name in needed]
     except Exception as error:  # a damaged zip file fails in as many ways as a damaged picture
         why = error.args[0] if isinstance(error, KeyError) else error
         raise SteeringError(f"{key}: {file} is no .npz with 'image' and 'label': {why}") from error
     try:
-        return ArraySource(images, labels)
+        return EncodedSource(*parts) if encoded else ArraySource(*parts)
     except SteeringError as error:
         raise SteeringError(f"{key}: {file}: {error}") from error
 
