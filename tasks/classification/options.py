@@ -15,7 +15,11 @@ from .data import require_shares
 from .losses import LOSSES, CrossEntropy, LabelLoss
 from .recipe import ImagesFilter
 
-SOURCES = ("digits", "coloured_digits", "arrays", "folder", "torchvision")
+SOURCES = (
+    *("digits", "coloured_digits", "digits_on_photographs"),
+    *("arrays", "folder", "table", "torchvision"),
+)
+GROUPED = ("coloured_digits", "digits_on_photographs", "table")
 AUGMENTATIONS = ("none", "crop", "flip-crop")
 
 
@@ -24,20 +28,22 @@ class ClassificationData:
     """Labelled images."""
 
     source: str = "digits"
-    """"digits" and "coloured_digits" (embedded), "arrays" (.npz files), "folder" (a sub-folder per
-    class) or "torchvision"."""
+    """"digits" and "coloured_digits" (embedded), "digits_on_photographs", "arrays" (.npz files),
+    "folder" (a sub-folder per class), "table" (a CSV that names files) or "torchvision"."""
     path: str | None = None
-    """arrays: the training .npz with "image" and "label"; folder: the training folder; torchvision:
-    where the data lie."""
+    """arrays: the training .npz with "image" and "label"; digits_on_photographs: that of the
+    photographs; folder: the training folder; table: the CSV; torchvision: where the data lie."""
     test_path: str | None = None
-    """arrays and folder: the same for the test part."""
+    """arrays, digits_on_photographs and folder: the same for the test part."""
     dataset: str | None = None
     """torchvision: the data set's class, such as CIFAR10."""
     download: bool = False
     """torchvision: fetch the data if they are not there."""
     options: dict[str, Any] = field(default_factory=dict)
     """torchvision: further arguments of the class for both parts, such as {split: letters} of
-    EMNIST; coloured_digits: label, minority, test_minority, cue, seed."""
+    EMNIST; coloured_digits: label, minority, test_minority, cue, seed; digits_on_photographs:
+    digits, kinds, opacity, label, minority, test_minority, count, test_count, seed; table: image,
+    label, split, train, test, group, spurious, root."""
     train_options: dict[str, Any] = field(default_factory=dict)
     """torchvision: arguments for the training part, such as {split: trainval}; absent: by the usual
     names."""
@@ -59,7 +65,7 @@ class ClassificationData:
     text with one a line."""
     groups: str | None = None
     """"class": a group for each class as labelled in training; "source": those that the source
-    knows (coloured_digits); or a file of group numbers, as `labels`; null: no groups."""
+    knows (coloured_digits, digits_on_photographs, table); or a file of group numbers, as `labels`; null: no groups."""
     test_groups: str | None = None
     """The same for the test part, when `groups` is a file."""
     group_shares: dict[int, float] = field(default_factory=dict)
@@ -88,7 +94,9 @@ class ClassificationData:
         needs = {
             "digits": (),
             "coloured_digits": (),
+            "digits_on_photographs": ("path", "test_path"),
             "arrays": ("path", "test_path"),
+            "table": ("path",),
             "folder": ("path", "test_path"),
         }
         if self.source not in SOURCES:
@@ -99,7 +107,7 @@ class ClassificationData:
             if not getattr(self, key):
                 raise SteeringError(f"{key}: needed for source {self.source!r}")
         for key in ("options", "train_options", "test_options"):
-            own = key == "options" and self.source == "coloured_digits"
+            own = key == "options" and self.source in GROUPED
             if getattr(self, key) and self.source != "torchvision" and not own:
                 raise SteeringError(
                     f"{key}: for source 'torchvision' alone, got source {self.source!r}"
@@ -127,7 +135,7 @@ class ClassificationData:
                 raise SteeringError(
                     f"class_shares: expected class number -> share in (0, 1], got {label}: {share}"
                 )
-        if self.groups == "source" and self.source != "coloured_digits":
+        if self.groups == "source" and self.source not in GROUPED:
             raise SteeringError(f"groups: source {self.source!r} knows of none; give a file")
         if self.group_shares and self.groups is None:
             raise SteeringError("group_shares: there are no groups; set groups")

@@ -22,7 +22,8 @@ from steering.storage import sha256
 from ..image_folders import is_hidden_folder
 from ..numbers import read_numbers
 from .encoded import EncodedSource, class_numbers
-from .images import SUFFIXES, Source, UnreadableError, pixels, read_picture
+from .image_files import FileSource
+from .images import SUFFIXES, Source, UnreadableError
 from .torchvision_sets import DatasetSource, torchvision_sets
 
 __all__ = [
@@ -98,7 +99,7 @@ def _advice(images: np.ndarray) -> str:
     )
 
 
-class FolderSource(Source):
+class FolderSource(FileSource):
     """A folder with a sub-folder of images for each class, in alphabetical order; every image is
     RGB.
 
@@ -114,32 +115,31 @@ class FolderSource(Source):
     """
 
     def __init__(self, folder: str, key: str) -> None:
-        self.root, self.read, self.key = user_path(folder), Tally(), key
+        root, self.read = user_path(folder), Tally()
         try:
-            entries = sorted(os.scandir(self.root), key=lambda entry: entry.name)
+            entries = sorted(os.scandir(root), key=lambda entry: entry.name)
             names = [entry.name for entry in entries if entry.is_dir()]
             self.read.left_out.update(HIDDEN for name in names if _hidden(name))
-            self.classes = [name for name in names if not _hidden(name)]
-            found = [self._images(self.root / name) for name in self.classes]
+            classes = [name for name in names if not _hidden(name)]
+            found = [self._images(root / name) for name in classes]
         except OSError as error:
             raise SteeringError(
                 f"{key}: {folder} has no folders of images, one per class: {error}"
             ) from error
-        if not self.classes:
+        if not classes:
             beside = [
                 entry.name for entry in entries if Path(entry.name).suffix.lower() in SUFFIXES
             ]
             hint = f"; {len(beside)} images lie in it directly" if beside else ""
             raise SteeringError(f"{key}: {folder} has no folders of images, one per class{hint}")
-        if empty := [name for name, files in zip(self.classes, found, strict=True) if not files]:
+        if empty := [name for name, files in zip(classes, found, strict=True) if not files]:
             raise SteeringError(
                 f"{key}: {folder} has no image for class {', '.join(empty)}; looked for {', '.join(SUFFIXES)}"
             )
-        self.files = [path for files in found for path in files]
-        self.labels = np.repeat(np.arange(len(found)), [len(files) for files in found])
+        labels = np.repeat(np.arange(len(found)), [len(files) for files in found])
+        super().__init__(root, [path for files in found for path in files], labels, classes)
         self.read.read = len(self.files)
         self.read.report(f"task.data.{key}", "images", str(folder))
-        self._changed: dict[int, list[str]] = {}
 
     def _images(self, folder: Path) -> list[Path]:
         kept: list[Path] = []
@@ -153,31 +153,6 @@ class FolderSource(Source):
                 else:
                     self.read.left_out[OTHER] += 1
         return kept
-
-    def image(self, number: int) -> np.ndarray:
-        path = self.files[number]
-        try:
-            picture, self._changed[number] = read_picture(path)
-        # decoders meet broken bytes with many types: OSError, SyntaxError, struct.error, ...
-        except Exception as error:
-            why = (
-                str(error)
-                if isinstance(error, UnreadableError)
-                else f"cannot be read ({type(error).__name__}: {error})"
-            )
-            raise UnreadableError(
-                f"folder {self.root}, example {number}, {path.name}: {why}"
-            ) from error
-        return pixels(picture)
-
-    def changes(self, number: int) -> list[str]:
-        return self._changed.get(number, [])
-
-    def fingerprint(self) -> str:
-        parts = [
-            f"{path.relative_to(self.root).as_posix()} {path.stat().st_size}" for path in self.files
-        ]
-        return sha256(["folder", self.labels.tobytes(), *parts])
 
 
 def _hidden(name: str) -> bool:
