@@ -74,16 +74,17 @@ def _agreements(axis: Axis) -> Table:
     for rate in axis.rates:
         mark = {axis.small: " (small)", axis.usual: " (usual)"}.get(rate, "")
         values = axis.proxy[rate].mean(-1)
-        own = [f"{axis.signal(rate):.1f}", f"{100 * axis.drop(rate):.1f} %"]
+        own = [_alone(axis, rate), f"{axis.signal(rate):.1f}", f"{100 * axis.drop(rate):.1f} %"]
         lines.append([f"{rate:g}{mark}", *_against(axis, values), *own])
     by_frequency = axis.by_order0()
     if by_frequency is not None:
-        lines.append(["order 0", *_against(axis, by_frequency), "–", "–"])
+        lines.append(["order 0", *_against(axis, by_frequency), "–", "–", "–"])
     agreement = axis.agreement(axis.usual)
     note = (
         f"Clear pairs ({agreement.clear_pairs} of {agreement.pairs}) differ by more than two standard "
         f"deviations of the truth. Two seeds of the tuned target correlate by {axis.ceiling():.2f}: "
-        "no proxy can be expected to do better. Signal is the spread of the recipes over the noise "
+        "no proxy can be expected to do better. Seeds are those that find a best recipe by themselves "
+        "(none is better by two standard deviations of the truth). Signal is the spread of the recipes over the noise "
         "of the seeds; fall is that of the training loss."
     )
     header = [
@@ -93,10 +94,19 @@ def _agreements(axis: Axis) -> Table:
         "clear pairs",
         "regret@1",
         "regret@2",
+        "seeds",
         "signal",
         "fall",
     ]
     return Table("how well the target's order is predicted", header, lines, note=note)
+
+
+def _alone(axis: Axis, rate: float) -> str:
+    """How many of the seeds put a best recipe first, alone."""
+    found = axis.proxy[rate]
+    near = 2 * float(np.sqrt(2) * axis.noise[0])
+    right = [regret(found[:, seed], axis.truth, 1) <= near for seed in range(found.shape[-1])]
+    return f"{sum(right)} of {len(right)}"
 
 
 def _against(axis: Axis, values: np.ndarray) -> list[str]:

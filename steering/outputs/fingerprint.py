@@ -14,17 +14,22 @@ from steering.storage import sha256
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """Hex digests (and a name); equal fields mean that the stored outputs are the ones that the
-    model would compute now."""
+    """Hex digests (and names); equal fields mean that the stored outputs are the ones that the
+    model would compute now.
+
+    `risk` is `ReferenceRisk.identity`: what the task's options make of a model's outputs.
+    """
 
     weights: str
     inputs: str
     data: str
     dtype: str = "float32"
+    risk: str = ""
 
     def digest(self) -> str:
         """Of all fields: names the folder."""
-        return sha256([self.weights, self.inputs, self.data, self.dtype])
+        own = [self.risk] if self.risk else []  # without it the folder it always had
+        return sha256([self.weights, self.inputs, self.data, self.dtype, *own])
 
     def require(self, wanted: Fingerprint, where: str) -> None:
         """Raise SteeringError naming each field in which this (stored, at `where`) differs from
@@ -35,9 +40,10 @@ class Fingerprint:
             "inputs": "preprocessing",
             "data": "data set",
             "dtype": "number format",
+            "risk": "loss",
         }
         wrong = [
-            f"{meaning[k]}: {mine[k][:12]} stored, {theirs[k][:12]} wanted"
+            f"{meaning[k]}: {mine[k][:12] or 'the usual'} stored, {theirs[k][:12] or 'the usual'} wanted"
             for k in mine
             if mine[k] != theirs[k]
         ]

@@ -98,7 +98,7 @@ class Opened:
         return parts[name], parts[name].fingerprint()
 
 
-def make_room(kept: dict[str, Any], most: int) -> None:
+def make_room(kept: dict[Any, Any], most: int) -> None:
     """For one more: the oldest go."""
     while len(kept) >= most:
         del kept[next(iter(kept))]

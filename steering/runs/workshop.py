@@ -109,10 +109,13 @@ class Workshop:
         """
         opened = self.opened(ask)
         data, digest = opened.part(part, frozen.model)
-        wanted = Fingerprint(frozen.weights, frozen.model.inputs_fingerprint, digest)
+        risk = opened.task.risk
+        wanted = Fingerprint(
+            frozen.weights, frozen.model.inputs_fingerprint, digest, risk=risk.identity
+        )
         module = frozen.model.module.to(self.device)
         root, (batches, _) = self.outputs_root(ask), batches_of(data, ask)
-        return build(root, wanted, kind, opened.task.risk, module, batches, len(data), self.device)
+        return build(root, wanted, kind, risk, module, batches, len(data), self.device)
 
     def estimate(self, ask: Ask, frozen: Frozen, kind: str, part: str) -> Estimate:
         """Bytes and seconds of `outputs`, from two batches."""

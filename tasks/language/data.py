@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -10,13 +9,14 @@ import torch
 
 from steering.data import IndexedData, uniform
 from steering.errors import SteeringError
-from steering.reading import report_once
 from steering.risk import Batch
 from steering.storage import sha256
 
+from ..transforms import mixed_rows
 from .tokens import Tokens
 
-_NOISE, _OTHER, _REPEAT, _PART, _FIRST, _TAG = range(1, 7)  # keys of the hash: independent draws
+# Keys of the hash: independent draws. 3 is that of `mixed_rows`.
+_NOISE, _OTHER, _PART, _FIRST, _TAG = 1, 2, 4, 5, 6
 
 
 NEUTRAL = 1
@@ -171,49 +171,8 @@ def mixed(
         SteeringError: weights that are no finite numbers >= 0 with a positive sum, or a weight for
             a domain without blocks.
     """
-    weights = np.asarray(weights, dtype=np.float64)
     names = [f"domain {number}" for number in range(len(weights))] if names is None else names
-    if not (np.isfinite(weights).all() and (weights >= 0).all() and (weights > 0).any()):
-        raise SteeringError(
-            f"mix: expected finite weights >= 0 that are not all zero, got {weights.tolist()}"
-        )
-    have = np.bincount(blocks.domain, minlength=len(weights))
-    if len(have) > len(weights):
-        raise SteeringError(
-            f"mix: expected a weight for each of {len(have)} domains, got {len(weights)}"
-        )
-    if empty := [names[int(domain)] for domain in np.flatnonzero((weights > 0) & (have == 0))]:
-        raise SteeringError(
-            f"mix: no block to draw from {', '.join(empty)}; expected a weight of 0, or more text or `part`"
-        )
-    scaled = weights / weights.max()  # so that no sum of large weights overflows
-    exact = scaled / scaled.sum() * len(blocks)
-    wanted = np.floor(exact).astype(np.int64)
-    most = np.argsort(wanted - exact, kind="stable")[: len(blocks) - wanted.sum()]
-    wanted[most] += 1
-    rows = []
-    for domain, count in enumerate(wanted):
-        own = np.flatnonzero(blocks.domain == domain)
-        order = own[np.argsort(uniform(seed, _REPEAT, own), kind="stable")]
-        rows.append(np.resize(order, count))
-    _report_mix(weights, wanted, have, names)
-    return blocks.take(np.concatenate(rows))
-
-
-def _report_mix(
-    weights: np.ndarray, wanted: np.ndarray, have: np.ndarray, names: Sequence[str]
-) -> None:
-    parts = []
-    for name, weight, count, own in zip(
-        names, weights.tolist(), wanted.tolist(), have.tolist(), strict=True
-    ):
-        few = f": its weight {weight:g} is too small for one" if weight > 0 and not count else ""
-        often = f", each up to {-(-count // own):,} times" if count > own else ""
-        parts.append(f"{name} {count:,} (of {own:,}{few}{often})")
-    gone = ((wanted == 0) & (have > 0)).any()
-    report_once(
-        f"task.data.mix: blocks of {', '.join(parts)}", logging.WARNING if gone else logging.INFO
-    )
+    return blocks.take(mixed_rows(blocks.domain, weights, seed, names))
 
 
 def require_each(blocks: Blocks, names: Sequence[str], key: str, total: int) -> None:
