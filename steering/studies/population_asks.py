@@ -144,14 +144,17 @@ def trajectory(
         changes: dict[str, Any] = {"train.samples": samples, "seed": seed_of(seed, number, cycle)}
         parents: dict[str, Ask] = {}
         if before is not None:
-            if not given.fresh:
-                scale = noise_scale(cycle, given.cycles, *noise)
-                changes["restart"] = {"optimizer": True, "noise": scale}
-                parents[START] = before
-            if chained and cycle + 1 >= given.chain_from:
+            linked = chained and cycle + 1 >= given.chain_from
+            if linked:
                 changes |= {"method": given.chain, "reference": None}
                 # The file of the snapshot: the noise is on the student alone.
                 parents[REFERENCE] = before
+            if not given.fresh:
+                scale = noise_scale(cycle, given.cycles, *noise)
+                # What one method remembers means nothing to another: the chain's begins anew.
+                same = not linked or cycle >= given.chain_from
+                changes["restart"] = {"optimizer": True, "method": same, "noise": scale}
+                parents[START] = before
         config = with_overrides(base, changes, "studies.population")
         kind = "chain" if REFERENCE in parents else "cycle"
         name = f"{kind}-{given.trajectories}x{given.cycles}x{given.epochs:g}"

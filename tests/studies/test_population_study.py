@@ -23,6 +23,7 @@ from steering.runs.prepare import prepare
 from steering.runs.store import Store
 from steering.runs.transport import read_ask, write_ask
 from steering.runs.workshop import Workshop
+from steering.schema import RestartConfig
 from steering.studies.population import Population, PopulationOptions, _Asks
 from steering.studies.population_asks import (
     PRESETS,
@@ -34,6 +35,7 @@ from steering.studies.population_asks import (
 )
 from steering.task import find_task
 from steering.training import loop
+from steering.training import plan as order
 from steering.training.recipes import AdamW, Muon, carry_over, set_rates
 from steering_tasks.classification import ClassificationOptions
 from steering_tasks.classification.options import ClassificationData
@@ -198,6 +200,61 @@ def test_without_noise_two_cycles_are_two_halves_of_one_optimisation(tmp_path, w
     assert (other - one).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["units", "method={name: drrho, tau: 0.5, estimator: {name: moving_average, gamma: 0.3}}"],
+        ["pairs", "method={name: drrho, tau: 0.5, estimator: mirror_descent}"],
+        ["pairs", "method={name: drrho, tau: 0.5, radius: 0.3, estimator: moving_average}"],
+    ],
+    ids=["moving average", "mirror descent", "learned temperature"],
+)
+def test_two_cycles_with_the_methods_memory_are_one_run_cut_in_two(
+    tmp_path,
+    workshop,
+    monkeypatch,
+    words,  # the kind of the toy task, and the method
+):
+    """Bit for bit, where rates are constant and every epoch has the same order."""
+    monkeypatch.setattr(order, "shuffled", lambda position, n, *_: position % n)
+    kind, method = words
+    path = toys.write_config(tmp_path)
+
+    def wanted(samples, **restart):
+        rates = ["optimizer.schedule=constant", "optimizer.warmup=0", f"train.samples={samples}"]
+        config = load_config(path, [*rates, f"task.kind={kind}", method])
+        return replace(config, restart=RestartConfig(**restart))
+
+    first = training(wanted(128), "first")
+    asks = {
+        "whole": training(wanted(256), "whole"),
+        "kept": training(wanted(128, optimizer=True, method=True), "kept", start=first),
+        "lost": training(wanted(128, optimizer=True), "lost", start=first),
+    }
+    ends = {}
+    for name, ask in asks.items():
+        execute(ask, workshop)
+        folder = workshop.finished(ask).folder
+        path = sorted((folder / "checkpoints").glob("step-*.pt"))[-1]
+        weights = load_file(folder / "model.safetensors")
+        ends[name] = weights | torch.load(path, weights_only=True)["method"]
+    assert ends["kept"].keys() == ends["whole"].keys()
+    assert all(torch.equal(ends["kept"][name], value) for name, value in ends["whole"].items())
+    assert any(not torch.equal(ends["lost"][name], ends["whole"][name]) for name in ends["whole"])
+
+
+def test_a_memory_of_another_method_or_of_other_examples_is_refused(tmp_path, workshop):
+    plain = training(asked(tmp_path, "train.samples=64"), "plain")
+    execute(plain, workshop)
+    for word, message in {
+        "method={name: dro, estimator: mirror_descent}": "is of another method",
+        "task.n=32": "was trained on other examples",
+    }.items():
+        ask = training(asked(tmp_path, word, "restart.method=true"), "next", start=plain)
+        with pytest.raises(SteeringError, match=rf"restart\.method: .*{message}"):
+            execute(ask, workshop)
+
+
 def test_a_cycle_that_was_stopped_goes_on_to_the_same_weights(tmp_path, monkeypatch):
     """With the moments of the cycle before, noise, and rates that move within the cycle."""
 
@@ -322,6 +379,8 @@ def test_a_trajectory_has_noise_between_cycles_and_the_chain_where_it_is_told():
     noise = [ask.config.restart.noise for ask in asks]
     assert noise == [0.0, *(noise_scale(k, 5, 0.25, 0.05) for k in range(1, 5))]
     assert [REFERENCE in ask.parents for ask in asks] == [False, False, True, True, True]
+    # The chain's first link cannot go on with what plain training remembers.
+    assert [ask.config.restart.method for ask in asks] == [False, True, False, True, True]
     assert [ask.config.method.name for ask in asks] == ["erm", "erm", *["distillation"] * 3]
     for before, ask in itertools.pairwise(asks):
         assert ask.parents[START] is before
