@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from steering.analysis.intervals import Interval
 from steering.analysis.page import Table
 from steering.analysis.population import Arm, Arms, difference, mean_of
 from steering.analysis.population_crossing import data_worth, fewer_epochs
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 HEADER = ["arm", "NLL ↓", "− independent", "− best single", "epochs", "FLOPs", "forwards"]
@@ -229,31 +228,48 @@ def _singles(arms: Arms) -> Table:
 
 
 def curves_figure(arms: Arms) -> Figure:
-    """Loss by epochs: single models, independent ones, snapshots and the chain."""
+    """Loss by epochs: single models, independent ones, snapshots and the chain; an allocation each."""
     from matplotlib.figure import Figure
 
     count = max(1, len(arms.allocations))
-    figure = Figure(figsize=(4.6 * count, 3.6), layout="constrained")
-    for axes, label in zip(
-        np.ravel(figure.subplots(1, count, sharey=True)), arms.allocations, strict=True
-    ):
-        singles = arms.singles(label)
-        if singles:
-            axes.plot(*zip(*singles, strict=True), marker="o", color="gray", label="one model")
-        for arm, kind, name in (
-            ("independent", "uniform", "independent models"),
-            ("snapshots", "uniform", "snapshots"),
-            ("chain", "uniform", "snapshots + chain"),
-            ("chain", "learned", "snapshots + chain + prior"),
-        ):
-            curve = arms.curve(label, arm, kind)
-            losses = [mean_of(one.values()).value for _, one in curve]
-            if not curve:
-                continue
-            axes.plot([epochs for epochs, _ in curve], losses, marker="o", label=name)
-        axes.set_xscale("log")
-        axes.set_xlabel("epochs")
-        axes.set_title(label)
-    axes.set_ylabel("NLL, nats")
-    axes.legend(fontsize=7)
+    columns = min(count, 3)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(4.6 * columns, 3.6 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
+    for axes, label in zip(grid.flat, arms.allocations, strict=False):
+        _curves(axes, arms, label)
+    for axes in grid.flat[len(arms.allocations) :]:
+        axes.set_visible(False)
+    for axes in grid[:, 0]:
+        axes.set_ylabel("NLL, nats")
+    grid[0, 0].legend(fontsize=7)
     return figure
+
+
+def _curves(axes: Axes, arms: Arms, label: str) -> None:
+    singles = arms.singles(label)
+    ticks = {epochs for epochs, _ in singles}
+    if singles:
+        axes.plot(*zip(*singles, strict=True), marker="o", color="gray", label="one model")
+    best = arms.arm(label, "single", "best")
+    if best is not None:
+        height = mean_of(best.values()).value
+        axes.axhline(height, color="gray", linestyle=":", label="one model, stopped early")
+    for arm, kind, name in (
+        ("independent", "uniform", "independent models"),
+        ("snapshots", "uniform", "snapshots"),
+        ("chain", "uniform", "snapshots + chain"),
+        ("chain", "learned", "snapshots + chain + prior"),
+    ):
+        curve = arms.curve(label, arm, kind)
+        if curve:
+            losses = [mean_of(one.values()).value for _, one in curve]
+            epochs = [epochs for epochs, _ in curve]
+            ticks |= {epochs[0], epochs[-1]}
+            axes.plot(epochs, losses, marker="o", label=name)
+    axes.set_xscale("log")
+    # Epochs as numbers, where something was measured: powers of ten would name one or two of them.
+    axes.set_xticks(sorted(ticks), [f"{tick:g}" for tick in sorted(ticks)], fontsize=7)
+    axes.xaxis.minorticks_off()
+    axes.set_xlabel("epochs of training")
+    axes.set_title(f"{label}: {arms.size(label)}", fontsize=10)
