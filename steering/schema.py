@@ -143,6 +143,9 @@ class RestartConfig:
 
     optimizer: bool = False
     """Go on with the optimiser's state of the end of that run: moments, not rates."""
+    method: bool = False
+    """Go on with the method's memory of the end of that run: running estimates, weights of groups, a
+    learned temperature. The method and the training examples must be the same."""
     noise: float = 0.0
     """Gaussian noise on the weights before the first step, of this times the deviation of each
     tensor; drawn by the run's seed."""

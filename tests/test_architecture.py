@@ -103,6 +103,7 @@ NEEDS_NO_TORCH = [
     "studies/gallery.py",
     "studies/plane.py",
     "studies/population.py",
+    "studies/population_arms.py",
     "studies/population_asks.py",
     "studies/scaling.py",
     "studies/activation.py",

@@ -1,8 +1,7 @@
-"""What the records of a population say: losses of its arms, paired, and where curves cross."""
+"""What the records of a population say: losses of its arms, paired."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -24,11 +23,13 @@ class Arm:
         name: for tables.
         runs: seed → the record whose scores hold it.
         plan: which of that record's mixtures.
+        block: test examples that a bootstrap draws together.
     """
 
     name: str
     runs: Mapping[int, RunRecord]
     plan: str
+    block: int = 1
 
     def values(self, metric: str = "nll") -> dict[int, float]:
         """Seed → the metric; without the seeds that have none."""
@@ -56,12 +57,20 @@ class Arm:
 
     def drawn(self, seed: int, draws: int = DRAWS) -> np.ndarray:
         """The loss under draws of the test examples, (draws,); the same draws for every arm."""
-        return drawn_means(self.runs[seed].scores()[f"{self.plan}/nll"], draws)
+        return drawn_means(self.runs[seed].scores()[f"{self.plan}/nll"], draws, self.block)
 
 
-def drawn_means(score: Scores, draws: int) -> np.ndarray:
-    counts = _counts(len(score.values), draws)
-    found: np.ndarray = (counts @ (score.values * score.weights)) / (counts @ score.weights)
+def drawn_means(score: Scores, draws: int, block: int = 1) -> np.ndarray:
+    """Means of a score under draws of its examples, (draws,).
+
+    Args:
+        block: neighbours that are drawn together; the last block may be shorter.
+    """
+    starts = np.arange(0, len(score.values), block)
+    sums = np.add.reduceat(score.values * score.weights, starts)
+    weights = np.add.reduceat(score.weights, starts)
+    counts = _counts(len(starts), draws)
+    found: np.ndarray = (counts @ sums) / (counts @ weights)
     return found
 
 
@@ -79,12 +88,12 @@ def difference(mine: Arm, other: Arm, draws: int = DRAWS) -> Interval | None:
         return None
     value = float(np.mean([mine.values()[seed] - other.values()[seed] for seed in seeds]))
     table = np.stack([mine.drawn(s, draws) - other.drawn(s, draws) for s in seeds], axis=1)
-    low, high = np.quantile(_over_seeds(table), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    low, high = np.quantile(over_seeds(table), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     over = "seeds and examples" if len(seeds) > 1 else "examples"
     return Interval(value, float(low), float(high), over)
 
 
-def _over_seeds(table: np.ndarray) -> np.ndarray:
+def over_seeds(table: np.ndarray) -> np.ndarray:
     """Means over seeds drawn with replacement, (draws,), from (draws, seeds)."""
     rng = np.random.default_rng(table.shape)
     chosen = rng.integers(table.shape[1], size=table.shape)
@@ -92,31 +101,15 @@ def _over_seeds(table: np.ndarray) -> np.ndarray:
     return found
 
 
-def crossing(costs: Sequence[float], losses: Sequence[float], target: float) -> float:
-    """The first cost at which a curve, straight between its points, is at most the target.
+class Arms:
+    """The arms of every allocation, from the records of the study.
 
     Args:
-        costs: ascending.
-
-    Returns:
-        The first cost where the curve begins below the target, infinity where it never gets there.
+        block: test examples that a bootstrap draws together.
     """
-    for place, loss in enumerate(losses):
-        if loss > target:
-            continue
-        if place == 0:
-            return float(costs[0])
-        before = losses[place - 1]
-        share = (before - target) / (before - loss)
-        return float(costs[place - 1] + share * (costs[place] - costs[place - 1]))
-    return math.inf
 
-
-class Arms:
-    """The arms of every allocation, from the records of the study."""
-
-    def __init__(self, done: Sequence[RunRecord]) -> None:
-        self.all = {record.key: record for record in done}
+    def __init__(self, done: Sequence[RunRecord], block: int = 1) -> None:
+        self.all, self.block = {record.key: record for record in done}, block
         self._mixes: dict[tuple[str, str], dict[int, RunRecord]] = {}
         for record in done:
             if "arm" in record.axes:
@@ -128,7 +121,7 @@ class Arms:
         """None where nothing of it has been done."""
         runs = self._mixes.get((allocation, arm), {})
         having = {seed: run for seed, run in runs.items() if f"{plan}/nll" in run.metrics}
-        return Arm(name or f"{arm}, {plan}", having, plan) if having else None
+        return Arm(name or f"{arm}, {plan}", having, plan, self.block) if having else None
 
     def tops(self, allocation: str) -> list[int]:
         """Numbers of members that were kept."""
@@ -178,14 +171,25 @@ class Arms:
         losses = [[one["test"] for one in run.summary["members"]] for run in runs]
         return [*zip(map(float, lengths), np.mean(losses, axis=0).tolist(), strict=True)]
 
-    def fewer(self, allocation: str, kind: str = "learned") -> Matched | None:
-        """How many times fewer epochs the chained population takes to match the independent
-        models."""
-        curve, whole = (
-            self.curve(allocation, "chain", kind),
-            self.arm(allocation, "independent", "uniform"),
+    def size(self, allocation: str) -> str:
+        """Trajectories × cycles × epochs of a cycle."""
+        axes = next(
+            one.axes for one in self.all.values() if one.axes.get("allocation") == allocation
         )
-        return None if whole is None or not curve else matched(curve, whole)
+        p, c = axes["trajectories"], axes["cycles"]
+        return f"{p} × {c} × {axes['budget'] / (p * c):g}"
+
+    def more_data(self, allocation: str) -> list[tuple[float, Arm]]:
+        """(times the data, best single model there), ascending; nothing unless there is more than
+        the data as they are."""
+        factors = [
+            float(arm.removeprefix("data-"))
+            for label, arm in self._mixes
+            if label == allocation and arm.startswith("data-")
+        ]
+        found = [(1.0, self.arm(allocation, "single", "best"))] if factors else []
+        found += [(f, self.arm(allocation, f"data-{f:g}", "best")) for f in sorted(factors)]
+        return [(factor, arm) for factor, arm in found if arm is not None]
 
     def rows(self) -> list[dict[str, Any]]:
         """Everything in full digits."""
@@ -194,41 +198,6 @@ class Arms:
             for record in self.all.values()
             if "arm" in record.axes
         ]
-
-
-@dataclass(frozen=True)
-class Matched:
-    """How many times fewer epochs a curve takes until it is as good as an arm.
-
-    Attributes:
-        factor: the arm's epochs over those at the crossing of the mean curves, 0 where they do not
-            cross, and its interval.
-        share: of the draws in which they cross.
-        at_once: the first point is as good already, so the factor is a lower bound.
-    """
-
-    factor: Interval
-    share: float
-    at_once: bool
-
-
-def matched(curve: Sequence[tuple[float, Arm]], whole: Arm, draws: int = DRAWS) -> Matched:
-    """The crossing of a curve with an arm's loss; seeds and examples are drawn again together."""
-    seeds = [*whole.runs]
-    costs, total = [epochs for epochs, _ in curve], whole.epochs()
-
-    def factor(losses: Sequence[float], target: float) -> float:
-        return total / crossing(costs, losses, target)
-
-    means = [float(np.mean([*arm.values().values()])) for _, arm in curve]
-    target = float(np.mean([*whole.values().values()]))
-    tables = [np.stack([arm.drawn(s, draws) for s in seeds], axis=1) for _, arm in curve]
-    drawn = np.stack([_over_seeds(table) for table in tables], axis=1)  # (draws, points)
-    targets = _over_seeds(np.stack([whole.drawn(s, draws) for s in seeds], axis=1))
-    found = [factor(one.tolist(), float(aim)) for one, aim in zip(drawn, targets, strict=True)]
-    low, high = np.quantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    interval = Interval(factor(means, target), float(low), float(high), "seeds and examples")
-    return Matched(interval, float(np.mean(np.array(found) > 0)), means[0] <= target)
 
 
 def mean_of(values: Mapping[int, float]) -> Interval:

@@ -23,6 +23,7 @@ from steering.runs.workshop import Workshop
 from steering.schema import RestartConfig
 from steering.task import Model
 from steering.training.checkpoint import load_newest
+from steering.training.state import take_memory
 from steering.weights import load_weights
 
 
@@ -105,7 +106,7 @@ def prepare(ask: Ask, workshop: Workshop) -> Prepared:
     flops = forward_flops(opened.task.risk, target, data, workshop.device)
     if reference is not None and reference.stored is not None:
         data = WithOutputs(data, reference.stored, STORED)
-    carried = _carried(ask, start)
+    carried = _carried(ask, start, method, found["task: data"])
     return Prepared(opened, target, reference, data, method, carried, found, flops)
 
 
@@ -133,17 +134,32 @@ def _start(ask: Ask, workshop: Workshop) -> Path | None:
     return ask.start
 
 
-def _carried(ask: Ask, start: Path | None) -> dict[str, Any] | None:
-    """The optimiser's state at the end of the run that this one starts from, if it is wanted."""
-    if start is None and ask.config.restart != RestartConfig():
+def _carried(ask: Ask, start: Path | None, method: Method, examples: str) -> dict[str, Any] | None:
+    """What is wanted of the end of the run that this one starts from: the optimiser's state is
+    returned, the method's memory given to the method."""
+    restart = ask.config.restart
+    if start is None and restart != RestartConfig():
         raise SteeringError("restart: there is nothing to go on from; set start")
-    if start is None or not ask.config.restart.optimizer:
+    if start is None or not (restart.optimizer or restart.method):
         return None
-    found = load_newest(start.parent / "checkpoints", torch.device("cpu"))
+    folder = start.parent / "checkpoints"
+    found = load_newest(folder, torch.device("cpu"))
     if found is None:
+        key = "optimizer" if restart.optimizer else "method"
         raise SteeringError(
-            f"restart.optimizer: no intact checkpoint beside {start}; expected the folder of a "
+            f"restart.{key}: no intact checkpoint beside {start}; expected the folder of a "
             "finished run with its checkpoints/"
         )
-    state: dict[str, Any] = found[1]["optimizer"]
-    return state
+    step, state = found
+    if restart.method:
+        # Estimates are kept by the example's number, which means nothing in other data.
+        if state["identity"].get("task: data", examples) != examples:
+            raise SteeringError(f"restart.method: {start.parent} was trained on other examples")
+        try:
+            take_memory(method, folder, step, state)
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise SteeringError(
+                f"restart.method: the memory in {start.parent} is of another method: {error}"
+            ) from error
+    moments: dict[str, Any] = state["optimizer"]
+    return moments if restart.optimizer else None

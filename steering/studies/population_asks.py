@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from steering.errors import ConfigError
@@ -57,13 +58,16 @@ PRESETS = {
 }
 
 
-def allocation_of(label: str, section: Mapping[str, Any]) -> Allocation:
+def allocation_of(label: str, section: Mapping[str, Any], key: str = "allocations") -> Allocation:
     """An entry of `allocations`: a preset's name under `preset`, and keys over it.
+
+    Args:
+        key: whose entry it is, for messages.
 
     Raises:
         ConfigError: an unknown key or preset, or a number that is too small.
     """
-    where = f"studies.population.allocations.{label}"
+    where = f"studies.population.{key}.{label}"
     given = dict(section)
     preset = given.pop("preset", None)
     if preset is not None and preset not in PRESETS:
@@ -89,6 +93,55 @@ def allocation_of(label: str, section: Mapping[str, Any]) -> Allocation:
             f"got {found.chain_from!r}"
         )
     return found
+
+
+def cells_of(grid: Mapping[str, Any]) -> dict[str, Allocation]:
+    """Label → allocation, for every pair of the lists of `studies.population.grid`.
+
+    Raises:
+        ConfigError: a key is missing or unknown, or a number is too small.
+    """
+    where = "studies.population.grid"
+    if not grid:
+        return {}
+    further = dict(grid)
+    try:
+        budget, counts, cycles = (further.pop(k) for k in ("budget", "trajectories", "cycles"))
+    except KeyError as error:
+        raise ConfigError(f"{where}: expected budget, trajectories and cycles") from error
+    if not (isinstance(counts, list) and isinstance(cycles, list) and counts and cycles):
+        raise ConfigError(f"{where}: expected lists of trajectories and of cycles")
+    if not isinstance(budget, int | float) or not budget > 0:
+        raise ConfigError(f"{where}.budget: expected a number above 0, got {budget!r}")
+    found = {}
+    for p, c in itertools.product(counts, cycles):
+        section = {**further, "trajectories": p, "cycles": c, "epochs": 1.0}
+        cell = allocation_of(f"{p}x{c}", section, "grid")
+        epochs = budget / (cell.trajectories * cell.cycles)
+        found[f"{p}x{c}x{epochs:g}"] = replace(cell, epochs=epochs)
+    return found
+
+
+def more_of(base: RunConfig, factor: float) -> RunConfig:
+    """The config with so many times the training data: its part begins where it did.
+
+    Raises:
+        ConfigError: the task's data have no part, or it would go beyond the whole.
+    """
+    from steering.config import with_overrides
+
+    part = getattr(getattr(base.task, "data", None), "part", None)
+    where = "studies.population.more_data"
+    if part is None:
+        raise ConfigError(f"{where}: task {base.task.name} has no task.data.part to widen")
+    low, high = part
+    end = low + factor * (high - low)
+    if end > 1 + 1e-9:
+        raise ConfigError(
+            f"{where}: {factor:g} times task.data.part {[low, high]} ends beyond 1; narrow the part"
+        )
+    samples = round(factor * base.train.samples)
+    return with_overrides(base, {"task.data.part": [low, min(end, 1.0)], "train.samples": samples})
 
 
 def seed_of(seed: int, trajectory: int, cycle: int = 0) -> int:
@@ -144,14 +197,17 @@ def trajectory(
         changes: dict[str, Any] = {"train.samples": samples, "seed": seed_of(seed, number, cycle)}
         parents: dict[str, Ask] = {}
         if before is not None:
-            if not given.fresh:
-                scale = noise_scale(cycle, given.cycles, *noise)
-                changes["restart"] = {"optimizer": True, "noise": scale}
-                parents[START] = before
-            if chained and cycle + 1 >= given.chain_from:
+            linked = chained and cycle + 1 >= given.chain_from
+            if linked:
                 changes |= {"method": given.chain, "reference": None}
                 # The file of the snapshot: the noise is on the student alone.
                 parents[REFERENCE] = before
+            if not given.fresh:
+                scale = noise_scale(cycle, given.cycles, *noise)
+                # What one method remembers means nothing to another: the chain's begins anew.
+                same = not linked or cycle >= given.chain_from
+                changes["restart"] = {"optimizer": True, "method": same, "noise": scale}
+                parents[START] = before
         config = with_overrides(base, changes, "studies.population")
         kind = "chain" if REFERENCE in parents else "cycle"
         name = f"{kind}-{given.trajectories}x{given.cycles}x{given.epochs:g}"

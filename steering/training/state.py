@@ -6,11 +6,14 @@ import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from steering import distributed
 from steering.dro.online.row_table import merged, split_state
+from steering.methods.registry import Method
 from steering.training.checkpoint import (
     load_newest,
     load_parts,
@@ -35,6 +38,18 @@ from steering.training.tryout import first_part, freeze_unused, in_plain_words
 from steering.training.wraps import load_whole_state, whole_state, wrapped
 
 _LOG = logging.getLogger("steering")
+
+
+def take_memory(method: Method, folder: Path, step: int, state: dict[str, Any]) -> None:
+    """Give a method what a checkpoint holds of another one's memory.
+
+    Each rank takes its rows of the whole, however many ranks have written them.
+
+    Args:
+        folder, step, state: of the checkpoint, as `load_newest` found it.
+    """
+    parts = load_parts(folder, step, state.get("parts", 0))
+    method.load_state_dict(state["method"] | (merged(parts, method) if parts else {}))
 
 
 class State:
@@ -171,9 +186,7 @@ class State:
         require_same_run(self.job.folder, state["identity"], self.job.identity, self.job.config)
         # Before the optimiser: its state is matched to parameters by their place.
         load_whole_state(self.module, state["target"])
-        # Each rank takes its rows of the whole, however many ranks have written them.
-        parts = load_parts(self.job.folder / "checkpoints", step, state.get("parts", 0))
-        self.method.load_state_dict(state["method"] | (merged(parts, self.method) if parts else {}))
+        take_memory(self.method, self.job.folder / "checkpoints", step, state)
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         for observer, remembered in zip(self.observers, state["observers"], strict=True):

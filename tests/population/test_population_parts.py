@@ -140,6 +140,15 @@ def test_mixtures_are_those_of_all_members_at_once():
         assert mine.nll().mean() <= mean
 
 
+def test_equal_members_give_their_loss_for_any_weights():
+    (one,), _ = members(1, 30, 4)
+    weights = torch.rand(3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    mixed = Mixed({"any": weights / weights.sum()})
+    for _ in range(3):
+        mixed.add(one)
+    np.testing.assert_allclose(mixed.found("any").nll().values, one.nll().values)
+
+
 def test_items_that_do_not_count_are_left_out():
     true = torch.tensor([[0.5, 0.25], [0.5, 0.0]], dtype=torch.float64)
     one = Predicted(true, torch.tensor([[True, True], [True, False]]))

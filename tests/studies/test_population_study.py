@@ -5,6 +5,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ import torch
 import toys
 from safetensors.torch import load_file
 
-from steering.analysis.population import Arms, crossing
+from steering.analysis.population import Arm, Arms, drawn_means
+from steering.analysis.population_crossing import crossing, data_worth
 from steering.cli import main
 from steering.config import load_config
 from steering.errors import ConfigError, SteeringError
@@ -20,20 +22,26 @@ from steering.population.noise import noise_scale, perturb
 from steering.runs.ask import REFERENCE, START, training, with_parents_first
 from steering.runs.execute import execute
 from steering.runs.prepare import prepare
+from steering.runs.record import Scores
 from steering.runs.store import Store
 from steering.runs.transport import read_ask, write_ask
 from steering.runs.workshop import Workshop
-from steering.studies.population import Population, PopulationOptions, _Asks
+from steering.schema import RestartConfig
+from steering.studies.population import Population, PopulationOptions
+from steering.studies.population_arms import ArmAsks
 from steering.studies.population_asks import (
     PRESETS,
     Allocation,
     allocation_of,
+    cells_of,
     cycling,
+    more_of,
     seed_of,
     trajectory,
 )
 from steering.task import find_task
 from steering.training import loop
+from steering.training import plan as order
 from steering.training.recipes import AdamW, Muon, carry_over, set_rates
 from steering_tasks.classification import ClassificationOptions
 from steering_tasks.classification.options import ClassificationData
@@ -198,6 +206,61 @@ def test_without_noise_two_cycles_are_two_halves_of_one_optimisation(tmp_path, w
     assert (other - one).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["units", "method={name: drrho, tau: 0.5, estimator: {name: moving_average, gamma: 0.3}}"],
+        ["pairs", "method={name: drrho, tau: 0.5, estimator: mirror_descent}"],
+        ["pairs", "method={name: drrho, tau: 0.5, radius: 0.3, estimator: moving_average}"],
+    ],
+    ids=["moving average", "mirror descent", "learned temperature"],
+)
+def test_two_cycles_with_the_methods_memory_are_one_run_cut_in_two(
+    tmp_path,
+    workshop,
+    monkeypatch,
+    words,  # the kind of the toy task, and the method
+):
+    """Bit for bit, where rates are constant and every epoch has the same order."""
+    monkeypatch.setattr(order, "shuffled", lambda position, n, *_: position % n)
+    kind, method = words
+    path = toys.write_config(tmp_path)
+
+    def wanted(samples, **restart):
+        rates = ["optimizer.schedule=constant", "optimizer.warmup=0", f"train.samples={samples}"]
+        config = load_config(path, [*rates, f"task.kind={kind}", method])
+        return replace(config, restart=RestartConfig(**restart))
+
+    first = training(wanted(128), "first")
+    asks = {
+        "whole": training(wanted(256), "whole"),
+        "kept": training(wanted(128, optimizer=True, method=True), "kept", start=first),
+        "lost": training(wanted(128, optimizer=True), "lost", start=first),
+    }
+    ends = {}
+    for name, ask in asks.items():
+        execute(ask, workshop)
+        folder = workshop.finished(ask).folder
+        path = sorted((folder / "checkpoints").glob("step-*.pt"))[-1]
+        weights = load_file(folder / "model.safetensors")
+        ends[name] = weights | torch.load(path, weights_only=True)["method"]
+    assert ends["kept"].keys() == ends["whole"].keys()
+    assert all(torch.equal(ends["kept"][name], value) for name, value in ends["whole"].items())
+    assert any(not torch.equal(ends["lost"][name], ends["whole"][name]) for name in ends["whole"])
+
+
+def test_a_memory_of_another_method_or_of_other_examples_is_refused(tmp_path, workshop):
+    plain = training(asked(tmp_path, "train.samples=64"), "plain")
+    execute(plain, workshop)
+    for word, message in {
+        "method={name: dro, estimator: mirror_descent}": "is of another method",
+        "task.n=32": "was trained on other examples",
+    }.items():
+        ask = training(asked(tmp_path, word, "restart.method=true"), "next", start=plain)
+        with pytest.raises(SteeringError, match=rf"restart\.method: .*{message}"):
+            execute(ask, workshop)
+
+
 def test_a_cycle_that_was_stopped_goes_on_to_the_same_weights(tmp_path, monkeypatch):
     """With the moments of the cycle before, noise, and rates that move within the cycle."""
 
@@ -322,6 +385,8 @@ def test_a_trajectory_has_noise_between_cycles_and_the_chain_where_it_is_told():
     noise = [ask.config.restart.noise for ask in asks]
     assert noise == [0.0, *(noise_scale(k, 5, 0.25, 0.05) for k in range(1, 5))]
     assert [REFERENCE in ask.parents for ask in asks] == [False, False, True, True, True]
+    # The chain's first link cannot go on with what plain training remembers.
+    assert [ask.config.restart.method for ask in asks] == [False, True, False, True, True]
     assert [ask.config.method.name for ask in asks] == ["erm", "erm", *["distillation"] * 3]
     for before, ask in itertools.pairwise(asks):
         assert ask.parents[START] is before
@@ -348,7 +413,7 @@ def test_no_two_runs_have_one_seed():
 
 def test_budgets_are_equal():
     options = PopulationOptions(independents=4, singles=[1.0, 500.0])
-    asks = _Asks(base(), options, Allocation(3, 4, 2.0), "a", 0)
+    asks = ArmAsks(base(), options, Allocation(3, 4, 2.0), "a", 0)
     assert sum(ask.axes["epochs"] for ask in asks._independents()) == 24
     assert [ask.axes["epochs"] for ask in asks._singles()] == [1.0, 24.0]
     assert len(asks._snapshots(True)) == 12
@@ -443,12 +508,91 @@ def test_curves_cross_where_the_line_between_their_points_does():
     assert crossing([2, 4, 8], [3.0, 2.0, 1.0], 0.5) == math.inf
 
 
+def arm(shift, seeds=2, n=40):
+    """An arm whose loss is the same noise as any other's, and a shift."""
+    runs = {}
+    for seed in range(seeds):
+        noise = np.random.default_rng(seed).normal(size=n)
+        score = Scores(noise - noise.mean() + shift, np.ones(n))
+        runs[seed] = SimpleNamespace(
+            metrics={"p/nll": score.mean()}, scores=lambda score=score: {"p/nll": score}
+        )
+    return Arm("an arm", runs, "p")
+
+
+def test_the_worth_in_data_is_read_off_the_curve_of_the_single_models():
+    curve = [(1.0, arm(3.0)), (2.0, arm(2.5)), (4.0, arm(2.0))]
+    for shift, worth in {2.25: 2**1.5, 2.5: 2.0, 3.2: 1.0, 1.9: math.inf}.items():
+        found = data_worth(curve, arm(shift), draws=50)
+        # The noise is common to all, so every draw of seeds and examples says the same.
+        assert [found.value, found.low, found.high] == pytest.approx([worth] * 3)
+
+
+def test_neighbours_are_drawn_together():
+    generator = np.random.default_rng(0)
+    weights = generator.uniform(0.5, 1.5, size=103)
+    score = Scores(generator.normal(size=103), weights)
+    starts = range(0, 103, 4)
+    means = [np.average(score.values[i : i + 4], weights=weights[i : i + 4]) for i in starts]
+    joined = Scores(np.array(means), np.array([weights[i : i + 4].sum() for i in starts]))
+    np.testing.assert_allclose(drawn_means(score, 20, block=4), drawn_means(joined, 20))
+    # Where four neighbours are one and the same, a draw of single ones thinks itself twice as sure.
+    alike = Scores(np.repeat(generator.normal(size=200), 4), np.ones(800))
+    ratio = drawn_means(alike, 2000, block=4).std() / drawn_means(alike, 2000).std()
+    assert ratio == pytest.approx(2, rel=0.1)
+
+
+def test_a_grid_is_every_pair_at_one_budget():
+    found = cells_of({"budget": 24, "trajectories": [1, 3], "cycles": [2, 4], "chain_from": 3})
+    assert list(found) == ["1x2x12", "1x4x6", "3x2x4", "3x4x2"]
+    assert {cell.budget for cell in found.values()} == {24}
+    assert {cell.chain_from for cell in found.values()} == {3}
+    study = Population(
+        PopulationOptions(allocations={}, grid={"budget": 4, "trajectories": [2], "cycles": [1]})
+    )
+    assert study.allocations == {"2x1x2": Allocation(2, 1, 2.0)}
+    for grid, message in {
+        "expected budget, trajectories and cycles": {"budget": 4},
+        "expected lists": {"budget": 4, "trajectories": 2, "cycles": [1]},
+        "budget: expected a number above 0": {"budget": 0, "trajectories": [2], "cycles": [1]},
+        r"grid\.0x1\.trajectories: expected": {"budget": 4, "trajectories": [0], "cycles": [1]},
+    }.items():
+        with pytest.raises(ConfigError, match=grid):
+            cells_of(message)
+
+
+def test_arms_that_are_left_out_are_not_asked_for():
+    options = PopulationOptions(arms=["chain"], independents=2)
+    asks = with_parents_first(ArmAsks(base(), options, Allocation(2, 2, 1.0), "a", 0).all())
+    assert {ask.axes.get("role") for ask in asks} == {"cycle", "chain", None}
+    assert [ask.axes["arm"] for ask in asks if "arm" in ask.axes] == ["chain"]
+    with pytest.raises(ConfigError, match=r"arms: no arm 'soup'; known: single, independent"):
+        Population(PopulationOptions(arms=["soup"]))
+
+
+def test_more_data_are_a_wider_part_whose_models_are_compared_on_the_same_test_part():
+    config = base("task.data.part=[0.1, 0.3]")
+    wider = more_of(config, 4)
+    assert list(wider.task.data.part) == pytest.approx([0.1, 0.9])
+    assert wider.train.samples == 4 * config.train.samples
+    options = PopulationOptions(singles=[1.0, 500.0], arms=["single"])
+    asks = ArmAsks(config, options, Allocation(1, 1, 2.0), "a", 0, {4.0: wider}).all()
+    assert [ask.axes["arm"] for ask in asks] == ["single", "data-4"]
+    # What was reserved of the narrow part may be training data of the wide one.
+    assert asks[1].config.task.data.part == wider.task.data.part
+    assert asks[1].axes["lengths"] == [4.0, 2000.0]
+    with pytest.raises(ConfigError, match=r"5 times task\.data\.part .* ends beyond 1"):
+        more_of(config, 5)
+    with pytest.raises(ConfigError, match="more_data: expected numbers above 1"):
+        Population(PopulationOptions(more_data=[1.0]))
+
+
 def test_an_objective_from_a_file_counts_by_its_text(tmp_path):
     file = tmp_path / "mine.py"
     given = PopulationOptions(objective=f"{file}:nll")
 
     def key():
-        asks = _Asks(base(), given, Allocation(1, 2, 1.0), "a", 0)
+        asks = ArmAsks(base(), given, Allocation(1, 2, 1.0), "a", 0)
         return asks._mix("chain", asks._snapshots(True), {}).key
 
     file.write_text("from steering.population.prior import nll\n")
