@@ -151,9 +151,7 @@ def _climb(
     return found
 
 
-def _halved(
-    at: Callable[[float], Trial], climb: Climb, budget: float, times: int
-) -> list[Trial]:
+def _halved(at: Callable[[float], Trial], climb: Climb, budget: float, times: int) -> list[Trial]:
     """Strengths between the last allowed and the first refused one; none where none was refused."""
     if climb[-1][1].harm <= budget:
         return []
