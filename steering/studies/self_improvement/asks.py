@@ -189,13 +189,16 @@ class Asks:
         names = (
             "direction",
             "blocks",
+            "choose",
             "layers",
             "strengths",
+            "refine",
             "scope",
             "keep_norm",
             "share",
             "budget",
             "search",
+            "valid_answers",
             "compose",
         )
         return {"fitting": {name: getattr(self.options, name) for name in names}}
