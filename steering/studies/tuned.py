@@ -106,7 +106,8 @@ class Tuned:
                 asks += mine
                 if options.part is not None and label == found.opponent:
                     probes[share] = config, mine[0]
-        return [*asks, *self._outputs(probes)]
+        # By seed: a study that is stopped early has as many runs of each method.
+        return [*sorted(asks, key=lambda ask: ask.axes["seed"]), *self._outputs(probes)]
 
     def _end(self) -> int:
         return self.options.seeds + self.options.report_seeds
@@ -185,8 +186,9 @@ class Tuned:
 
     def report(self, done: Sequence[RunRecord], title: str) -> Report:
         found = self._found(self._trials(done), done)
+        s = "" if self.options.seeds == 1 else "s"
         intro = (
-            f"Every method had {self.options.tries} tries with {self.options.seeds} seeds each: its "
+            f"Every method had {self.options.tries} tries with {self.options.seeds} seed{s} each: its "
             "section as it stands, and settings drawn from its ranges. The best by "
             f"{self.options.metric} on one half of the evaluated examples (hash of seed "
             f"{self.options.split}) is reported on the other half with other seeds."
