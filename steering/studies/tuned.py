@@ -37,6 +37,9 @@ class TunedOptions:
     families: dict[str, list[str]] = field(default_factory=dict)
     """Label -> methods: all are also compared with the member that is best on the tuning half, such
     as `unguided: [erm, dro]`. Empty: the first method alone."""
+    losers: bool = True
+    """Report also those members of a family that are not its best on the tuning half; false saves
+    their runs."""
     tries: int = 8
     """Settings of every method: its section as it stands, and drawn ones."""
     seeds: int = 2
@@ -99,7 +102,7 @@ class Tuned:
         found, reported = self._found(trials, done), range(options.seeds, self._end())
         asks, probes = [], {}
         for share in [self.own, *options.shares]:
-            for label in self._methods(share):
+            for label in self._methods(share, found):
                 one = (label, found.best[label][1], share)
                 config = self._config(base, one)
                 mine = _asks(config, one, self.own, REPORT, reported)
@@ -112,10 +115,13 @@ class Tuned:
     def _end(self) -> int:
         return self.options.seeds + self.options.report_seeds
 
-    def _methods(self, share: str) -> Sequence[str]:
+    def _methods(self, share: str, found: Found) -> Sequence[str]:
         """Which methods are reported on a share of the data."""
-        every = [*self.options.methods]
-        return every if share == self.own else self.options.share_methods or every
+        options = self.options
+        beaten = {label for labels in options.families.values() for label in labels}
+        beaten -= {*found.opponents.values(), *(options.methods if options.losers else ())}
+        chosen = (share != self.own and options.share_methods) or [*options.methods]
+        return [label for label in chosen if label not in beaten]
 
     def _config(self, base: RunConfig, one: Place) -> RunConfig:
         from steering.config import method_section, with_method, with_overrides

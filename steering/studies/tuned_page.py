@@ -150,7 +150,7 @@ def _difference_table(found: Found, family: str, opponent: str) -> Table:
             ),
         ]
         for label in found.best
-        if label != opponent
+        if label != opponent and found.runs(label, found.own)
     ]
     members = ", ".join(found.options.families.get(family, []))
     best = f"{opponent} is the best of {family} ({members}) on the tuning half. " if family else ""
@@ -217,6 +217,7 @@ def rows(found: Found) -> list[dict[str, Any]]:
             },
         }
         for label, one in found.best.items()
+        if found.runs(label, found.own)
     ]
     shares = [
         {

@@ -129,17 +129,19 @@ def test_tuned_on_one_half_and_reported_on_the_other(tmp_path):
     assert "Every method had 3 tries" in text
 
 
+FAMILIES = [
+    "studies.tuned.methods={plain: {name: erm}, other: {name: dro, tau: 2.0}, steered: {name: drrho}}",
+    "studies.tuned.families={unguided: [plain, other]}",
+    "studies.tuned.tries=2",
+    "studies.tuned.seeds=1",
+    "studies.tuned.shares={'0.5': {task.n: 32}}",
+    "studies.tuned.share_methods=[plain, other, steered]",
+    "studies.tuned.also=[seen/likelihood]",
+]
+
+
 def test_families_and_shares_of_the_data(tmp_path):
-    config = config_of(
-        tmp_path,
-        "studies.tuned.methods={plain: {name: erm}, other: {name: dro, tau: 2.0}, steered: {name: drrho}}",
-        "studies.tuned.families={unguided: [plain, other]}",
-        "studies.tuned.tries=2",
-        "studies.tuned.seeds=1",
-        "studies.tuned.shares={'0.5': {task.n: 32}}",
-        "studies.tuned.share_methods=[plain, other, steered]",
-        "studies.tuned.also=[seen/likelihood]",
-    )
+    config = config_of(tmp_path, *FAMILIES)
     study("tuned", config)
     folder = tmp_path / "runs/study"
     records = {record.label: record for record in Store(folder).all()}
@@ -178,6 +180,14 @@ def test_families_and_shares_of_the_data(tmp_path):
     whole = run.cost.flops + parent.cost.flops + run.cost.stored * run.cost.reference_flops
     assert flops_with_reference(run, by_key) == whole
     assert f"{whole:.2e}" in text
+    # Without the loser's runs the same numbers of the others.
+    config = config_of(tmp_path, *FAMILIES, "studies.tuned.losers=false")
+    study("tuned", config)
+    assert len(Store(folder).all()) == len(records)
+    rows = json.loads((folder / "tuned.json").read_text())
+    loser = ({"plain", "other"} - {opponent}).pop()
+    assert of_method.pop(loser)
+    assert {row["method"]: row for row in rows if row["kind"] == "method"} == of_method
 
 
 def test_the_terms_of_the_bound_are_those_of_the_formula():
