@@ -23,6 +23,7 @@ from steering.analysis.report import (
 from steering.errors import ConfigError
 from steering.runs.record import Metric, RunRecord
 from steering.studies import study
+from steering.studies.contestants import references_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -78,7 +79,7 @@ class Compare:
                 found.append(
                     training(config, f"{label}-seed{seed}", {"method": label, "seed": seed})
                 )
-        return [*_references(configs), *found]
+        return [*references_of(configs, "method", {"seed": None}), *found]
 
     def report(self, done: Sequence[RunRecord], title: str) -> Report:
         runs = {label: _by_seed(done, label) for label in self.options.methods}
@@ -103,32 +104,6 @@ class Compare:
             },
             curves=partial(_lines, runs, rows),
         )
-
-
-def _references(configs: Sequence[RunConfig]) -> list[Ask]:
-    """Every reference among the configs as a contestant: the run that trains it, or an evaluation
-    of given weights."""
-    from steering.runs.ask import (
-        evaluation,
-        reference_label,
-        reference_target,
-        reference_training,
-        renamed,
-        trains_reference,
-    )
-
-    found: dict[str, Ask] = {}
-    for config in configs:
-        if config.reference is None:
-            continue
-        label = reference_label(config.reference)
-        axes = {"method": label, "seed": None}
-        if trains_reference(config):
-            ask = renamed(reference_training(config), label, axes)
-        else:
-            ask = evaluation(reference_target(config), label, axes)
-        found.setdefault(ask.key, ask)
-    return list(found.values())
 
 
 def _curves(

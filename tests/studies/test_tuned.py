@@ -9,6 +9,9 @@ import toys
 from scipy import stats
 
 from steering.analysis.halves import Half
+from steering.analysis.points import flops_with_reference
+from steering.analysis.signals import leading_terms
+from steering.analysis.stored import Losses
 from steering.cli import main
 from steering.commands.studies import study
 from steering.config import load_config
@@ -126,10 +129,85 @@ def test_tuned_on_one_half_and_reported_on_the_other(tmp_path):
     assert "Every method had 3 tries" in text
 
 
+FAMILIES = [
+    "studies.tuned.methods={plain: {name: erm}, other: {name: dro, tau: 2.0}, steered: {name: drrho}}",
+    "studies.tuned.families={unguided: [plain, other]}",
+    "studies.tuned.tries=2",
+    "studies.tuned.seeds=1",
+    "studies.tuned.shares={'0.5': {task.n: 32}}",
+    "studies.tuned.share_methods=[plain, other, steered]",
+    "studies.tuned.also=[seen/likelihood]",
+]
+
+
+def test_families_and_shares_of_the_data(tmp_path):
+    config = config_of(tmp_path, *FAMILIES)
+    study("tuned", config)
+    folder = tmp_path / "runs/study"
+    records = {record.label: record for record in Store(folder).all()}
+    rows = json.loads((folder / "tuned.json").read_text())
+    tried = {(row["method"], row["try"]): row["tuning"] for row in rows if row["kind"] == "try"}
+    of_method = {row["method"]: row for row in rows if row["kind"] == "method"}
+    best = {label: row["try"] for label, row in of_method.items()}
+    opponent = max(("plain", "other"), key=lambda label: tried[label, best[label]])
+
+    def value(label, on=""):
+        found = []
+        for seed in (1, 2):
+            run = records[f"{label}-try{best[label]}{on}-seed{seed}"]
+            scores = run.scores()["seen/likelihood"].values
+            found.append(scores[Half(0, tuning=False).mask(len(scores))].mean())
+        return np.mean(found)
+
+    for label, row in of_method.items():
+        over = row["over"]["unguided"]
+        assert over["method"] == opponent
+        assert over["gain"][0] == pytest.approx(value(label) - value(opponent))
+    by_share = {row["method"]: row for row in rows if row["kind"] == "share"}
+    assert by_share.keys() == {"plain", "other", "steered"}
+    for label, row in by_share.items():
+        assert row["value"] == pytest.approx(value(label, "-share0.5"))
+        gain = value(label, "-share0.5") - value(opponent, "-share0.5")
+        assert row["gain"][0] == pytest.approx(gain)
+    assert records[f"steered-try{best['steered']}-share0.5-seed1"].config()["task"]["n"] == 32
+    text = (folder / "tuned.md").read_text()
+    assert f"difference to {opponent}, the best of unguided" in text
+    assert "## data saved" in text
+    # What a run costs with its reference: the reference's own training, and its outputs on 64.
+    run = records[f"steered-try{best['steered']}-seed1"]
+    by_key = {record.key: record for record in records.values()}
+    parent = by_key[run.parents["reference"]]
+    whole = run.cost.flops + parent.cost.flops + run.cost.stored * run.cost.reference_flops
+    assert flops_with_reference(run, by_key) == whole
+    assert f"{whole:.2e}" in text
+    # Without the loser's runs the same numbers of the others.
+    config = config_of(tmp_path, *FAMILIES, "studies.tuned.losers=false")
+    study("tuned", config)
+    assert len(Store(folder).all()) == len(records)
+    rows = json.loads((folder / "tuned.json").read_text())
+    loser = ({"plain", "other"} - {opponent}).pop()
+    assert of_method.pop(loser)
+    assert {row["method"]: row for row in rows if row["kind"] == "method"} == of_method
+
+
+def test_the_terms_of_the_bound_are_those_of_the_formula():
+    random = np.random.default_rng(0)
+    loss, guide = random.normal(size=(2, 3, 40))
+    guide += loss
+    own, excess = leading_terms(*(Losses(x.mean(1), x) for x in (loss, guide)), n=50)
+    assert own == pytest.approx(math.sqrt(2 * loss.var(1).mean() / 50))
+    assert excess == pytest.approx(math.sqrt(2 * (loss - guide).var(1).mean() / 50))
+
+
 @pytest.mark.parametrize(
     ("word", "says"),
     [
         ("studies.tuned.methods={}", "methods: empty"),
+        ("studies.tuned.families={a: [other]}", "families.a: no such label in methods"),
+        ("studies.tuned.families={a: []}", "families.a: empty; name at least one method"),
+        ("studies.tuned.shares={'2': {}}", r"shares: expected a number in \(0, 1\], got '2'"),
+        ("studies.tuned.shares={'1': {}}", "shares: 1 is the config's own"),
+        ("studies.tuned.part=seen", "part: what the theory expects is drawn over shares"),
         ("studies.tuned.tries=0", "tries: expected at least 1, got 0"),
         ("studies.tuned.ranges={other: {}}", "ranges.other: no such label in methods"),
         ("studies.tuned.common={}", "ranges.plain: nothing to search for 3 tries"),
