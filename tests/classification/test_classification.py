@@ -283,7 +283,10 @@ def test_groups_by_class_and_by_file(tmp_path, npz):
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("task.data.source=imagenet", "source: expected one of digits, coloured_digits, digits_on_photographs, arrays"),
+        (
+            "task.data.source=imagenet",
+            "source: expected one of digits, coloured_digits, digits_on_photographs, arrays",
+        ),
         ("task.data.source=arrays", "path: needed for source 'arrays'"),
         ("task.data.label_noise=1.5", r"label_noise: expected a number in \[0, 1\]"),
         ("task.data.part=[0.5, 0.5]", "part: expected"),
