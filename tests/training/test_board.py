@@ -39,7 +39,9 @@ def _job(folder: Path, **changes: object):
     job.task.labels = lambda: Labels(wrong=np.arange(64) < 8)
     job.task.exhibits = lambda numbers: [Exhibit(f"number $ {n} \N{SNOWMAN} 漢") for n in numbers]
     board = BoardConfig(histograms_every=10, pictures_every=20, examples=3)
-    return replace(job, train=replace(job.train, board=board), config="seed: 0\nmethod: {name: dro, tau: 4}\n")
+    return replace(
+        job, train=replace(job.train, board=board), config="seed: 0\nmethod: {name: dro, tau: 4}\n"
+    )
 
 
 def _tags(folder: Path) -> dict[str, list[str]]:
