@@ -218,12 +218,12 @@ def groups(title: str, name: str, steps: int, **options: Any) -> Figure:
     return drawn
 
 
-def pulled_to(label: int, reference: Tensor) -> Tensor:
+def pulled_to(label: int, reference: Tensor, steps: int = 500) -> Tensor:
     """The distribution at which the loss of an example is least, (C,), by descent."""
     logits = torch.zeros(1, len(reference), requires_grad=True)
     method = made("distillation", "example")
     optimizer = torch.optim.Adam([logits], lr=0.1)
-    for _ in range(500):
+    for _ in range(steps):
         loss = F.cross_entropy(logits, torch.tensor([label]), reduction="none")
         items = Units(loss, loss.detach(), logits=logits, reference_logits=reference.log()[None])
         optimizer.zero_grad()

@@ -48,7 +48,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     lessons = sorted(page.name for page in (DOCS / "learn").glob("*.md"))
     lessons.sort(key=lambda name: name != "index.md")
     sections["Learn"] += [f"learn/{name}" for name in lessons]
-    sections["Methods"] += ["methods.md", *(f"methods/{name}.md" for name in _methods())]
+    sections["Methods"] += ["methods.md", *({name: f"methods/{name}.md"} for name in _methods())]
     sections["Reference"] += [
         {"Command line": "reference/cli.md"},
         {"Every key": "reference/keys.md"},
@@ -105,9 +105,9 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 
 def _methods() -> list[str]:
-    from steering.methods import registered
-
-    return [*registered()]
+    """In the order of the overview."""
+    overview = (DOCS / "methods.md").read_text(encoding="utf-8")
+    return re.findall(r"^\| \[`\w+`\]\(methods/(\w+)\.md\)", overview, re.M)
 
 
 def _tags_page() -> str:

@@ -23,7 +23,9 @@ from steering.errors import SteeringError
 from steering.runs.store import Store
 from steering.studies.self_improvement import judges
 from steering.studies.self_improvement.options import ActivationOptions
+from steering.studies.self_improvement.scene import Prompting, split_prompts
 from steering.studies.self_improvement.tuning import dpo_loss, sppo_loss
+from steering.task import TextModel
 from steering_tasks.language import LanguageOptions
 from steering_tasks.language.data import NEUTRAL, TAGS, pack, tagged
 from steering_tasks.language.task import LanguageData
@@ -73,7 +75,9 @@ studies:
     test_answers: 4
     length: 12
     rounds: 2
+    blocks: [transformer.h.1]
     strengths: [2, 4, 8]
+    refine: 1
     share: 1.0
     budget: 2.0
     baselines: [random, shuffled, supervised, best_of_n, finetune, dpo, sppo]
@@ -102,8 +106,12 @@ def by_policy(folder):
 def test_the_whole_study(config, tmp_path, capsys):
     """Rounds steer, the controls do not, nothing that is frozen moves, and the page is drawn again
     from the records."""
-    trains = "target.checkpoint=null"
-    assert study(config, trains) == 0
+    trains = [
+        "target.checkpoint=null",
+        "studies.activation.blocks=[]",
+        "studies.activation.refine=3",
+    ]
+    assert study(config, *trains) == 0
     folder = tmp_path / "runs/s"
     weights = (folder / "model/model.safetensors").read_bytes()
     runs = by_policy(folder)
@@ -142,12 +150,12 @@ def test_the_whole_study(config, tmp_path, capsys):
     assert (folder / "activation.md").read_text() == page
     capsys.readouterr()
     before = {path: path.stat().st_mtime_ns for path in folder.glob("*/record.json")}
-    assert study(config, trains) == 0
+    assert study(config, *trains) == 0
     assert {path: path.stat().st_mtime_ns for path in folder.glob("*/record.json")} == before
     assert "0 runs to do" in capsys.readouterr().out
     # More test answers are other reports on the same rounds.
     words = ["studies.activation.test_answers=1", "studies.activation.baselines=[]"]
-    assert study(config, trains, *words) == 0
+    assert study(config, *trains, *words) == 0
     assert "4 runs to do" in capsys.readouterr().out
 
 
@@ -407,6 +415,18 @@ def test_dpo_and_sppo_are_their_equations():
     p = 1 / (1 + math.exp(-2.0))
     wanted = 0.5 * ((0.7 - 3 * (p - 0.5)) ** 2 + (-0.4 - 3 * ((1 - p) - 0.5)) ** 2)
     assert sppo_loss(3.0, better, worse, margin).item() == pytest.approx(wanted)
+
+
+def test_each_seed_draws_its_own_prompts_and_no_part_shares_one(tmp_path):
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("".join(json.dumps({"prompt": f"prompt {n}"}) + "\n" for n in range(60)))
+    how = Prompting(str(file), "prompt", "", "", "", "", 16, 30, 10, 20, 8, 1.0)
+    text = TextModel(torch.nn.Identity(), Bytes(), None)
+    first, again, other = (split_prompts(None, text, how, seed) for seed in (0, 0, 1))
+    assert first == again
+    assert [len(part) for part in first.values()] == [30, 10, 20]
+    assert len({*first["train"], *first["valid"], *first["test"]}) == 60
+    assert {*first["test"]} != {*other["test"]}
 
 
 @pytest.mark.parametrize(
