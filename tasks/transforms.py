@@ -23,7 +23,9 @@ from steering.reading import Tally, report_once
 from .numbers import read_scores
 
 DEDUP = ("none", "exact", "near")
-_MIX, _COPY = 3, 21  # keys of the hash
+# Keys of the hash, beside those of the tasks (1 to 9): what shares a key shares its draws, and a
+# choice by one would sort the other.
+_COPY, _MIX = 21, 22
 
 
 @dataclass

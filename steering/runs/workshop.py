@@ -3,6 +3,7 @@ outputs. Nothing is made twice."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -79,7 +80,11 @@ class Workshop:
         opened = self.opened(ask)
         if REFERENCE in ask.parents:
             return self.trained(ask.parents[REFERENCE], opened)
-        return opened.frozen(ask.reference)
+        try:
+            return opened.frozen(ask.reference)
+        except SteeringError as error:
+            # A task builds any model as a target, and names its keys so.
+            raise type(error)(re.sub(r"^target\b", "reference", str(error))) from error
 
     def trained(self, parent: Ask, opened: Opened) -> Frozen:
         """The model that a finished run has trained, in eval mode and without gradient."""

@@ -106,6 +106,17 @@ class ClassificationData:
         for key in needs.get(self.source, ("path", "dataset")):
             if not getattr(self, key):
                 raise SteeringError(f"{key}: needed for source {self.source!r}")
+        # Somebody's own data must not give way to embedded ones without a word.
+        embedded = self.source in ("digits", "coloured_digits")
+        for key, unread in (
+            ("path", embedded),
+            ("test_path", embedded or self.source in ("table", "torchvision")),
+            ("dataset", self.source != "torchvision"),
+        ):
+            if unread and getattr(self, key):
+                raise SteeringError(
+                    f"{key}: source {self.source!r} does not read it; set source, or leave it out"
+                )
         for key in ("options", "train_options", "test_options"):
             own = key == "options" and self.source in GROUPED
             if getattr(self, key) and self.source != "torchvision" and not own:

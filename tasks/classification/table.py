@@ -67,7 +67,7 @@ def table(path: str, options: Mapping[str, Any]) -> tuple[TableSource, TableSour
     given = _options(options)
     place = user_path(path)
     rows = _rows(place)
-    _require(given, rows[0])
+    _require(given, rows)
     root = place.parent if given.root is None else user_path(given.root)
     labels, classes = _numbered([row[given.label] for row in rows])
     groups, names = _groups(given, rows, labels, classes)
@@ -116,12 +116,16 @@ def _rows(place: Path) -> list[dict[str, str]]:
     return rows
 
 
-def _require(given: TableOptions, row: Mapping[str, str]) -> None:
+def _require(given: TableOptions, rows: Sequence[Mapping[str, str]]) -> None:
+    row = rows[0]
     columns = {given.label, given.split, *_columns(given.image)}
     columns |= {one for one in (given.group, given.spurious) if one is not None}
     if missing := sorted(column for column in columns if row.get(column) is None):
         have = ", ".join(str(one) for one in row if one)
         raise SteeringError(f"path: the table has no column {', '.join(missing)}; it has {have}")
+    for number, one in enumerate(rows[1:], 3):  # the head is line 1
+        if missing := sorted(column for column in columns if one.get(column) is None):
+            raise SteeringError(f"path: row {number} of the table has no {', '.join(missing)}")
 
 
 def _columns(image: str) -> list[str]:
@@ -136,7 +140,7 @@ def _name(image: str, row: Mapping[str, str]) -> str:
 
 def _numbered(values: Sequence[str]) -> tuple[np.ndarray, list[str]]:
     """Class numbers, int64, and names; numbers stay as they are."""
-    if all(value.isdigit() for value in values):
+    if all(value.isascii() and value.isdigit() for value in values):
         numbers = np.array([int(value) for value in values])
         return numbers, [str(n) for n in range(int(numbers.max()) + 1)]
     names = sorted({*values})

@@ -72,6 +72,8 @@ class LanguageData:
             raise SteeringError(
                 f"modules: expected at least one, each once, got {', '.join(self.modules) or 'none'}"
             )
+        if self.source == "stdlib" and (self.column != "text" or self.separator is not None):
+            raise SteeringError("column, separator: for source 'files' alone")
         if self.separator == "":
             raise SteeringError("separator: expected a text that is not empty, or null")
         if self.validation and self.validation.keys() != self.paths.keys():

@@ -193,6 +193,13 @@ def test_tables_that_cannot_be(tmp_path, options, message):
         table(waterbirds(tmp_path), options)
 
 
+def test_a_row_that_ends_early_is_named(tmp_path):
+    rows = ["img_filename,y,split", "a.png,0,0", "b.png,1", "c.png,1,2"]
+    (tmp_path / "short.csv").write_text("\n".join(rows) + "\n")
+    with pytest.raises(SteeringError, match="row 3 of the table has no split"):
+        table(str(tmp_path / "short.csv"), {})
+
+
 def test_a_table_without_groups_and_without_rows(tmp_path):
     file = waterbirds(tmp_path)
     with pytest.raises(SteeringError, match=r"name a column in options\.group"):

@@ -22,7 +22,12 @@ from steering.task import ModelSpec, find_task
 from steering_tasks.language import LanguageOptions, LanguageTask
 from steering_tasks.language.corpus import held_out, read_domains, stdlib
 from steering_tasks.language.data import corrupted, first_of_each, mixed, pack, part_of, tagged
-from steering_tasks.language.evaluation import block_losses, losses_by_domain, perplexities
+from steering_tasks.language.evaluation import (
+    block_losses,
+    losses_by_domain,
+    perplexities,
+    perplexity_figure,
+)
 from steering_tasks.language.task import LanguageData
 from steering_tasks.language.tokens import Bytes, open_tokens
 
@@ -307,6 +312,14 @@ def test_perplexity_of_a_uniform_model_is_the_vocabulary(files):
     assert perplexities(losses, found.groups) == pytest.approx(
         {"perplexity/average": 257, "perplexity/a": 257, "perplexity/b": 257}, rel=1e-5
     )
+
+
+def test_a_run_that_has_diverged_has_a_perplexity():
+    found = perplexities(np.array([710.0, 1.0]), ["news/en", "wiki/en"])
+    assert found["perplexity/news/en"] == math.inf
+    assert found["perplexity/average"] == pytest.approx(math.exp(355.5))
+    bars = perplexity_figure(found | {"perplexity/news/en": 2.0}).axes[0]
+    assert [one.get_text() for one in bars.get_xticklabels()] == ["average", "news/en", "wiki/en"]
 
 
 def test_perplexity_counts_tokens_not_blocks(files, tiny):

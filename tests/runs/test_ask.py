@@ -241,3 +241,10 @@ def test_a_frozen_model_is_that_of_its_own_task(config, tmp_path):
     models = [opened.frozen(spec).model.module for opened in (pairs, units, pairs)]
     assert type(models[0]) is not type(models[1])
     assert models[0] is models[2]
+
+
+def test_a_reference_that_cannot_be_built_is_named_as_one(config, tmp_path):
+    workshop = Workshop(Store(tmp_path / "runs"), torch.device("cpu"))
+    wrong = training(config("reference={name: nonsense, checkpoint: x.safetensors}"))
+    with pytest.raises(SteeringError, match=r"^reference"):
+        workshop.reference(wrong)
