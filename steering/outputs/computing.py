@@ -244,7 +244,13 @@ def _take_over(folder: Path, about: dict[str, Any], kind: str, names: list[str])
     if VALID in about["files"]:
         valid = np.load(folder / _file(VALID)) & np.load(partial / _file(VALID))
         np.save(partial / _file(VALID), valid)
-    for name in [*names, VALID]:
+    wanted = [*names, VALID]
+    # A tensor that this pass began, and that another kind has stored since, is not computed to its
+    # end here.
+    for path in partial.glob("*.npy"):
+        if path.name not in map(_file, wanted):
+            path.unlink()
+    for name in wanted:
         path = partial / _file(name)
         about["files"][name] = {
             "file": path.name,

@@ -43,6 +43,7 @@ class Opened:
         self._plain: dict[str, IndexedData] = {}
         self._frozen: dict[str, Frozen] = {}
         self._digest = ""
+        self._held_out: dict[str, str] | None = None
 
     @cached_property
     def sources(self) -> dict[str, list[int]]:
@@ -65,6 +66,14 @@ class Opened:
         if not self._digest:
             self._digest = data.fingerprint()
         return self._digest
+
+    def held_out(self, model: Model) -> dict[str, str]:
+        """What finished runs that were evaluated on the same are compared with; nothing where the
+        task has no held-out data by number."""
+        if self._held_out is None:
+            parts = self.task.held_out_data(model)
+            self._held_out = {name: parts[name].fingerprint() for name in sorted(parts)}
+        return {f"task: {name} data": digest for name, digest in self._held_out.items()}
 
     def frozen(self, spec: ModelSpec) -> Frozen:
         """A model of given weights, in eval mode and without gradient.

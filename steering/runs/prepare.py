@@ -93,7 +93,7 @@ def prepare(ask: Ask, workshop: Workshop) -> Prepared:
     # Only a live reference needs inputs of its own in a batch.
     live = None if reference is None or reference.stored is not None else reference.frozen.model
     data = opened.task.train_data(target, live, config.seed)
-    found["task: data"] = opened.digest(data)
+    found |= {"task: data": opened.digest(data)} | opened.held_out(target)
     method = build_method(
         config.method.name,
         config.method.options,

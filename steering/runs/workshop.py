@@ -67,12 +67,14 @@ class Workshop:
         Raises:
             SteeringError: they have; names both sides.
         """
-        if ask.kind != "train":
+        if ask.kind not in ("train", "evaluate"):
             return
         opened = self.opened(ask)
         if opened.sources != {path: [*one] for path, one in record.sources.items()}:
-            data = opened.plain_data(opened.task.build(ask.config.target))
-            found = {"task: data": opened.digest(data)}
+            model = opened.task.build(ask.config.target)
+            found = opened.held_out(model)
+            if ask.kind == "train":
+                found["task: data"] = opened.digest(opened.plain_data(model))
             require_same_found([record], ask.asked, found, record.folder)
 
     def reference(self, ask: Ask) -> Frozen:

@@ -85,7 +85,9 @@ class Recipes:
                         label = f"{scale}-{recipe}-lr{rate:g}-seed{seed}"
                         if given.function:
                             more = {**own, "rate": rate, "seed": seed}
-                            found.append(calling(sized, given.function, more, label, axes))
+                            found.append(
+                                calling(sized, given.function, more, label, axes, reads_model=True)
+                            )
                         else:
                             config = with_overrides(sized, {"optimizer.lr": rate, "seed": seed})
                             found.append(training(config, label, axes))

@@ -249,6 +249,28 @@ def test_a_kill_between_the_files_loses_none(tmp_path, job, monkeypatch, moves):
     assert not list(found.folder.glob(".partial-*"))
 
 
+def test_what_another_kind_has_stored_since_is_not_replaced(tmp_path, monkeypatch):
+    """A pass of logits is killed, the losses are stored, the logits go on: the losses that the killed
+    pass had begun are of no use any more."""
+    monkeypatch.setattr("steering.outputs.computing.FLUSH_SECONDS", 0.0)
+    root, job = tmp_path / "outputs", toys.make_job(tmp_path / "run", kind="units")
+    plain = toys.UnitRisk.outputs
+
+    def outputs(self, model, batch, logits=False):
+        found = plain(self, model, batch)
+        return found | ({"logits": model(batch["image"])} if logits else {})
+
+    monkeypatch.setattr(toys.UnitRisk, "outputs", outputs)
+    monkeypatch.setattr(toys.UnitRisk, "gives_logits", True, raising=False)
+    dying, _ = _counted(job, 8, dies_at=4)
+    with pytest.raises(KeyboardInterrupt):
+        _build(root, job, kind="logits", batches=dying)
+    whole = _build(root, job, size=8).array("loss").copy()
+    _build(root, job, kind="logits", size=8)
+    for kind in ("losses", "logits"):
+        assert np.array_equal(Artefact(root / MINE.digest()[:12], MINE, kind).array("loss"), whole)
+
+
 def test_other_batches_than_the_killed_pass_start_anew(tmp_path, job, monkeypatch):
     monkeypatch.setattr("steering.outputs.computing.FLUSH_SECONDS", 0.0)
     dying, _ = _counted(job, 8, dies_at=4)

@@ -248,3 +248,42 @@ def test_a_reference_that_cannot_be_built_is_named_as_one(config, tmp_path):
     wrong = training(config("reference={name: nonsense, checkpoint: x.safetensors}"))
     with pytest.raises(SteeringError, match=r"^reference"):
         workshop.reference(wrong)
+
+
+def test_code_and_folders_of_models_count_by_content_too(config, tmp_path):
+    """A method of one's own is another one once its text has changed, and so is a model of
+    `transformers` in a folder."""
+    method, folder = tmp_path / "own.py", tmp_path / "model"
+    method.write_text(OWN_METHOD)
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(b"one")
+
+    def keys():
+        own = training(config(f"method={{name: '{method}:flat'}}", "reference=null"))
+        given = config(f"target.name={folder}", "target.pretrained=name", "method=erm")
+        call = calling(given, "steering.studies.recipes_order0:order0", {}, "x", reads_model=True)
+        return own.key, training(given).key, call.key
+
+    before = keys()
+    assert keys() == before
+    method.write_text(OWN_METHOD + "# another\n")
+    (folder / "model.safetensors").write_bytes(b"another")
+    assert not {*before} & {*keys()}
+
+
+OWN_METHOD = """
+from dataclasses import dataclass
+from steering.extend import Method, Step, register
+
+@dataclass(frozen=True)
+class Options: ...
+
+@register("flat", Options)
+class Flat(Method):
+    \"\"\"The mean.\"\"\"
+    def __init__(self, options):
+        super().__init__()
+    def forward(self, items):
+        return Step(items.target.mean(), {})
+"""
