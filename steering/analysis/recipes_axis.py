@@ -109,6 +109,10 @@ class Axis:
     def agreement(self, rate: float) -> PairAgreement:
         return pair_agreement(self.proxy[rate].mean(-1), self.truth, self.noise)
 
+    def alone(self, rate: float) -> np.ndarray:
+        """Spearman's correlation with the truth of each seed's own ranking, (seeds,)."""
+        return np.array([spearman(losses, self.truth) for losses in self.proxy[rate].T])
+
     def ceiling(self) -> float:
         """Spearman's correlation between two seeds of the tuned target, averaged over the pairs."""
         seeds = self.tuned.shape[-1]

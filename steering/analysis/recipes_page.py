@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml  # type: ignore[import-untyped]
 
-from steering.analysis.intervals import Interval
+from steering.analysis.intervals import Interval, seeds_interval
 from steering.analysis.page import Table
 from steering.analysis.ranks import over_items, pair_agreement, regret, spearman
 from steering.analysis.recipes_axis import Axis
@@ -83,8 +83,9 @@ def _agreements(axis: Axis) -> Table:
     note = (
         f"Clear pairs ({agreement.clear_pairs} of {agreement.pairs}) differ by more than two standard "
         f"deviations of the truth. Two seeds of the tuned target correlate by {axis.ceiling():.2f}: "
-        "no proxy can be expected to do better. Seeds are those that find a best recipe by themselves "
-        "(none is better by two standard deviations of the truth). Signal is the spread of the recipes over the noise "
+        "no proxy can be expected to do better. One seed alone has the Spearman that is given, in the "
+        "mean, and so many seeds find a best recipe (none is better by two standard deviations of "
+        "the truth). Signal is the spread of the recipes over the noise "
         "of the seeds; fall is that of the training loss."
     )
     header = [
@@ -94,7 +95,7 @@ def _agreements(axis: Axis) -> Table:
         "clear pairs",
         "regret@1",
         "regret@2",
-        "seeds",
+        "one seed",
         "signal",
         "fall",
     ]
@@ -102,11 +103,11 @@ def _agreements(axis: Axis) -> Table:
 
 
 def _alone(axis: Axis, rate: float) -> str:
-    """How many of the seeds put a best recipe first, alone."""
+    """How well the seeds rank alone, and how many of them put a best recipe first."""
     found = axis.proxy[rate]
     near = 2 * float(np.sqrt(2) * axis.noise[0])
-    right = [regret(found[:, seed], axis.truth, 1) <= near for seed in range(found.shape[-1])]
-    return f"{sum(right)} of {len(right)}"
+    right = [regret(losses, axis.truth, 1) <= near for losses in found.T]
+    return f"{axis.alone(rate).mean():.2f}, {sum(right)} of {len(right)}"
 
 
 def _against(axis: Axis, values: np.ndarray) -> list[str]:
@@ -154,6 +155,9 @@ def verdict_of(axis: Axis) -> str:
     numbers = (
         f"Spearman {found.value:+.2f} [{found.low:+.2f}, {found.high:+.2f}] against the usual rate"
     )
+    paired = seeds_interval([*(axis.alone(axis.small) - axis.alone(axis.usual))])
+    if np.isfinite(paired.low):
+        numbers += f"; of one seed alone {paired.value:+.2f} [{paired.low:+.2f}, {paired.high:+.2f}] over seeds"
     costs = regret(small, axis.truth, 1) - regret(usual, axis.truth, 1)
     if found.low > 0 and costs <= 0:
         return f"Supported here: the small rate ranks better ({numbers})."

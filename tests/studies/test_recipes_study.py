@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import yaml
 
+from steering.analysis.ranks import spearman
 from steering.analysis.recipes_axis import Axis
 from steering.analysis.recipes_page import tables, verdict_of
 from steering.cli import main
@@ -71,6 +72,17 @@ def test_the_verdict(tmp_path, case, expected):
     axis = Axis(records(tmp_path, **case), "", 30.0)
     assert (axis.small, axis.usual, axis.metric) == (0.001, 0.1, "loss")
     assert expected in verdict_of(axis)
+
+
+def test_single_seeds_are_judged_apart(tmp_path):
+    axis = Axis(records(tmp_path, TRUTH, SCRAMBLED, noise=0.0), "", 30.0)
+    expected = spearman(SCRAMBLED, TRUTH)
+    np.testing.assert_allclose(axis.alone(0.001), 1.0)
+    np.testing.assert_allclose(axis.alone(0.1), expected)
+    assert tables(axis)[1].lines[0][6] == "1.00, 3 of 3"
+    assert tables(axis)[1].lines[1][6] == f"{expected:.2f}, 0 of 3"
+    gap = 1 - expected
+    assert f"of one seed alone {gap:+.2f} [{gap:+.2f}, {gap:+.2f}] over seeds" in verdict_of(axis)
 
 
 def test_the_target_is_tuned_for_each_recipe(tmp_path):
