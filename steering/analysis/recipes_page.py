@@ -88,6 +88,11 @@ def _agreements(axis: Axis) -> Table:
         "the truth). Signal is the spread of the recipes over the noise "
         "of the seeds; fall is that of the training loss."
     )
+    if edge := axis.at_the_edge():
+        note += (
+            f" **The target is best at the edge of `target_rates` for {', '.join(edge)}**: it may not "
+            "be tuned; try rates beyond."
+        )
     header = [
         "proxy's rate",
         "Spearman",

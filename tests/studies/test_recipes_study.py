@@ -90,6 +90,11 @@ def test_the_target_is_tuned_for_each_recipe(tmp_path):
     np.testing.assert_allclose(axis.truth, TRUTH, atol=0.01)
     assert axis.ceiling() > 0.9
     assert axis.agreement(0.001).clear == 1.0
+    # The rates are 0.1 and 1.0: the best of two is always at an edge, and that is said.
+    assert axis.at_the_edge() == RECIPES
+    assert "at the edge of `target_rates` for a, b" in tables(axis)[1].note
+    one = [r for r in axis.targets + axis.proxies if r.axes["rate"] != 1.0]
+    assert Axis(one, "loss", 30.0).at_the_edge() == []  # a single one was not searched
     first = tables(axis)[0].lines
     assert [line[0] for line in first] == RECIPES
     text = tables(axis)[1]
