@@ -54,7 +54,7 @@ def _by_metric(axis: Axis) -> list[Table]:
 
 
 def _ranking(axis: Axis) -> Table:
-    """Every recipe with its losses, the best by the small rate first."""
+    """Every recipe with its losses, the best by the recommended rate first."""
     small, usual = (axis.proxy[rate].mean(-1) for rate in (axis.small, axis.usual))
     columns = {f"proxy at {axis.small:g}": small, f"proxy at {axis.usual:g}": usual}
     if axis.has_truth:
@@ -64,9 +64,10 @@ def _ranking(axis: Axis) -> Table:
         columns["order 0"] = by_frequency
     lines = [
         [axis.recipes[n], *(f"{axis.sign * values[n]:.4f}" for values in columns.values())]
-        for n in np.argsort(small, kind="stable")
+        for n in np.argsort(axis.proxy[recommended(axis)].mean(-1), kind="stable")
     ]
-    return Table("recipes, the best by the small rate first", ["recipe", *columns], lines)
+    which = "usual" if doubts(axis) else "small"
+    return Table(f"recipes, the best by the {which} rate first", ["recipe", *columns], lines)
 
 
 def _agreements(axis: Axis) -> Table:
@@ -142,6 +143,21 @@ def _costs(axis: Axis) -> Table:
     return Table("what the decision costs", ["", "FLOPs", "of the truth's"], lines)
 
 
+def doubts(axis: Axis) -> list[str]:
+    """Why the small rate cannot rank here; known without the truth."""
+    reasons = []
+    if axis.drop(axis.small) < DROP:
+        reasons.append("at the small rate the training loss hardly falls")
+    if axis.signal(axis.small) < SIGNAL:
+        reasons.append("the recipes differ by less than the seeds do")
+    return reasons
+
+
+def recommended(axis: Axis) -> float:
+    """The rate that chooses: the small one, or where it cannot rank the proxy's own best."""
+    return axis.usual if doubts(axis) else axis.small
+
+
 def verdict_of(axis: Axis) -> str:
     """One or two sentences: does the small rate rank better here, and why it may not say."""
     if not axis.has_truth:
@@ -149,13 +165,8 @@ def verdict_of(axis: Axis) -> str:
     small, usual = (axis.proxy[rate].mean(-1) for rate in (axis.small, axis.usual))
     if axis.small == axis.usual:
         return f"Inconclusive: no rate among `rates` is {axis.ratio:g} times below the best one."
-    reasons = []
-    if axis.drop(axis.small) < DROP:
-        reasons.append("at the small rate the training loss hardly falls")
-    if axis.signal(axis.small) < SIGNAL:
-        reasons.append("the recipes differ by less than the seeds do")
-    if reasons:
-        return f"Inconclusive here: {' and '.join(reasons)}."
+    if reasons := doubts(axis):
+        return f"Inconclusive here: {' and '.join(reasons)}. The usual rate chooses."
     found = _difference(small, usual, axis.truth)
     numbers = (
         f"Spearman {found.value:+.2f} [{found.low:+.2f}, {found.high:+.2f}] against the usual rate"
@@ -180,14 +191,15 @@ def _difference(one: np.ndarray, other: np.ndarray, truth: np.ndarray) -> Interv
 
 
 def winner_config(axis: Axis) -> str:
-    """The recipe that the small rate puts first, as a config that `steering train` takes."""
-    first = axis.recipes[int(axis.proxy[axis.small].mean(-1).argmin())]
+    """The recipe that the recommended rate puts first, as a config that `steering train` takes."""
+    rate = recommended(axis)
+    first = axis.recipes[int(axis.proxy[rate].mean(-1).argmin())]
     pool = axis.targets or axis.proxies
     mine = [r for r in pool if r.axes["recipe"] == first]
     best = min(mine, key=axis.loss)
     values: dict[str, Any] = best.config()
     values.pop("studies", None)
-    head = f"# The recipe {first!r}, first by the proxy at learning rate {axis.small:g}.\n"
+    head = f"# The recipe {first!r}, first by the proxy at learning rate {rate:g}.\n"
     return head + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 

@@ -9,7 +9,7 @@ import yaml
 
 from steering.analysis.ranks import spearman
 from steering.analysis.recipes_axis import Axis
-from steering.analysis.recipes_page import tables, verdict_of
+from steering.analysis.recipes_page import recommended, tables, verdict_of, winner_config
 from steering.cli import main
 from steering.runs.record import Cost, Metric, RunRecord
 
@@ -72,6 +72,24 @@ def test_the_verdict(tmp_path, case, expected):
     axis = Axis(records(tmp_path, **case), "", 30.0)
     assert (axis.small, axis.usual, axis.metric) == (0.001, 0.1, "loss")
     assert expected in verdict_of(axis)
+
+
+@pytest.mark.parametrize(
+    ("case", "rate", "first"),
+    [
+        ({}, 0.001, "d"),
+        ({"fall": 0.001}, 0.1, "a"),
+        ({"noise": 2.0}, 0.1, None),
+    ],
+)
+def test_where_the_small_rate_cannot_rank_the_usual_one_chooses(tmp_path, case, rate, first):
+    """SCRAMBLED has d first, TRUTH a."""
+    axis = Axis(records(tmp_path, SCRAMBLED, TRUTH, **case), "", 30.0)
+    assert recommended(axis) == rate
+    named = winner_config(axis).partition("'")[2].partition("'")[0]
+    assert tables(axis)[0].lines[0][0] == named
+    assert first is None or named == first
+    assert ("The usual rate chooses" in verdict_of(axis)) == (rate == 0.1)
 
 
 def test_single_seeds_are_judged_apart(tmp_path):
