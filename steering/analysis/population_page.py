@@ -269,7 +269,7 @@ def _curves(axes: Axes, arms: Arms, label: str) -> None:
             axes.plot(epochs, losses, marker="o", label=name)
     axes.set_xscale("log")
     # Epochs as numbers, where something was measured: powers of ten would name one or two of them.
-    axes.set_xticks(sorted(ticks), [f"{tick:g}" for tick in sorted(ticks)], fontsize=7)
+    axes.set_xticks(sorted(ticks), [f"{tick:.3g}" for tick in sorted(ticks)], fontsize=7)
     axes.xaxis.minorticks_off()
     axes.set_xlabel("epochs of training")
     axes.set_title(f"{label}: {arms.size(label)}", fontsize=10)

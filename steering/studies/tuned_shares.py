@@ -171,7 +171,13 @@ def share_figure(found: Found) -> Figure:
         x = [100 * float(share) for share in terms]
         axes.plot(x, factor * falls, "k--", linewidth=1, label="the bound's fall, to scale")
     axes.axhline(0, color="black", linewidth=0.8)
-    axes.set(xscale="log", xlabel="share of the data, %", ylabel=f"{metric}: over {found.opponent}")
+    points = ", points" if found.trials.meaning.percent else ""
+    title = f"{metric}: gain over {found.opponent}{points}"
+    axes.set(xscale="log", xlabel="share of the data, %", ylabel=title)
+    axes.set_xticks(
+        [100 * float(share) for share in shares], [f"{100 * float(s):g}" for s in shares]
+    )
+    axes.minorticks_off()
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
     return figure

@@ -123,7 +123,7 @@ def test_the_study_and_its_winner_from_the_command_line(tmp_path):
     assert len(rows) == 2 * (1 + 2 + 2)
     text = (folder / "recipes.md").read_text()
     assert "| 0.03" in text
-    assert "1 of 1" in text
+    assert ", 1 of 1 |" in text
     winner = yaml.safe_load((folder / "recipes-winner.yaml").read_text())
     assert winner["target"]["name"] == "cnn"
     again = [str(folder / "recipes-winner.yaml"), "train.samples=64", f"output={tmp_path}/again"]

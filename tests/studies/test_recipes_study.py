@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import yaml
 
+from steering.analysis.ranks import spearman
 from steering.analysis.recipes_axis import Axis
-from steering.analysis.recipes_page import tables, verdict_of
+from steering.analysis.recipes_page import recommended, tables, verdict_of, winner_config
 from steering.cli import main
 from steering.runs.record import Cost, Metric, RunRecord
 
@@ -73,11 +74,45 @@ def test_the_verdict(tmp_path, case, expected):
     assert expected in verdict_of(axis)
 
 
+@pytest.mark.parametrize(
+    ("case", "rate", "first"),
+    [
+        ({}, 0.001, "d"),
+        ({"fall": 0.001}, 0.1, "a"),
+        ({"noise": 2.0}, 0.1, None),
+    ],
+)
+def test_where_the_small_rate_cannot_rank_the_usual_one_chooses(tmp_path, case, rate, first):
+    """SCRAMBLED has d first, TRUTH a."""
+    axis = Axis(records(tmp_path, SCRAMBLED, TRUTH, **case), "", 30.0)
+    assert recommended(axis) == rate
+    named = winner_config(axis).partition("'")[2].partition("'")[0]
+    assert tables(axis)[0].lines[0][0] == named
+    assert first is None or named == first
+    assert ("The usual rate chooses" in verdict_of(axis)) == (rate == 0.1)
+
+
+def test_single_seeds_are_judged_apart(tmp_path):
+    axis = Axis(records(tmp_path, TRUTH, SCRAMBLED, noise=0.0), "", 30.0)
+    expected = spearman(SCRAMBLED, TRUTH)
+    np.testing.assert_allclose(axis.alone(0.001), 1.0)
+    np.testing.assert_allclose(axis.alone(0.1), expected)
+    assert tables(axis)[1].lines[0][6] == "1.00, 3 of 3"
+    assert tables(axis)[1].lines[1][6] == f"{expected:.2f}, 0 of 3"
+    gap = 1 - expected
+    assert f"of one seed alone {gap:+.2f} [{gap:+.2f}, {gap:+.2f}] over seeds" in verdict_of(axis)
+
+
 def test_the_target_is_tuned_for_each_recipe(tmp_path):
     axis = Axis(records(tmp_path, TRUTH, TRUTH), "loss", 30.0)
     np.testing.assert_allclose(axis.truth, TRUTH, atol=0.01)
     assert axis.ceiling() > 0.9
     assert axis.agreement(0.001).clear == 1.0
+    # The rates are 0.1 and 1.0: the best of two is always at an edge, and that is said.
+    assert axis.at_the_edge() == RECIPES
+    assert "at the edge of `target_rates` for a, b" in tables(axis)[1].note
+    one = [r for r in axis.targets + axis.proxies if r.axes["rate"] != 1.0]
+    assert Axis(one, "loss", 30.0).at_the_edge() == []  # a single one was not searched
     first = tables(axis)[0].lines
     assert [line[0] for line in first] == RECIPES
     text = tables(axis)[1]

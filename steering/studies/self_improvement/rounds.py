@@ -43,7 +43,7 @@ from steering.data import mix
 from steering.errors import ConfigError, SteeringError
 from steering.runs.call import Call, Outcome
 from steering.runs.record import Metric, RunRecord
-from steering.studies.self_improvement.judges import encoded
+from steering.studies.self_improvement.judges import encoded, shuffled
 from steering.studies.self_improvement.scene import (
     TRAIN,
     VALID,
@@ -57,7 +57,7 @@ from steering.studies.self_improvement.scene import (
 
 EDITS, SAMPLES, BANK = "edits.safetensors", "samples.jsonl", "bank.jsonl"
 HELD_OUT = 5  # every fifth pair is for the search
-SHUFFLE, SAMPLE, CHECK = range(10, 13)  # keys of the hash
+SAMPLE, CHECK = 11, 12  # keys of the hash
 _PLAIN = Metric(percent=False)
 _LESS = Metric(percent=False, higher_is_better=False)
 
@@ -257,19 +257,6 @@ def bank_of(record: RunRecord | None) -> list[Pair]:
     return [Pair(**row) for row in read_jsonl(record.folder / BANK, "bank")]
 
 
-def shuffled(ranker: Ranker, seed: int) -> Ranker:
-    """The same scores in a random order within each prompt: a ranker that knows nothing."""
-
-    def ranked(prompts: Sequence[str], answers: Sequence[Sequence[str]]) -> list[list[float]]:
-        found = []
-        for number, scores in enumerate(ranker(prompts, answers)):
-            order = np.argsort(mix(seed, SHUFFLE, number, np.arange(len(scores))), kind="stable")
-            found.append(np.asarray(scores)[order].tolist())
-        return found
-
-    return ranked
-
-
 def key(*numbers: int) -> int:
     """A seed from several numbers."""
     return int(mix(*numbers) >> np.uint64(1))
@@ -293,8 +280,10 @@ def summary_of(fit: _Fit, bank: Sequence[Pair], chosen: Sequence[Pair]) -> dict[
     trials = [
         {"edits": names_of(one.edits), "gain": one.gain, "harm": one.harm} for one in fit.trials
     ]
+    taken = [number for number, one in enumerate(fit.trials) if one.edits is fit.edits]
     return {
         "edits": names_of(fit.edits),
+        "chosen": taken[0] if taken else None,
         "bank": len(bank),
         "used": len(chosen),
         "probe": dict(fit.accuracies),

@@ -95,15 +95,14 @@ def fits(done: Sequence[RunRecord]) -> list[Table]:
     """What the search of each steering function chose, and what it tried, first seed."""
     lines = []
     for record in _of_first_seed(done):
-        trials = record.summary.get("search", [])
-        if not trials:
+        trials, number = record.summary.get("search", []), record.summary.get("chosen")
+        if number is None:  # nothing was searched
             continue
-        edits = record.summary["edits"]
-        chosen = next(trial for trial in trials if trial["edits"] == edits)
+        chosen = trials[number]
         lines.append(
             [
                 record.axes["run"],
-                _edits(edits),
+                _edits(chosen["edits"]),
                 f"{chosen['gain'] - trials[0]['gain']:+.3f}",
                 f"{chosen['harm']:+.3f}",
                 f"{len(trials) - 1}",
