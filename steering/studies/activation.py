@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 _INTRO = (
     "`judge` is the mean score of a judge that never ranked; `nll` the loss of the answers under the unsteered "
     "model, nats a token (low fluency where it is high); `distinct` the share of different 4-grams of characters. "
-    "In brackets: the difference to the base and its 95 % interval, Student's t over the seeds and a bootstrap over test prompts together, paired in both. "
+    "In brackets: the difference to the base and its 95 % interval, Student's t over the seeds and a "
+    "bootstrap over test prompts together, paired in both. "
     "The figure shows what each policy gains over what it costs in fluency."
 )
 

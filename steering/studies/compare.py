@@ -205,7 +205,8 @@ def _differences(
 
 def _note(over: Mapping[str, None]) -> str:
     words = {
-        "seeds and examples": f"of Student's t over the seeds and a bootstrap over the evaluated examples together, paired in both ({DRAWS:,} draws)",
+        "seeds and examples": "of Student's t over the seeds and a bootstrap over the evaluated examples together, "
+        f"paired in both ({DRAWS:,} draws)",
         "examples": f"of a bootstrap over the evaluated examples ({DRAWS:,} draws); another seed may differ by more",
         "seeds": "by Student's t over the seeds, for what is no mean over examples",
     }
