@@ -108,12 +108,9 @@ class ClassificationData:
                 raise SteeringError(f"{key}: needed for source {self.source!r}")
         # Somebody's own data must not give way to embedded ones without a word.
         embedded = self.source in ("digits", "coloured_digits")
-        for key, unread in (
-            ("path", embedded),
-            ("test_path", embedded or self.source in ("table", "torchvision")),
-            ("dataset", self.source != "torchvision"),
-        ):
-            if unread and getattr(self, key):
+        unread = {"path": embedded, "test_path": embedded or self.source == "table"}
+        for key in unread:
+            if unread[key] and getattr(self, key):
                 raise SteeringError(
                     f"{key}: source {self.source!r} does not read it; set source, or leave it out"
                 )

@@ -487,7 +487,6 @@ def test_data_that_would_not_be_read_are_refused():
     for given, key in (
         ({"path": "mine.npz"}, "path"),
         ({"source": "table", "path": "m.csv", "test_path": "other.csv"}, "test_path"),
-        ({"source": "folder", "path": "a", "test_path": "b", "dataset": "CIFAR10"}, "dataset"),
     ):
         with pytest.raises(SteeringError, match=rf"{key}: source '\w+' does not read it"):
             ClassificationData(**given)
