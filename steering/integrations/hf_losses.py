@@ -1,8 +1,8 @@
 """The losses of a Hugging Face model's items: its own loss, before it takes the mean.
 
-Which loss that is, the model's config tells; the model's own mean of the first batch,
-`outputs.loss`, has to confirm it. So class weights, an auxiliary loss or labels of another
-convention are found in the first step, not after the run.
+Which loss that is, the model's config tells; the model's own mean of a batch, `outputs.loss`, has
+to confirm it. So class weights, an auxiliary loss or labels of another convention are found in the
+first steps, not after the run.
 """
 
 from __future__ import annotations
@@ -24,6 +24,14 @@ from steering.integrations.hf_units import PerItem, per_item
 ExampleLosses = Callable[..., Tensor]
 SHIFTED = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 UNSHIFTED = ("ForMaskedLM", "ForTokenClassification", "WithLMHeadModel")
+# What is added to a loss, by its name in the outputs, and the coefficients that it may have.
+ADDED = {
+    "aux_loss": ("router_aux_loss_coef", "aux_loss_coef"),
+    "encoder_aux_loss": ("router_aux_loss_coef",),
+    "decoder_aux_loss": ("router_aux_loss_coef",),
+    "encoder_z_loss": ("router_z_loss_coef",),
+    "decoder_z_loss": ("router_z_loss_coef",),
+}
 ELSEWHERE = "give losses=, a function of (outputs, inputs) that returns one loss an example"
 
 
@@ -172,6 +180,7 @@ class LossOf:
         labels = labels.to(logits.device)
         if self.custom is not None:
             return _own(self.custom(logits, labels), len(labels) if count is None else count)
+        _require_nothing_added(self.model, outputs)
         if not self._confirmed:
             self.kind = self._decided(logits, labels, _entry(outputs, "loss"))
         name = str(self.kind)
@@ -216,6 +225,28 @@ class LossOf:
             f"the loss of {called} is {told:.4g} on its first batch, and the mean over its examples {means[0]:.4g}: weights, an"
             f" auxiliary loss or a loss of its own would be lost; {ELSEWHERE}"
         )
+
+
+def _require_nothing_added(model: nn.Module, outputs: Any) -> None:
+    """Whatever its size: with a small coefficient it would pass for rounding.
+
+    Raises:
+        SteeringError: the outputs hold another loss, of a router, whose coefficient is not 0.
+    """
+    model = bare(model)
+    config = getattr(model, "config", None)
+    holders = (model, config, getattr(config, "text_config", None))
+    for name, coefficients in ADDED.items():
+        if _entry(outputs, name) is None:
+            continue
+        found = [getattr(holder, one, None) for one in coefficients for holder in holders]
+        told = next((value for value in found if value is not None), None)
+        if told != 0:
+            weight = "" if told is None else f", times {told:g},"
+            raise SteeringError(
+                f"{type(model).__name__}: adds an auxiliary loss of its router ({name}){weight} to its loss, which would"
+                f" be lost; set output_router_logits=False in its config, or {ELSEWHERE}"
+            )
 
 
 def _own(losses: Any, count: int | None) -> PerItem:
