@@ -18,12 +18,14 @@ from torch import Tensor, nn
 
 from steering.errors import SteeringError
 from steering.integrations import hf_terms
-from steering.integrations.hf_terms import KINDS, Terms
+from steering.integrations.hf_terms import IGNORED, KINDS, Terms
 from steering.integrations.hf_units import PerItem, per_item
 
 ExampleLosses = Callable[..., Tensor]
 SHIFTED = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 UNSHIFTED = ("ForMaskedLM", "ForTokenClassification", "WithLMHeadModel")
+CONFIRMATIONS = 4
+"""Batches with unlike labels that must agree with the model's own loss."""
 # What is added to a loss, by its name in the outputs, and the coefficients that it may have.
 ADDED = {
     "aux_loss": ("router_aux_loss_coef", "aux_loss_coef"),
@@ -151,7 +153,7 @@ class LossOf:
     smoothing: float = 0.0
     unit: str = "example"
     kind: str | None = None
-    _confirmed: bool = False
+    _confirmed: int = 0  # by so many batches
 
     def __post_init__(self) -> None:
         if self.custom is example_losses:  # it does not know the model
@@ -181,7 +183,7 @@ class LossOf:
         if self.custom is not None:
             return _own(self.custom(logits, labels), len(labels) if count is None else count)
         _require_nothing_added(self.model, outputs)
-        if not self._confirmed:
+        if self._confirmed < CONFIRMATIONS:
             self.kind = self._decided(logits, labels, _entry(outputs, "loss"))
         name = str(self.kind)
         found = hf_terms.terms(name, logits, labels, self.smoothing)
@@ -200,7 +202,11 @@ class LossOf:
         return int(found.counts().sum())
 
     def _decided(self, logits: Tensor, labels: Tensor, own: Any) -> str:
-        """The kind that gives the model's own mean; it stays once the model has confirmed it."""
+        """The kind that gives the model's own mean; it stays once some batches have confirmed it.
+
+        One whose labels are all the same confirms nothing: class weights fall out of its mean. (For
+        a model that never sees another, as with one example a batch, they mean nothing either.)
+        """
         names = kinds(self.model, logits, labels)
         called = type(bare(self.model)).__name__
         if not isinstance(own, Tensor) or own.numel() != 1:
@@ -219,10 +225,10 @@ class LossOf:
             return names[0]
         for name, mean in zip(names, means, strict=True):
             if abs(mean - told) <= _tolerance(logits) * max(abs(told), 0.1):
-                self._confirmed = True
+                self._confirmed += _unlike(labels)
                 return name
         raise SteeringError(
-            f"the loss of {called} is {told:.4g} on its first batch, and the mean over its examples {means[0]:.4g}: weights, an"
+            f"the loss of {called} is {told:.4g} on a batch, and the mean over its examples {means[0]:.4g}: weights, an"
             f" auxiliary loss or a loss of its own would be lost; {ELSEWHERE}"
         )
 
@@ -268,6 +274,12 @@ def _labels(inputs: Mapping[str, Any]) -> Tensor:
             f"a batch has no tensor 'labels', only {', '.join(sorted(inputs))}; {ELSEWHERE}"
         )
     return labels
+
+
+def _unlike(labels: Tensor) -> bool:
+    """Whether there are two that differ among those that count."""
+    counted = labels[labels != IGNORED]
+    return bool((counted != counted[:1]).any())
 
 
 def _tolerance(logits: Tensor) -> float:

@@ -168,6 +168,24 @@ def test_a_loss_that_is_none_of_ours_is_refused_in_the_first_step(tmp_path, mode
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("before", [1, 5])
+def test_class_weights_are_found_behind_batches_of_one_label(before):
+    """A weighted mean over one label is the plain one."""
+    model = Linear(weight=torch.tensor([1.0, 5.0, 1.0]))
+    losses = LossOf(model)
+
+    def ask(labels):
+        inputs = {"x": torch.randn(len(labels), 4), "labels": torch.tensor(labels)}
+        return losses(model(**inputs), inputs, None)
+
+    for _ in range(before):
+        assert ask([1]).losses.isfinite().all()
+        assert ask([2, 2, 2]).losses.isfinite().all()
+    ask([0, 2])  # of equal weight
+    with pytest.raises(SteeringError, match="weights"):
+        ask([0, 1, 2])
+
+
 @pytest.mark.parametrize(
     ("coefficient", "dtype"), [(0.001, torch.float32), (0.02, torch.bfloat16), (0.0, torch.float32)]
 )
