@@ -96,7 +96,8 @@ class GroupDRO(OverGroups):
             q of the groups that are there.
 
         Raises:
-            ValueError: shapes differ, a group is out of range, or a loss that counts is not finite.
+            ValueError: shapes differ, nothing counts, a group is out of range, or a loss that
+                counts is not finite.
         """
         if self.strength > 0 and reference_losses is None:
             raise ValueError(
@@ -173,7 +174,7 @@ class DoReMi(OverGroups):
             that the batch lacks.
 
         Raises:
-            ValueError: no reference, shapes differ, a group is out of range, or a loss that counts is not finite.
+            ValueError: no reference, or as in `GroupDRO`.
         """
         require_reference(self, reference_losses)
         units = one_row(losses, reference_losses, mask, groups=groups, any_shape=True)
