@@ -17,6 +17,7 @@ from steering.errors import ConfigError
 from steering.runs.record import RunRecord
 from steering.studies import study
 from steering.studies.audit import (
+    PROBE,
     probe_of,
     probe_outputs,
     reference_outputs,
@@ -30,6 +31,7 @@ from steering.studies.calibration_page import (
     scatter,
     single_table,
 )
+from steering.studies.distinct import require_distinct
 
 if TYPE_CHECKING:
     from steering.config import RunConfig
@@ -81,7 +83,11 @@ class Calibration:
         asks: list[Ask] = []
         for cell, changes in cells_of(self.options.axes).items():
             asks += self._cell(base, cell, changes)
-        return asks
+        # A probe may also be a run: it comes before the others, whose places the report needs.
+        probes = [ask for ask in asks if ask.axes["role"] == PROBE]
+        others = [ask for ask in asks if ask.axes["role"] != PROBE]
+        require_distinct(others, "studies.calibration")
+        return [*probes, *others]
 
     def _cell(self, base: RunConfig, cell: str, changes: Mapping[str, Any]) -> list[Ask]:
         """The runs of one data set; a reference that is another one's, or the probe's, equal

@@ -10,9 +10,13 @@ import yaml
 from steering.analysis.recipes_axis import Axis
 from steering.analysis.recipes_page import tables, verdict_of
 from steering.cli import main
+from steering.config import load_config
+from steering.errors import ConfigError
 from steering.runs.record import Cost, Metric, RunRecord
+from steering.studies.recipes import Recipes, RecipesOptions
 
 CONFIG = Path(__file__).parents[2] / "configs/language/recipes.yaml"
+DIGITS = CONFIG.parents[1] / "classification/digits.yaml"
 RECIPES = ["a", "b", "c", "d", "e", "f"]
 TRUTH = np.array([1.0, 1.1, 1.2, 1.4, 1.6, 2.0])
 SCRAMBLED = np.array([1.6, 1.4, 2.0, 1.0, 1.1, 1.2])
@@ -91,6 +95,28 @@ def test_a_rate_far_below_must_be_among_those_tried(tmp_path):
     assert Axis(every, "loss", 1e6).small == 0.001  # the smallest there is
     only = [record for record in every if record.axes["rate"] != 0.001]
     assert "no rate among `rates`" in verdict_of(Axis(only, "loss", 30.0))
+
+
+@pytest.mark.parametrize(
+    ("recipes", "proxy", "says"),
+    [
+        (
+            {"as_is": {}, "same": {"train.log_every": 7}},
+            {"train.batch_size": 8},
+            "proxy-as_is-.*proxy-same-",
+        ),
+        ({"as_is": {}, "half": {"task.data.part": [0.0, 0.5]}}, {}, "proxy-as_is-.*target-as_is-"),
+        (
+            {"as_is": {}, "long": {"train.samples": 64}},
+            {"train.batch_size": 8},
+            "order0: order0-as_is and order0-long are the same run",
+        ),
+    ],
+)
+def test_two_names_of_one_run_are_refused(recipes, proxy, says):
+    given = RecipesOptions(recipes, proxy, rates=[0.01], target_rates=[0.01], seeds=1)
+    with pytest.raises(ConfigError, match=says):
+        Recipes(given).wanted(load_config(DIGITS), [])
 
 
 def test_the_study_from_the_command_line(tmp_path):
