@@ -137,8 +137,8 @@ class Calibration:
         rows: list[dict[str, Any]] = [_row(one) for one in found]
         rows += [dict(one.row) for one in judged]
         intro = (
-            f"Gain in {options.metric}, in points, over unguided training with the same seeds. Every "
-            "prediction that is judged here comes from a regression that has not seen the "
+            f"Gain in {options.metric}{', in points,' if found[0].percent else ''} over unguided "
+            "training with the same seeds. Every prediction that is judged here comes from a regression that has not seen the "
             "combination, or its whole data set."
         )
         return Report(
@@ -165,6 +165,7 @@ class Calibration:
             "method": label,
             "plane": self.options.plane.get(label, []),
             "metric": self.options.metric,
+            "percent": found[0].percent,
             "ridge": ridge.plain(),
         }
         alone, strict = (left_out(cases, gains, groups, names) for groups in (each, cells))
@@ -206,7 +207,8 @@ def combinations_of(done: Sequence[RunRecord], metric: str) -> list[Combination]
             gains = {
                 method: _gain(runs, plain, metric, bootstrap) for method, runs in steered.items()
             }
-            found.append(Combination(cell, label, signals.values(), gains))
+            percent = next(iter(plain.values())).meaning[metric].percent
+            found.append(Combination(cell, label, signals.values(), gains, percent))
     return found
 
 

@@ -82,8 +82,7 @@ class Compare:
                     training(config, f"{label}-seed{seed}", {"method": label, "seed": seed})
                 )
         require_distinct(found, "compare.methods")
-        references = references_of(configs, "method", {"seed": None})
-        return _named(references, found)
+        return _named(references_of(configs, "method", {"seed": None}), found)
 
     def report(self, done: Sequence[RunRecord], title: str) -> Report:
         done = [*_references(done), *done]
