@@ -40,6 +40,18 @@ def test_a_key_that_two_methods_share_has_the_same_values():
     assert one == settings({"a": LOG, "lr": LOG}, 5, 0, "here")
 
 
+def test_a_list_that_two_methods_share_has_the_same_values():
+    """Also where one of them has equal draws, and the other none."""
+    rates, tau = {"lr": [1, 2, 4, 8]}, {"tau": LOG}
+    for seed in range(20):
+        one, other = (settings(rates | more, 5, seed, "here") for more in ({}, tau))
+        assert [s.get("lr") for s in one] == [s.get("lr") for s in other]
+        assert sorted(s["lr"] for s in one[1:]) == [1, 2, 4, 8]
+    # Of two short lists every pair comes before one comes again.
+    both = settings({"a": [1, 2], "b": [1, 2, 3]}, 7, 0, "here")
+    assert len({(s["a"], s["b"]) for s in both[1:]}) == 6
+
+
 def test_settings_differ_and_the_first_is_the_section_as_it_stands():
     found = settings({"a": ["x", "y", "z"]}, 4, 0, "here")
     assert found[0] == {}
