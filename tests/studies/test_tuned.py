@@ -16,8 +16,10 @@ from steering.cli import main
 from steering.commands.studies import study
 from steering.config import load_config
 from steering.errors import ConfigError
+from steering.runs.ask import reference_training
 from steering.runs.store import Store
 from steering.studies.search_space import settings
+from steering.studies.tuned import Tuned, TunedOptions
 
 LOG = {"low": 0.01, "high": 10.0, "log": True}
 
@@ -150,6 +152,26 @@ FAMILIES = [
     "studies.tuned.share_methods=[plain, other, steered]",
     "studies.tuned.also=[seen/likelihood]",
 ]
+
+
+def test_all_tries_have_the_reference_of_the_config(tmp_path):
+    config = config_of(tmp_path)
+    asks = Tuned(TunedOptions(**config.studies["tuned"])).wanted(config, [])
+    steered = [ask.parents["reference"].key for ask in asks if "reference" in ask.parents]
+    assert len(steered) == 3 * 2
+    assert {*steered} == {reference_training(config).key}
+    rates = {ask.config.optimizer.lr for ask in asks if ask.axes.get("method") == "steered"}
+    assert len(rates) == 3
+    # What reference.train says itself stays, and a try may still vary it.
+    words = [
+        "reference={name: linear, train: {optimizer.lr: 0.5}}",
+        "studies.tuned.common={optimizer: [{lr: 0.1}, {lr: 0.2}], reference.train.train.samples: [32, 48]}",
+    ]
+    config = config_of(tmp_path, *words)
+    asks = Tuned(TunedOptions(**config.studies["tuned"])).wanted(config, [])
+    found = [ask.parents["reference"].config for ask in asks if "reference" in ask.parents]
+    assert {one.optimizer.lr for one in found} == {0.5}
+    assert {one.train.samples for one in found} == {64, 32, 48}
 
 
 def test_families_and_shares_of_the_data(tmp_path):
