@@ -164,6 +164,12 @@ def test_the_region_holds_what_noise_does_not_tell_from_the_best(tmp_path):
     assert found.race.best(GRID) in found.region
 
 
+def test_what_diverged_is_not_among_the_best(tmp_path):
+    truths = dict(zip(GRID, [0.0, 1.0, math.nan, 0.0], strict=True))
+    found = results(tmp_path, truths, noise=0.5)
+    assert found.region == [Cell(0.0, 1.0)]
+
+
 def test_nothing_is_chosen_before_the_last_round(tmp_path):
     truths = dict.fromkeys(GRID, 0.0)
     found = results(tmp_path, truths)
