@@ -1,6 +1,7 @@
 """The study of data recipes: what it makes of records whose truth is known, and a small run of it."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +89,22 @@ def test_the_target_is_tuned_for_each_recipe(tmp_path):
     assert text.lines[0][0] == "0.001 (small)"
     assert text.lines[1][0] == "0.1 (usual)"
     assert text.lines[0][4] == "0.0000"
+
+
+def test_order_0_is_a_loss_also_beside_a_metric_of_which_more_is_better(tmp_path):
+    found = [
+        replace(one, metrics={"accuracy": -one.metrics["loss"]}, meaning={"accuracy": Metric()})
+        for one in records(tmp_path, TRUTH, TRUTH)
+    ]
+    for number, recipe in enumerate(RECIPES):
+        axes = {"scale": "order 0", "recipe": recipe, "rate": 0.0, "seed": 0}
+        metrics = {"loss": 2.0 + TRUTH[number]}
+        found.append(replace(found[0], kind="call", axes=axes, metrics=metrics, meaning={}))
+    axis = Axis(found, "accuracy", 30.0)
+    shown = tables(axis)
+    assert [line[-1] for line in shown[0].lines] == [f"{2 + loss:.4f}" for loss in TRUTH]
+    assert float(shown[0].lines[0][-2]) == pytest.approx(-1.0, abs=0.01)  # the target's accuracy
+    assert shown[1].lines[-1][1].startswith("1.00")  # and it ranks as the target does
 
 
 def test_a_rate_far_below_must_be_among_those_tried(tmp_path):
