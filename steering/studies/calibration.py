@@ -72,6 +72,11 @@ class Calibration:
         for name in ("axes", "references", "methods", "seeds"):
             if not getattr(options, name):
                 raise ConfigError(f"studies.calibration.{name}: empty; name at least one")
+        if len(cells_of(options.axes)) < 2:
+            raise ConfigError(
+                "studies.calibration.axes: one data set; name at least two, as what is foreseen on "
+                "one is learned from the others"
+            )
         unknown = [label for label in options.plane if label not in options.methods]
         if unknown:
             raise ConfigError(f"studies.calibration.plane.{unknown[0]}: no such label in methods")

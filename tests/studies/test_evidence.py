@@ -210,6 +210,11 @@ def test_calibration(tmp_path):
             "a-on-train and .*b-on-train are",
         ),
         ("calibration", "studies.calibration.axes={}", "axes: empty; name at least one"),
+        (
+            "calibration",
+            "studies.calibration.axes={a: {b: {}}}",
+            "axes: one data set; name at least",
+        ),
         ("calibration", "studies.calibration.axes={a: {b: 3}}", "axes.a.b: expected changes such"),
         (
             "calibration",
