@@ -72,6 +72,12 @@ def test_of_equal_ones_the_earlier_goes_on():
     assert race.left == [*"ab"]
 
 
+@pytest.mark.parametrize(("share", "of", "left"), [(0.07, 100, 7), (0.55, 20, 11), (0.5, 5, 3)])
+def test_a_share_that_is_a_whole_number_keeps_that_many(share, of, left):
+    race = halving(range(of), [Round(0.5, 1), Round(1.0, 1)], lambda *_: 0.0, share)
+    assert len(race.left) == left
+
+
 def record(folder, label, values, **axes):
     folder = folder / label
     folder.mkdir(parents=True)

@@ -32,6 +32,8 @@ def test_samples_are_disjoint_with_the_shares_that_were_asked_for():
         for g in (0, 1):
             counts = np.bincount(label[rows][group[rows] == g], minlength=3)
             assert counts.max() - counts.min() <= 1
+    odd, other = disjoint_samples(label, group, [25, 15], [0.5, 0.1], rng)
+    assert (len(odd), len(other)) == (25, 15)  # halves of a point go to one of the groups
     with pytest.raises(SteeringError, match="too few points of group 1"):
         disjoint_samples(label, group, [600], [0.9], rng)
 
