@@ -145,16 +145,17 @@ def crossing(x: Sequence[float], y: Sequence[float], level: float) -> float:
 
     Args:
         x: increasing and positive, (n,).
-        y: more is better, (n,).
+        y: more is better, (n,); NaN, of a run that diverged, reaches nothing and is no point.
     """
-    for place, value in enumerate(y):
-        if value < level:
+    points = [(place, value) for place, value in zip(x, y, strict=True) if not math.isnan(value)]
+    for number, (place, value) in enumerate(points):
+        if not value >= level:
             continue
-        if place == 0:
-            return float(x[0])
-        before = y[place - 1]
+        if number == 0:
+            return float(place)
+        start, before = points[number - 1]
         share = (level - before) / (value - before)
-        return float(x[place - 1] * (x[place] / x[place - 1]) ** share)
+        return float(start * (place / start) ** share)
     return math.nan
 
 

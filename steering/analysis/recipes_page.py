@@ -61,7 +61,7 @@ def _ranking(axis: Axis) -> Table:
         columns["target, tuned"] = axis.truth
     by_frequency = axis.by_order0()
     if by_frequency is not None:
-        columns["order 0"] = by_frequency
+        columns["order 0"] = axis.sign * by_frequency  # a loss, whatever the metric is
     lines = [
         [axis.recipes[n], *(f"{axis.sign * values[n]:.4f}" for values in columns.values())]
         for n in np.argsort(axis.proxy[recommended(axis)].mean(-1), kind="stable")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from steering import distributed
 from steering.dro.online.groups import GroupWeights, group_means
 from steering.items import Units
-from steering.losses.checks import one_row, require_number
+from steering.losses.checks import one_row, require_number, require_reference
 from steering.losses.estimate import Estimate
 from steering.methods.doremi import DoremiOptions
 from steering.methods.group_dro import GroupDroOptions
@@ -96,7 +96,8 @@ class GroupDRO(OverGroups):
             q of the groups that are there.
 
         Raises:
-            ValueError: shapes differ, a group is out of range, or a loss that counts is not finite.
+            ValueError: shapes differ, nothing counts, a group is out of range, or a loss that
+                counts is not finite.
         """
         if self.strength > 0 and reference_losses is None:
             raise ValueError(
@@ -173,8 +174,9 @@ class DoReMi(OverGroups):
             that the batch lacks.
 
         Raises:
-            ValueError: shapes differ, a group is out of range, or a loss that counts is not finite.
+            ValueError: no reference, or as in `GroupDRO`.
         """
+        require_reference(self, reference_losses)
         units = one_row(losses, reference_losses, mask, groups=groups, any_shape=True)
         clipped, numbers = _items(units, units.excess().detach().clamp_min(0.0))
         scores, counts = group_means(clipped, numbers, len(self.mix))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from steering.items import gathered, own_part
-from steering.losses.checks import one_row, require_share
+from steering.losses.checks import one_row, require_reference, require_share
 from steering.losses.estimate import Estimate
 from steering.methods.rho1 import Rho1Options, top_share
 
@@ -51,8 +51,9 @@ class Rho1(nn.Module):
             The weights are 1/k for the k chosen tokens of all ranks, else 0.
 
         Raises:
-            ValueError: shapes differ, no token counts, or a loss that counts is not finite.
+            ValueError: no reference, shapes differ, no token counts, or a loss that counts is not finite.
         """
+        require_reference(self, reference_losses)
         units = gathered(one_row(losses, reference_losses, mask, any_shape=True))
         counts = units.counts()  # refuses a batch in which no token counts
         chosen = top_share(units.excess().detach(), units.mask, self.share)

@@ -194,15 +194,18 @@ def _ready(ask: Ask, workshop: Workshop) -> bool:
 
 
 def visible_gpus(device: torch.device) -> list[str]:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them; none on a CPU."""
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them: that one alone where
+    `device` has a number; none on a CPU."""
     if device.type != "cuda":
         return []
     # The user's choice counts for the children, too: their numbers are those of the machine.
     if named := os.environ.get("CUDA_VISIBLE_DEVICES"):
-        return named.split(",")
-    import torch
+        found = named.split(",")
+    else:
+        import torch
 
-    return [str(number) for number in range(torch.cuda.device_count())]
+        found = [str(number) for number in range(torch.cuda.device_count())]
+    return found if device.index is None else found[device.index : device.index + 1]
 
 
 def least_used(gpus: Sequence[str], used: Sequence[str | None]) -> str | None:

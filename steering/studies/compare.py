@@ -24,6 +24,7 @@ from steering.errors import ConfigError
 from steering.runs.record import Metric, RunRecord
 from steering.studies import study
 from steering.studies.contestants import references_of
+from steering.studies.distinct import require_distinct
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from steering.runs.ask import Ask
 
 REFERENCE = "reference"
+ALSO = "also"  # axis: the reference that this very run is, too
 
 
 @dataclass(frozen=True)
@@ -79,9 +81,11 @@ class Compare:
                 found.append(
                     training(config, f"{label}-seed{seed}", {"method": label, "seed": seed})
                 )
-        return [*references_of(configs, "method", {"seed": None}), *found]
+        require_distinct(found, "compare.methods")
+        return _named(references_of(configs, "method", {"seed": None}), found)
 
     def report(self, done: Sequence[RunRecord], title: str) -> Report:
+        done = [*_references(done), *done]
         runs = {label: _by_seed(done, label) for label in self.options.methods}
         rows, styles = (
             _rows(done),
@@ -104,6 +108,28 @@ class Compare:
             },
             curves=partial(_lines, runs, rows),
         )
+
+
+def _named(references: Sequence[Ask], runs: Sequence[Ask]) -> list[Ask]:
+    """All asks; a reference that is one of the runs, as its training is the same, is a name of it."""
+    names = {ask.key: ask.label for ask in references}
+    own = {ask.key for ask in runs}
+    return [
+        *(ask for ask in references if ask.key not in own),
+        *(
+            replace(ask, axes={**ask.axes, ALSO: names[ask.key]}) if ask.key in names else ask
+            for ask in runs
+        ),
+    ]
+
+
+def _references(done: Sequence[RunRecord]) -> list[RunRecord]:
+    """The runs that are a reference, too, under that name."""
+    return [
+        record.asked_as(record.axes[ALSO], {"method": record.axes[ALSO], "seed": None})
+        for record in done
+        if ALSO in record.axes
+    ]
 
 
 def _curves(

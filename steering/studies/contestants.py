@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from steering.config import RunConfig
     from steering.runs.ask import Ask
+
+_INHERITED = ("optimizer", "train")  # sections that the reference's own training has from the run
 
 
 def references_of(configs: Sequence[RunConfig], axis: str, more: Mapping[str, Any]) -> list[Ask]:
@@ -38,3 +41,24 @@ def references_of(configs: Sequence[RunConfig], axis: str, more: Mapping[str, An
             ask = evaluation(reference_target(config), label, axes)
         found.setdefault(ask.key, ask)
     return list(found.values())
+
+
+def with_reference_of(config: RunConfig, base: RunConfig, changed: Iterable[str]) -> RunConfig:
+    """A config whose reference is trained as that of another one: what a study varies in the
+    target's training is no part of the reference's.
+
+    Args:
+        base: the config before the changes.
+        changed: their dotted keys.
+    """
+    from steering.config import with_overrides
+    from steering.runs.ask import trains_reference
+    from steering.typed import plain
+
+    keys = [key for key in changed if key.partition(".")[0] in _INHERITED]
+    if config.reference is None or not trains_reference(config) or not keys:
+        return config
+    values = plain(base)
+    kept = {key: reduce(lambda tree, part: tree[part], key.split("."), values) for key in keys}
+    # What reference.train says itself comes behind, and goes first.
+    return with_overrides(config, {"reference.train": kept | (config.reference.train or {})})

@@ -13,6 +13,7 @@ from steering.analysis.recipes_axis import Axis
 from steering.analysis.recipes_page import axis_figure, tables, verdict_of, winner_config
 from steering.runs.record import RunRecord
 from steering.studies import study
+from steering.studies.distinct import require_distinct
 
 if TYPE_CHECKING:
     from steering.config import RunConfig
@@ -68,11 +69,12 @@ class Recipes:
         if len(given.recipes) < 2:
             raise ConfigError(f"{KEY}.recipes: name at least two recipes")
         found: list[Ask] = []
+        frequencies: list[Ask] = []
         for recipe, changes in given.recipes.items():
             cooked = with_overrides(base, changes, f"{KEY}.recipes.{recipe}")
             if given.order0:
                 axes = {"scale": "order 0", "recipe": recipe, "rate": 0.0, "seed": 0}
-                found.append(calling(cooked, ORDER_0, {}, f"order0-{recipe}", axes))
+                frequencies.append(calling(cooked, ORDER_0, {}, f"order0-{recipe}", axes))
             for scale, rates, seeds in (
                 ("proxy", given.rates, given.seeds),
                 ("target", given.target_rates, given.target_seeds),
@@ -91,7 +93,9 @@ class Recipes:
                         else:
                             config = with_overrides(sized, {"optimizer.lr": rate, "seed": seed})
                             found.append(training(config, label, axes))
-        return found
+        require_distinct(found, KEY)
+        require_distinct(frequencies, f"{KEY}.order0")
+        return [*frequencies, *found]
 
     def report(self, done: Sequence[RunRecord], title: str) -> Report:
         axis = Axis(done, self.options.metric, self.options.small)

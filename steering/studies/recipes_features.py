@@ -29,6 +29,7 @@ from steering.runs.record import CURVES, Cost, Metric, Scores
 
 WORST = 1e6  # what a loss counts that has no number: the rate was too large
 KEPT = 1
+OPTIONS = ("learner", "width", "batch", "rate", "seed")
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,15 @@ class Features:
 
 
 def random_features(call: Call) -> Outcome:
-    """One proxy ("learner": "sgd") or one target ("ridge") on one recipe."""
+    """One proxy ("learner": "sgd") or one target ("ridge") on one recipe.
+
+    Raises:
+        SteeringError: an unknown option or learner, or data that do not fit.
+    """
+    if unknown := sorted(call.options.keys() - OPTIONS):
+        raise SteeringError(
+            f"recipes: random features have no option {unknown[0]!r}; known: {', '.join(OPTIONS)}"
+        )
     given = {"width": 128, "batch": 4} | call.options
     train, test, classes = _points(call)
     features = Features.drawn(train.x.shape[1], given["width"], given["seed"])

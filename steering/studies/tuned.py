@@ -15,7 +15,7 @@ from steering.analysis.trials import REPORT, TUNING, Trials
 from steering.errors import ConfigError
 from steering.runs.record import RunRecord
 from steering.studies import study
-from steering.studies.contestants import references_of
+from steering.studies.contestants import references_of, with_reference_of
 from steering.studies.distinct import require_distinct
 from steering.studies.search_space import Settings, settings
 from steering.studies.tuned_page import LOSSES, WHOLE, Found, Place, rows, tables
@@ -135,7 +135,8 @@ class Tuned:
         named = {"reference": section["reference"]} if section.get("reference") else {}
         changes = named | self.settings[label, number, self.own]
         if changes:
-            config = with_overrides(config, changes, f"studies.tuned.ranges.{label}")
+            tried = with_overrides(config, changes, f"studies.tuned.ranges.{label}")
+            config = with_reference_of(tried, config, changes)  # one for all tries
         return config
 
     def _outputs(self, probes: Mapping[str, tuple[RunConfig, Ask]]) -> list[Ask]:

@@ -196,12 +196,16 @@ class ClipTask(Task):
         retrieval, classes = self._held_out()
         texts = embed_galleries(model.module, model.inputs, retrieval, device)
         hits: dict[str, Tensor] = {}
-        losses = []
+        losses, shown = [], {}
         for label, held_out in retrieval.items():
             seen = embed_images(model.module, model.inputs, held_out, device, texts[label])
             found = seen.scores(options.recall_at)
             hits |= {f"{label}/{name}": value for name, value in found.items()}
             losses.append(seen.loss())
+            # Rank 0 draws alone. A share without an image would end in the count of all ranks, and
+            # it would wait for the others.
+            if distributed.rank() == 0 and len(seen.own[0]):
+                shown[label] = held_out
         if classes is not None:
             hits |= zero_shot_scores(
                 model.module,
@@ -215,8 +219,7 @@ class ClipTask(Task):
             f"retrieved/{label}": retrieved_captions(
                 model.module, model.inputs, held_out, device, texts[label]
             )
-            for label, held_out in retrieval.items()
-            if distributed.rank() == 0
+            for label, held_out in shown.items()
         }
         scores = {name: scores_of(value) for name, value in hits.items()}
         return Evaluation(scores, figures=figures, loss=losses[0] if losses else None)

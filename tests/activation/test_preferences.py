@@ -63,8 +63,13 @@ def test_contrast_sampling_takes_the_largest_margins(margins, share):
     rest = [pair for pair in pairs if pair not in chosen]
     if chosen and rest:
         assert min(p.margin for p in chosen) >= max(p.margin for p in rest)
-    assert len(chosen) >= share * len(pairs) > len(chosen) - 1 or not pairs
+    assert len(chosen) + 1e-8 >= share * len(pairs) > len(chosen) - 1 or not pairs
     assert [int(p.prompt) for p in chosen] == sorted(int(p.prompt) for p in chosen)
+
+
+@pytest.mark.parametrize(("share", "of", "left"), [(0.07, 100, 7), (0.14, 50, 7), (0.5, 5, 3)])
+def test_a_share_that_is_a_whole_number_is_that_many(share, of, left):
+    assert len(most_informative([Pair("", "a", "b", 1.0)] * of, share)) == left
 
 
 def test_a_share_outside_is_refused():

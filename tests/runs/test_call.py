@@ -149,3 +149,9 @@ def test_a_job_gets_the_gpu_that_has_least_to_do(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", ",".join(gpus))
     assert visible_gpus(torch.device("cuda")) == gpus
     assert visible_gpus(torch.device("cpu")) == []
+    # A device with a number is that one alone, by the number that the user gave.
+    assert visible_gpus(torch.device("cuda:1")) == ["GPU-3f"]
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert visible_gpus(torch.device("cuda")) == ["0", "1", "2", "3"]
+    assert visible_gpus(torch.device("cuda:2")) == ["2"]

@@ -92,6 +92,13 @@ def test_at_a_small_rate_a_narrow_model_orders_recipes_as_a_wide_one():
     assert spearman(losses(48, 2.0), wide) < 1.0
 
 
+def test_a_misspelled_option_is_refused(tmp_path, capsys):
+    words = ["smoke=true", f"output={tmp_path}", "studies.recipes.order0=false"]
+    word = "studies.recipes.proxy={learner: sgd, widht: 8}"
+    assert main(["study", "recipes", str(CONFIG), *words, word]) == 1
+    assert "random features have no option 'widht'; known: learner" in capsys.readouterr().err
+
+
 def test_pictures_in_their_files_bytes(tmp_path):
     image = np.random.default_rng(0).integers(0, 255, (4, 8, 8, 3)).astype(np.uint8)
     files = []

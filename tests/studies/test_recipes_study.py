@@ -1,6 +1,7 @@
 """The study of data recipes: what it makes of records whose truth is known, and a small run of it."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,13 @@ from steering.analysis.ranks import spearman
 from steering.analysis.recipes_axis import Axis
 from steering.analysis.recipes_page import recommended, tables, verdict_of, winner_config
 from steering.cli import main
+from steering.config import load_config
+from steering.errors import ConfigError
 from steering.runs.record import Cost, Metric, RunRecord
+from steering.studies.recipes import Recipes, RecipesOptions
 
 CONFIG = Path(__file__).parents[2] / "configs/language/recipes.yaml"
+DIGITS = CONFIG.parents[1] / "classification/digits.yaml"
 RECIPES = ["a", "b", "c", "d", "e", "f"]
 TRUTH = np.array([1.0, 1.1, 1.2, 1.4, 1.6, 2.0])
 SCRAMBLED = np.array([1.6, 1.4, 2.0, 1.0, 1.1, 1.2])
@@ -120,11 +125,49 @@ def test_the_target_is_tuned_for_each_recipe(tmp_path):
     assert text.lines[0][4] == "0.0000"
 
 
+def test_order_0_is_a_loss_also_beside_a_metric_of_which_more_is_better(tmp_path):
+    found = [
+        replace(one, metrics={"accuracy": -one.metrics["loss"]}, meaning={"accuracy": Metric()})
+        for one in records(tmp_path, TRUTH, TRUTH)
+    ]
+    for number, recipe in enumerate(RECIPES):
+        axes = {"scale": "order 0", "recipe": recipe, "rate": 0.0, "seed": 0}
+        metrics = {"loss": 2.0 + TRUTH[number]}
+        found.append(replace(found[0], kind="call", axes=axes, metrics=metrics, meaning={}))
+    axis = Axis(found, "accuracy", 30.0)
+    shown = tables(axis)
+    assert [line[-1] for line in shown[0].lines] == [f"{2 + loss:.4f}" for loss in TRUTH]
+    assert float(shown[0].lines[0][-2]) == pytest.approx(-1.0, abs=0.01)  # the target's accuracy
+    assert shown[1].lines[-1][1].startswith("1.00")  # and it ranks as the target does
+
+
 def test_a_rate_far_below_must_be_among_those_tried(tmp_path):
     every = records(tmp_path, TRUTH, TRUTH)
     assert Axis(every, "loss", 1e6).small == 0.001  # the smallest there is
     only = [record for record in every if record.axes["rate"] != 0.001]
     assert "no rate among `rates`" in verdict_of(Axis(only, "loss", 30.0))
+
+
+@pytest.mark.parametrize(
+    ("recipes", "proxy", "says"),
+    [
+        (
+            {"as_is": {}, "same": {"train.log_every": 7}},
+            {"train.batch_size": 8},
+            "proxy-as_is-.*proxy-same-",
+        ),
+        ({"as_is": {}, "half": {"task.data.part": [0.0, 0.5]}}, {}, "proxy-as_is-.*target-as_is-"),
+        (
+            {"as_is": {}, "long": {"train.samples": 64}},
+            {"train.batch_size": 8},
+            "order0: order0-as_is and order0-long are the same run",
+        ),
+    ],
+)
+def test_two_names_of_one_run_are_refused(recipes, proxy, says):
+    given = RecipesOptions(recipes, proxy, rates=[0.01], target_rates=[0.01], seeds=1)
+    with pytest.raises(ConfigError, match=says):
+        Recipes(given).wanted(load_config(DIGITS), [])
 
 
 def test_the_study_from_the_command_line(tmp_path):

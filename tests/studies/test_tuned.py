@@ -16,8 +16,10 @@ from steering.cli import main
 from steering.commands.studies import study
 from steering.config import load_config
 from steering.errors import ConfigError
+from steering.runs.ask import reference_training
 from steering.runs.store import Store
 from steering.studies.search_space import settings
+from steering.studies.tuned import Tuned, TunedOptions
 
 LOG = {"low": 0.01, "high": 10.0, "log": True}
 
@@ -38,6 +40,18 @@ def test_a_key_that_two_methods_share_has_the_same_values():
     assert one[1]["a"] != other[1]["b"]
     assert one != settings({"lr": LOG, "a": LOG}, 5, 1, "here")
     assert one == settings({"a": LOG, "lr": LOG}, 5, 0, "here")
+
+
+def test_a_list_that_two_methods_share_has_the_same_values():
+    """Also where one of them has equal draws, and the other none."""
+    rates, tau = {"lr": [1, 2, 4, 8]}, {"tau": LOG}
+    for seed in range(20):
+        one, other = (settings(rates | more, 5, seed, "here") for more in ({}, tau))
+        assert [s.get("lr") for s in one] == [s.get("lr") for s in other]
+        assert sorted(s["lr"] for s in one[1:]) == [1, 2, 4, 8]
+    # Of two short lists every pair comes before one comes again.
+    both = settings({"a": [1, 2], "b": [1, 2, 3]}, 7, 0, "here")
+    assert len({(s["a"], s["b"]) for s in both[1:]}) == 6
 
 
 def test_settings_differ_and_the_first_is_the_section_as_it_stands():
@@ -138,6 +152,26 @@ FAMILIES = [
     "studies.tuned.share_methods=[plain, other, steered]",
     "studies.tuned.also=[seen/likelihood]",
 ]
+
+
+def test_all_tries_have_the_reference_of_the_config(tmp_path):
+    config = config_of(tmp_path)
+    asks = Tuned(TunedOptions(**config.studies["tuned"])).wanted(config, [])
+    steered = [ask.parents["reference"].key for ask in asks if "reference" in ask.parents]
+    assert len(steered) == 3 * 2
+    assert {*steered} == {reference_training(config).key}
+    rates = {ask.config.optimizer.lr for ask in asks if ask.axes.get("method") == "steered"}
+    assert len(rates) == 3
+    # What reference.train says itself stays, and a try may still vary it.
+    words = [
+        "reference={name: linear, train: {optimizer.lr: 0.5}}",
+        "studies.tuned.common={optimizer: [{lr: 0.1}, {lr: 0.2}], reference.train.train.samples: [32, 48]}",
+    ]
+    config = config_of(tmp_path, *words)
+    asks = Tuned(TunedOptions(**config.studies["tuned"])).wanted(config, [])
+    found = [ask.parents["reference"].config for ask in asks if "reference" in ask.parents]
+    assert {one.optimizer.lr for one in found} == {0.5}
+    assert {one.train.samples for one in found} == {64, 32, 48}
 
 
 def test_families_and_shares_of_the_data(tmp_path):

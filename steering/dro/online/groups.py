@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from steering import distributed
 from steering.dro.online.estimator import stateful
+from steering.items import require_items
 
 
 def group_means(losses: Tensor, groups: Tensor, num_groups: int) -> tuple[Tensor, Tensor]:
@@ -147,8 +148,7 @@ class GroupWeights(nn.Module):
             counts: (k,), > 0 where a group is present.
 
         Raises:
-            ValueError: the loss of a group that is present is not finite (on a GPU a device-side
-                assertion).
+            ValueError: as `update`.
         """
         q = self.update(means, counts).to(means.dtype)
         # q is detached, by (16); an absent group has no loss to weigh, only one that is remembered.
@@ -160,7 +160,12 @@ class GroupWeights(nn.Module):
         `no_grad` q without keeping it.
 
         DoReMi's scores are means of [ℓ − ℓ_ref]_+, clipped for each token before `group_means`.
+
+        Raises:
+            ValueError: no group is present, or the score of one that is is not finite (on a GPU
+                device-side assertions).
         """
+        require_items(counts.sum())
         present = counts > 0
         # One NaN would stay in q.
         _require(scores.isfinite() | ~present, scores, "losses of groups", "finite numbers")
