@@ -63,7 +63,7 @@ def _ranking(axis: Axis) -> Table:
         columns["target, tuned"] = axis.truth
     by_frequency = axis.by_order0()
     if by_frequency is not None:
-        columns["order 0"] = by_frequency
+        columns["order 0"] = axis.sign * by_frequency  # a loss, whatever the metric is
     lines = [
         [axis.recipes[n], *(f"{axis.sign * values[n]:.4f}" for values in columns.values())]
         for n in np.argsort(axis.proxy[recommended(axis)].mean(-1), kind="stable")
@@ -206,9 +206,10 @@ def verdict_of(axis: Axis) -> str:
     if reasons := doubts(axis):
         return f"Inconclusive here: {' and '.join(reasons)}. The usual rate chooses."
     found = _difference(small, usual, axis.truth)
-    numbers = (
-        f"Spearman {found.value:+.2f} [{found.low:+.2f}, {found.high:+.2f}] against the usual rate"
-    )
+    numbers = f"Spearman {found.value:+.2f}"
+    if np.isfinite(found.low):
+        numbers += f" [{found.low:+.2f}, {found.high:+.2f}]"
+    numbers += " against the usual rate"
     paired = seeds_interval([*(axis.alone(axis.small) - axis.alone(axis.usual))])
     if np.isfinite(paired.low):
         numbers += f"; of one seed alone {paired.value:+.2f} [{paired.low:+.2f}, {paired.high:+.2f}] over seeds"

@@ -170,8 +170,14 @@ def test_classifiers_that_are_trained_are_compared_by_their_accuracy(tmp_path):
     ]
     axis = Axis(found, "", 30.0)
     assert axis.metric == "test/accuracy"
-    (ranking,) = tables(Axis(axis.proxies, "", 30.0))
+    frequencies = [
+        replace(record, axes=record.axes | {"scale": "order 0"}, metrics={"loss": 2.3})
+        for record in axis.proxies
+    ]
+    (ranking,) = tables(Axis([*axis.proxies, *frequencies], "", 30.0))
     assert [line[0] for line in ranking.lines] == RECIPES
+    assert {line[-1] for line in ranking.lines} == {"2.3000"}  # a loss beside accuracies
+    assert ranking.lines[0][1].startswith("0.")
     (others,) = by_metric(axis)
     assert [line[0] for line in others.lines] == ["test/accuracy", "test/ECE"]
     named = winner_config(axis).partition("'")[2].partition("'")[0]
