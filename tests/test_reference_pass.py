@@ -137,9 +137,10 @@ def test_a_file_is_read_the_second_time(tmp_path: Path) -> None:
     assert [one.name for one in path.parent.iterdir()] == [path.name]
 
 
-def test_a_killed_pass_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["reference.safetensors", "ref[1]*.safetensors"])
+def test_a_killed_pass_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(record, "FLUSH_SECONDS", -1.0)  # after each batch
-    path, loader = tmp_path / "reference.safetensors", DataLoader(items(), batch_size=5)
+    path, loader = tmp_path / name, DataLoader(items(), batch_size=5)
     with pytest.raises(KeyboardInterrupt):
         steering.reference_losses(make(), loader, Counting(3), file=path)
     assert not path.exists()  # a file is whole, or is not there

@@ -12,13 +12,16 @@ from steering.analysis.ranks import PairAgreement, pair_agreement, spearman
 from steering.errors import SteeringError
 from steering.runs.record import RunRecord
 
+LOSSES = ("loss", "nll", "perplexity")  # what a metric's name says that is one
+
 
 class Axis:
     """The proxy's losses over its learning rates, and the target's truth.
 
     Args:
         records: of the study.
-        metric: the loss; empty: the first metric of the proxies that gets smaller.
+        metric: the loss; empty: the first loss of the proxies, or else their first mean over
+            examples, such as an accuracy (of which more is better).
         small: the small rate is at most the best one over this.
     """
 
@@ -28,7 +31,7 @@ class Axis:
         self.order0 = [r for r in records if r.axes.get("scale") == "order 0"]
         self.recipes = list(dict.fromkeys(r.axes["recipe"] for r in self.proxies))
         self.rates = sorted({r.axes["rate"] for r in self.proxies})
-        self.metric, self.ratio = metric or _falling(self.proxies), small
+        self.metric, self.ratio = metric or _first_loss(self.proxies), small
         meaning = self.proxies[0].meaning[self.metric]
         self.sign = -1.0 if meaning.higher_is_better else 1.0
         self.log = meaning.exp  # a perplexity is looked at as the loss that it is made of
@@ -143,10 +146,18 @@ class Axis:
         return np.array([found[recipe] for recipe in self.recipes]) if found else None
 
 
-def _falling(records: Sequence[RunRecord]) -> str:
+def _first_loss(records: Sequence[RunRecord]) -> str:
+    """The metric that recipes are compared by: the first loss or perplexity, else the first mean over
+    examples (an accuracy, an error), else the first that gets smaller. A calibration error is the
+    last thing to choose data by."""
     if not records:
         raise SteeringError("recipes: no proxy has finished")
-    for name, meaning in records[0].meaning.items():
-        if not meaning.higher_is_better:
-            return name
-    return next(iter(records[0].metrics))
+    meaning = records[0].meaning
+    falling = [name for name, one in meaning.items() if not one.higher_is_better]
+    losses = [
+        name
+        for name in falling
+        if meaning[name].exp or any(word in name.lower() for word in LOSSES)
+    ]
+    means = [name for name, one in meaning.items() if one.of]
+    return next(iter([*losses, *means, *falling, *records[0].metrics]))

@@ -11,6 +11,7 @@ from steering.analysis.intervals import Interval, seeds_interval
 from steering.analysis.page import Table
 from steering.analysis.ranks import over_items, pair_agreement, regret, spearman
 from steering.analysis.recipes_axis import Axis
+from steering.analysis.recipes_mixtures import fit, mean_of_others, mixtures_of, rms
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -20,16 +21,17 @@ SIGNAL = 2.0  # spread of the recipes over the deviation of the seeds, below whi
 
 
 def tables(axis: Axis) -> list[Table]:
-    found = [_ranking(axis)]
+    found = [_ranking(axis), *by_weights(axis)]
     if axis.has_truth:
-        found += [_agreements(axis), *_by_metric(axis), _costs(axis)]
+        found += [_agreements(axis), *by_metric(axis), _costs(axis)]
     return found
 
 
-def _by_metric(axis: Axis) -> list[Table]:
+def by_metric(axis: Axis) -> list[Table]:
     """The same of every other loss, such as that of a domain."""
     records = [*axis.proxies, *axis.targets]
-    names = [name for name, one in axis.proxies[0].meaning.items() if not one.higher_is_better]
+    falling = [name for name, one in axis.proxies[0].meaning.items() if not one.higher_is_better]
+    names = list(dict.fromkeys([axis.metric, *falling]))
     lines = []
     for name in names:
         one = Axis(records, name, axis.ratio)
@@ -43,7 +45,7 @@ def _by_metric(axis: Axis) -> list[Table]:
             ]
         )
     header = [
-        "loss",
+        "metric",
         "Spearman, small",
         "usual",
         "regret@1, small",
@@ -68,6 +70,42 @@ def _ranking(axis: Axis) -> Table:
     ]
     which = "usual" if doubts(axis) else "small"
     return Table(f"recipes, the best by the {which} rate first", ["recipe", *columns], lines)
+
+
+def by_weights(axis: Axis) -> list[Table]:
+    """A linear fit of the losses on the weights, where the recipes are mixtures and nothing else."""
+    mixtures = mixtures_of(axis)
+    if mixtures is None:
+        return []
+    rates = list(dict.fromkeys([axis.small, axis.usual]))
+    losses = {rate: axis.proxy[rate].mean(-1) for rate in rates}
+    fits = {rate: fit(mixtures.shares, losses[rate]) for rate in rates}
+    errors = {rate: rms(fits[rate].left_out - losses[rate]) for rate in rates}
+    plain = {rate: rms(mean_of_others(losses[rate]) - losses[rate]) for rate in rates}
+    lines = [
+        ["error on a recipe left out", *(f"{errors[rate]:.4f}" for rate in rates)],
+        ["of the mean of the others", *(f"{plain[rate]:.4f}" for rate in rates)],
+        ["first by the fit", *(axis.recipes[int(fits[rate].fitted.argmin())] for rate in rates)],
+    ]
+    if axis.has_truth:
+        fitted = [fits[rate].fitted for rate in rates]
+        lines += [
+            ["Spearman with the truth", *(f"{spearman(one, axis.truth):.2f}" for one in fitted)],
+            ["regret@1", *(f"{regret(one, axis.truth, 1):.4f}" for one in fitted)],
+        ]
+    shifts = [axis.sign * fits[rate].shift(0.1) for rate in rates]
+    for number, domain in enumerate(mixtures.domains):
+        lines.append([f"10 points more of {domain}", *(f"{one[number]:+.4f}" for one in shifts)])
+    chosen = recommended(axis)
+    note = (
+        "Root mean square errors, of predictions whose fit and penalty have not seen the recipe. The "
+        "last lines say by how much the proxy changes when a domain's share grows from the mean "
+        "mixture at the cost of the others in proportion."
+    )
+    if errors[chosen] >= plain[chosen]:
+        note += " **On left-out recipes the fit is no better than the mean**: do not go by it."
+    header = ["", *(f"proxy at {rate:g}" for rate in rates)]
+    return [Table("a linear fit on the weights", header, lines, note=note)]
 
 
 def _agreements(axis: Axis) -> Table:
@@ -168,9 +206,10 @@ def verdict_of(axis: Axis) -> str:
     if reasons := doubts(axis):
         return f"Inconclusive here: {' and '.join(reasons)}. The usual rate chooses."
     found = _difference(small, usual, axis.truth)
-    numbers = (
-        f"Spearman {found.value:+.2f} [{found.low:+.2f}, {found.high:+.2f}] against the usual rate"
-    )
+    numbers = f"Spearman {found.value:+.2f}"
+    if np.isfinite(found.low):
+        numbers += f" [{found.low:+.2f}, {found.high:+.2f}]"
+    numbers += " against the usual rate"
     paired = seeds_interval([*(axis.alone(axis.small) - axis.alone(axis.usual))])
     if np.isfinite(paired.low):
         numbers += f"; of one seed alone {paired.value:+.2f} [{paired.low:+.2f}, {paired.high:+.2f}] over seeds"

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import tempfile
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 
 import torch
@@ -81,7 +82,8 @@ class LossFile:
         self._write(self.path.with_name(f"{self.path.name}.part{distributed.rank()}"), losses)
 
     def _parts(self) -> list[Path]:
-        return sorted(self.path.parent.glob(f"{self.path.name}.part*"))
+        # Escaped, as a name may hold brackets.
+        return sorted(self.path.parent.glob(f"{escape(self.path.name)}.part*"))
 
     def _write(self, path: Path, losses: Tensor) -> None:
         losses = losses.contiguous()

@@ -231,8 +231,7 @@ def _differences(
 
 def _note(over: Mapping[str, None]) -> str:
     words = {
-        "seeds and examples": "of Student's t over the seeds and a bootstrap over the evaluated examples together, "
-        f"paired in both ({DRAWS:,} draws)",
+        "seeds and examples": f"by Student's t over seeds and a bootstrap over examples, paired in both ({DRAWS:,} draws)",
         "examples": f"of a bootstrap over the evaluated examples ({DRAWS:,} draws); another seed may differ by more",
         "seeds": "by Student's t over the seeds, for what is no mean over examples",
     }

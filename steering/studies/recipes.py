@@ -45,7 +45,8 @@ class RecipesOptions:
     target_seeds: int = 2
     """Seeds of the target."""
     metric: str = ""
-    """Which metric is the loss; empty: the first that gets smaller."""
+    """Which metric recipes are compared by; empty: the first loss or perplexity, else the first mean
+    over examples, such as test/accuracy, else the first that gets smaller."""
     small: float = 30.0
     """The small rate is the largest of `rates` that is at most the proxy's own best over this."""
     order0: bool = True
@@ -104,10 +105,11 @@ class Recipes:
             for record in done
         ]
         shown = f"the logarithm of {axis.metric}" if axis.log else axis.metric
+        more = " (more is better)" if axis.sign < 0 else ""
         intro = (
-            f"The loss is {shown}. The truth of a recipe is the target's loss at the best of its "
-            "learning rates, as a mean over seeds. In brackets are 95 % intervals of a bootstrap "
-            f"over the recipes. {verdict_of(axis)}"
+            f"Recipes are compared by {shown}{more}. The truth of a recipe is the target's at the "
+            "best of its learning rates, as a mean over seeds. In brackets are 95 % intervals of a "
+            f"bootstrap over the recipes. {verdict_of(axis)}"
         )
         figures = {"": partial(axis_figure, axis)} if axis.has_truth else {}
         files = {"-winner.yaml": partial(winner_config, axis)}

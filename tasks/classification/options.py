@@ -11,9 +11,9 @@ from steering.errors import SteeringError
 from steering.registry import chosen
 
 from ..transforms import Duplicate, require_dedup
-from .data import require_shares
 from .losses import LOSSES, CrossEntropy, LabelLoss
 from .recipe import ImagesFilter
+from .shares import require_shares
 
 SOURCES = (
     *("digits", "coloured_digits", "digits_on_photographs"),

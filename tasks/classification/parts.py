@@ -10,10 +10,11 @@ import numpy as np
 from steering.errors import ConfigError, SteeringError
 from steering.reading import report_once
 
-from .data import Labelled, in_shares, kept_of_classes, noisy_labels, part_of
+from .data import Labelled, kept_of_classes, noisy_labels, part_of
 from .images import Source
 from .options import ClassificationData
 from .photographs import digits_on_photographs
+from .shares import in_shares
 from .sources import arrays, digits, folders, read_numbers, torchvision_sets
 from .spurious import coloured_digits
 from .table import table

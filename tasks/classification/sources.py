@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from steering import distributed
 from steering.data import mix
 from steering.errors import SteeringError
 from steering.extras import package_folder, require
@@ -241,9 +242,16 @@ def folders(path: str, test_path: str) -> tuple[Source, Source]:
 
 def report_changes(source: Source, numbers: np.ndarray, left_out: int, place: str) -> None:
     """One line behind a pass over a part: how many images it read, left out and changed; silent if
-    all were as they stand."""
+    all were as they stand.
+
+    Every rank calls this, and knows the changes of its share.
+    """
     tally = Tally(len(numbers) - left_out, Counter({"unreadable": left_out} if left_out else {}))
-    for number in numbers.tolist():
-        tally.changed.update(source.changes(number))
+    mine = distributed.share(len(numbers))
+    own: Counter[str] = Counter()
+    for number in numbers[mine.start : mine.stop].tolist():
+        own.update(source.changes(number))
+    for part in distributed.gather_objects(own):
+        tally.changed.update(part)
     if tally.left_out or tally.changed:
         report_once(tally.line("images", place))

@@ -22,7 +22,6 @@ from steering_tasks.classification.data import (
     ImageData,
     ImageInputs,
     Labelled,
-    in_shares,
     kept_of_classes,
     noisy_labels,
     part_of,
@@ -33,6 +32,7 @@ from steering_tasks.classification.evaluation import (
     reliability,
 )
 from steering_tasks.classification.options import ClassificationData
+from steering_tasks.classification.shares import in_shares
 from steering_tasks.classification.sources import (
     ArraySource,
     arrays,

@@ -11,8 +11,9 @@ import pytest
 import torch
 import torchvision
 from PIL import Image
+from test_ranks import Threads
 
-from steering import reading
+from steering import distributed, reading
 from steering.cli import main
 from steering.data import IndexedData
 from steering.dro import worst_case
@@ -338,14 +339,23 @@ def test_what_is_changed_in_training_is_told_once(parts, tmp_path, caplog):
     assert caplog.text.count("task.data: some training images are scaled to 8 bits") == 1
 
 
-def test_what_was_changed_is_told_behind_an_evaluation(parts, tmp_path, caplog):
+@pytest.mark.parametrize("count", [1, 2])
+def test_what_was_changed_is_told_behind_an_evaluation(parts, tmp_path, caplog, monkeypatch, count):
     exif = Image.Exif()
     exif[0x0112] = 3
     for name in ("a/1.png", "b/1.png"):
         colours(1)[0].save(tmp_path / "test" / name, exif=exif)
     Image.new("I;16", (8, 8), 40000).save(tmp_path / "test/a/2.png")
-    found = task(**parts)
-    found.evaluate(found.build(ModelSpec("linear")), CPU)
+    ranks = Threads(count)
+    ranks.install(monkeypatch)
+    monkeypatch.setattr(distributed, "gather_objects", ranks.exchange)
+    monkeypatch.setattr(distributed, "gather_uneven", lambda x: torch.cat(ranks.exchange(x)))
+
+    def job(_):
+        found = task(**parts)
+        return found.evaluate(found.build(ModelSpec("linear")), CPU)
+
+    ranks.run(job)
     assert (
         "6 images in the test part of task.data; skipped: nothing; changed: 2 turned upright, 1 scaled to 8 bits"
         in (caplog.text)

@@ -10,7 +10,7 @@ import yaml
 
 from steering.analysis.ranks import spearman
 from steering.analysis.recipes_axis import Axis
-from steering.analysis.recipes_page import recommended, tables, verdict_of, winner_config
+from steering.analysis.recipes_page import by_metric, recommended, tables, verdict_of, winner_config
 from steering.cli import main
 from steering.config import load_config
 from steering.errors import ConfigError
@@ -168,6 +168,62 @@ def test_two_names_of_one_run_are_refused(recipes, proxy, says):
     given = RecipesOptions(recipes, proxy, rates=[0.01], target_rates=[0.01], seeds=1)
     with pytest.raises(ConfigError, match=says):
         Recipes(given).wanted(load_config(DIGITS), [])
+
+
+LESS, MORE = Metric(higher_is_better=False), Metric()
+MEAN = Metric(of=("test/accuracy",))
+
+
+@pytest.mark.parametrize(
+    ("meaning", "expected"),
+    [
+        ({"test/ECE": LESS, "test/accuracy": MEAN}, "test/accuracy"),
+        ({"test/accuracy": MEAN, "test/ECE": LESS, "test/loss": LESS}, "test/loss"),
+        ({"seconds": LESS, "perplexity/average": LESS}, "perplexity/average"),
+        ({"seconds": LESS, "bits": Metric(higher_is_better=False, exp=True)}, "bits"),
+        ({"worst_group_accuracy": MORE, "test/ECE": LESS}, "test/ECE"),
+        ({"quality": MORE}, "quality"),
+    ],
+)
+def test_recipes_are_compared_by_a_loss_or_an_accuracy_before_anything_else(meaning, expected):
+    one = RunRecord(
+        key="",
+        kind="train",
+        label="",
+        axes={"scale": "proxy", "recipe": "a", "rate": 0.1, "seed": 0},
+        metrics=dict.fromkeys(meaning, 0.25),
+        meaning=meaning,
+    )
+    axis = Axis([one], "", 30.0)
+    assert axis.metric == expected
+    assert axis.sign == (-1 if meaning[expected].higher_is_better else 1)
+    assert Axis([one], [*meaning][0], 30.0).metric == [*meaning][0]  # noqa: RUF015
+
+
+def test_classifiers_that_are_trained_are_compared_by_their_accuracy(tmp_path):
+    """More is better: the first is the one of the highest accuracy."""
+    found = [
+        replace(
+            record,
+            metrics={"test/ECE": 0.1, "test/accuracy": 1 - record.metrics["loss"] / 10},
+            meaning={"test/ECE": LESS, "test/accuracy": MEAN},
+        )
+        for record in records(tmp_path, TRUTH, SCRAMBLED)
+    ]
+    axis = Axis(found, "", 30.0)
+    assert axis.metric == "test/accuracy"
+    frequencies = [
+        replace(record, axes=record.axes | {"scale": "order 0"}, metrics={"loss": 2.3})
+        for record in axis.proxies
+    ]
+    (ranking,) = tables(Axis([*axis.proxies, *frequencies], "", 30.0))
+    assert [line[0] for line in ranking.lines] == RECIPES
+    assert {line[-1] for line in ranking.lines} == {"2.3000"}  # a loss beside accuracies
+    assert ranking.lines[0][1].startswith("0.")
+    (others,) = by_metric(axis)
+    assert [line[0] for line in others.lines] == ["test/accuracy", "test/ECE"]
+    named = winner_config(axis).partition("'")[2].partition("'")[0]
+    assert named == "a"
 
 
 def test_the_study_from_the_command_line(tmp_path):

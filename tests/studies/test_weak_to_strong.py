@@ -14,8 +14,8 @@ from steering.errors import ConfigError, SteeringError
 from steering.runs.store import Store
 from steering.studies.weak_to_strong import WeakToStrong, WeakToStrongOptions
 from steering.studies.weak_to_strong_cells import Part, _Fits
-from steering_tasks.classification.data import in_shares
 from steering_tasks.classification.options import ClassificationData
+from steering_tasks.classification.shares import in_shares
 from steering_tasks.classification.spurious import coloured_digits
 
 CONFIG = Path(__file__).parents[2] / "configs/classification/weak_to_strong.yaml"

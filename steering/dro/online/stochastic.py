@@ -215,7 +215,10 @@ class StochasticRisk(nn.Module):
         if visit.learn and self.moves_one_row:
             # ν is in units of τ, and τ has just moved.
             self.estimator.rescale(visit.tau / self.temperature.read(units.rows, units.sharded))
-        share = self._looked_at(units, reply.weights, counts, visit.learn)
+        share = None
+        if visit.learn and not torch.compiler.is_compiling():
+            what = "items of each row" if units.rows.ndim else "examples of each batch"
+            share = self.watch.looked(reply.weights, counts, n, what)
         return risks, reply.weights, self._metrics(units, excess.detach(), visit, reply, share)
 
     @torch.no_grad()
@@ -273,22 +276,6 @@ class StochasticRisk(nn.Module):
             return self.log_slopes(height, log_means, means)
 
         return Reply(weights, height, slopes)
-
-    @torch.no_grad()
-    def _looked_at(
-        self, units: Units, weights: Tensor, counts: Tensor | float, learn: bool
-    ) -> Tensor | None:
-        """The effective sample share, if the watch wants to know it."""
-        if not learn or torch.compiler.is_compiling():
-            return None
-        n = units.target.shape[-1]
-        self.watch.size(n)
-        if not self.watch.wants(n):
-            return None
-        share = told.share_of(weights, counts)
-        what = "items of each row" if units.rows.ndim else "examples of each batch"
-        self.watch.share(share, n if units.mask is None else units.counts().mean(), what)
-        return share
 
     def _metrics(
         self, units: Units, excess: Tensor, visit: Visit, reply: Reply, share: Tensor | None

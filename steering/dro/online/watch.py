@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from steering.dro.divergences.base import Divergence
 from steering.dro.divergences.rows import EPS
+from steering.dro.online.told import share_of
 
 LONG = 50
 """Training steps in a row that make a collapse, and calls between two looks of a loop that has no
@@ -64,6 +65,25 @@ class Watch:
         share the weight, and of a few items two are nothing to warn of."""
         compiling = torch.compiler.is_compiling()
         return self.divergence.takes_budget and items >= FEWEST and not compiling
+
+    @torch.no_grad()
+    def looked(
+        self, weights: Tensor, counts: Tensor | float, items: int, what: str
+    ) -> Tensor | None:
+        """Take in a step's weights, (..., n), if it is worth while, and return their effective
+        sample share, (): whoever tells of it need not compute it again.
+
+        Args:
+            counts: items that count in each row, a number or (...).
+            items: n.
+            what: as in `share`.
+        """
+        self.size(items)
+        if not self.wants(items):
+            return None
+        share = share_of(weights, counts)
+        self.share(share, counts.mean() if isinstance(counts, Tensor) else items, what)
+        return share
 
     def share(self, share: Tensor, items: Tensor | float, what: str) -> None:
         """The mean effective sample share of a step's rows, (), detached, and how many items they
