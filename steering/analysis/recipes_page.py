@@ -96,14 +96,16 @@ def by_weights(axis: Axis) -> list[Table]:
     shifts = [axis.sign * fits[rate].shift(0.1) for rate in rates]
     for number, domain in enumerate(mixtures.domains):
         lines.append([f"10 points more of {domain}", *(f"{one[number]:+.4f}" for one in shifts)])
-    chosen = recommended(axis)
     note = (
         "Root mean square errors, of predictions whose fit and penalty have not seen the recipe. The "
         "last lines say by how much the proxy changes when a domain's share grows from the mean "
         "mixture at the cost of the others in proportion."
     )
-    if errors[chosen] >= plain[chosen]:
-        note += " **On left-out recipes the fit is no better than the mean**: do not go by it."
+    if vain := [f"{rate:g}" for rate in rates if errors[rate] >= plain[rate]]:
+        note += (
+            f" **At {' and '.join(vain)} the fit is no better than the mean on recipes left out**: do "
+            "not go by it."
+        )
     header = ["", *(f"proxy at {rate:g}" for rate in rates)]
     return [Table("a linear fit on the weights", header, lines, note=note)]
 
