@@ -72,10 +72,10 @@ class LanguageData:
             raise SteeringError(
                 f"modules: expected at least one, each once, got {', '.join(self.modules) or 'none'}"
             )
-        if self.source == "stdlib" and (self.column != "text" or self.separator is not None):
-            raise SteeringError("column, separator: for source 'files' alone")
         if self.separator == "":
             raise SteeringError("separator: expected a text that is not empty, or null")
+        if self.source == "stdlib" and (self.column != "text" or self.separator is not None):
+            raise SteeringError("column, separator: for source 'files' alone")
         if self.validation and self.validation.keys() != self.paths.keys():
             raise SteeringError(f"validation: expected the domains {', '.join(self.paths)}")
         if not 0 < self.held_out < 1:

@@ -260,6 +260,7 @@ def test_train_stores_the_references_outputs_and_keeps_its_config(tmp_path, caps
     assert found.keys() == {
         "target: inputs",
         "task: data",
+        "task: first data",
         "reference: weights",
         "reference: inputs",
     }

@@ -22,7 +22,7 @@ from steering.errors import ConfigError, SteeringError
 from steering.methods import build_method, find_method, registry
 from steering.outputs import Fingerprint, build
 from steering.task import ModelSpec
-from steering_tasks.classification import ClassificationOptions, ClassificationTask
+from steering_tasks.classification import ClassificationOptions, ClassificationTask, sources
 from steering_tasks.classification.data import ImageData, ImageInputs, Labelled
 from steering_tasks.classification.images import eight_bits, read_picture
 from steering_tasks.classification.options import ClassificationData
@@ -348,6 +348,8 @@ def test_what_was_changed_is_told_behind_an_evaluation(parts, tmp_path, caplog, 
     Image.new("I;16", (8, 8), 40000).save(tmp_path / "test/a/2.png")
     ranks = Threads(count)
     ranks.install(monkeypatch)
+    # What is told once in a process would be told by whichever thread comes first.
+    monkeypatch.setattr(sources, "report_once", reading.report_once.__wrapped__)
     monkeypatch.setattr(distributed, "gather_objects", ranks.exchange)
     monkeypatch.setattr(distributed, "gather_uneven", lambda x: torch.cat(ranks.exchange(x)))
 
