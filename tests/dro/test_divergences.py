@@ -211,7 +211,7 @@ def test_names_resolve():
 def test_wrong_names_and_levels():
     with pytest.raises(
         ValueError,
-        match="expected one of chi2, cressie-read, cvar, cvar-kl, .*kl, tv, got 'nonsense'",
+        match=r"expected one of chi2, cressie-read, cvar, cvar-kl, .*kl, tv, got 'nonsense'",
     ):
         divergence("nonsense")
     with pytest.raises(ValueError, match=r"level: 'cvar' needs .* got None"):
