@@ -10,8 +10,10 @@ setup: $(VENV)/.installed
 demo: $(VENV)/.installed
 	$(BIN)/steering compare configs/clip/glyphs.yaml
 
+# A test is single-threaded, so two cores take two at a time; a file stays with one process, as its
+# fixtures are shared.
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

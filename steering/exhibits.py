@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -51,11 +51,15 @@ class Labels:
         label: class as shown to the training, int64, (n,); None where a label is no class.
         wrong: whether the label or caption is not the example's own, bool, (n,); None where the
             task cannot know.
+        wrong_items: where an example has k losses, as a text has tokens: how much of each loss's
+            own label is wrong, in [0, 1], (n, k). A run's curves take it before `wrong`; no report
+            keeps it.
     """
 
     classes: tuple[str, ...] = ()
     label: np.ndarray | None = None
     wrong: np.ndarray | None = None
+    wrong_items: np.ndarray | None = None
 
 
 def thumbnail(image: Image) -> bytes:
@@ -77,7 +81,8 @@ def write_exhibits(
         if name is not None and exhibit.picture is not None:
             write_atomically(folder / name, partial(Path.write_bytes, data=exhibit.picture))
         rows.append({"number": number, "text": exhibit.text[:TEXT], "picture": name})
-    kept = {key: value for key, value in asdict(labels).items() if value is not None}
+    known = {"classes": labels.classes, "label": labels.label, "wrong": labels.wrong}
+    kept = {key: value for key, value in known.items() if value is not None}
     arrays = {key: np.asarray(value) for key, value in kept.items() if len(value)}
 
     def write(temporary: Path) -> None:

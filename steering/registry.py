@@ -19,8 +19,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import field, is_dataclass
 from typing import Any, Generic, TypeVar
 
-from steering.errors import SteeringError
-from steering.plugins import installed, load_file, load_module
+from steering.plugins import find_registered, installed
 
 T = TypeVar("T")
 _KEY = "registry"
@@ -81,25 +80,10 @@ class Registry(Generic[T]):
         Raises:
             SteeringError: nothing of that name; the message lists the known ones.
         """
-        key = key or self.kind
-        if name in self.parts():
-            return self.parts()[name]
-        where, colon, registered_as = name.rpartition(":")
-        if colon:
-            (load_file if where.endswith(".py") else load_module)(where, key)
-            if registered_as not in self.parts():
-                raise SteeringError(f"{key}: {where} registers no {self.kind} {registered_as!r}")
-            self._asked[self.parts()[registered_as]] = name
-            return self.parts()[registered_as]
-        for group in self._groups():
-            if name in installed(group):
-                installed(group)[name].load()
-        if name not in self.parts():
-            raise SteeringError(
-                f"{key}: no {self.kind} {name!r}; known: {', '.join(self.names())}; "
-                "or give 'file.py:name'"
-            )
-        return self.parts()[name]
+        found = find_registered(name, self.parts, self.kind, key or self.kind, self._groups())
+        if ":" in name:
+            self._asked[found] = name
+        return found
 
     def name_of(self, part: T) -> str:
         """The name that `find` finds an object's class by; ValueError if it is not registered."""

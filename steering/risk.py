@@ -34,9 +34,12 @@ class ReferenceRisk(ABC):
     Attributes:
         unit: what one loss item belongs to: "example", "token", "sequence" or "pair". Methods say
             which they can reweight.
+        identity: what of its options changes `outputs`, so that stored ones of another choice are
+            not taken for these; empty: nothing.
     """
 
     unit: str = "example"
+    identity: str = ""
 
     @abstractmethod
     def outputs(self, model: nn.Module, batch: Batch, logits: bool = False) -> Outputs:

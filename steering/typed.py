@@ -92,7 +92,9 @@ def differences(value: Any, base: Any = None) -> dict[str, Any]:
     """Fields of a dataclass that differ from their defaults, as plain values; those of a dataclass
     inside it likewise.
 
-    A field without a default always counts, and so does the name of a chosen part that differs.
+    A field without a default always counts, and so does the name of a chosen part that differs. A
+    dataclass inside it that has a method `identity()` counts by what that returns: a folder, say,
+    by what is in it.
 
     Args:
         base: an instance of the same class whose values are the defaults; None: the class's own.
@@ -113,7 +115,8 @@ def differences(value: Any, base: Any = None) -> dict[str, Any]:
         elif registry is not None and mine is not None and registry.as_number(mine) is None:
             found[f.name] = {"name": registry.name_of(mine), **differences(mine, inner)}
         elif registry is None and is_dataclass(mine) and not hasattr(mine, "section"):
-            if changed := differences(mine, inner):
+            identity = getattr(mine, "identity", None)
+            if changed := identity() if identity else differences(mine, inner):
                 found[f.name] = changed
         else:
             found[f.name] = plain_field(f, mine)

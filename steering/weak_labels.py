@@ -72,8 +72,9 @@ def confidence_loss(logits: Tensor, weak: Tensor, progress: float, strength: flo
 
 def balanced_answers(logits: Tensor, weak: Tensor) -> Tensor:
     """The class of each item, int64, (b,), when each class gets the share that it has in `weak`."""
-    probability = logits.softmax(-1)
-    shares = weak.mean(0)
+    # Quantiles are of float32 or float64 alone.
+    probability = (logits if logits.dtype == torch.float64 else logits.float()).softmax(-1)
+    shares = weak.to(probability).mean(0)
     quantiles = torch.stack(
         [
             torch.quantile(probability[:, c], (1 - shares[c]).clamp(0, 1))
@@ -86,11 +87,13 @@ def balanced_answers(logits: Tensor, weak: Tensor) -> Tensor:
 def adaptive_confidence_loss(
     logits: Tensor, weak: Tensor, progress: float, temperature: float = 1.0
 ) -> Tensor:
-    """Each item trusts the teacher or the model itself, by which of the two it fits better.
+    """Each item has weights of its own for the teacher's label and for the model's own answer: more
+    for the one that it fits worse, as in the public code of the paper.
 
-        loss = (1 − a)·CE(weak) + a·CE(own answer),   a = softmax of the two losses at a temperature
+        loss = (1 − a)·CE(weak) + a·CE(own),   a = e^{CE(own)/T} / (e^{CE(own)/T} + e^{CE(weak)/T})
 
-    a is detached and comes in over the first quarter of the training.
+    T is the temperature. So a sure model that the teacher contradicts hears the teacher. a is
+    detached and comes in over the first quarter of the training.
 
     Args:
         logits: (b, C).

@@ -50,8 +50,11 @@ from steering_tasks.clip import ClipOptions
 from steering_tasks.language import LanguageOptions
 
 ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
 PAGES = [
-    page for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))] if page.is_file()
+    page
+    for page in [ROOT / "README.md", *sorted(DOCS.glob("*.md")), *sorted(DOCS.glob("methods/*.md"))]
+    if page.is_file()
 ]
 GUIDE = ROOT / "docs" / "guide-clip.md"
 FENCE = re.compile(
@@ -388,7 +391,7 @@ def test_every_key_of_every_method_is_documented_with_its_default() -> None:
     assert documented_keys("methods.md") == wanted
     text = prose(ROOT / "docs" / "methods.md")
     for name, entry in registry.registered().items():
-        assert f"| `{name}` | {', '.join(entry.units)}" in text, name
+        assert f"| [`{name}`](methods/{name}.md) | {', '.join(entry.units)}" in text, name
 
 
 def test_every_scalar_is_documented() -> None:
@@ -396,10 +399,9 @@ def test_every_scalar_is_documented() -> None:
     adversary = Adversary(tau=1.0, prior=1.0)
     told = StochasticRisk(1, adversary)(units).metrics
     logged = [f"train/{name}" for name in told if name not in SHARED]
-    text = GUIDE.read_text(encoding="utf-8")
-    assert [name for name in logged if f"`{name}`" not in text] == []
-    # What all methods share has a page of its own; tests/training/test_board.py compares it.
+    # tests/test_every_pair.py compares the page with what runs leave in their files.
     board = (ROOT / "docs" / "tensorboard.md").read_text(encoding="utf-8")
+    assert [name for name in logged if f"`{name}`" not in board] == []
     assert [name for name in SHARED if f"`steer/{name}`" not in board] == []
 
 

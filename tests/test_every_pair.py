@@ -1,16 +1,23 @@
 """One contract over every valid pair of a task and a method: a step moves the target, and nothing
-else, by finite gradients."""
+else, by finite gradients; and a short run leaves every tag in TensorBoard's files that the pages name."""
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from steering.methods import build_method, find_method, registered
 from steering.reference import LiveReference
+from steering.runs.record import read_curves
+from steering.schema import BoardConfig, TrainConfig
 from steering.task import ModelSpec, find_task
+from steering.training.log import RunLog
+from steering.training.loop import Job, run
+from steering.training.recipes import AdamW
 from steering.training.selection import Selection, who_asks
 from steering.training.step import Gradient
 
@@ -30,22 +37,24 @@ def make(name: str, unit: str, folder: Path):
     cls = find_task(name)
     options = cls.Options()
     if name == "classification":
-        options.data.groups = "class"
+        options.data.groups, options.data.label_noise = "class", 0.3
         return cls(options), ModelSpec("mlp", options={"width": 8}), ModelSpec("linear")
     if name == "language":
         options.data.modules, options.length, options.unit = ["email", "xml"], 16, unit
+        options.data.corrupt, options.data.validation_blocks = {"xml": 0.4}, 2
         path = folder / "tiny.json"
         path.write_text(
             '{"model_type": "gpt2", "n_layer": 1, "n_head": 2, "n_embd": 8, "n_positions": 16}'
         )
         return cls(options), ModelSpec(str(path)), ModelSpec(str(path))
-    for number in range(16):
-        Image.new("RGB", (32, 32), (16 * number, 99, 255 - 16 * number)).save(
+    for number in range(40):  # as many as jest draws for a batch of 8
+        Image.new("RGB", (32, 32), (6 * number, 99, 255 - 6 * number)).save(
             folder / f"{number}.png"
         )
-    table = "".join(f"{number}.png,square {number}\n" for number in range(16))
+    table = "".join(f"{number}.png,square {number}\n" for number in range(40))
     (folder / "squares.csv").write_text(f"image,caption\n{table}")
     options.data.source, options.data.path = "table", str(folder / "squares.csv")
+    options.data.caption_noise, options.retrieval = 0.5, {"seen": options.data.path}
     models = ROOT / "configs/clip/models"
     return (
         cls(options),
@@ -100,3 +109,76 @@ def test_a_step(setups, name, unit, method, micro_batches):
     assert all(parameter.grad is None for parameter in reference.module.parameters())
     for value, old in zip(reference.module.state_dict().values(), before, strict=True):
         assert torch.equal(value, old)
+
+
+# ---- TensorBoard
+
+BOARD = (ROOT / "docs/tensorboard.md").read_text(encoding="utf-8")
+ON_A_GPU = {"perf/gpu_gib"}
+OF_GROUPS = {"group/NAME/loss", "group/NAME/weight"}
+PICTURES = {"steer/map", "steer/examples"}
+DOCUMENTED = set(re.findall(r"^\| `((?:loss|steer|group|perf|items)/[\w/]+)`", BOARD, re.M))
+
+
+def documented_of(unit: str, method: str) -> set[str]:
+    """Every tag of the page that a run must have."""
+    built = find_method(method)
+    found = DOCUMENTED - ON_A_GPU - PICTURES
+    if unit == "pair":
+        found -= OF_GROUPS
+    has_tau = unit == "pair" or "divergence" in built.options.__dataclass_fields__
+    return found if has_tau else found - {"steer/tau"}
+
+
+def tags_of(folder: Path) -> tuple[dict[str, int], set[str]]:
+    """Scalars with the number of their entries, names of groups as NAME; everything else."""
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+    scalars = {
+        re.sub(r"^group/[\w-]+/", "group/NAME/", tag): len(events.Scalars(tag))
+        for tag in events.Tags()["scalars"]
+    }
+    return scalars, {tag for kind in ("histograms", "images") for tag in events.Tags()[kind]}
+
+
+@pytest.mark.parametrize(("name", "unit", "method"), VALID)
+def test_a_run_has_every_tag_of_the_pages(setups, name, unit, method, tmp_path, monkeypatch):
+    """Each picture is drawn once for each task: it takes as long as all the rest."""
+    if method != "drrho":
+        monkeypatch.setattr(RunLog, "figures", lambda *_: None)
+        monkeypatch.setattr("steering_tasks.clip.task.retrieved_captions", lambda *_: None)
+    task, target, reference = setups[name, unit]
+    model = task.build(target)
+    data = task.train_data(model, None, 0)
+    built = build_method(method, find_method(method).options(), len(data), task.groups, unit)
+    board = BoardConfig(histograms_every=1, pictures_every=1, examples=1)
+    job = Job(
+        folder=tmp_path,
+        title="tags",
+        task=task,
+        target=model,
+        reference=LiveReference(task.build(reference).module, task.risk, built.needs.logits),
+        method=built,
+        data=data,
+        optimizer=AdamW(),
+        train=TrainConfig(samples=8, batch_size=8, log_every=1, board=board),
+        seed=0,
+        device=torch.device("cpu"),
+    )
+    run(job)
+    scalars, others = tags_of(tmp_path)
+    ours = {tag for tag in scalars if not tag.startswith(("eval/", "train/"))}
+    assert ours == {tag for tag in documented_of(unit, method) if not tag.startswith("items/")}
+    assert scalars["loss/validation"] == 1
+    told = {tag for tag in scalars if tag.startswith("train/") and "/outer_" not in tag}
+    told = {re.sub(r"weight/[\w-]+$", "weight/NAME", tag) for tag in told}
+    assert [tag for tag in told if f"`{tag}`" not in BOARD] == []
+    assert {tag for tag in others if tag.startswith("items/")} == {
+        tag for tag in DOCUMENTED if tag.startswith("items/")
+    }
+    if method == "drrho":
+        assert others >= PICTURES
+    curves = [row for row in read_curves(tmp_path / "metrics.jsonl") if "steer/noise_share" in row]
+    assert all(0 <= row["steer/mass_on_noise"] <= 1 for row in curves)
+    if method == "erm" and unit != "pair":
+        for row in curves:
+            assert row["steer/mass_on_noise"] == pytest.approx(row["steer/noise_share"], abs=1e-6)

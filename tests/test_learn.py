@@ -3,6 +3,7 @@ right."""
 
 import ast
 import importlib
+import importlib.util
 import json
 import math
 import re
@@ -110,3 +111,33 @@ def test_the_answers_page_and_the_index_know_every_lesson():
         path = link.partition("#")[0]
         assert (LEARN / path).resolve().is_file(), link
     assert len(LESSONS) == 10
+
+
+def test_the_slides_are_current_show_what_is_there_and_need_no_network():
+    spec = importlib.util.spec_from_file_location("slides", LEARN / "slides" / "make.py")
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    text = (LEARN / "slides" / "deck.txt").read_text(encoding="utf-8")
+    page = (LEARN / "slides" / "index.html").read_text(encoding="utf-8")
+    assert page == made.page(text), "run docs/learn/slides/make.py"
+    assert 30 <= page.count("<section") <= 45
+    shown = re.findall(r'<img src="([^"]+)"', page)
+    assert {name.partition("images/")[2][:2] for name in shown} == {
+        render.short(lesson) for lesson in LESSONS
+    }
+    assert all((LEARN / "slides" / name).is_file() for name in shown)
+    assert not re.search(r"(?:src|href)=\"(?:https?:)?//", page)
+    # Marks: what is not a mark stays as it is, and code is not read.
+    assert (
+        made.inline("**a** `b*c*` $p_i$ <")
+        == "<b>a</b> <code>b*c*</code> <i>p<sub>i</sub></i> &lt;"
+    )
+
+
+def test_tags_of_the_sheet_are_documented():
+    board = (ROOT / "docs" / "tensorboard.md").read_text(encoding="utf-8")
+    pages = [LEARN / "index.md", LEARN / "slides" / "deck.txt"]
+    text = "".join(page.read_text(encoding="utf-8") for page in pages)
+    named = set(re.findall(r"`((?:steer|group|train|loss)/[\w/]+)", text))
+    assert len(named) >= 10
+    assert [tag for tag in named if f"`{tag}" not in board] == []

@@ -286,7 +286,18 @@ def process(rank: int, folder: Path) -> None:
         steering.reference_losses(make(), DataLoader(data, batch_size=12), no_finite)
     except SteeringError as error:
         told = str(error)
-    torch.save((shared, parted, counting.examples, told), folder / f"{rank}.pt")
+    orders = []
+    for generator in (None, torch.Generator().manual_seed(rank)):
+        torch.manual_seed(rank)
+        shuffled = DataLoader(data, batch_size=4, shuffle=True, generator=generator)
+        try:
+            steering.reference_losses(make(), shuffled, loss_of)
+        except SteeringError as error:
+            orders.append(str(error))
+    alike = DataLoader(data, batch_size=5, shuffle=True, generator=torch.Generator().manual_seed(3))
+    one_order = steering.reference_losses(make(), alike, loss_of)
+    found = (shared, parted, counting.examples, told, orders, one_order)
+    torch.save(found, folder / f"{rank}.pt")
     distributed.barrier()
     distributed.leave()
 
@@ -300,10 +311,13 @@ def test_two_processes_share_the_work(tmp_path: Path) -> None:
         worker.join(timeout=90)
     assert [worker.exitcode for worker in workers] == [0, 0]
     found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
-    for shared, parted, _, _ in found:
+    for shared, parted, _, _, orders, one_order in found:
         same(shared)
         same(parted)
-    assert [examples for _, _, examples, _ in found] == [13 + 12, 10 + 12]
+        same(one_order)
+        assert "the loader shuffles, in each process in an order of its own" in orders[0]
+        assert "the processes' loaders have different orders" in orders[1]
+    assert [one[2] for one in found] == [13 + 12, 10 + 12]
     assert "the loss of example 7 is nan" in found[0][3]
     assert "another process has failed" in found[1][3]
     assert not [*tmp_path.glob("*.part*")]

@@ -39,12 +39,13 @@ def test_every_page_is_there_and_in_the_navigation(site):
     front = (site / "index.html").read_text(encoding="utf-8")
     pages = [page.stem for page in (ROOT / "docs").glob("*.md") if page.name != "index.md"]
     pages += [f"methods/{name}" for name in registered()]
-    pages += ["start", "reference/cli", "reference/keys"]
+    pages += ["everything", "reference/cli", "reference/keys"]
     assert [page for page in pages if not (site / f"{page}.html").is_file()] == []
     # Sections that are closed on the front page name their first page alone.
     every = "".join(page.read_text(encoding="utf-8") for page in site.rglob("*.html"))
     assert [page for page in pages if f'{page.rpartition("/")[2]}.html"' not in every] == []
-    assert "start.html" in front
+    assert "everything.html" in front
+    assert "Plain against steered" in front  # README is what one meets first
 
 
 def test_the_reference_is_that_of_the_code(site):
@@ -64,3 +65,6 @@ def test_nothing_is_loaded_from_elsewhere(site):
             styled = 'rel="stylesheet"' in found[0] or "rel=stylesheet" in found[0]
             assert not (styled and "http" in found[0]), (page, found[0])
     assert (site / "assets/mathjax/tex-svg.js").stat().st_size > 10**6
+    # The search of a page that was opened from a folder: its index, and what stands for a worker.
+    assert (site / "search/search_index.js").read_text(encoding="utf-8").startswith("var __index")
+    assert "assets/iframe-worker.js" in (site / "index.html").read_text(encoding="utf-8")

@@ -82,6 +82,19 @@ def test_confidence_loss_by_hand():
     torch.testing.assert_close(confidence_loss(logits, weak, 0.0), soft_cross_entropy(logits, weak))
 
 
+@pytest.mark.parametrize("dtypes", [("bfloat16", "float32"), ("float32", "bfloat16")])
+def test_confidence_loss_of_other_precisions(dtypes):
+    generator = torch.Generator().manual_seed(0)
+    logits, weak = torch.randn(2, 8, 3, generator=generator)
+    logits, weak = (
+        one.to(getattr(torch, name))
+        for one, name in zip((logits, weak.softmax(-1)), dtypes, strict=True)
+    )
+    wide = confidence_loss(logits.double(), weak.double(), 0.5)
+    found = confidence_loss(logits, weak, 0.5).double()
+    torch.testing.assert_close(found, wide, rtol=0.03, atol=0.03)
+
+
 def test_adaptive_confidence_loss_against_a_loop(batch):
     logits, _ = batch
     weak = torch.randn(7, 4, dtype=torch.float64).softmax(-1)

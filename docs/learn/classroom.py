@@ -1,11 +1,15 @@
-"""What every lesson uses: `check` for the exercises, and one style for all figures."""
+"""What lessons share: `check` for the exercises, one style for all figures, and a small CLIP."""
 
 from __future__ import annotations
 
+import atexit
+import sys
+from collections.abc import Callable
 from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
+import torch.nn.functional as F
 from answers import ANSWERS
 from matplotlib.figure import Figure
 
@@ -19,6 +23,10 @@ BLUE, ORANGE, GREEN, PINK, GREY, YELLOW, SKY = (
     "#E69F00",
     "#56B4E9",
 )
+
+
+if "ipykernel" not in sys.modules and plt.get_backend().lower() != "agg":
+    atexit.register(plt.show)  # the figures of a lesson that is run as a script
 
 
 def check(exercise: str, answer: Any) -> None:
@@ -64,3 +72,30 @@ def figure(title: str, rows: int = 1, columns: int = 1, height: float = 3.4) -> 
         axis.grid(alpha=0.25)
         axis.set_axisbelow(True)
     return fig, axes
+
+
+class TwoTowers(torch.nn.Module):
+    """A CLIP of two linear maps: pictures (n, 24) and captions (n, 24) to vectors of length one."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.image, self.text = torch.nn.Linear(24, width), torch.nn.Linear(24, width)
+
+    def forward(self, pictures, captions) -> tuple[torch.Tensor, torch.Tensor]:
+        return F.normalize(self.image(pictures), dim=1), F.normalize(self.text(captions), dim=1)
+
+    def fit(self, pairs: Any, criterion: Callable[..., torch.Tensor], epochs: int) -> None:
+        """A plain loop; `criterion` gets the vectors of 100 pictures and captions, and their numbers."""
+        optimizer = torch.optim.AdamW(self.parameters(), lr=0.02)
+        for _ in range(epochs):
+            for index in torch.randperm(len(pairs[0])).split(100):
+                loss = criterion(*self(pairs[0][index], pairs[1][index]), index)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+
+    @torch.no_grad()
+    def accuracy(self, pairs: Any, world: Any) -> float:
+        """How often a picture finds the name of its concept, pairs[2], among those of the world."""
+        pictures, names = self(*pairs[:2])[0], self(*world)[1]
+        return (pictures @ names.T).argmax(1).eq(pairs[2]).float().mean().item()

@@ -48,8 +48,8 @@ print("mean", round(losses.mean().item(), 3), " largest", round(losses.max().ite
 #
 # $$ D(p) = \sum_i p_i \log(n\, p_i). $$
 #
-# It is zero for equal weights and grows to $\log n$ when one example has all the weight. The price of one
-# unit is the **temperature** $\tau>0$. The adversary solves
+# It is zero for equal weights and grows to $\log n$ when one example has all the weight. The logarithm is the
+# natural one, and the unit is then called a **nat**. The price of one nat is the **temperature** $\tau>0$. The adversary solves
 #
 # $$ \max_p\ \sum_i p_i\,\ell_i - \tau\, D(p). $$
 #

@@ -35,6 +35,7 @@ COLOURS = [BLUE, ORANGE, GREEN, PINK, YELLOW, SKY]
 # | KL | $t\log t-t+1$ | the one of lesson 1 |
 # | half chi-square | $(t-1)^2/2$ | the cost is a square |
 # | CVaR, level $a$ | 0 up to $t=1/a$, then infinite | a ratio has a ceiling, below it all is free |
+# | CVaR with a KL price | as KL up to $t=1/a$, then infinite | the same ceiling, below it the price of KL |
 # | total variation | $\lvert t-1\rvert/2$ | the mass that has been moved |
 # | Cressie–Read, order $k$ | $\frac{t^k-kt+k-1}{k(k-1)}$ | a family: $k=1$ is KL, $k=2$ half chi-square |
 

@@ -27,6 +27,8 @@ from steering import functional
 # loss = functional.dro_loss(losses, tau=1.0)       DRO, KL at temperature 1
 # ```
 #
+# It is the worst-case value of lesson 1, `steering.worst_case(losses, "kl", penalty=1.0).value`, of the losses of a batch.
+#
 # ## Part one: one number for 100 rooms
 #
 # A building has 100 rooms and one thermostat. In 90 rooms people want about 20 degrees, in the other 10
@@ -97,6 +99,7 @@ by_group = steering.GroupDRO(num_groups=2, step=0.1)
 risks = {
     "plain": torch.Tensor.mean,
     "DRO, τ = 1": lambda losses: functional.dro_loss(losses, tau=1.0),
+    # The losses, no reference (that is lesson 4), and the number of each example's group.
     "GroupDRO": lambda losses: by_group(losses, None, small.long()),
 }
 lines = {name: fit_line(risk) for name, risk in risks.items()}

@@ -13,7 +13,7 @@
 # %%
 import torch
 import torch.nn.functional as F
-from classroom import BLUE, GREEN, GREY, ORANGE, PINK, check, figure, rounded
+from classroom import BLUE, GREEN, GREY, ORANGE, PINK, TwoTowers, check, figure, rounded
 from matplotlib.patches import Circle
 
 import steering
@@ -117,6 +117,10 @@ axis.legend(frameon=False, loc="lower left")
 #
 # Here is a small world: 50 concepts, and each pair shows one of them, with noise. In a batch of 100 every
 # concept appears about twice.
+#
+# The model is `TwoTowers` of [classroom.py](classroom.py): one linear map for pictures, one for captions, and vectors of
+# length one. Its `fit` is a plain loop as in lesson 4. Its `accuracy` is how often a picture finds the right one
+# of the 50 names.
 
 # %%
 
@@ -136,42 +140,14 @@ def make_pairs(n: int, world) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]
     return picture + noise[0], caption + noise[1], concept
 
 
-class TwoTowers(torch.nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.image, self.text = torch.nn.Linear(24, width), torch.nn.Linear(24, width)
-
-    def forward(self, pictures, captions) -> tuple[torch.Tensor, torch.Tensor]:
-        return F.normalize(self.image(pictures), dim=1), F.normalize(self.text(captions), dim=1)
-
-
-def fit(model, pairs, criterion, epochs: int) -> None:
-    pictures, captions = pairs[:2]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.02)
-    for _ in range(epochs):
-        for index in torch.randperm(len(pictures)).split(100):
-            loss = criterion(*model(pictures[index], captions[index]), index)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-
-
-def accuracy(model, pairs, world) -> float:
-    """How often a picture finds the right one of the 50 names."""
-    with torch.no_grad():
-        pictures, _ = model(*pairs[:2])
-        _, names = model(world[0], world[1])
-    return (pictures @ names.T).argmax(1).eq(pairs[2]).float().mean().item()
-
-
 world = make_world(0)
 train, other, test = (make_pairs(n, world) for n in (2000, 600, 2000))
 torch.manual_seed(0)
 reference = TwoTowers(8)
-fit(reference, other, lambda a, b, _: functional.clip_loss(a, b, tau=0.1), epochs=20)
+reference.fit(other, lambda a, b, _: functional.clip_loss(a, b, tau=0.1), epochs=20)
 with torch.no_grad():
     guide = reference(*train[:2])
-print(f"reference: {accuracy(reference, test, world):.2f} right")
+print(f"reference: {reference.accuracy(test, world):.2f} right")
 
 # %% [markdown]
 # `estimate` returns the weights $p_{ij}$ of every anchor over its negatives. We add up those that lie on false
@@ -183,7 +159,7 @@ print(f"reference: {accuracy(reference, test, world):.2f} right")
 # %%
 torch.manual_seed(0)
 target = TwoTowers(16)
-fit(target, train, lambda a, b, _: functional.clip_loss(a, b, tau=0.07), epochs=2)
+target.fit(train, lambda a, b, _: functional.clip_loss(a, b, tau=0.07), epochs=2)
 index = torch.arange(200)
 with torch.no_grad():
     image, text = target(train[0][index], train[1][index])
@@ -232,8 +208,8 @@ print("share of test pictures that find their name")
 for name, criterion in ways.items():
     torch.manual_seed(0)
     model = TwoTowers(16)
-    fit(model, train, criterion, epochs=10)
-    print(f"{name:8} {accuracy(model, test, world):.2f}")
+    model.fit(train, criterion, epochs=10)
+    print(f"{name:8} {model.accuracy(test, world):.2f}")
 
 # %% [markdown]
 # **Explain.** Here the reference does not help, and at full strength it does harm: it is so much weaker than the

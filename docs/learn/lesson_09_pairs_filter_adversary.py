@@ -13,8 +13,7 @@
 
 # %%
 import torch
-import torch.nn.functional as F
-from classroom import BLUE, GREEN, GREY, ORANGE, PINK, check, figure
+from classroom import BLUE, GREEN, GREY, ORANGE, PINK, TwoTowers, check, figure
 
 import steering
 from steering import functional
@@ -36,34 +35,6 @@ def make_pairs(n: int, world, wrong: float = 0.0) -> tuple[torch.Tensor, ...]:
     return world[0][concept] + noise[0], world[1][told] + noise[1], concept, concept != told
 
 
-class TwoTowers(torch.nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.image, self.text = torch.nn.Linear(24, width), torch.nn.Linear(24, width)
-
-    def forward(self, pictures, captions) -> tuple[torch.Tensor, torch.Tensor]:
-        return F.normalize(self.image(pictures), dim=1), F.normalize(self.text(captions), dim=1)
-
-
-def fit(model, pairs, criterion, epochs: int) -> None:
-    pictures, captions = pairs[:2]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.02)
-    for _ in range(epochs):
-        for index in torch.randperm(len(pictures)).split(100):
-            loss = criterion(*model(pictures[index], captions[index]), index)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-
-
-def accuracy(model, pairs, world) -> float:
-    """How often a picture finds the right one of the 50 names."""
-    with torch.no_grad():
-        pictures, _ = model(*pairs[:2])
-        _, names = model(*world)
-    return (pictures @ names.T).argmax(1).eq(pairs[2]).float().mean().item()
-
-
 torch.manual_seed(0)
 world = torch.randn(50, 24), torch.randn(50, 24)
 train, other, test = (
@@ -73,11 +44,11 @@ train, other, test = (
 )
 wrong = train[3]
 reference = TwoTowers(8)
-fit(reference, other, lambda a, b, _: functional.clip_loss(a, b, tau=0.1), epochs=20)
+reference.fit(other, lambda a, b, _: functional.clip_loss(a, b, tau=0.1), epochs=20)
 with torch.no_grad():
     guide = reference(*train[:2])
 print(
-    f"wrong captions: {wrong.float().mean():.2f}; reference: {accuracy(reference, test, world):.2f} right"
+    f"wrong captions: {wrong.float().mean():.2f}; reference: {reference.accuracy(test, world):.2f} right"
 )
 
 # %% [markdown]
@@ -120,15 +91,15 @@ def steered(options: dict) -> tuple[float, torch.Tensor]:
 
     torch.manual_seed(0)
     model = TwoTowers(16)
-    fit(model, train, criterion, epochs=8)
-    return accuracy(model, test, world), torch.tensor(mass).view(8, -1).mean(1)
+    model.fit(train, criterion, epochs=8)
+    return model.accuracy(test, world), torch.tensor(mass).view(8, -1).mean(1)
 
 
 plain = steering.GlobalContrastiveLoss(2000, tau=0.07)
 torch.manual_seed(0)
 model = TwoTowers(16)
-fit(model, train, plain, epochs=8)
-found = {"no weights on pairs": (accuracy(model, test, world), wrong.float().mean().expand(8))}
+model.fit(train, plain, epochs=8)
+found = {"no weights on pairs": (model.accuracy(test, world), wrong.float().mean().expand(8))}
 found |= {name: steered(options) for name, options in WAYS.items()}
 print("                         accuracy   mass on wrong captions")
 for name, (score, mass) in found.items():
@@ -172,7 +143,7 @@ right.invert_yaxis()
 # %%
 torch.manual_seed(0)
 half = TwoTowers(16)
-fit(half, train, plain, epochs=2)
+half.fit(train, plain, epochs=2)
 
 
 def pair_values(image: torch.Tensor, text: torch.Tensor, tau: float = 0.07) -> torch.Tensor:

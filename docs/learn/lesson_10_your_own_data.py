@@ -209,7 +209,7 @@ for name in sorted(found.metrics):
 
 # %% [markdown]
 # An `effective_sample_share` near 1 means that nothing is steered. Below 0.1, a few examples decide, and $\tau$ is
-# too low. Every number is explained in [the guide](../guide-clip.md#reading-tensorboard).
+# too low. Every number is explained [tag by tag](../tensorboard.md).
 #
 # ## Exercises
 #

@@ -36,6 +36,7 @@ from answers import ANSWERS
 LESSONS = sorted(HERE.glob("lesson_*.py"))
 CELL = re.compile(r"^# %%(?P<kind> \[markdown\])?\n(?P<body>.*?)(?=^# %%|\Z)", re.M | re.S)
 HELPERS = re.compile(r"^from classroom import [^\n(]*(?:\([^)]*\))?\n", re.M)
+NEEDS = 'The next cell holds the helpers of all lessons. They need the package: `pip install ".[vision]"` in a clone of it.'
 LINK = re.compile(r"(?<!!)\[([^\]]+)\]\((?!https?:)[^)]+\)")  # a notebook stands alone
 
 
@@ -130,9 +131,11 @@ def neighbours(lesson: Path) -> Iterator[str]:
 
 
 def notebook(lesson: Path) -> str:
-    """The lesson without outputs, its helpers in a folded first cell: one file that needs no other."""
-    found = [helpers_of(lesson)]
-    for cell in cells(lesson):
+    """The lesson without outputs, its helpers in a folded cell: one file that needs no other."""
+    first, *rest = cells(lesson)
+    goals = LINK.sub(r"\1", first.body)
+    found = [_entry("markdown", f"{goals}\n\n{NEEDS}"), helpers_of(lesson)]
+    for cell in rest:
         if cell.text:
             found.append(_entry("markdown", LINK.sub(r"\1", cell.body)))
         else:

@@ -25,6 +25,8 @@ from github_markdown import with_lists, with_papers  # noqa: E402
 DOCS, ROOT = HERE.parent, HERE.parents[1]
 UPWARDS = re.compile(r"\]\((\.\./[^)#\s]+)")  # a link out of the page's folder
 KEYS = "\n## Every key\n"
+OVERVIEW = "everything.md"  # docs/index.md: whoever opens the site begins with README
+TO_OVERVIEW = re.compile(r"\]\(((?:\.\./)*)index\.md(?=[)#])")
 API = {
     "Losses for your own loop": ["steering.losses", "steering.functional"],
     "The exact solver": ["steering.dro"],
@@ -46,7 +48,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     lessons = sorted(page.name for page in (DOCS / "learn").glob("*.md"))
     lessons.sort(key=lambda name: name != "index.md")
     sections["Learn"] += [f"learn/{name}" for name in lessons]
-    sections["Methods"] += ["methods.md", *(f"methods/{name}.md" for name in _methods())]
+    sections["Methods"] += ["methods.md", *({name: f"methods/{name}.md"} for name in _methods())]
     sections["Reference"] += [
         {"Command line": "reference/cli.md"},
         {"Every key": "reference/keys.md"},
@@ -61,11 +63,12 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages that are generated, and the site's own assets."""
+    files.remove(files.src_uris["index.md"])
     pages = {
-        "start.md": _start(),
+        "index.md": _start(),
+        OVERVIEW: (DOCS / "index.md").read_text(encoding="utf-8"),
         "reference/cli.md": _command_line(),
         "reference/keys.md": _keys(),
-        **{f"methods/{name}.md": _method(name) for name in _methods()},
         **{f"reference/{_slug(title)}.md": _api(title, modules) for title, modules in API.items()},
         **{
             f"reference/{_slug(title)}.md": _whole(title, modules)
@@ -77,7 +80,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         pages[_tags_page()] = _tags()
     for name, text in pages.items():
         files.append(File.generated(config, name, content=text))
-    for name in ("site.css", "formulas.js"):
+    for name in ("site.css", "formulas.js", "iframe-worker.js"):
         files.append(File.generated(config, f"assets/{name}", abs_src_path=str(HERE / name)))
     script = str(_mathjax() / "tex-svg.js")
     files.append(File.generated(config, "assets/mathjax/tex-svg.js", abs_src_path=script))
@@ -87,18 +90,24 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Lead links into the repository to their pages, and give lists the empty line above them that
     this Markdown needs."""
-    file = DOCS / page.file.src_uri
-    if file.is_file():
-        up = "../" * page.file.src_uri.count("/")
+    uri, up = page.file.src_uri, "../" * page.file.src_uri.count("/")
+    file = DOCS / {OVERVIEW: "index.md"}.get(uri, uri)
+    if file.is_file() and uri != "index.md":
         for link, target in _outside(file).items():
             markdown = markdown.replace(f"]({link}", f"]({up}{_page_of(target)}")
+    markdown = TO_OVERVIEW.sub(
+        lambda found: f"]({up}{OVERVIEW}" if found[1] == up else found[0], markdown
+    )
+    folder, _, name = uri.removesuffix(".md").rpartition("/")
+    if folder == "methods":
+        markdown += _keys_of(name)
     return with_lists(with_papers(markdown))
 
 
 def _methods() -> list[str]:
-    from steering.methods import registered
-
-    return [*registered()]
+    """In the order of the overview."""
+    overview = (DOCS / "methods.md").read_text(encoding="utf-8")
+    return re.findall(r"^\| \[`\w+`\]\(methods/(\w+)\.md\)", overview, re.M)
 
 
 def _tags_page() -> str:
@@ -124,7 +133,7 @@ def _outside(page: Path) -> dict[str, Path]:
 def _page_of(file: Path) -> str:
     """Where a file of the repository stands on the site; a folder stands as a list of its files."""
     if file == ROOT / "README.md":
-        return "start.md"
+        return "index.md"
     return f"source/{file.relative_to(ROOT).as_posix()}.md"
 
 
@@ -176,51 +185,18 @@ def _printed(main: Any, words: list[str]) -> str:
     return out.getvalue()
 
 
-def _method(name: str) -> str:
-    """One method: what the command line says of it, when to use it, its keys."""
-    what, units = _rows("methods.md", rf"`{name}`")[0][2:0:-1]
-    when, avoid, cost = _rows("choose.md", rf"`{name}`")[-1][1:4]
+def _keys_of(name: str) -> str:
+    """A method's keys, below its page."""
     keys = _rows("methods.md", rf"`method\.[\w.]+` \([^)]*\b{name}\b[^)]*\)")
     rows = [f"| {key.partition(' (')[0]} | {default} | {text} |" for key, default, text in keys]
     table = "\n".join(["| Key | Default | Meaning |", "| --- | --- | --- |", *rows])
-    return f"""# {name}
-
-{what[0].upper()}{what[1:]}. It takes losses of: {units}.
-
-{_definition(name)}
-
-* **Use it when** {when or "there is no reason against it"}.
-* **Not when** {avoid or "there is a reference that knows more"}.
-* **Extra cost:** {cost}.
-
-[Measured](../choose.md) · [all methods](../methods.md) · [as a module in your own loop](../methods.md#in-your-own-loop)
-
-## Keys
-
-{table if keys else "It has none."}
-"""
-
-
-def _definition(name: str) -> str:
-    """The formula and the source, as `steering methods NAME` prints them."""
-    console = importlib.import_module("steering.console").CONSOLE
-    with contextlib.redirect_stdout(io.StringIO()) as console.file:
-        importlib.import_module("steering.commands.methods").main([name])
-        text = console.file.getvalue()
-    console.file = sys.stdout
-    found = re.search(r"^Formula: (.*?)^Source: (.*?)^Losses of:", text, re.M | re.S)
-    if found is None:
-        raise PluginError(f"steering methods {name} prints no formula and source")
-    formula, source = (" ".join(part.split()) for part in found.groups())
-    return f"**Formula.** `{formula}`\n\n**Source.** {source}"
+    return f"\n## Keys\n\n{table if keys else 'It has none.'}\n"
 
 
 def _rows(page: str, first: str) -> list[list[str]]:
     """The cells of a page's table rows whose first cell fits a pattern."""
     text = (DOCS / page).read_text(encoding="utf-8")
     found = re.findall(rf"^\| ({first}) \|(.*)\|$", text, re.M)
-    if not found and "method" not in first:
-        raise PluginError(f"{page} has no row for {first}")
     return [
         [head, *(_moved(cell.strip(), page) for cell in rest.split("|"))] for head, rest in found
     ]

@@ -38,6 +38,7 @@ from steering.activation.search import (
     layer_accuracies,
     likelihood_margin,
     search,
+    search_families,
     with_strength,
 )
 
@@ -76,6 +77,7 @@ __all__ = [
     "sample",
     "save_edits",
     "search",
+    "search_families",
     "steered",
     "wins",
     "with_strength",

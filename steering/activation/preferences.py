@@ -6,6 +6,7 @@ Shapes: K answers to one prompt.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -58,7 +59,7 @@ def most_informative(pairs: Sequence[Pair], share: float) -> list[Pair]:
     """
     if not 0 < share <= 1:
         raise ValueError(f"share: expected a number in (0, 1], got {share}")
-    count = -int(-share * len(pairs) // 1)
+    count = math.ceil(share * len(pairs) - 1e-9)  # 0.07·100 is a little above 7
     order = np.argsort([-pair.margin for pair in pairs], kind="stable")
     return [pairs[number] for number in sorted(order[:count].tolist())]
 

@@ -31,7 +31,8 @@ class Tally:
     """What the calls of a network took, over all that was counted here.
 
     Attributes:
-        tokens: positions that went through the network, without padding.
+        tokens: positions that went through the network, without padding and what is behind an
+            answer's end.
         samples: answers that were drawn.
     """
 
@@ -191,10 +192,10 @@ def _decode(
     done = torch.zeros(len(rows), dtype=torch.bool, device=speaker.device)
     for step in range(length):
         logits, cache = _last_logits(speaker, tokens, mask, cache, fresh, cached)
+        speaker.tally.tokens += int(mask[~done, -fresh:].sum())
         chosen = _drawn(logits, temperature, uniform(seed, step, numbers))
         done |= chosen == speaker.end
         chosen = chosen.masked_fill(done, speaker.end)
-        speaker.tally.tokens += int(mask[:, -fresh:].sum())
         if bool(done.all()):
             break
         tokens = torch.cat([tokens, chosen[:, None]], dim=1)

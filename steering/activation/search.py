@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -68,10 +69,12 @@ def with_strength(edits: Sequence[Edit], strength: float) -> list[Edit]:
     return [replace(edit, strength=strength * edit.strength) for edit in edits]
 
 
+Judged = Callable[[Sequence[Edit]], tuple[float, float]]
+"""Gain and harm of edits; harm counts from the unsteered model's, which is judged first, with ()."""
+
+
 def search(
-    candidates: Sequence[Sequence[Edit]],
-    judged: Callable[[Sequence[Edit]], tuple[float, float]],
-    budget: float,
+    candidates: Sequence[Sequence[Edit]], judged: Judged, budget: float
 ) -> tuple[Trial, list[Trial]]:
     """The candidate of the highest gain among those whose harm is at most the budget.
 
@@ -79,8 +82,6 @@ def search(
     the first wins.
 
     Args:
-        judged: gain and harm of edits; called with () first. Harm counts from the unsteered
-            model's.
         budget: largest harm beyond the unsteered model's.
 
     Returns:
@@ -88,11 +89,97 @@ def search(
     """
     gain, base = judged(())
     trials = [Trial((), gain, 0.0)]
-    for edits in candidates:
-        gain, harm = judged(edits)
-        trials.append(Trial(edits, gain, harm - base))
-    allowed = [trial for trial in trials if trial.harm <= budget]
-    return max(allowed, key=lambda trial: trial.gain), trials
+    trials += [_tried(edits, judged, base) for edits in candidates]
+    return _best(trials, budget), trials
+
+
+def search_families(
+    families: Sequence[Sequence[Edit]],
+    strengths: Sequence[float],
+    judged: Judged,
+    budget: float,
+    refine: int = 0,
+    others: Sequence[Sequence[Edit]] = (),
+    fixed: Sequence[Edit] = (),
+) -> tuple[Trial, list[Trial]]:
+    """As `search`, of several sets of edits, each at growing strengths: which set gains most for the
+    harm that is allowed?
+
+    A set's strengths are tried from below until the harm exceeds the budget. Sets are compared by
+    the gain that they reach where the harm meets the budget, on the straight line between the last
+    allowed and the first refused strength. So one whose grid happens to end just below the budget
+    is not preferred. The strength of the best set is then halved towards the budget.
+
+    Args:
+        families: sets of edits, at strength 1.
+        strengths: above 0; tried in rising order.
+        refine: halvings between the last allowed and the first refused strength of the best set.
+        others: further candidates, as they are.
+        fixed: edits beside every set, whose strength stays.
+
+    Returns:
+        the best trial and all, the unsteered one first.
+    """
+    gain, base = judged(())
+    trials = [Trial((), gain, 0.0), *(_tried(edits, judged, base) for edits in others)]
+
+    def at(number: int, strength: float) -> Trial:
+        return _tried([*fixed, *with_strength(families[number], strength)], judged, base)
+
+    climbs = []
+    for number in range(len(families)):
+        climbs.append(_climb(partial(at, number), strengths, budget, trials[0]))
+        trials += [trial for _, trial in climbs[-1][1:]]
+    if climbs and refine:
+        number = max(range(len(climbs)), key=lambda n: _reach(climbs[n], budget))
+        trials += _halved(partial(at, number), climbs[number], budget, refine)
+    return _best(trials, budget), trials
+
+
+Climb = list[tuple[float, Trial]]
+"""Strengths from 0 upwards, and what they do; all but the last one are within the budget."""
+
+
+def _climb(
+    at: Callable[[float], Trial], strengths: Sequence[float], budget: float, unsteered: Trial
+) -> Climb:
+    found = [(0.0, unsteered)]
+    for strength in sorted(strengths):
+        found.append((strength, at(strength)))
+        if found[-1][1].harm > budget:
+            break
+    return found
+
+
+def _halved(at: Callable[[float], Trial], climb: Climb, budget: float, times: int) -> list[Trial]:
+    """Strengths between the last allowed and the first refused one; none where none was refused."""
+    if climb[-1][1].harm <= budget:
+        return []
+    low, high, found = climb[-2][0], climb[-1][0], []
+    for _ in range(times):
+        middle = (low + high) / 2
+        found.append(at(middle))
+        low, high = (middle, high) if found[-1].harm <= budget else (low, middle)
+    return found
+
+
+def _reach(climb: Climb, budget: float) -> float:
+    """The highest gain of a climb within the budget, up to where the harm meets it."""
+    allowed = max(trial.gain for _, trial in climb if trial.harm <= budget)
+    (_, below), (_, above) = climb[-2:]  # strengths are at least one
+    if above.harm <= budget:
+        return allowed
+    share = (budget - below.harm) / (above.harm - below.harm)
+    return max(allowed, below.gain + share * (above.gain - below.gain))
+
+
+def _tried(edits: Sequence[Edit], judged: Judged, base: float) -> Trial:
+    gain, harm = judged(edits)
+    return Trial(edits, gain, harm - base)
+
+
+def _best(trials: Sequence[Trial], budget: float) -> Trial:
+    return max((trial for trial in trials if trial.harm <= budget), key=lambda trial: trial.gain)
 
 
 def likelihood_margin(

@@ -155,6 +155,11 @@ def verdict(odds: Mapping[str, float]) -> str:
     return word if odds[word] >= SURE else "open"
 
 
+def number(value: float, percent: bool, sign: str = "+") -> str:
+    """A gain, or with sign "" an error, as text: in points where the metric is a share."""
+    return f"{100 * value:{sign}.1f}" if percent else f"{value:{sign}.3f}"
+
+
 def _table(cases: Sequence[Mapping[str, float]], names: Sequence[str]) -> np.ndarray:
     return np.array([[case[name] for name in names] for case in cases], dtype=np.float64)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from steering.analysis.intervals import LEVEL, Interval
+from steering.analysis.intervals import LEVEL, Interval, student
 
 DRAWS = 500
 _STARTS = (0.0, 0.5, 0.9)  # floors to start from, as shares of the smallest error
@@ -108,7 +108,7 @@ def fit_law(
     if min(len(values) for values in logs) > 1:
         tables = np.stack([_seed_draws(values, draws, generator) for values in logs], axis=1)
         spare = sum(len(values) - 1 for values in logs)
-        tables = means + _student(spare) * (tables - means)
+        tables = means + student(spare) * (tables - means)
         over = "seeds"
     else:
         tables = _residual_draws(law, costs, gaps, 3 if floor else 2, draws, generator)
@@ -145,16 +145,17 @@ def crossing(x: Sequence[float], y: Sequence[float], level: float) -> float:
 
     Args:
         x: increasing and positive, (n,).
-        y: more is better, (n,).
+        y: more is better, (n,); NaN, of a run that diverged, reaches nothing and is no point.
     """
-    for place, value in enumerate(y):
-        if value < level:
+    points = [(place, value) for place, value in zip(x, y, strict=True) if not math.isnan(value)]
+    for number, (place, value) in enumerate(points):
+        if not value >= level:
             continue
-        if place == 0:
-            return float(x[0])
-        before = y[place - 1]
+        if number == 0:
+            return float(place)
+        start, before = points[number - 1]
         share = (level - before) / (value - before)
-        return float(x[place - 1] * (x[place] / x[place - 1]) ** share)
+        return float(start * (place / start) ** share)
     return math.nan
 
 
@@ -215,13 +216,6 @@ def _seed_draws(values: np.ndarray, draws: int, generator: np.random.Generator) 
     return values.mean() + math.sqrt(k / (k - 1)) * (drawn - values.mean())
 
 
-def _student(freedom: int) -> float:
-    """How much wider Student's interval is than the normal one."""
-    from scipy.special import ndtri, stdtrit
-
-    return float(stdtrit(freedom, (1 + LEVEL) / 2) / ndtri((1 + LEVEL) / 2))
-
-
 def _residual_draws(
     law: Law,
     costs: np.ndarray,
@@ -235,5 +229,5 @@ def _residual_draws(
     k = len(gaps)
     if k <= parameters:
         return np.empty((0, k))
-    stretched = _student(k - parameters) * math.sqrt(k / (k - parameters)) * gaps
+    stretched = student(k - parameters) * math.sqrt(k / (k - parameters)) * gaps
     return np.log(law.at(costs)) + stretched[generator.integers(k, size=(draws, k))]

@@ -81,5 +81,8 @@ def _best(scores: dict[C, float], survivors: float, family: Callable[[C], Hashab
     families: dict[Hashable, list[C]] = {}
     for candidate in sorted(scores, key=lambda one: -scores[one]):
         families.setdefault(family(candidate), []).append(candidate)
-    chosen = {one for mine in families.values() for one in mine[: math.ceil(survivors * len(mine))]}
+    # The slack is for products such as 0.07·100, a little above 7.
+    chosen = {
+        one for mine in families.values() for one in mine[: math.ceil(survivors * len(mine) - 1e-9)]
+    }
     return [one for one in scores if one in chosen]

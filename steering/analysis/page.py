@@ -108,6 +108,7 @@ def write_study(folder: Path, file: StudyFile, report: Report) -> None:
     there = [
         path,
         folder / f"{report.name}.md",
+        folder / f"{report.name}.json",
         *(_picture(folder, report, name) for name in report.figures),
         *(folder / f"{report.name}{suffix}" for suffix in report.files),
     ]

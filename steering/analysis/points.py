@@ -43,14 +43,14 @@ class Point:
         return {"kind": "run", **vars(self)}
 
 
-def share_of(label: str) -> float:
+def share_of(label: str, key: str = "studies.scaling.shares") -> float:
     """A label of `shares` as a number. Raises ConfigError when it is none in (0, 1]."""
     try:
         share = float(label)
     except ValueError:
         share = math.nan
     if not 0 < share <= 1:
-        raise ConfigError(f"studies.scaling.shares: expected a number in (0, 1], got {label!r}")
+        raise ConfigError(f"{key}: expected a number in (0, 1], got {label!r}")
     return share
 
 
@@ -101,11 +101,9 @@ def error_of(value: float, meaning: Metric, name: str) -> float:
 def cost_of(record: RunRecord, cost: str, by_key: Mapping[str, RunRecord]) -> float:
     """C of a run. Raises SteeringError when it could not be counted."""
     spent = record.cost
-    parent = by_key.get(record.parents.get(REFERENCE, ""))
-    steering = (parent.cost.flops if parent else 0) + spent.stored * spent.reference_flops
     found = {
         "flops": spent.flops,
-        "flops_with_reference": spent.flops + steering,
+        "flops_with_reference": flops_with_reference(record, by_key),
         "forward": spent.forward_flops * spent.trained,
         "samples": spent.trained,
         "parameters": spent.parameters,
@@ -115,6 +113,17 @@ def cost_of(record: RunRecord, cost: str, by_key: Mapping[str, RunRecord]) -> fl
             f"studies.scaling.cost: the {cost} of {record.label} could not be counted; choose another"
         )
     return float(found)
+
+
+def flops_with_reference(record: RunRecord, by_key: Mapping[str, RunRecord]) -> int:
+    """FLOPs of a run, of training its reference, and of computing the reference's outputs.
+
+    Args:
+        by_key: key -> record of the runs that train references; one that was given costs nothing.
+    """
+    spent, parent = record.cost, by_key.get(record.parents.get(REFERENCE, ""))
+    outputs = spent.stored * spent.reference_flops
+    return spent.flops + outputs + (parent.cost.flops if parent else 0)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from steering.analysis.intervals import LEVEL, Interval, seeds_interval
+from steering.analysis.intervals import LEVEL, Interval, over_seeds, seeds_interval
 from steering.runs.record import RunRecord, Scores
 
 DRAWS = 1000
@@ -91,14 +91,6 @@ def difference(mine: Arm, other: Arm, draws: int = DRAWS) -> Interval | None:
     low, high = np.quantile(over_seeds(table), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     over = "seeds and examples" if len(seeds) > 1 else "examples"
     return Interval(value, float(low), float(high), over)
-
-
-def over_seeds(table: np.ndarray) -> np.ndarray:
-    """Means over seeds drawn with replacement, (draws,), from (draws, seeds)."""
-    rng = np.random.default_rng(table.shape)
-    chosen = rng.integers(table.shape[1], size=table.shape)
-    found: np.ndarray = np.take_along_axis(table, chosen, axis=1).mean(axis=1)
-    return found
 
 
 class Arms:

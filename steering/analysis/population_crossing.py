@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from steering.analysis.intervals import LEVEL, Interval
-from steering.analysis.population import DRAWS, Arm, Arms, over_seeds
+from steering.analysis.intervals import LEVEL, Interval, over_seeds
+from steering.analysis.population import DRAWS, Arm, Arms
 
 
 def crossing(costs: Sequence[float], losses: Sequence[float], target: float) -> float:

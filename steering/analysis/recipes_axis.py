@@ -60,10 +60,26 @@ class Axis:
     @cached_property
     def tuned(self) -> np.ndarray:
         """The target's losses at the best rate of each recipe, (recipes, seeds)."""
+        return self._every[self._best, np.arange(len(self.recipes))]
+
+    @cached_property
+    def _every(self) -> np.ndarray:
+        """The target's losses, (rates, recipes, seeds)."""
         rates = sorted({r.axes["rate"] for r in self.targets})
-        every = np.stack([self.losses(self.targets, rate) for rate in rates])
-        best = every.mean(-1).argmin(0)
-        return every[best, np.arange(len(self.recipes))]
+        return np.stack([self.losses(self.targets, rate) for rate in rates])
+
+    @cached_property
+    def _best(self) -> np.ndarray:
+        """Number of the target's best rate, (recipes,)."""
+        best: np.ndarray = self._every.mean(-1).argmin(0)
+        return best
+
+    def at_the_edge(self) -> list[str]:
+        """Recipes whose target is best at the smallest or largest rate that was tried: there may be
+        a better one beyond."""
+        last = len(self._every) - 1
+        names = zip(self.recipes, self._best, strict=True)
+        return [name for name, best in names if last and best in (0, last)]
 
     @cached_property
     def truth(self) -> np.ndarray:
@@ -108,6 +124,10 @@ class Axis:
 
     def agreement(self, rate: float) -> PairAgreement:
         return pair_agreement(self.proxy[rate].mean(-1), self.truth, self.noise)
+
+    def alone(self, rate: float) -> np.ndarray:
+        """Spearman's correlation with the truth of each seed's own ranking, (seeds,)."""
+        return np.array([spearman(losses, self.truth) for losses in self.proxy[rate].T])
 
     def ceiling(self) -> float:
         """Spearman's correlation between two seeds of the tuned target, averaged over the pairs."""

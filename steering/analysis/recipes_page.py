@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml  # type: ignore[import-untyped]
 
-from steering.analysis.intervals import Interval
+from steering.analysis.intervals import Interval, seeds_interval
 from steering.analysis.page import Table
 from steering.analysis.ranks import over_items, pair_agreement, regret, spearman
 from steering.analysis.recipes_axis import Axis
@@ -54,19 +54,20 @@ def _by_metric(axis: Axis) -> list[Table]:
 
 
 def _ranking(axis: Axis) -> Table:
-    """Every recipe with its losses, the best by the small rate first."""
+    """Every recipe with its losses, the best by the recommended rate first."""
     small, usual = (axis.proxy[rate].mean(-1) for rate in (axis.small, axis.usual))
     columns = {f"proxy at {axis.small:g}": small, f"proxy at {axis.usual:g}": usual}
     if axis.has_truth:
         columns["target, tuned"] = axis.truth
     by_frequency = axis.by_order0()
     if by_frequency is not None:
-        columns["order 0"] = by_frequency
+        columns["order 0"] = axis.sign * by_frequency  # a loss, whatever the metric is
     lines = [
         [axis.recipes[n], *(f"{axis.sign * values[n]:.4f}" for values in columns.values())]
-        for n in np.argsort(small, kind="stable")
+        for n in np.argsort(axis.proxy[recommended(axis)].mean(-1), kind="stable")
     ]
-    return Table("recipes, the best by the small rate first", ["recipe", *columns], lines)
+    which = "usual" if doubts(axis) else "small"
+    return Table(f"recipes, the best by the {which} rate first", ["recipe", *columns], lines)
 
 
 def _agreements(axis: Axis) -> Table:
@@ -74,18 +75,25 @@ def _agreements(axis: Axis) -> Table:
     for rate in axis.rates:
         mark = {axis.small: " (small)", axis.usual: " (usual)"}.get(rate, "")
         values = axis.proxy[rate].mean(-1)
-        own = [f"{axis.signal(rate):.1f}", f"{100 * axis.drop(rate):.1f} %"]
+        own = [_alone(axis, rate), f"{axis.signal(rate):.1f}", f"{100 * axis.drop(rate):.1f} %"]
         lines.append([f"{rate:g}{mark}", *_against(axis, values), *own])
     by_frequency = axis.by_order0()
     if by_frequency is not None:
-        lines.append(["order 0", *_against(axis, by_frequency), "–", "–"])
+        lines.append(["order 0", *_against(axis, by_frequency), "–", "–", "–"])
     agreement = axis.agreement(axis.usual)
     note = (
         f"Clear pairs ({agreement.clear_pairs} of {agreement.pairs}) differ by more than two standard "
         f"deviations of the truth. Two seeds of the tuned target correlate by {axis.ceiling():.2f}: "
-        "no proxy can be expected to do better. Signal is the spread of the recipes over the noise "
+        "no proxy can be expected to do better. One seed alone has the Spearman that is given, in the "
+        "mean, and so many seeds find a best recipe (none is better by two standard deviations of "
+        "the truth). Signal is the spread of the recipes over the noise "
         "of the seeds; fall is that of the training loss."
     )
+    if edge := axis.at_the_edge():
+        note += (
+            f" **The target is best at the edge of `target_rates` for {', '.join(edge)}**: it may not "
+            "be tuned; try rates beyond."
+        )
     header = [
         "proxy's rate",
         "Spearman",
@@ -93,10 +101,19 @@ def _agreements(axis: Axis) -> Table:
         "clear pairs",
         "regret@1",
         "regret@2",
+        "one seed",
         "signal",
         "fall",
     ]
     return Table("how well the target's order is predicted", header, lines, note=note)
+
+
+def _alone(axis: Axis, rate: float) -> str:
+    """How well the seeds rank alone, and how many of them put a best recipe first."""
+    found = axis.proxy[rate]
+    near = 2 * float(np.sqrt(2) * axis.noise[0])
+    right = [regret(losses, axis.truth, 1) <= near for losses in found.T]
+    return f"{axis.alone(rate).mean():.2f}, {sum(right)} of {len(right)}"
 
 
 def _against(axis: Axis, values: np.ndarray) -> list[str]:
@@ -126,6 +143,21 @@ def _costs(axis: Axis) -> Table:
     return Table("what the decision costs", ["", "FLOPs", "of the truth's"], lines)
 
 
+def doubts(axis: Axis) -> list[str]:
+    """Why the small rate cannot rank here; known without the truth."""
+    reasons = []
+    if axis.drop(axis.small) < DROP:
+        reasons.append("at the small rate the training loss hardly falls")
+    if axis.signal(axis.small) < SIGNAL:
+        reasons.append("the recipes differ by less than the seeds do")
+    return reasons
+
+
+def recommended(axis: Axis) -> float:
+    """The rate that chooses: the small one, or where it cannot rank the proxy's own best."""
+    return axis.usual if doubts(axis) else axis.small
+
+
 def verdict_of(axis: Axis) -> str:
     """One or two sentences: does the small rate rank better here, and why it may not say."""
     if not axis.has_truth:
@@ -133,17 +165,15 @@ def verdict_of(axis: Axis) -> str:
     small, usual = (axis.proxy[rate].mean(-1) for rate in (axis.small, axis.usual))
     if axis.small == axis.usual:
         return f"Inconclusive: no rate among `rates` is {axis.ratio:g} times below the best one."
-    reasons = []
-    if axis.drop(axis.small) < DROP:
-        reasons.append("at the small rate the training loss hardly falls")
-    if axis.signal(axis.small) < SIGNAL:
-        reasons.append("the recipes differ by less than the seeds do")
-    if reasons:
-        return f"Inconclusive here: {' and '.join(reasons)}."
+    if reasons := doubts(axis):
+        return f"Inconclusive here: {' and '.join(reasons)}. The usual rate chooses."
     found = _difference(small, usual, axis.truth)
     numbers = (
         f"Spearman {found.value:+.2f} [{found.low:+.2f}, {found.high:+.2f}] against the usual rate"
     )
+    paired = seeds_interval([*(axis.alone(axis.small) - axis.alone(axis.usual))])
+    if np.isfinite(paired.low):
+        numbers += f"; of one seed alone {paired.value:+.2f} [{paired.low:+.2f}, {paired.high:+.2f}] over seeds"
     costs = regret(small, axis.truth, 1) - regret(usual, axis.truth, 1)
     if found.low > 0 and costs <= 0:
         return f"Supported here: the small rate ranks better ({numbers})."
@@ -161,14 +191,15 @@ def _difference(one: np.ndarray, other: np.ndarray, truth: np.ndarray) -> Interv
 
 
 def winner_config(axis: Axis) -> str:
-    """The recipe that the small rate puts first, as a config that `steering train` takes."""
-    first = axis.recipes[int(axis.proxy[axis.small].mean(-1).argmin())]
+    """The recipe that the recommended rate puts first, as a config that `steering train` takes."""
+    rate = recommended(axis)
+    first = axis.recipes[int(axis.proxy[rate].mean(-1).argmin())]
     pool = axis.targets or axis.proxies
     mine = [r for r in pool if r.axes["recipe"] == first]
     best = min(mine, key=axis.loss)
     values: dict[str, Any] = best.config()
     values.pop("studies", None)
-    head = f"# The recipe {first!r}, first by the proxy at learning rate {axis.small:g}.\n"
+    head = f"# The recipe {first!r}, first by the proxy at learning rate {rate:g}.\n"
     return head + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 

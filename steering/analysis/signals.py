@@ -118,6 +118,27 @@ def auc(score: np.ndarray, positive: np.ndarray) -> float:
     return float(wins / (ups * downs))
 
 
+def leading_terms(target: Losses, reference: Losses, n: int) -> tuple[float, float]:
+    """√(2·Var(ℓ)/n) and √(2·Var(ℓ − ℓ_ref)/n), nats: what DRO and DRRho pay for n examples (ρ = 1).
+
+    The variances are within rows and of the distribution that the examples come from, so the losses
+    should be of held-out examples: on its own few examples a model's losses are near 0.
+
+    Args:
+        target, reference: losses of the same examples.
+        n: examples that the target learns from.
+
+    Source: arXiv 2505.06699, the leading terms of its bounds of DRO and of DRRho.
+
+    Raises:
+        ValueError: the two are of other examples.
+    """
+    own, others = _rows(target.items, reference.items)
+    cov, var_target, var_reference = _moments(own, others)
+    excess = max(var_target + var_reference - 2 * cov, 0.0)
+    return math.sqrt(2 * var_target / n), math.sqrt(2 * excess / n)
+
+
 def spearman(one: np.ndarray, other: np.ndarray) -> float:
     """Spearman's rank correlation, (n,) and (n,); 0 when one of the two is constant."""
     from scipy.stats import rankdata

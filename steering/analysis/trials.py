@@ -150,14 +150,16 @@ class Trials(Generic[C]):
 
     @cached_property
     def region(self) -> list[C]:
-        """The candidates that are not told from the best one in the last round that they took part in."""
+        """The candidates that are not told from the best one in the last round that they took part
+        in; one whose metric is no number is none of them."""
         best = self.race.best(self.candidates)
         if best is None:
             return []
         gaps = {
             one: self.difference(TUNING, one, best, self._share(one)) for one in self.candidates
         }
-        return [one for one, gap in gaps.items() if not (gap.low > 0 or gap.high < 0)]
+        told = {one for one, gap in gaps.items() if gap.low > 0 or gap.high < 0}
+        return [one for one, gap in gaps.items() if one not in told and not math.isnan(gap.value)]
 
     def _share(self, candidate: C) -> float:
         return self.rounds[self.race.last(candidate)].share

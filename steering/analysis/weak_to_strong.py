@@ -161,8 +161,9 @@ def disjoint_samples(
     found = []
     for size, share in zip(sizes, shares, strict=True):
         rows: list[int] = []
-        for g, part in ((0, 1 - share), (MINORITY, share)):
-            for c, count in enumerate(_evenly(round(size * part), classes)):
+        minority = round(size * share)
+        for g, number in ((0, size - minority), (MINORITY, minority)):
+            for c, count in enumerate(_evenly(number, classes)):
                 if len(left[g, c]) < count:
                     raise SteeringError(
                         f"weak_to_strong: the pool has too few points of group {g} and class {c}; "

@@ -175,7 +175,9 @@ def _shown(found: Interval, signed: bool = False) -> str:
 
 
 def _plain(found: Interval) -> str:
-    return f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]"
+    """Of a correlation: Student's interval of a mean knows no bounds, correlations do."""
+    low, high = max(found.low, -1.0), min(found.high, 1.0)
+    return f"{found.value:.2f} [{low:.2f}, {high:.2f}]"
 
 
 def figure(cells: Sequence[RunRecord], pairs: Sequence[tuple[str, str]]) -> Figure:

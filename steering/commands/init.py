@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import keyword
 import re
 from collections.abc import Sequence
@@ -53,6 +54,10 @@ def written(kind: str, name: str | None) -> dict[Path, str]:
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or keyword.iskeyword(name):
         raise ConfigError(
             f"{name!r} cannot name a task; expected small letters, digits and _, such as my_task"
+        )
+    if importlib.util.find_spec(name) is not None:
+        raise ConfigError(
+            f"{name!r} cannot name a task: {name}.py would stand in the way of the module of that name"
         )
     title = "".join(part.capitalize() for part in name.split("_"))
     files = [f"{_TASK}.py", f"{_TASK}.yaml", f"test_{_TASK}.py"]

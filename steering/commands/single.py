@@ -23,10 +23,10 @@ from steering.runs.ask import (
     trains_reference,
 )
 from steering.runs.execute import evaluated, execute
-from steering.runs.opened import TRAINING
+from steering.runs.opened import TRAINING, Frozen
 from steering.runs.record import WEIGHTS, Metric, RunRecord
 from steering.runs.store import Store
-from steering.runs.workshop import Frozen, Workshop
+from steering.runs.workshop import Workshop
 from steering.task import Evaluation
 from steering.training.session import session
 
@@ -84,7 +84,7 @@ def cache(config: RunConfig, estimate: bool = False) -> None:
         ask = Ask(config, "cache", parents=_parents(config))
         opened = workshop.fitting(ask)
         if estimate:
-            frozen = workshop.given(ask.reference, opened)  # its weights do not matter here
+            frozen = opened.frozen(ask.reference)  # its weights do not matter here
             found = workshop.estimate(ask, frozen, ask.needs.outputs, TRAINING)
             if distributed.rank() == 0:
                 CONSOLE.print(

@@ -37,7 +37,8 @@ from steering.contrastive.products import affine
 # numbers
 HEADROOM = 58.0
 # an anchor's own sum may lie this many bits below the largest item before one exponential is not
-# enough
+# enough. Then what its row or column has below the normal numbers is less than B·2^-40 of that sum,
+# since 184 − 144 = 40, and rounding is 2^-24.
 DEPTH = 144.0
 SAMPLE = 64  # rows that are looked at for a log
 DEFAULT_BUDGET = 512 << 20
@@ -127,12 +128,16 @@ class _Walk:
 @torch.no_grad()
 def sums(problem: Problem) -> Sums:
     """Pass 1."""
+    # D is a cosine over a small τ and needs all of float32, whatever the towers run in.
     with torch.autocast(problem.features.image.device.type, enabled=False):
         walk, shifts, totals = _totals(problem)
         positives = walk.positives
         if not problem.scales.shared:
+            # Rows and columns divide the same product by different τ: (b,) becomes (2, b).
             positives = positives * (LOG2E / problem.scales.of_own(problem.own))
         columns, column_means = _of_all_ranks(problem, totals)
+        # (26) of docs/theory.md: the mean is over B − 1 negatives, and h_ij = D_ij − D_ii in units
+        # of τ, so the anchor's own positive goes out of its sum.
         log_sums = torch.stack([totals.rows, columns])
         log_means = log_sums - positives - math.log2(problem.others)
         means = torch.stack([totals.row_means, column_means]) - positives
@@ -171,6 +176,7 @@ def _blocks(problem: Problem, walk: _Walk) -> Iterator[tuple[slice, Tensor]]:
         else:
             out = walk.scratch.take(0, m)
         walk.positives[some] = problem.logits(some, out)
+        # Now, while D still stands there; behind the end of the sample the slice is empty.
         sampled = walk.first_rows[some]
         sampled.copy_(out[: len(sampled)])
         yield some, out
@@ -179,10 +185,13 @@ def _blocks(problem: Problem, walk: _Walk) -> Iterator[tuple[slice, Tensor]]:
 def _one_exponential(problem: Problem, walk: _Walk) -> tuple[tuple[Tensor, ...], _Totals] | None:
     """The shift of each block, and the totals; None if digits would be lost."""
     (b, B), like = problem.shape, problem.features.image
+    # Column sums of E, and of E·(D − c) with the c put back, in units of 2^tops, (2, B).
     columns, tops = like.new_zeros(2, B), like.new_full((), -math.inf)
     rows, means, shifts = like.new_empty(b), like.new_zeros(b), []
     for some, e in _blocks(problem, walk):
         shift = e.amax() - HEADROOM
+        # E takes the memory of D, and E·(D − c) that of the scratch. At the positives E is exactly
+        # 0, and 0·NOTHING is 0, so neither sum sees them.
         if problem.with_means:
             weighted = torch.sub(e, shift, out=walk.scratch.take(1, len(e)))
             weighted.mul_(torch.exp2(weighted, out=e))  # E·(D − c)
@@ -190,16 +199,21 @@ def _one_exponential(problem: Problem, walk: _Walk) -> tuple[tuple[Tensor, ...],
             e.sub_(shift).exp2_()
         # Columns add up over blocks of different c: all are brought to the largest so far.
         top = torch.maximum(tops, shift)
+        # Before the first block tops is −∞, so `then` is 2^−∞ = 0, and meets zeros.
         now, then = (shift - top).exp2(), (tops - top).exp2()
         total, down = e.sum(1), e.sum(0)
         rows[some] = total.log2() + shift
         if problem.with_means:
             means[some] = weighted.sum(1) / total + shift
+            # Σ_i E·D = Σ_i E·(D − c) + c·Σ_i E, with the c of this block.
             columns[1].mul_(then).add_(weighted.sum(0).add_(shift * down).mul_(now))
         columns[0].mul_(then).add_(down.mul_(now))
         tops = top
         shifts.append(shift)
     down = columns[0].log2() + tops
+    # tops + HEADROOM is the largest D of all. A sum of 0, whose logarithm is −∞, fails the test,
+    # and so does NaN, with which no comparison is true. There is no collective in either way, so
+    # each rank decides for itself.
     # Asked once, after all blocks: in between it would stop a processor that runs ahead.
     lowest = torch.minimum(rows.amin(), down.amin())
     if not bool(lowest > tops + HEADROOM - DEPTH):
@@ -213,11 +227,15 @@ def _two_exponentials(problem: Problem, walk: _Walk) -> _Totals:
     columns, column_means = like.new_full((B,), -math.inf), like.new_zeros(B)
     rows, means = like.new_empty(b), like.new_zeros(b)
     for some, logits in _blocks(problem, walk):
+        # log₂e/τ of the block's rows, (m, 1), and of all columns, (B,).
         across = None if scales.shared else scales.rates[0][some, None]
         along = None if scales.shared else scales.rates[1]
+        # Beside the logits, which the columns and pass 2 still want.
         e = walk.scratch.take(1, len(logits))
         rows[some], means[some] = _softmax(logits, 1, across, e, problem.with_means)
         down, here = _softmax(logits, 0, along, e, problem.with_means)
+        # The columns of the images so far and of this block: sums add, and means are mixed by their
+        # shares of the sum. No logarithm is −∞ but the first, as NOTHING is a number.
         merged = torch.logaddexp2(columns, down)
         column_means = (columns - merged).exp2() * column_means + (down - merged).exp2() * here
         columns = merged
@@ -233,8 +251,10 @@ def _softmax(
     if rate is None:
         torch.sub(logits, top, out=e)
     else:
+        # Temperatures are positive, so the largest item stays the largest.
         top *= rate
         affine(logits, rate, -top, e)
+    # At least 1, the largest item's share, so its logarithm is no less than 0.
     total = e.exp2_().sum(dim)
     log_sums = total.log2() + top.squeeze(dim)
     if not with_means:

@@ -25,6 +25,7 @@ class Parcel:
     content: Arriving | None = None
 
     def fetch(self) -> Tensor | None:
+        # Handed over once. A graph that is kept runs its sender again, which leaves a parcel anew.
         content, self.content = self.content, None
         return None if content is None else content.wait()
 
@@ -40,6 +41,7 @@ class Arrival(torch.autograd.Function):
     @staticmethod
     def backward(ctx, own: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def]
         rest: Tensor | None = ctx.parcel.fetch()
+        # What has arrived is in a buffer of the exchange's own, so it may be written over.
         return own if rest is None else rest.add_(own), None
 
 

@@ -47,22 +47,30 @@ class GlobalRisk(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, weights: Tensor, *_: Any) -> tuple[Tensor | None, ...]:  # type: ignore[no-untyped-def]
+        # Autograd runs a backward pass with gradients on only if it is to be differentiated itself.
         if torch.is_grad_enabled():
             raise RuntimeError(
                 "the contrastive risk in blocks has no second derivative (create_graph=True)"
             )
         height, log_means, *features = ctx.saved_tensors
+        # Blocks are cut by shapes and device alone, so these are the ones that pass 1 has numbered.
         problem, kept = Problem(Features(*features), ctx.scales), ctx.kept
+        # The chain rule through D = S/τ.
         weights = weights / problem.scales.of_own(problem.own)
         with torch.autocast(weights.device.type, enabled=False):
+            # Every rank comes here, as there is a collective inside, and another one where the
+            # texts' gradient is wanted.
             entries = _entries(problem, kept, weights, height)
             grad_image, grad_text = gradients(problem, kept, entries, ctx.needs_input_grad[:2])
-        # What the positives push back.
+        # What the positives push back: h_ij = D_ij − D_ii, so ∂L/∂S_ii is minus the sum of an anchor's
+        # entries. That sum is its weight times û/(ε + u), as in (28) of docs/theory.md, so no block
+        # is needed for it.
         pull = (weights * (log_means - height).exp()).sum(0)[:, None]  # (b, 1)
         known = None
         if grad_image is not None:
             grad_image.addcmul_(pull, problem.features.text[problem.own], value=-1)
         if grad_text is not None:
+            # The positives' part is this rank's own; what goes on its way are the negatives'.
             known = -pull * problem.features.image
             # Sent as early as can be, and fetched as late: `exchange.py`.
             ctx.parcel.content = distributed.send_to_owner(grad_text)
@@ -76,8 +84,12 @@ def _entries(problem: Problem, kept: Kept, weights: Tensor, height: Tensor) -> E
         weights: upstream gradients over τ, (2, b).
         height: log(ε + u), (2, b).
     """
+    # a and b as logarithms, since e^(−D_ii) alone may leave floating point. A weight of zero is −∞,
+    # and 2 to that is 0 at every D; the sign comes back as a factor.
     logs = weights.abs().log2() - LOG2E * height - kept.positives - math.log2(problem.others)
     signs = weights.sign()
+    # This rank's images are negatives of the texts of all ranks, and (31) wants the gradient of all
+    # ranks' losses to arrive at them.
     every = distributed.gather(torch.stack([logs[1], signs[1]], -1))  # (B, 2): one exchange
     # Asking costs less than two products with ones, but a GPU would have to wait for the answer.
     if signs.device.type == "cpu" and not bool((signs[0] < 0).any() or (every[:, 1] < 0).any()):

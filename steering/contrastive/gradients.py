@@ -57,6 +57,8 @@ def gradients(
             _by_two_exponentials(problem, some, block, here, spare)
         else:
             _by_one_exponential(block, shift, here, spare)
+        # ∂L/∂x_i = Σ_j ∂L/∂S_ij·t_j has all of its terms in the block of row i; ∂L/∂t_j = Σ_i
+        # ∂L/∂S_ij·x_i has some in every block.
         if grad_image is not None:
             torch.mm(block, text, out=grad_image[some])
         if grad_text is not None:
@@ -79,6 +81,8 @@ def _block(problem: Problem, kept: Kept, number: int, some: slice, scratch: Scra
 
 def _by_one_exponential(e: Tensor, shift: Tensor, entries: Entries, spare: Tensor) -> None:
     """E ← E·(a + b): all of the exponentials are in E, and a and b are vectors."""
+    # E = 2^(D − c), so c goes back into a, (m, 1), and b, (B,). Neither overflows: an anchor whose
+    # sum lies too far below c has sent the whole batch the other way (`DEPTH`).
     a, b = (entries.log_a + shift).exp2(), (entries.log_b + shift).exp2()
     if entries.signs is not None:
         a, b = a * entries.signs[0], b * entries.signs[1]
@@ -90,6 +94,7 @@ def _by_two_exponentials(
 ) -> None:
     """D ← ±2^(D + log a) ± 2^(D + log b): no a and no b leave the range of floating point, as each
     is added to D before the exponential."""
+    # The row's term takes the memory of D, so the column's is made first.
     across, along, scales = d, spare, problem.scales
     if scales.shared:
         torch.add(across, entries.log_b, out=along)

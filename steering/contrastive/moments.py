@@ -30,13 +30,17 @@ def pair_moments(pairs: Pairs) -> Tensor:
     """
     reference, dtype = pairs.reference(), pairs.image.dtype
     assert reference is not None
+    # Deviations of nearly equal cosines: half precision would leave little of them.
     with torch.autocast(pairs.image.device.type, enabled=False):
         target = _Side(pairs.image.detach(), pairs.text.detach())
         guide = _Side(*reference)
         covariance, variance = _products(target, guide), _products(guide, guide)
     b = len(pairs.image)
+    # Of this rank's rows and columns: b images, b texts, and the B − 1 negatives of each.
     count = torch.full_like(variance, 2.0 * b * (b * distributed.world_size() - 1))
     found = distributed.mean(torch.stack([covariance, variance, count]))
+    # Cosines are at most 1, so their rounding is about ε. Decided by the mean over the ranks, so
+    # that all say the same.
     resolved = (found[1] / found[2]).sqrt() > 64 * torch.finfo(dtype).eps
     return torch.stack(
         [torch.where(resolved, found[0], 0.0), torch.where(resolved, found[1], 0.0), found[2]]
@@ -48,6 +52,7 @@ class _Side:
 
     def __init__(self, image: Tensor, text: Tensor) -> None:
         self.image, self.text = image, text
+        # As many pairs on each rank, so the mean of the ranks' means is that of all.
         self.image_mean, self.text_mean = distributed.mean(
             torch.stack([image.mean(0), text.mean(0)])
         )
@@ -60,9 +65,13 @@ def _products(one: _Side, other: _Side) -> Tensor:
     K = distributed.world_size()
     B = len(one.image) * K
     gram = distributed.mean(one.texts.T @ other.texts) * K  # (d, d′)
+    # Each is (b,), for this rank's images. The columns' sum runs over all images, too, those of
+    # this rank here and those of the others there.
     rows = ((one.image @ gram) * other.image).sum(-1)
     columns = ((one.images @ gram) * other.images).sum(-1)
     columns += B * (one.images @ one.text_mean) * (other.images @ other.text_mean)
+    # An item that leaves B of them moves their mean as well, so its product of deviations counts
+    # B/(B − 1) times. Item (i, i) is in row i and in column i.
     positives = torch.stack([_dot(side.image, side.texts) for side in (one, other)]).prod(0)
     positives += torch.stack([_dot(side.images, side.text) for side in (one, other)]).prod(0)
     return (rows + columns - positives * B / (B - 1)).double().sum()

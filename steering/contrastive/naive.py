@@ -16,9 +16,8 @@ from steering.items import Pairs, Units
 
 def similarities(image: Tensor, text: Tensor) -> Tensor:
     """Cosines seen from this rank's anchors, (2, b, B): [0, i, j] = S_ij and [1, i, j] = S_ji."""
-    with torch.autocast(
-        image.device.type, enabled=False
-    ):  # cosines divided by τ ≈ 0.01 need all of float32
+    # Cosines divided by τ ≈ 0.01 need all of float32.
+    with torch.autocast(image.device.type, enabled=False):
         return torch.stack([image @ distributed.gather(text).T, text @ distributed.gather(image).T])
 
 
@@ -58,6 +57,8 @@ def negatives(pairs: Pairs) -> Units:
         )
     guide = pairs.reference()
     reference = None if guide is None else pairwise_losses(*guide)
+    # The positive's own loss is 0. Left in, it would add e⁰/B to û, a margin that changes with the
+    # batch (docs/theory.md, below (26)).
     mask = torch.ones(target.shape[1:], dtype=torch.bool, device=device)
     mask[torch.arange(b, device=device), own_columns(b, device)] = False
     rows = 2 * pairs.index + torch.arange(2, device=device)[:, None]  # (2, b)
@@ -74,4 +75,5 @@ def info_nce(image: Tensor, text: Tensor, tau: Tensor | float) -> Tensor:
     """
     logits = similarities(image, text) / tau  # (2, b, B)
     own = own_columns(len(image), image.device)
+    # Torch wants the candidates on the second axis: (2, B, b).
     return F.cross_entropy(logits.movedim(-1, 1), own.expand(2, -1), reduction="none")

@@ -23,7 +23,9 @@ from steering import distributed
 from steering.contrastive.products import number, product
 
 LOG2E, LN2 = 1 / math.log(2), math.log(2)  # bits in a nat, nats in a bit
-NOTHING = -1e30  # stands at the positives: as good as −∞, but 0 times it is 0
+# Stands at the positives: as good as −∞, but 0 times it is 0, and less itself it is 0, where −∞
+# makes NaN of both. Times log₂e/τ it stays within float32 for every τ above 5e-9.
+NOTHING = -1e30
 BLOCK_BYTES = 8 << 20  # a block that fits into a processor's cache
 # On a GPU a block takes some fifty kernels. Of 8 MB each is over before the next one is launched.
 BLOCK_BYTES_GPU = 64 << 20
@@ -63,6 +65,8 @@ class Scales:
     def factors(self) -> tuple[float | Tensor, float | Tensor]:
         """Of the target's product and of the reference's. With temperatures of their own rows and
         columns divide the same product by different τ, so τ stays out of it."""
+        # Both constants go into the products, which scale for nothing. −α makes the second product,
+        # which adds to the first, a subtraction.
         scale: float | Tensor = LOG2E / self.tau if self.shared else 1.0
         return number(scale), number(-self.strength * scale)
 
@@ -103,6 +107,7 @@ class Problem:
     def own(self) -> slice:
         """Where this rank's texts stand among all."""
         b, _ = self.shape
+        # Ranks bring equally many pairs, gathered in the order of the ranks.
         first = distributed.rank() * b
         return slice(first, first + b)
 
@@ -126,10 +131,13 @@ class Problem:
         D·τ with temperatures of their own."""
         image, text, guide_image, guide_text = self.features
         target, reference = self.scales.factors
+        # β = 0 does not look at `out`, which may be memory that was never written.
         product(image[some], text, target, out, beta=0)
         if guide_image is not None and guide_text is not None:
             product(guide_image[some], guide_text, reference, out, beta=1)
         first = self.own.start
+        # Row r of the block is image some.start + r. Its own text stands among those of all ranks,
+        # behind the `first` ones of the ranks before. A view, so it is copied before it is filled.
         diagonal = out[:, first + some.start : first + some.stop].diagonal()
         positives = diagonal.clone()
         # An anchor's own pair is no negative. Filling is cheaper than a mask in every later pass.

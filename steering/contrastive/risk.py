@@ -91,6 +91,7 @@ def _(items: Units, risk: StochasticRisk) -> Tensor | None:
     units = gathered(items)
     if units.reference is None:
         return None
+    # Read, not visited: the target's own step moves τ, and that one has yet to come.
     tau = risk.temperature.read(units.rows, units.sharded)
     log_means, _ = log_mean_exp(units.reference / tau[..., None], units.mask)
     return risk.standing(tau, log_means)
@@ -103,6 +104,7 @@ def _(items: Pairs, risk: StochasticRisk) -> Tensor | None:
     if reference is None:
         return None
     tau = risk.temperature.read(anchor_keys(items), distributed.active())
+    # The reference stands in the target's place, and a strength of 0 leaves none beside it.
     found = sums(_problem(Pairs(*reference, items.index), tau, 0.0))
     return risk.standing(tau, found.log_means)
 
@@ -134,12 +136,17 @@ def _anchor_rows(risk: StochasticRisk, pairs: Pairs, budget: int) -> RowRisks:
     if needs_all_losses(risk):
         risks, weights, metrics = risk.per_row(negatives(pairs))
         return RowRisks(risks, metrics, weights.sum(-1), ranks)
+    # (26): an anchor's mean is over the other pairs of all ranks.
     others = len(pairs.image) * distributed.world_size() - 1
+    # Not computed here: only "auto" asks for them, and they take products and exchanges.
     moments = None if pairs.reference_image is None else lambda: pair_moments(pairs)
     visit = risk.begin(anchor_keys(pairs), float(others), moments, pairs.image, ranks)
+    # After `begin`, as the sums are in units of τ and of losses with this α.
     problem = _problem(pairs, visit.tau, visit.alpha, budget, risk.temperature.learned)
     found = sums(problem)
     log_means, means = found.log_means, found.means
+    # Between the passes: û moves the running u, (19), and pass 2 weighs by this u, (20). It is not
+    # differentiated, so the sums are taken without a graph.
     height = with_gradient(pairs, problem, found, risk.heights(visit, log_means))
     risks = risk.finish(visit, height, lambda: risk.log_slopes(height.detach(), log_means, means))
     sampled, shown = _sampled_metrics(problem, found)
@@ -151,6 +158,7 @@ def _anchor_rows(risk: StochasticRisk, pairs: Pairs, budget: int) -> RowRisks:
     fixed = height.detach()
     plane = risk.plane_metrics(visit, fixed)
 
+    # What an anchor's negatives weigh together, û/(ε + u): (28).
     pull = (log_means - fixed).exp()
 
     def make() -> dict[str, Tensor]:
@@ -174,8 +182,10 @@ def info_nce_losses(pairs: Pairs, tau: Tensor, budget: int = DEFAULT_BUDGET) -> 
     1), docs/theory.md, (27).
     """
     others = len(pairs.image) * distributed.world_size() - 1
+    # A softmax over one candidate: its loss is 0, where log(B − 1) would be −∞.
     if others == 0:
         return info_nce(pairs.image, pairs.text, tau)
+    # No graph leads from the sums to τ; its slope is put in below.
     problem = _problem(pairs, tau.detach(), 0.0, budget, tau.requires_grad)
     found = sums(problem)
     margin = pairs.image.new_full((), -math.log(others))
@@ -183,6 +193,8 @@ def info_nce_losses(pairs: Pairs, tau: Tensor, budget: int = DEFAULT_BUDGET) -> 
     losses = height + math.log(others)
     if not tau.requires_grad:
         return losses
+    # ∂/∂τ log(ε + û) = −û/(ε + û)·E_p[h/τ]/τ with p the normalised weights, as û is a mean of
+    # e^(h/τ). Zero is added to the value, and this to the gradient.
     slope = -(found.log_means - height.detach()).exp() * found.means / tau.detach()
     return losses + (tau - tau.detach()) * slope
 
@@ -207,6 +219,7 @@ def _problem(
     image, dtype = pairs.image.detach().contiguous(), pairs.image.dtype
     text = distributed.gather(pairs.text.detach().contiguous())
     tau = tau.to(dtype)
+    # The rows of the problem are this rank's images, its columns the texts of all ranks.
     taus = (tau, tau) if tau.ndim == 0 else (tau[0], distributed.gather(tau[1]))
     # Nothing is kept for a backward pass that cannot come.
     needed = torch.is_grad_enabled() and (pairs.image.requires_grad or pairs.text.requires_grad)
@@ -214,6 +227,7 @@ def _problem(
     # exponentials are always taken.
     single = image.device.type == "cpu"
     features, scales = Features(image, text), Scales(*taus)
+    # A strength in a tensor is not asked for its value, as that could make a GPU wait.
     ignored = not isinstance(strength, Tensor) and strength == 0.0
     if not ignored and pairs.reference_image is not None and pairs.reference_text is not None:
         guide_image = pairs.reference_image.detach().to(dtype)
@@ -231,9 +245,12 @@ def _sampled_metrics(problem: Problem, found: Sums) -> tuple[dict[str, Tensor], 
     scales = problem.scales
     d, positive = found.sample.in_nats(scales)
     weights = d.softmax(-1)
+    # A positive weighs exp(NOTHING) = 0, so B − 1 items share the weight.
     share = 1 / weights.square().sum(-1) / (d.shape[-1] - 1)
+    # No D comes near NOTHING. Every row has one positive.
     negative, count = found.sample.rows > NOTHING / 2, d.numel() - len(d)
     tau = scales.tau if scales.shared else scales.tau[: len(d), None]
+    # From units of τ back to those of the losses.
     h = ((d - positive) * tau).masked_fill(~negative, 0.0)
     mean = h.sum() / count
     variance = ((h - mean).square() * negative).sum() / count

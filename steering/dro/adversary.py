@@ -100,6 +100,16 @@ class Adversary:
         return self.prior != Constant(0.0)
 
     @property
+    def scheduled(self) -> tuple[str, ...]:
+        """Names of what a schedule moves, of τ, α and κ."""
+        parts = {"tau": self.tau, "strength": self.strength, "prior": self.prior}
+        return tuple(
+            name
+            for name, part in parts.items()
+            if isinstance(part, Schedule) and not isinstance(part, Constant)
+        )
+
+    @property
     def uses_reference(self) -> bool:
         """Whether it looks at the reference at all."""
         return self.has_prior or self.strength != Constant(0.0)
@@ -113,6 +123,7 @@ class Adversary:
         phi, radius, name = self.divergence, self.radius, self.divergence.name
         budgeted, tau = phi.takes_budget, self.tau
         first = None if tau is None else tau(0.0)
+        # Schedules are looked at where they begin; what they do later `StochasticRisk.at` looks at.
         moves = tau is not None and not isinstance(tau, Constant)
         for key, value, ok, expected in [
             (

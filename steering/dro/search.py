@@ -35,7 +35,8 @@ def falling_bracket(
     """
     a, fa = _march(f, start, bounds, -1)
     b, fb = _march(f, start, bounds, +1)
-    stuck = fa <= 0  # f never gets positive: its lowest x is the answer
+    # f never gets positive: its lowest x is the answer.
+    stuck = fa <= 0
     b, fb = torch.where(stuck, a, b), torch.where(stuck, fa, fb)
     t = torch.full_like(a, 0.5)
     for _ in range(100):
@@ -50,10 +51,14 @@ def falling_bracket(
         b, fb = torch.where(same, b, a), torch.where(same, fb, fa)
         a, fa = x, fx  # a is the newest point, b its opposite in sign, c the one before
         xi, level = (a - b) / (c - b), (fa - fb) / (fc - fb)
+        # Chandrupatla's condition for an inverse parabola that stays between the ends. A row that
+        # is done may divide 0 by 0 here; no comparison with NaN is true, so it takes the other
+        # branch.
         smooth = (level.square() < xi) & ((1 - level).square() < 1 - xi)
         quadratic = fa / (fb - fa) * fc / (fb - fc) + (c - a) / (b - a) * fa / (fc - fa) * fb / (
             fc - fb
         )
+        # Never so near to an end that rounding would give the end itself.
         edge = (0.5 * tolerance / (b - a).abs()).clamp_max(0.5)
         t = torch.where(smooth, quadratic, 0.5).clamp(edge, 1 - edge)
     behind = fa <= 0
@@ -66,6 +71,7 @@ def _march(
     """Walk from `start` in doubling steps until f > 0 (direction −1) or f ≤ 0 (direction +1); the
     point and its f."""
     x, fx = start.clamp(*bounds), f(start.clamp(*bounds))
+    # 1 + 2 + 4 + ... + 2^10 = 2047 is further than `LOG_RANGE` is wide, from any start.
     for power in range(11):
         wrong = (fx > 0) if direction > 0 else (fx <= 0)
         if not wrong.any():

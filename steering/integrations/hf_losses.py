@@ -1,8 +1,8 @@
 """The losses of a Hugging Face model's items: its own loss, before it takes the mean.
 
-Which loss that is, the model's config tells; the model's own mean of the first batch,
-`outputs.loss`, has to confirm it. So class weights, an auxiliary loss or labels of another
-convention are found in the first step, not after the run.
+Which loss that is, the model's config tells; the model's own mean of a batch, `outputs.loss`, has
+to confirm it. So class weights, an auxiliary loss or labels of another convention are found in the
+first steps, not after the run.
 """
 
 from __future__ import annotations
@@ -18,12 +18,22 @@ from torch import Tensor, nn
 
 from steering.errors import SteeringError
 from steering.integrations import hf_terms
-from steering.integrations.hf_terms import KINDS, Terms
+from steering.integrations.hf_terms import IGNORED, KINDS, Terms
 from steering.integrations.hf_units import PerItem, per_item
 
 ExampleLosses = Callable[..., Tensor]
 SHIFTED = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 UNSHIFTED = ("ForMaskedLM", "ForTokenClassification", "WithLMHeadModel")
+CONFIRMATIONS = 4
+"""Batches with unlike labels that must agree with the model's own loss."""
+# What is added to a loss, by its name in the outputs, and the coefficients that it may have.
+ADDED = {
+    "aux_loss": ("router_aux_loss_coef", "aux_loss_coef"),
+    "encoder_aux_loss": ("router_aux_loss_coef",),
+    "decoder_aux_loss": ("router_aux_loss_coef",),
+    "encoder_z_loss": ("router_z_loss_coef",),
+    "decoder_z_loss": ("router_z_loss_coef",),
+}
 ELSEWHERE = "give losses=, a function of (outputs, inputs) that returns one loss an example"
 
 
@@ -143,7 +153,7 @@ class LossOf:
     smoothing: float = 0.0
     unit: str = "example"
     kind: str | None = None
-    _confirmed: bool = False
+    _confirmed: int = 0  # by so many batches
 
     def __post_init__(self) -> None:
         if self.custom is example_losses:  # it does not know the model
@@ -172,7 +182,8 @@ class LossOf:
         labels = labels.to(logits.device)
         if self.custom is not None:
             return _own(self.custom(logits, labels), len(labels) if count is None else count)
-        if not self._confirmed:
+        _require_nothing_added(self.model, outputs)
+        if self._confirmed < CONFIRMATIONS:
             self.kind = self._decided(logits, labels, _entry(outputs, "loss"))
         name = str(self.kind)
         found = hf_terms.terms(name, logits, labels, self.smoothing)
@@ -191,7 +202,11 @@ class LossOf:
         return int(found.counts().sum())
 
     def _decided(self, logits: Tensor, labels: Tensor, own: Any) -> str:
-        """The kind that gives the model's own mean; it stays once the model has confirmed it."""
+        """The kind that gives the model's own mean; it stays once some batches have confirmed it.
+
+        One whose labels are all the same confirms nothing: class weights fall out of its mean. (For
+        a model that never sees another, as with one example a batch, they mean nothing either.)
+        """
         names = kinds(self.model, logits, labels)
         called = type(bare(self.model)).__name__
         if not isinstance(own, Tensor) or own.numel() != 1:
@@ -210,12 +225,34 @@ class LossOf:
             return names[0]
         for name, mean in zip(names, means, strict=True):
             if abs(mean - told) <= _tolerance(logits) * max(abs(told), 0.1):
-                self._confirmed = True
+                self._confirmed += _unlike(labels)
                 return name
         raise SteeringError(
-            f"the loss of {called} is {told:.4g} on its first batch, and the mean over its examples {means[0]:.4g}: weights, an"
+            f"the loss of {called} is {told:.4g} on a batch, and the mean over its examples {means[0]:.4g}: weights, an"
             f" auxiliary loss or a loss of its own would be lost; {ELSEWHERE}"
         )
+
+
+def _require_nothing_added(model: nn.Module, outputs: Any) -> None:
+    """Whatever its size: with a small coefficient it would pass for rounding.
+
+    Raises:
+        SteeringError: the outputs hold another loss, of a router, whose coefficient is not 0.
+    """
+    model = bare(model)
+    config = getattr(model, "config", None)
+    holders = (model, config, getattr(config, "text_config", None))
+    for name, coefficients in ADDED.items():
+        if _entry(outputs, name) is None:
+            continue
+        found = [getattr(holder, one, None) for one in coefficients for holder in holders]
+        told = next((value for value in found if value is not None), None)
+        if told != 0:
+            weight = "" if told is None else f", times {told:g},"
+            raise SteeringError(
+                f"{type(model).__name__}: adds an auxiliary loss of its router ({name}){weight} to its loss, which would"
+                f" be lost; set output_router_logits=False in its config, or {ELSEWHERE}"
+            )
 
 
 def _own(losses: Any, count: int | None) -> PerItem:
@@ -237,6 +274,12 @@ def _labels(inputs: Mapping[str, Any]) -> Tensor:
             f"a batch has no tensor 'labels', only {', '.join(sorted(inputs))}; {ELSEWHERE}"
         )
     return labels
+
+
+def _unlike(labels: Tensor) -> bool:
+    """Whether there are two that differ among those that count."""
+    counted = labels[labels != IGNORED]
+    return bool((counted != counted[:1]).any())
 
 
 def _tolerance(logits: Tensor) -> float:

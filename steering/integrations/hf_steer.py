@@ -15,6 +15,9 @@ from steering.items import Units
 from steering.methods import Method, build_method, find_method
 from steering.typed import typed
 
+NOT_NUMBERS = ("groups", "domains", "logits", "reference_logits", "count")
+"""What ours, and those like them, take in the third place: numbers would pass for it unnoticed."""
+
 
 @dataclass(frozen=True)
 class Steered:
@@ -100,6 +103,9 @@ class Caller:
     place to a function that calls them otherwise; a mask by the name `mask`, to a steer that has
     such an argument: it looks at the items of all ranks then. A steer with `estimate` tells metrics,
     too.
+
+    Raises:
+        SteeringError: its third place is for something else than numbers of examples.
     """
 
     def __init__(self, steer: Any) -> None:
@@ -110,6 +116,8 @@ class Caller:
         self.takes_mask = "mask" in names
         self._by_name = "index" in names
         self._third = not self._by_name and len(names) > 2 and names[2] != "mask"
+        if self._third:
+            _require_numbers(steer, names[2])
 
     def __call__(
         self,
@@ -142,6 +150,15 @@ def _positional(function: Any) -> list[str]:
     if any(p.kind is p.VAR_POSITIONAL for p in parameters):
         return ["", "", ""]
     return [p.name for p in parameters]
+
+
+def _require_numbers(steer: Any, third: str) -> None:
+    if third in NOT_NUMBERS:
+        called = type(steer).__name__ if isinstance(steer, nn.Module) else "the function"
+        raise SteeringError(
+            f"steer: {called} takes {third} in the third place, and there it is given the numbers of the examples; give a"
+            f" module with forward(losses, reference_losses, index, mask=None) that looks {third} up and calls it"
+        )
 
 
 def needs_reference(steer: Any) -> bool:

@@ -11,6 +11,7 @@ Trainer(callbacks=[SteeringCallback(model.steer)]).fit(model, loader)
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,7 +28,9 @@ from steering.integrations.state import (
     require_whole,
     restore,
     saved,
+    scheduled,
     set_epoch,
+    set_progress,
     start_alike,
 )
 
@@ -35,7 +38,7 @@ NAME = "steering"
 
 
 class SteeringCallback(Callback):
-    """Tells a steered loss the epoch, and puts its state into the checkpoints; in validation and
+    """Tells a steered loss the epoch and how far the training is, and puts its state into the checkpoints; in validation and
     test it is in eval mode.
 
     Args:
@@ -48,7 +51,8 @@ class SteeringCallback(Callback):
     Raises:
         SteeringError: from `fit`: two callbacks of one name; a checkpoint without a state of this
             name, or with one that was made for another number of examples or another divergence;
-            parameters of `steer` that no optimizer moves.
+            parameters of `steer` that no optimizer moves; schedules in a training of which nobody
+            knows how long it is.
     """
 
     def __init__(self, steer: nn.Module, name: str = NAME) -> None:
@@ -103,10 +107,29 @@ class SteeringCallback(Callback):
                 f"steer {self.name!r}: no optimizer moves its parameters ({', '.join(missing)}); make it an attribute of the"
                 " module, or add steer.parameters() in configure_optimizers"
             )
+        self._require_length(trainer)
         self.steer.train()
+
+    def _require_length(self, trainer: Trainer) -> None:
+        """A schedule that is never told where the training is would stay at its start."""
+        if _share_done(trainer, 0) is None and (moving := scheduled(self.steer)):
+            raise SteeringError(
+                f"steer {self.name!r}: {', '.join(moving)} would follow a schedule, and nobody knows how long this training"
+                " is; give the Trainer max_steps, or max_epochs and a loader that has a length"
+            )
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         set_epoch(self.steer, trainer.current_epoch)
+
+    def on_train_batch_start(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,  # noqa: ARG002
+        batch: Any,  # noqa: ARG002
+        batch_idx: int,
+    ) -> None:
+        if (share := _share_done(trainer, batch_idx)) is not None:
+            set_progress(self.steer, share, 1)
 
     def on_before_optimizer_step(
         self,
@@ -201,6 +224,22 @@ class SteeringCallback(Callback):
         if key in states:
             restore(self.steer, states[key], f"{trainer.ckpt_path}, {key!r}")
             self._restored = True
+
+
+def _share_done(trainer: Trainer, batch_idx: int) -> float | None:
+    """Share of the training that is done, in [0, 1); None where neither steps nor batches end.
+
+    The same for all batches of a step. Not by `estimated_stepping_batches`, which counts the steps
+    of one optimizer, where `global_step` counts those of all.
+    """
+    shares = []
+    if trainer.max_steps > 0:
+        shares.append(trainer.global_step / trainer.max_steps)
+    epochs, batches = trainer.max_epochs or 0, trainer.num_training_batches
+    if epochs > 0 and math.isfinite(batches):
+        first = batch_idx - batch_idx % trainer.accumulate_grad_batches
+        shares.append((trainer.current_epoch + first / batches) / epochs)
+    return max(shares, default=None)
 
 
 def _steered(trainer: Trainer) -> list[SteeringCallback]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from steering import distributed
 from steering.dro.online.row_table import RowTable
+from steering.dro.online.stochastic import StochasticRisk
 from steering.errors import SteeringError
 from steering.reading import report_once
 
@@ -44,6 +45,7 @@ def restore(steer: Any, state: Mapping[str, Any], where: str) -> None:
     if (
         "tau" in made
         and "tau" in wanted
+        and "tau" not in scheduled(steer)  # the next step sets it
         and abs(made["tau"] - wanted["tau"]) > 1e-6 * abs(wanted["tau"])
     ):
         report_once(
@@ -139,11 +141,18 @@ def set_epoch(steer: Any, epoch: int) -> None:
         start_epoch(epoch)
 
 
-def set_progress(steer: Any, done: int, steps: int) -> None:
+def set_progress(steer: Any, done: float, steps: int) -> None:
     """Tell a `steer` that has schedules which share of the steps is done, in [0, 1)."""
     at = getattr(getattr(steer, "method", steer), "at", None)
     if at is not None and steps > 0:
         at(done / steps)
+
+
+def scheduled(steer: Any) -> list[str]:
+    """Names of what schedules move in it, of "prior", "strength" and "tau"."""
+    modules = steer.modules() if isinstance(steer, nn.Module) else ()
+    risks = [module for module in modules if isinstance(module, StochasticRisk)]
+    return sorted({name for risk in risks for name in risk.adversary.scheduled})
 
 
 def _copy(value: Any) -> Any:

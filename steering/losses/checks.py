@@ -111,6 +111,12 @@ def require_number(name: str, value: float, *, positive: bool = False) -> None:
         raise ValueError(f"{name} must be a number {'>' if positive else '≥'} 0, got {value}")
 
 
+def require_reference(losses: object, reference_losses: Tensor | None) -> None:
+    """ValueError if there is none: without one these would go by the plain losses."""
+    if reference_losses is None:
+        raise ValueError(f"{type(losses).__name__} needs reference_losses, got None")
+
+
 def require_share(value: float) -> None:
     if not 0 < value <= 1:
         raise ValueError(f"share must lie in (0, 1], got {value}")
@@ -135,7 +141,8 @@ def require_finite(values: Tensor, mask: Tensor | None, index: Tensor | None, na
 
 def _require(ok: Tensor, index: Tensor | None, what: str) -> None:
     if ok.device.type != "cpu":
-        torch._assert_async(ok.all(), what)  # asking would make the host wait for the GPU
+        # Asking would make the host wait for the GPU.
+        torch._assert_async(ok.all(), what)
     elif not ok.all():
         place = int((~ok).nonzero()[0, 0])
         example = "" if index is None else f" (example {int(index[place])})"

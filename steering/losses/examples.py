@@ -247,7 +247,8 @@ def soft_filter_weights(units: Units, prior: float) -> Tensor:
     """
     if units.reference is None:
         raise ValueError("prior: needs reference_losses, got None")
-    units.counts()  # a row without items would become a NaN
+    # Refuses a row without items, which would become a NaN.
+    units.counts()
     scores = -prior * units.reference
     if units.mask is None:
         return scores.softmax(-1)

@@ -10,13 +10,30 @@ from torch import Tensor, nn
 from steering import distributed
 from steering.dro.online.groups import GroupWeights, group_means
 from steering.items import Units
-from steering.losses.checks import one_row, require_number
+from steering.losses.checks import one_row, require_number, require_reference
 from steering.losses.estimate import Estimate
 from steering.methods.doremi import DoremiOptions
 from steering.methods.group_dro import GroupDroOptions
 
 
-class GroupDRO(nn.Module):
+class OverGroups(nn.Module):
+    """What losses have in common that weigh groups."""
+
+    weights: GroupWeights
+
+    @property
+    def mix(self) -> Tensor:
+        """Running mean of the groups' weights over the training calls, (k,): DoReMi's is the mix to
+        train the large model on."""
+        return self.weights.mean
+
+    def without(self, groups: Sequence[int]) -> None:
+        """Take all weight from groups that no training example belongs to; call it before
+        training."""
+        self.weights.without(groups)
+
+
+class GroupDRO(OverGroups):
     """Group DRO (arXiv 1911.08731): weights over groups that climb towards the worst one.
 
         steer = GroupDRO(num_groups=4)
@@ -47,16 +64,6 @@ class GroupDRO(nn.Module):
         require_number("strength", strength)
         self.strength = strength
         self.weights = GroupWeights(num_groups, step=step, penalty=penalty)
-
-    @property
-    def mix(self) -> Tensor:
-        """Running mean of q over the training calls, (k,)."""
-        return self.weights.mean
-
-    def without(self, groups: Sequence[int]) -> None:
-        """Take all weight from groups that no training example belongs to; call it before
-        training."""
-        self.weights.without(groups)
 
     def forward(
         self,
@@ -89,7 +96,8 @@ class GroupDRO(nn.Module):
             q of the groups that are there.
 
         Raises:
-            ValueError: shapes differ, a group is out of range, or a loss that counts is not finite.
+            ValueError: shapes differ, nothing counts, a group is out of range, or a loss that
+                counts is not finite.
         """
         if self.strength > 0 and reference_losses is None:
             raise ValueError(
@@ -104,7 +112,7 @@ class GroupDRO(nn.Module):
         return Estimate(loss, _placed(weights, losses, mask), _scalars(self.weights))
 
 
-class DoReMi(nn.Module):
+class DoReMi(OverGroups):
     """DoReMi's proxy run (arXiv 2305.10429): domains weighted by clipped excess loss; the mean
     weights are a data mix.
 
@@ -134,16 +142,6 @@ class DoReMi(nn.Module):
     ) -> None:
         super().__init__()
         self.weights = GroupWeights(num_groups, step=step, smoothing=smoothing)
-
-    @property
-    def mix(self) -> Tensor:
-        """Running mean of a over the training calls, (k,): the mix to train the large model on."""
-        return self.weights.mean
-
-    def without(self, groups: Sequence[int]) -> None:
-        """Take all weight from domains that no training example belongs to; call it before
-        training."""
-        self.weights.without(groups)
 
     def forward(
         self,
@@ -176,8 +174,9 @@ class DoReMi(nn.Module):
             that the batch lacks.
 
         Raises:
-            ValueError: shapes differ, a group is out of range, or a loss that counts is not finite.
+            ValueError: no reference, or as in `GroupDRO`.
         """
+        require_reference(self, reference_losses)
         units = one_row(losses, reference_losses, mask, groups=groups, any_shape=True)
         clipped, numbers = _items(units, units.excess().detach().clamp_min(0.0))
         scores, counts = group_means(clipped, numbers, len(self.mix))
@@ -188,6 +187,7 @@ class DoReMi(nn.Module):
         total = distributed.mean(weights.sum())
         values, _ = _items(units, units.target)
         loss = (weights * values).sum() / total
+        # `total` is a mean over the ranks, and weights are told as shares of the sum.
         own = weights / (total * distributed.world_size())
         return Estimate(loss, _placed(own, losses, mask), _scalars(self.weights))
 

@@ -141,7 +141,8 @@ class NestedContrastiveLoss(nn.Module):
         """
         pairs = checked_pairs(image, text, index, reference_image, reference_text)
         require_index(index, self.num_examples)
-        reference = reference_risks(self.inner, pairs)  # before the call moves the temperatures
+        # Before the call moves the temperatures: G and G^ref are compared at one τ.
+        reference = reference_risks(self.inner, pairs)
         risks, metrics = anchor_risks(self.inner, pairs)
         # One weight for a pair: its caption is wrong for both directions.
         anchors = Units(
@@ -149,6 +150,7 @@ class NestedContrastiveLoss(nn.Module):
             None if reference is None else reference.mean(0),
             torch.zeros((), dtype=torch.int64, device=risks.device),
         )
+        # (37) of docs/theory.md: the outer sum runs over the pairs of all ranks.
         everything = gathered(anchors)
         found = self.outer(everything)
         self.inner.watch.tell()

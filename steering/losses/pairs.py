@@ -173,8 +173,10 @@ class GlobalContrastiveLoss(nn.Module):
             per_anchor, weights, told = self.risk.per_row(negatives(pairs))
             self.risk.watch.tell()
             return Estimate(per_anchor.mean(), weights, told)
-        tau = self.risk.temperature.read(anchor_keys(pairs), distributed.active())  # moves below
+        # The τ of this batch, which moves in the next line.
+        tau = self.risk.temperature.read(anchor_keys(pairs), distributed.active())
         risks, metrics = self._risks(pairs)
+        # log(ε + u) from the risk τ·(log(ε + u) + R): what the blocks do not hand out.
         height = risks.detach() / tau - self.risk.radius
         weights = _anchor_weights(pairs, tau, height, metrics["strength"])
         return Estimate(risks.mean(), weights, metrics)

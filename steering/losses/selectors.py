@@ -21,6 +21,7 @@ from steering.losses.checks import (
     one_row,
     require_count,
     require_number,
+    require_reference,
     require_share,
 )
 from steering.methods.jest import JestOptions, joint_selection
@@ -54,8 +55,9 @@ class RhoLoss(nn.Module):
             count: how many to choose; None: the share of n, rounded, at least 1.
 
         Raises:
-            ValueError: shapes differ, a loss is not finite, or count is not in 1 .. n.
+            ValueError: no reference, shapes differ, a loss is not finite, or count is not in 1 .. n.
         """
+        require_reference(self, reference_losses)
         excess = one_row(losses.detach(), reference_losses).excess()
         return largest(excess, _count(len(losses), self.share, count))
 
@@ -86,6 +88,7 @@ class SoftRho(nn.Module):
     def forward(self, losses: Tensor, reference_losses: Tensor, count: int | None = None) -> Tensor:
         """Positions of the chosen candidates, int64, (count,); arguments and errors as in
         `RhoLoss`."""
+        require_reference(self, reference_losses)
         excess = one_row(losses.detach(), reference_losses).excess()
         return sampled(excess / self.temperature, _count(len(losses), self.share, count))
 

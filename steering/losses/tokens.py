@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from steering.items import gathered, own_part
-from steering.losses.checks import one_row, require_share
+from steering.losses.checks import one_row, require_reference, require_share
 from steering.losses.estimate import Estimate
 from steering.methods.rho1 import Rho1Options, top_share
 
@@ -51,12 +51,14 @@ class Rho1(nn.Module):
             The weights are 1/k for the k chosen tokens of all ranks, else 0.
 
         Raises:
-            ValueError: shapes differ, no token counts, or a loss that counts is not finite.
+            ValueError: no reference, shapes differ, no token counts, or a loss that counts is not finite.
         """
+        require_reference(self, reference_losses)
         units = gathered(one_row(losses, reference_losses, mask, any_shape=True))
         counts = units.counts()  # refuses a batch in which no token counts
         chosen = top_share(units.excess().detach(), units.mask, self.share)
         weights = chosen.to(units.target.dtype) / chosen.sum()
+        # The losses themselves, zero where masked: a NaN there would outlive its weight of 0.
         loss = (weights * units.excess(0.0)).sum()
         kept = chosen.sum() / counts
         own = own_part(weights, losses.numel()).view(losses.shape)

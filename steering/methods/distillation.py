@@ -103,9 +103,12 @@ def units_divergence(units: Units, temperature: float, name: str) -> Tensor:
         raise SteeringError(f"method ({name}): the target's distributions are over {shapes}")
     teacher = (units.reference_logits.detach().to(units.logits.dtype) / temperature).log_softmax(-1)
     student = (units.logits / temperature).log_softmax(-1)
+    # At T the gradient is about T² times shorter: logits are divided by T, and the distributions differ
+    # T times less.
     items = F.kl_div(student, teacher, reduction="none", log_target=True).sum(-1) * temperature**2
     if units.mask is None:
         return items.mean()
+    # Over all ranks, as in `mean_loss`: ranks may have different numbers of items that count.
     count = distributed.mean(units.mask.sum().to(items.dtype))
     return items.masked_fill(~units.mask, 0.0).sum() / count
 
@@ -153,6 +156,8 @@ def pairs_divergence(
     """
     if pairs.reference_image is None or pairs.reference_text is None:
         raise SteeringError("method: distillation needs the reference's features")
+    # Every rank computes the divergence of the whole batch, so averaging gradients over the ranks
+    # gives its gradient: (31) of docs/theory.md.
     image, text = distributed.gather(pairs.image), distributed.gather(pairs.text)
     reference_image = distributed.gather(pairs.reference_image.detach()).to(image.dtype)
     reference_text = distributed.gather(pairs.reference_text.detach()).to(image.dtype)

@@ -59,6 +59,8 @@ class Doremi(Method):
         scores, counts = group_means(clipped, groups, k)
         q = self.weights.update(scores, counts)
         losses, _ = items_of_groups(units, units.target, "doremi")
+        # The share of the batch stands for that of the data. An absent domain has no item that would
+        # be divided by its 0.
         shares = (counts / counts.sum()).clamp_min(torch.finfo(counts.dtype).tiny)
         weights = self.weights.item_weights(groups, shares, q)
         # Over all ranks, as the weights of one rank may be small.

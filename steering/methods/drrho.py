@@ -87,7 +87,8 @@ class Distilled(Steered):
         self.options = options
 
     def forward(self, items: LossItems) -> Step:
-        kd = _distillation(items, self.risk, self.options)  # before the step moves its temperature
+        # Before the step moves its temperature.
+        kd = _distillation(items, self.risk, self.options)
         step = super().forward(items)
         found = kd.detach()
         metrics = Metrics(lambda: {**step.scalars(), "distillation": found})

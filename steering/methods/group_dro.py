@@ -57,6 +57,7 @@ class GroupDro(Method):
         means, counts = group_means(excess, groups, len(self.names))
         q = self.weights.update(means, counts).to(means.dtype)
         loss = (q * means.masked_fill(counts == 0, 0.0)).sum()
+        # Of one item: its group's weight, shared by the group's items of all ranks.
         weights = placed((q / counts.clamp_min(1))[groups], units)
         return Step(loss, partial(weight_scalars, self.names, self.weights), weights)
 

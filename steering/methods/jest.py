@@ -112,12 +112,14 @@ def joint_selection(
         chunks: parts of `count`, as equal as can be.
         temperature, top: see `JestOptions`.
     """
+    # Each pair's own score, S_ii of the module's formula, (n,).
     own = (reference - learner).diagonal()
     chosen = own.new_zeros(0, dtype=torch.int64)
     for number in range(min(chunks, count)):
         size = count // min(chunks, count) + (number < count % min(chunks, count))
         scores = own.clone()
         if len(chosen):
+            # Sums in place of the formula's means: log |chosen| is in both, and cancels.
             for sign, logits in ((1, learner), (-1, reference)):
                 scores += (
                     sign * 0.5 * (logits[:, chosen].logsumexp(1) + logits[chosen].logsumexp(0))

@@ -106,9 +106,12 @@ class Nested(Method):
         return 1 / self.inner.temperature.typical().item()
 
     def forward(self, items: LossItems) -> Step:
-        reference = reference_risks(self.inner, items)  # before the step moves its temperatures
+        # Before the step moves its temperatures: G and G^ref are compared at one τ.
+        reference = reference_risks(self.inner, items)
         found = row_risks(self.inner, items)
         own = _outer_items(items, found.risks, reference)
+        # (37): the outer sum runs over the pairs of all ranks. Inner rows that every rank holds are
+        # whole already.
         pairs = gathered(own) if found.sharded else own
         estimate = self.outer(pairs)
         metrics = found.metrics | estimate.metrics.prefixed("outer_")
@@ -158,6 +161,7 @@ def _(items: Pairs, inner: Tensor, outer: Tensor) -> Tensor:  # noqa: ARG001
 
 @_weights.register
 def _(items: Units, inner: Tensor, outer: Tensor) -> Tensor:
+    # (38): the weight of an item is that of its row times that inside the row.
     return inner * outer.view(items.target.shape[:-1])[..., None]
 
 

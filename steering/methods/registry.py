@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from steering.errors import ConfigError, SteeringError
+from steering.errors import ConfigError
 from steering.methods.contract import Method, Needs, Step
-from steering.plugins import installed, load_file, load_module
+from steering.plugins import find_registered
 from steering.reading import report_once
 
 __all__ = [
@@ -68,6 +68,8 @@ def _with_article(unit: str) -> str:
     return f"an {unit}" if unit[0] in "aeiou" else f"a {unit}"
 
 
+GROUP = "steering.methods"
+"""Entry points in which installed packages offer methods."""
 _REGISTRY: dict[str, Entry] = {}
 GIVEN = ("num_examples", "groups", "unit")
 """What a builder may take beside the options, by name: the size of the training set, the names of
@@ -143,22 +145,7 @@ def find_method(name: str) -> Entry:
     Raises:
         SteeringError: nothing of that name; the message lists the known ones.
     """
-    if name in _REGISTRY:
-        return _REGISTRY[name]
-    where, colon, registered_as = name.rpartition(":")
-    if colon:
-        (load_file if where.endswith(".py") else load_module)(where, "method.name")
-        if registered_as not in _REGISTRY:
-            raise SteeringError(f"method.name: {where} registers no method {registered_as!r}")
-        return _REGISTRY[registered_as]
-    if name in installed("steering.methods"):
-        installed("steering.methods")[name].load()
-    if name not in _REGISTRY:
-        known = ", ".join(sorted(_REGISTRY))
-        raise SteeringError(
-            f"method.name: no method {name!r}; known: {known}; or give 'file.py:name'"
-        )
-    return _REGISTRY[name]
+    return find_registered(name, registered, "method", "method.name", [GROUP])
 
 
 def registered() -> dict[str, Entry]:

@@ -158,6 +158,7 @@ def sampled(log_weights: Tensor, count: int) -> Tensor:
     1903.06059, section 2.
     """
     # On the CPU, whatever the device of the scores: checkpoints keep that generator for every rank.
+    # `rand` may be 0, whose logarithm is −∞.
     uniform = torch.rand(log_weights.shape, dtype=torch.float64).clamp_min(
         torch.finfo(torch.float64).tiny
     )

@@ -73,6 +73,7 @@ class Artefact:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
+        # A worker of a loader maps the files anew.
         self._open()
 
     def __len__(self) -> int:
@@ -101,6 +102,7 @@ class Artefact:
             raise SteeringError(
                 f"outputs in {self.folder}: nothing of example {missing[0]}, which could not be read when they were computed"
             )
+        # Indexing by numbers copies the rows, so tensors do not share memory with a read-only map.
         return {key: torch.from_numpy(array[rows]) for key, array in self._arrays.items()}
 
 

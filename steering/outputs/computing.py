@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from steering.runs.store import readable
 from steering.storage import file_sha256, locked, write_text
 
 FLUSH_SECONDS = 10.0
+TAKEN = "taken.json"
+"""In a partial folder that is complete: what `outputs.json` will say once its files have moved."""
 
 Batches = Callable[[int], Iterator[dict[str, Tensor]]]
 """From a batch number on: this rank's batches, as many on every rank, the examples of all of them
@@ -60,16 +63,23 @@ def build(
     folder = root / fingerprint.digest()[:12]
     with locked(root / f".{folder.name}.lock") if distributed.rank() == 0 else nullcontext():
         distributed.barrier()  # rank 0 holds the lock
+        if distributed.rank() == 0:
+            for partial in sorted(folder.glob(".partial-*")):
+                if (partial / TAKEN).is_file():  # a kill came between the files
+                    _move(folder, partial)
+        distributed.barrier()
+        # Read behind the lock: whoever held it before may have computed this very kind.
         about = _about(folder, fingerprint)
         if kind not in about["kinds"]:
             module.eval()
+            # What a kind is made of is told by a batch alone; a task decides its tensors.
             first = next(batches(0))
             names = [*_arrays(kind, risk, module, first, device)]
             if all(name in about["files"] for name in names):
-                about["kinds"][kind] = {
-                    "tensors": names,
-                    "seconds": 0.0,
-                }  # other kinds have computed them all
+                # Other kinds have computed them all.
+                about["kinds"][kind] = {"tensors": names, "seconds": 0.0}
+                if distributed.rank() == 0:
+                    write_text(folder / OUTPUTS, json.dumps(about, indent=1) + "\n")
             else:
                 missing = [name for name in names if name not in about["files"]]
                 seconds = _pass(
@@ -83,11 +93,9 @@ def build(
                     device,
                     len(first["index"]),
                 )
+                about["kinds"][kind] = {"tensors": names, "seconds": round(seconds, 2)}
                 if distributed.rank() == 0:
                     _take_over(folder, about, kind, missing)
-                about["kinds"][kind] = {"tensors": names, "seconds": round(seconds, 2)}
-            if distributed.rank() == 0:
-                write_text(folder / OUTPUTS, json.dumps(about, indent=1) + "\n")
         distributed.barrier()
         return Artefact(folder, fingerprint, kind)
 
@@ -106,18 +114,14 @@ def estimate(
     Args:
         steps: batches of this rank.
     """
-    stream = batches(0)
+    stream: Iterator[dict[str, Tensor]] = batches(0)
     row_bytes, seconds = 0, 0.0
-    for number in range(2):
-        batch = next(stream, None)
-        if batch is None:
-            break
+    for batch in islice(stream, 2):
         start = time.monotonic()
         found = _arrays(kind, risk, module, batch, device)
         seconds = time.monotonic() - start
+        # A byte more for the mark of what could be read.
         row_bytes = sum(value[:1].nbytes for value in found.values()) + 1
-        if number and steps < 2:
-            break
     return Estimate(row_bytes * examples, seconds * steps, examples)
 
 
@@ -164,18 +168,23 @@ def _pass(
     begun = all(
         path.is_file() for path in [*progress, *(partial / _file(name) for name in [*names, VALID])]
     )
+    # All have looked before rank 0 clears away, and none opens a file before that is done.
     distributed.barrier()
     if rank == 0 and not begun:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
     distributed.barrier()
     states = [json.loads(path.read_text()) for path in progress] if begun else []
+    # Batches that only some ranks have done are done again. They write the same rows once more.
     done = min((state["batches"] for state in states), default=0)
+    # The ranks ran side by side, so the longest of them is what it took.
     before = max((state["seconds"] for state in states), default=0.0)
     start = flushed = time.monotonic()
     arrays: dict[str, np.memmap] = {}
 
     def flush(count: int) -> None:
+        # The rows before the number that says how many there are: a kill in between repeats work,
+        # and skips none.
         for array in arrays.values():
             array.flush()
         write_text(
@@ -196,6 +205,7 @@ def _pass(
                 arrays[name] = _open(
                     partial / _file(name), (examples, *value.shape[1:]), value.dtype, begun
                 )
+            # By the examples' numbers: the ranks write different rows of one file, in any order.
             arrays[name][rows] = value
         if time.monotonic() - flushed > FLUSH_SECONDS:
             flush(count)
@@ -224,17 +234,37 @@ def _open(path: Path, shape: tuple[int, ...], dtype: np.dtype, begun: bool) -> n
 
 
 def _take_over(folder: Path, about: dict[str, Any], kind: str, names: list[str]) -> None:
-    """Move finished tensors from their partial folder into the artefact."""
+    """Move finished tensors from their partial folder into the artefact.
+
+    Several files and a record do not change at once. So the record is written beside them before
+    the first one moves, and whoever finds it there carries on.
+    """
     partial = _partial(folder, kind)
-    if VALID in about["files"]:  # an example counts when every pass could read it
+    # An example counts when every pass could read it.
+    if VALID in about["files"]:
         valid = np.load(folder / _file(VALID)) & np.load(partial / _file(VALID))
         np.save(partial / _file(VALID), valid)
-    for name in [*names, VALID]:
-        path = folder / _file(name)
-        (partial / path.name).replace(path)
+    wanted = [*names, VALID]
+    # A tensor that this pass began, and that another kind has stored since, is not computed to its
+    # end here.
+    for path in partial.glob("*.npy"):
+        if path.name not in map(_file, wanted):
+            path.unlink()
+    for name in wanted:
+        path = partial / _file(name)
         about["files"][name] = {
             "file": path.name,
             "bytes": path.stat().st_size,
             "sha256": file_sha256(path),
         }
+    write_text(partial / TAKEN, json.dumps(about, indent=1) + "\n")
+    _move(folder, partial)
+
+
+def _move(folder: Path, partial: Path) -> None:
+    """What `TAKEN` says, whether or not some of it has been done."""
+    for path in partial.glob("*.npy"):
+        path.replace(folder / path.name)
+    # The record comes last: a file that it does not name counts for nothing.
+    write_text(folder / OUTPUTS, (partial / TAKEN).read_text())
     shutil.rmtree(partial)

@@ -14,17 +14,22 @@ from steering.storage import sha256
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """Hex digests (and a name); equal fields mean that the stored outputs are the ones that the
-    model would compute now."""
+    """Hex digests (and names); equal fields mean that the stored outputs are the ones that the
+    model would compute now.
+
+    `risk` is `ReferenceRisk.identity`: what the task's options make of a model's outputs.
+    """
 
     weights: str
     inputs: str
     data: str
     dtype: str = "float32"
+    risk: str = ""
 
     def digest(self) -> str:
         """Of all fields: names the folder."""
-        return sha256([self.weights, self.inputs, self.data, self.dtype])
+        own = [self.risk] if self.risk else []  # without it the folder it always had
+        return sha256([self.weights, self.inputs, self.data, self.dtype, *own])
 
     def require(self, wanted: Fingerprint, where: str) -> None:
         """Raise SteeringError naming each field in which this (stored, at `where`) differs from
@@ -35,9 +40,10 @@ class Fingerprint:
             "inputs": "preprocessing",
             "data": "data set",
             "dtype": "number format",
+            "risk": "loss",
         }
         wrong = [
-            f"{meaning[k]}: {mine[k][:12]} stored, {theirs[k][:12]} wanted"
+            f"{meaning[k]}: {mine[k][:12] or 'the usual'} stored, {theirs[k][:12] or 'the usual'} wanted"
             for k in mine
             if mine[k] != theirs[k]
         ]
@@ -50,8 +56,10 @@ class Fingerprint:
 def weights_fingerprint(module: nn.Module) -> str:
     """Digest of every parameter and buffer: name, dtype, shape and bytes."""
     parts: list[bytes | str] = []
+    # A state dict comes in the order of registration, which says nothing of what is computed.
     for name, tensor in sorted(module.state_dict().items()):
         value = tensor.detach().cpu().contiguous()
         parts += [name, str(value.dtype), str(tuple(value.shape))]
+        # As bytes: numpy has no bfloat16.
         parts.append(value.reshape(-1).view(torch.uint8).numpy().tobytes())
     return sha256(parts)

@@ -41,6 +41,7 @@ def compute(kind: str, risk: ReferenceRisk, module: nn.Module, batch: Batch) -> 
     if kind == "entropy":
         if "logits" not in found:
             raise SteeringError("outputs: entropy needs logits, and this task has none")
+        # From log p, as p·log p of a p that has underflowed would be 0·(−∞).
         log_p = found["logits"].float().log_softmax(-1)
         return {"entropy": -(log_p.exp() * log_p).sum(-1)}
     if kind == "features":
@@ -71,6 +72,7 @@ def _hidden(layer: str, risk: ReferenceRisk, module: nn.Module, batch: Batch) ->
         risk.outputs(module, batch)
     finally:
         handle.remove()
+    # A layer that is called twice, or not once for each example, has no row for an example.
     b = len(batch["index"])
     if len(seen) != 1 or seen[0].ndim == 0 or len(seen[0]) != b:
         shapes = ", ".join(str(tuple(value.shape)) for value in seen) or "nothing"

@@ -46,12 +46,14 @@ class Predicted:
         return Scores((sums / number.clamp_min(1)).numpy(), number.double().numpy())
 
     def hits(self) -> Scores | None:
-        """1 where the true class is the most likely one; None without classes."""
+        """1 where the true class is the most likely one, 1/k where it is one of k that share the
+        first place: what a guess among these hits. None without classes."""
         if self.classes is None:
             return None
         # The true class is among them, up to the rounding of a logarithm and back.
-        hit = self.true[:, 0] >= self.classes.amax(1) * (1 - 1e-5)
-        return Scores(hit.double().numpy(), np.ones(len(hit)))
+        least = self.classes.amax(1, keepdim=True) * (1 - 1e-5)
+        shares = (self.true[:, :1] >= least).double() / (self.classes >= least).sum(1, keepdim=True)
+        return Scores(shares[:, 0].numpy(), np.ones(len(shares)))
 
 
 class Mixed:
@@ -99,8 +101,12 @@ def predicted(
 ) -> Predicted:
     """What a model in eval mode says of data; every rank runs its share and gets all.
 
+    The probability of a true label is the one that the logits give the batch's "label"; without
+    these it is exp(−loss), which takes a cross entropy.
+
     Raises:
-        SteeringError: the losses are of pairs or sequences, which are no log probabilities.
+        SteeringError: the losses are of pairs or sequences, or of another kind that the task was
+            told to use, which are no log probabilities.
     """
     if risk.unit not in MIXABLE:
         raise SteeringError(
@@ -146,4 +152,12 @@ def _of_batch(
         counts = units.mask.reshape(size, -1)
     logits = units.logits if by_example else None
     classes = None if logits is None else logits.double().softmax(-1).reshape(size, -1)
+    if classes is not None and "label" in moved:
+        # Whatever the loss is made of them.
+        return Predicted(classes.gather(1, moved["label"].reshape(size, 1)), counts, classes)
+    if risk.identity:
+        raise SteeringError(
+            f"population: a loss of {risk.identity} is no logarithm of a probability; expected "
+            'cross entropy, or a task that gives logits and batches with a "label"'
+        )
     return Predicted((-losses).exp(), counts, classes)

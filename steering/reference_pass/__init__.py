@@ -24,6 +24,7 @@ from steering.reference_pass.batches import (
     checked_numbers,
     count_of,
     moved,
+    require_one_order,
     sampler_of,
     tracked,
 )
@@ -67,9 +68,11 @@ def reference_losses(
 
     Raises:
         SteeringError: a number outside 0 .. n − 1, missing or there twice; a loss that is not
-            finite, or not one an example; a loader that shuffles examples without numbers; a file
-            that belongs to another model or data set, or is damaged.
+            finite, or not one an example; a loader that shuffles examples without numbers, or
+            under several ranks, in each in an order of its own; a file that belongs to another
+            model or data set, or is damaged.
     """
+    require_one_order(loader)
     record = Record(count_of(loader, num_examples), file, model)
     _together(record.read)
     if record.complete:

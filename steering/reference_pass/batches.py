@@ -8,7 +8,14 @@ from typing import Any
 import torch
 from rich.progress import Progress
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    RandomSampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
 
 from steering import distributed
 from steering.console import CONSOLE
@@ -43,6 +50,22 @@ def sampler_of(loader: Iterable[Any]) -> Any:
         return loader.sampler
     # With a batch sampler of one's own, `loader.sampler` is a default that plays no part.
     return loader.batch_sampler.sampler if type(loader.batch_sampler) is BatchSampler else None
+
+
+def require_one_order(loader: Iterable[Any]) -> None:
+    """Several processes share the batches by their places, so all must see the same batches.
+
+    Raises:
+        SteeringError: each would draw an order of its own.
+    """
+    sampler = sampler_of(loader)
+    shuffles = isinstance(sampler, RandomSampler | SubsetRandomSampler | WeightedRandomSampler)
+    # With a generator the order may well be one and the same; `Record.finish` tells if it was not.
+    if distributed.active() and shuffles and sampler.generator is None:
+        raise SteeringError(
+            "reference_losses: the loader shuffles, in each process in an order of its own, and the "
+            "processes share its batches; give a loader with shuffle=False, or a DistributedSampler"
+        )
 
 
 def tracked(loader: Iterable[Any], wanted: bool) -> Iterator[Any]:

@@ -83,6 +83,11 @@ class Record:
         if len(missing):
             some = ", ".join(str(int(number)) for number in missing[:5])
             more = ", ..." if len(missing) > 5 else ""
+            if self.met[missing].any():  # here they came, but in a batch that was another rank's
+                raise SteeringError(
+                    f"reference_losses: examples {some}{more} came, but in no process where they were its part: the "
+                    "processes' loaders have different orders; give a loader with shuffle=False"
+                )
             raise SteeringError(
                 f"reference_losses: {len(missing)} of {self.count} examples never came: {some}{more}"
             )

@@ -161,7 +161,8 @@ def reference_target(config: RunConfig, **changes: Any) -> RunConfig:
         "method": {"name": "erm"},
         "start": None,
         "restart": {},
-        "train.observers": [],  # they look on the target: the reference stays the same run
+        # They look on the target: the reference stays the same run.
+        "train.observers": [],
     }
     return with_overrides(config, as_target | changes)
 

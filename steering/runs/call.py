@@ -20,10 +20,10 @@ from steering.config import RunConfig
 from steering.errors import SteeringError
 from steering.plugins import load_file, load_module
 from steering.reading import user_path
-from steering.runs.opened import Opened
+from steering.runs.opened import Frozen, Opened
 from steering.runs.record import Cost, Metric, RunRecord, Scores
-from steering.runs.wanted import MODEL, Ask
-from steering.runs.workshop import Frozen, Workshop
+from steering.runs.wanted import MODEL, Ask, model_content
+from steering.runs.workshop import Workshop
 from steering.storage import known_sha256, write_text
 from steering.task import Task
 
@@ -77,7 +77,7 @@ class Call:
         """The frozen model: that of the parent "model", else the config's target as it is given."""
         if MODEL in self.ask.parents:
             return self.workshop.trained(self.ask.parents[MODEL], self.opened)
-        return self.workshop.given(self.ask.config.target, self.opened)
+        return self.opened.frozen(self.ask.config.target)
 
     def parent(self, role: str) -> RunRecord | None:
         """The record of another run that this one is built on; None without one."""
@@ -97,6 +97,8 @@ def calling(
     label: str,
     axes: Mapping[str, Any] | None = None,
     files: Sequence[str] = (),
+    *,
+    reads_model: bool = False,
     **parents: Ask,
 ) -> Ask:
     """Call a function of a study, and keep what it found as a record.
@@ -104,6 +106,8 @@ def calling(
     Args:
         function: "package.module:name", or "path/to/file.py:name", whose content counts.
         options: plain values; part of the key.
+        reads_model: whether the function reads the config's target, which then counts, its files by
+            their content.
         files: that the function reads; their content counts. "file.py:name" stands for the file.
         parents: runs that it is built on, by role.
     """
@@ -112,6 +116,8 @@ def calling(
     contents = [_content(one) for one in named]
     if any(one.startswith("sha256:") for one in contents) or files:
         about["files"] = contents
+    if reads_model:
+        about["model"] = model_content(config.target)
     return Ask(config, label, axes or {}, parents, "call", about)
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,8 @@ from steering.runs.transport import write_ask
 from steering.runs.workshop import Workshop
 
 if TYPE_CHECKING:
+    import torch
+
     from steering.studies import Study
 
 POLL = 0.2  # seconds between two looks at running processes
@@ -52,6 +55,7 @@ class Progress:
         """Estimated from the median run so far; nothing before the first is done."""
         if not self.times:
             return ""
+        # Not the mean: one run may have to compute the stored outputs of all.
         median = sorted(self.times)[len(self.times) // 2]
         return f", about {in_time(median * (self.total - self.done) / self.jobs)} left"
 
@@ -74,6 +78,8 @@ def carry_out(name: str, study: Study, options: Any, base: RunConfig, workshop: 
             "jobs: several at a time are for one process each; under torchrun use jobs=1"
         )
     while True:
+        # A study that looks at what its runs have found may want more of them; one whose wishes are
+        # fulfilled names nothing new.
         fresh = {
             ask.key: ask
             for ask in study.wanted(base, _done(asked, workshop))
@@ -109,10 +115,12 @@ def _do(
 ) -> None:
     every = with_parents_first(asks)
     for ask in every:
+        # What is found is not done again, so it is compared with the data as they are now.
         if (record := workshop.store.find(ask.key)) is not None:
             workshop.verify(ask, record)
     todo = [ask for ask in every if workshop.store.find(ask.key) is None]
-    for ask in todo:  # what does not fit shows before hours are spent on the others
+    # What does not fit shows before hours are spent on the others.
+    for ask in todo:
         if ask.kind == "train":
             workshop.fitting(ask)
     progress.total += len(todo)
@@ -127,9 +135,8 @@ def _do(
     if jobs > 1 and len(todo) > 1:
         _in_processes(todo, workshop, progress, jobs)
         return
-    from steering.runs.execute import (
-        execute,
-    )  # here, as a study with nothing to do needs no trainer
+    # Here, as a study with nothing to do needs no trainer.
+    from steering.runs.execute import execute
 
     said = 0.0
     for ask in todo:
@@ -150,12 +157,14 @@ def _in_processes(todo: list[Ask], workshop: Workshop, progress: Progress, jobs:
     on."""
     waiting = list(todo)
     running: dict[str, _Job] = {}
+    gpus = visible_gpus(workshop.device)
     with tempfile.TemporaryDirectory(prefix="steering-jobs-") as scratch:
         try:
             while waiting or running:
                 for ask in [one for one in waiting if _ready(one, workshop)][: jobs - len(running)]:
                     waiting.remove(ask)
-                    running[ask.key] = _start(ask, workshop, Path(scratch), jobs, len(running))
+                    gpu = least_used(gpus, [job.gpu for job in running.values()])
+                    running[ask.key] = _start(ask, workshop, Path(scratch), jobs, gpu)
                 for key, job in [*running.items()]:
                     if job.process.poll() is not None:
                         del running[key]
@@ -164,6 +173,7 @@ def _in_processes(todo: list[Ask], workshop: Workshop, progress: Progress, jobs:
                     raise SteeringError(f"{waiting[0].label}: waits for a run that nobody does")
                 time.sleep(POLL)
         finally:
+            # One failure, or Ctrl-C, ends all: what they have saved is where the next call goes on.
             for job in running.values():
                 job.process.terminate()
             for job in running.values():
@@ -176,24 +186,44 @@ class _Job:
     process: subprocess.Popen[bytes]
     log: Path
     begin: float
+    gpu: str | None
 
 
 def _ready(ask: Ask, workshop: Workshop) -> bool:
     return all(workshop.store.find(parent.key) is not None for parent in ask.parents.values())
 
 
-def _start(ask: Ask, workshop: Workshop, scratch: Path, jobs: int, number: int) -> _Job:
+def visible_gpus(device: torch.device) -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them: that one alone where
+    `device` has a number; none on a CPU."""
+    if device.type != "cuda":
+        return []
+    # The user's choice counts for the children, too: their numbers are those of the machine.
+    if named := os.environ.get("CUDA_VISIBLE_DEVICES"):
+        found = named.split(",")
+    else:
+        import torch
+
+        found = [str(number) for number in range(torch.cuda.device_count())]
+    return found if device.index is None else found[device.index : device.index + 1]
+
+
+def least_used(gpus: Sequence[str], used: Sequence[str | None]) -> str | None:
+    """The GPU on which the fewest jobs run, the first of several; None where there is none."""
+    return min(gpus, key=used.count) if gpus else None
+
+
+def _start(ask: Ask, workshop: Workshop, scratch: Path, jobs: int, gpu: str | None) -> _Job:
     file, log = (
         scratch / f"{ask.key}.json",
         workshop.store.begin(ask.key, ask.kind, ask.label) / "log.txt",
     )
     write_ask(file, ask)
+    # Torch takes all cores for each process unless it is told. The user's own number goes first.
     threads = str(max(1, (os.cpu_count() or 1) // jobs))
     surroundings = {"OMP_NUM_THREADS": threads} | dict(os.environ)
-    if workshop.device.type == "cuda":
-        import torch
-
-        surroundings["CUDA_VISIBLE_DEVICES"] = str(number % torch.cuda.device_count())
+    if gpu is not None:
+        surroundings["CUDA_VISIBLE_DEVICES"] = gpu
     command = [
         sys.executable,
         "-m",
@@ -211,7 +241,7 @@ def _start(ask: Ask, workshop: Workshop, scratch: Path, jobs: int, number: int) 
             stdin=subprocess.DEVNULL,
         )
     CONSOLE.print(f"started  {ask.label}", soft_wrap=True)
-    return _Job(ask, process, log, time.monotonic())
+    return _Job(ask, process, log, time.monotonic(), gpu)
 
 
 def _ended(job: _Job, workshop: Workshop, progress: Progress) -> None:

@@ -43,7 +43,8 @@ def execute(ask: Ask, workshop: Workshop, title: str | None = None) -> RunRecord
     """
     store = workshop.store
     todo = [one for one in with_parents_first([ask]) if store.find(one.key) is None]
-    for one in todo:  # what does not fit shows before a reference is trained for it
+    # What does not fit shows before a reference is trained for it.
+    for one in todo:
         if one.kind == "train":
             workshop.fitting(one)
     for one in todo:
@@ -100,9 +101,15 @@ def _job(call: Call, prepared: Prepared) -> Job:
         train=config.train,
         seed=config.seed,
         device=call.workshop.device,
-        identity={"key": ask.key, **prepared.found},
+        identity={"key": ask.key, **_trained_on(prepared)},
         config=ask.yaml,
     )
+
+
+def _trained_on(prepared: Prepared) -> dict[str, str]:
+    """What was found, but for data that a model is evaluated on: they change no checkpoint."""
+    evaluated_on = prepared.opened.held_out(prepared.target)
+    return {name: digest for name, digest in prepared.found.items() if name not in evaluated_on}
 
 
 def _training_cost(
@@ -126,6 +133,7 @@ def _training_cost(
         parameters=parameters(prepared.target),
         forward_flops=prepared.flops,
         reference_flops=reference_flops,
+        # Stored outputs are not in it: all runs that share them would count them.
         flops=passes * prepared.flops + result["reference_samples"] * reference_flops,
         peak_bytes=peak_bytes(device),
     )
@@ -138,7 +146,7 @@ def _evaluate(call: Call) -> Outcome:
     return Outcome(
         metrics=found.values(),
         meaning=found.meanings(task.metrics),
-        found={"model: weights": frozen.weights},
+        found={"model: weights": frozen.weights} | call.opened.held_out(frozen.model),
         cost=Cost(parameters=parameters(frozen.model), peak_bytes=peak_bytes(device)),
         scores=found.scores,
     )

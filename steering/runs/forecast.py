@@ -14,6 +14,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from steering.config import RunConfig
+from steering.dro.online.estimators import ProximalDual
 from steering.dro.online.row_table import RowTable
 from steering.errors import ConfigError, SteeringError
 from steering.methods import Method, build_method
@@ -170,11 +171,16 @@ def _method(config: RunConfig, task: Task, examples: int) -> Method:
 
 def _dual_bytes(method: Method, examples: int, processes: int) -> int:
     """Of a process's share of what the method keeps of every example or row."""
+    proximal = [part for part in method.modules() if isinstance(part, ProximalDual)]
+    whole = {id(x): x for part in proximal for x in part.buffers() if x.numel() >= examples}
     found = [*method.buffers(), *_mapped_tables(method)]
-    tables = [value for value in found if value.numel() >= examples]
-    if processes > 1:  # a table that is split needs no marks of what has been visited
+    tables = [x for x in found if x.numel() >= examples and id(x) not in whole]
+    # A table that is split needs no marks of what has been visited.
+    if processes > 1:
         tables = [value for value in tables if value.is_floating_point()]
-    return sum(math.ceil(x.numel() / processes) * x.element_size() for x in tables)
+    split = sum(math.ceil(x.numel() / processes) * x.element_size() for x in tables)
+    # The proximal estimator's is not: each process has all of it.
+    return split + sum(x.nbytes for x in whole.values())
 
 
 def _mapped_tables(method: Method) -> list[Tensor]:

@@ -28,6 +28,7 @@ def forward_flops(
     training = module.training
     module.eval()
     try:
+        # Counting must not move the numbers that training draws.
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             batch = {key: value.to(device) for key, value in data.batch(np.arange(1), 0).items()}
             return counted_flops(risk, module, batch)
@@ -96,4 +97,5 @@ def peak_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Kilobytes on Linux, bytes on macOS.
     return peak if sys.platform == "darwin" else 1024 * peak

@@ -17,9 +17,9 @@ from steering.population.noise import perturb
 from steering.reference import STORED, LiveReference, Reference, StoredReference
 from steering.runs.ask import START, Ask
 from steering.runs.measure import forward_flops
-from steering.runs.opened import TRAINING, Opened
+from steering.runs.opened import TRAINING, Frozen, Opened
 from steering.runs.record import WEIGHTS
-from steering.runs.workshop import Frozen, Workshop
+from steering.runs.workshop import Workshop
 from steering.schema import RestartConfig
 from steering.task import Model
 from steering.training.checkpoint import load_newest
@@ -74,6 +74,7 @@ def prepare(ask: Ask, workshop: Workshop) -> Prepared:
         SteeringError: something cannot be had, or the method does not fit the task.
     """
     opened, config = workshop.fitting(ask), ask.config
+    # Initial weights are drawn from the seed alone, whatever the process has drawn before.
     torch.manual_seed(config.seed)
     target = opened.task.build(config.target)
     found = {"target: inputs": target.inputs_fingerprint}
@@ -83,14 +84,16 @@ def prepare(ask: Ask, workshop: Workshop) -> Prepared:
         found["start: weights"] = weights_fingerprint(target.module)
         # The file that others start from, or learn from, stays without noise.
         perturb(target.module, config.restart.noise, config.seed)
-    reference = _reference(ask, workshop) if ask.needs.reference else None
+    reference = _reference(ask, opened, workshop) if ask.needs.reference else None
     if reference is not None:
         found["reference: weights"] = reference.frozen.weights
         found["reference: inputs"] = reference.frozen.model.inputs_fingerprint
-        torch.manual_seed(config.seed)  # building the reference has drawn numbers
+        # Building the reference has drawn numbers; one that is kept from another run has not.
+        torch.manual_seed(config.seed)
+    # Only a live reference needs inputs of its own in a batch.
     live = None if reference is None or reference.stored is not None else reference.frozen.model
     data = opened.task.train_data(target, live, config.seed)
-    found["task: data"] = opened.digest(data)
+    found |= {"task: data": opened.digest(data)} | opened.held_out(target)
     method = build_method(
         config.method.name,
         config.method.options,
@@ -107,8 +110,8 @@ def prepare(ask: Ask, workshop: Workshop) -> Prepared:
     return Prepared(opened, target, reference, data, method, carried, found, flops)
 
 
-def _reference(ask: Ask, workshop: Workshop) -> Steered:
-    frozen, opened = workshop.reference(ask), workshop.opened(ask)
+def _reference(ask: Ask, opened: Opened, workshop: Workshop) -> Steered:
+    frozen = workshop.reference(ask)
     plain = opened.plain_data(frozen.model)
     flops = forward_flops(opened.task.risk, frozen.model, plain, workshop.device)
     if ask.stores_reference:

@@ -112,7 +112,8 @@ class RunRecord:
         folder: where the record was read; not in the file.
         asked: digests of parts of what was asked, "task" for one: runs that agree here must have
             found the same.
-        found: digests of what was met: data, inputs, initial weights; compared at every execution.
+        found: digests of what was met: data, inputs, initial weights; those of the parts in
+            `asked`, task and reference, are compared at every execution.
         metrics: by name, such as "heldout_images/image_to_text_R@1".
         meaning: what each metric means.
         cost: what the run took.
@@ -214,6 +215,7 @@ def read_curves(path: Path) -> list[dict[str, Any]]:
     for line in path.read_text(encoding="utf-8").split("\n"):
         try:
             rows.append(json.loads(line))
+        # A killed run may leave half a line, and nothing behind it.
         except ValueError:
             break
     return rows

@@ -52,8 +52,8 @@ def _files(text: str) -> Iterator[Path]:
                 yield from _below(places or [user_path(one)])
             except (OSError, ValueError, RuntimeError):  # a name that no file can have
                 continue
-    file, colon, _ = text.rpartition(":")  # FILE.npz:KEY
-    if colon and Path(file).suffix in (".npz", ".pt") and user_path(file).is_file():
+    file, colon, _ = text.rpartition(":")  # FILE.npz:KEY, file.py:name
+    if colon and Path(file).suffix in (".npz", ".pt", ".py") and user_path(file).is_file():
         yield user_path(file)
 
 

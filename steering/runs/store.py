@@ -124,6 +124,7 @@ def require_same_found(
         wrong = [
             f"{name}: {record.found[name][:12]} found by {record.label}, {digest[:12]} now"
             for name, digest in found.items()
+            # Of runs that asked for the same part, such as the same task, alone.
             for part in [name.partition(":")[0]]
             if name in record.found
             and part in asked

@@ -2,7 +2,8 @@
 
 A key is the digest of *what differs from the defaults*, of the parents' keys and of the schema's
 version. So a new config key orphans no finished run, and a changed default is a new schema. Weights
-and model files count by content, not by path. Where a run is written, how often it logs, evaluates
+and model files count by content, not by path, and so does code that a config names as
+"file.py:name". Where a run is written, how often it logs, evaluates
 and saves, and on which machine it runs are not part of it.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -86,7 +87,7 @@ class Ask:
         if REFERENCE in self.parents:
             found["reference"] = self.parents[REFERENCE].key
         elif self.needs.reference and self.config.reference is not None:
-            found["reference"] = _digest(_model(self.config.reference))
+            found["reference"] = _digest(model_content(self.config.reference))
         return found
 
     @cached_property
@@ -133,17 +134,25 @@ class Ask:
         return None
 
     def _content(self) -> dict[str, Any]:
+        content = self._named()
+        if code := {name: _file(name) for name in sorted({*_code(content)})}:
+            content["code"] = code
+        return content
+
+    def _named(self) -> dict[str, Any]:
         config = self.config
         content: dict[str, Any] = {"task": differences(config.task)}
+        # Neither method nor seed play a part in the others; so they are found again whatever these
+        # are.
         if self.kind != "train":
             model = (
                 {}
                 if self.kind == "call" or MODEL in self.parents
-                else {"model": _model(config.target)}
+                else {"model": model_content(config.target)}
             )
             return content | model | dict(self.about)
         content |= {
-            "target": _model(config.target),
+            "target": model_content(config.target),
             "method": config.method.content(),
             "optimizer": optimizer_content(config.optimizer),
             "train": _without(differences(config.train), _NOT_TRAINED),
@@ -156,7 +165,7 @@ class Ask:
         if self.needs.reference:
             content["stored"] = self.stores_reference
             if REFERENCE not in self.parents:
-                content["reference"] = _model(self.reference)
+                content["reference"] = model_content(self.reference)
         return content
 
 
@@ -173,7 +182,7 @@ def start_file(start: str) -> Path:
     return path / WEIGHTS if path.is_dir() else path
 
 
-def _model(spec: ModelSpec) -> dict[str, Any]:
+def model_content(spec: ModelSpec) -> dict[str, Any]:
     """A model spec; files by their content, so that other weights under the same path are another
     model."""
     own = model_of(spec)
@@ -192,10 +201,27 @@ def _without(values: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key not in keys}
 
 
+def _code(values: Any) -> Iterator[str]:
+    """The Python files that texts among nested plain values name as "file.py:name"."""
+    if isinstance(values, str):
+        file, colon, _ = values.rpartition(":")
+        if colon and file.endswith(".py") and user_path(file).is_file():
+            yield file
+    elif isinstance(values, Mapping):
+        yield from _code([*values.values()])
+    elif isinstance(values, Sequence):
+        for value in values:
+            yield from _code(value)
+
+
 def _file(name: str | Path) -> str:
-    """A file's digest; what is no file, as it is: a name of an architecture, a hub's tag."""
+    """A file's digest, or that of a model's folder as `transformers` writes it; what is neither, as it
+    is: a name of an architecture, a hub's tag."""
     path = user_path(name)
     try:
+        if (path / "config.json").is_file():
+            files = [one for one in sorted(path.iterdir()) if one.is_file()]
+            return f"sha256:{_digest([[one.name, known_sha256(one)] for one in files])}"
         return f"sha256:{known_sha256(path)}" if path.is_file() else str(name)
     except OSError as error:
         raise SteeringError(f"{path}: cannot be read: {error.strerror}") from error

@@ -3,8 +3,9 @@ outputs. Nothing is made twice."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,27 +15,16 @@ from steering import distributed
 from steering.data import IndexedData
 from steering.errors import ConfigError, SteeringError
 from steering.methods import check_options
-from steering.outputs import Artefact, Estimate, Fingerprint, build, estimate, weights_fingerprint
+from steering.outputs import Artefact, Estimate, Fingerprint, build, estimate
 from steering.outputs.computing import Batches
-from steering.reading import user_path
 from steering.runs.ask import REFERENCE, Ask
-from steering.runs.opened import Opened, make_room
+from steering.runs.opened import Frozen, Opened, make_room
 from steering.runs.record import WEIGHTS, RunRecord
 from steering.runs.store import OUTPUTS, Store, require_same_found
 from steering.storage import known_sha256
-from steering.task import Model, ModelSpec
 from steering.training.loader import load
 
-KEPT = 2  # frozen models in memory
 KEPT_TASKS = 4
-
-
-@dataclass(frozen=True)
-class Frozen:
-    """A model that no run changes, and the digest of its weights."""
-
-    model: Model
-    weights: str
 
 
 class Workshop:
@@ -48,7 +38,6 @@ class Workshop:
     def __init__(self, store: Store, device: torch.device) -> None:
         self.store, self.device = store, device
         self._opened: dict[str, Opened] = {}
-        self._frozen: dict[str, Frozen] = {}
 
     def opened(self, ask: Ask) -> Opened:
         """The task of a run and its data."""
@@ -78,36 +67,31 @@ class Workshop:
         Raises:
             SteeringError: they have; names both sides.
         """
-        if ask.kind != "train":
+        if ask.kind not in ("train", "evaluate"):
             return
         opened = self.opened(ask)
         if opened.sources != {path: [*one] for path, one in record.sources.items()}:
-            data = opened.plain_data(opened.task.build(ask.config.target))
-            found = {"task: data": opened.digest(data)}
+            model = opened.task.build(ask.config.target)
+            found = opened.held_out(model)
+            if ask.kind == "train":
+                found["task: data"] = opened.digest(opened.plain_data(model))
             require_same_found([record], ask.asked, found, record.folder)
 
     def reference(self, ask: Ask) -> Frozen:
         """The frozen reference of a training: its parent's weights, or those of its config."""
+        opened = self.opened(ask)
         if REFERENCE in ask.parents:
-            return self.trained(ask.parents[REFERENCE], self.opened(ask))
-        return self.given(ask.reference, self.opened(ask))
+            return self.trained(ask.parents[REFERENCE], opened)
+        try:
+            return opened.frozen(ask.reference)
+        except SteeringError as error:
+            # A task builds any model as a target, and names its keys so.
+            raise type(error)(re.sub(r"^target\b", "reference", str(error))) from error
 
     def trained(self, parent: Ask, opened: Opened) -> Frozen:
         """The model that a finished run has trained, in eval mode and without gradient."""
         weights = self.finished(parent).folder / WEIGHTS
-        return self.given(replace(parent.config.target, checkpoint=str(weights)), opened)
-
-    def given(self, spec: ModelSpec, opened: Opened) -> Frozen:
-        """A model of given weights, frozen."""
-        file = None if spec.checkpoint is None else user_path(spec.checkpoint)
-        content = known_sha256(file) if file is not None and file.is_file() else ""
-        name = f"{spec} {content}"
-        if name not in self._frozen:
-            make_room(self._frozen, KEPT)
-            model = opened.task.build(spec)
-            model.module.eval().requires_grad_(False)
-            self._frozen[name] = Frozen(model, weights_fingerprint(model.module))
-        return self._frozen[name]
+        return opened.frozen(replace(parent.config.target, checkpoint=str(weights)))
 
     def finished(self, ask: Ask) -> RunRecord:
         """The record of a run that others are built on; SteeringError when its weights are no
@@ -132,10 +116,13 @@ class Workshop:
         """
         opened = self.opened(ask)
         data, digest = opened.part(part, frozen.model)
-        wanted = Fingerprint(frozen.weights, frozen.model.inputs_fingerprint, digest)
+        risk = opened.task.risk
+        wanted = Fingerprint(
+            frozen.weights, frozen.model.inputs_fingerprint, digest, risk=risk.identity
+        )
         module = frozen.model.module.to(self.device)
         root, (batches, _) = self.outputs_root(ask), batches_of(data, ask)
-        return build(root, wanted, kind, opened.task.risk, module, batches, len(data), self.device)
+        return build(root, wanted, kind, risk, module, batches, len(data), self.device)
 
     def estimate(self, ask: Ask, frozen: Frozen, kind: str, part: str) -> Estimate:
         """Bytes and seconds of `outputs`, from two batches."""
@@ -159,6 +146,8 @@ def batches_of(data: IndexedData, ask: Ask) -> tuple[Batches, int]:
     train, rank, world = ask.config.train, distributed.rank(), distributed.world_size()
     size = train.batch_size
     steps = -(-len(data) // (size * world))
+    # The last batches wrap around to the first examples: a row may be written twice, with the same
+    # numbers.
     numbers = torch.arange(steps * size * world).remainder(len(data)).numpy()
     order = numbers.reshape(steps, world, size)
 

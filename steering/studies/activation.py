@@ -4,17 +4,20 @@ gains, what it costs, and what else would have done (docs/activation.md)."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from steering.analysis.page import Report
 from steering.runs.record import RunRecord
 from steering.studies import study
+from steering.studies.self_improvement.figure import gain_and_price
 from steering.studies.self_improvement.options import ActivationOptions
 from steering.studies.self_improvement.tables import (
     by_policy,
     claims,
     costs,
     examples,
+    fits,
     gains,
     rows_of,
     side_effects,
@@ -27,7 +30,9 @@ if TYPE_CHECKING:
 _INTRO = (
     "`judge` is the mean score of a judge that never ranked; `nll` the loss of the answers under the unsteered "
     "model, nats a token (low fluency where it is high); `distinct` the share of different 4-grams of characters. "
-    "In brackets: the difference to the base and its 95 % interval, a bootstrap over test prompts and seeds, paired in both."
+    "In brackets: the difference to the base and its 95 % interval, Student's t over the seeds and a "
+    "bootstrap over test prompts together, paired in both. "
+    "The figure shows what each policy gains over what it costs in fluency."
 )
 
 
@@ -48,11 +53,18 @@ class Activation:
 
     def report(self, done: Sequence[RunRecord], title: str) -> Report:
         reports = by_policy(done)
-        tables = [gains(reports), claims(reports), *side_effects(reports), *costs(done)]
+        tables = [
+            gains(reports),
+            claims(reports),
+            *side_effects(reports),
+            *fits(done),
+            *costs(done),
+        ]
         return Report(
             name="activation",
             title=f"{title}: self-improving activation steering",
             intro=_INTRO,
             tables=[*tables, *examples(reports, self.options.examples)],
             rows=rows_of(done),
+            figures={"": partial(gain_and_price, reports, self.options.budget)},
         )

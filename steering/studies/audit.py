@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from steering.analysis.calibration import Ridge, chances, ridge_of, verdict
+from steering.analysis.calibration import Ridge, chances, number, ridge_of, verdict
 from steering.analysis.page import Report, Table
 from steering.analysis.signals import Signals, signals_of
 from steering.analysis.stored import losses_of
@@ -120,10 +120,12 @@ class Audit:
 
 @dataclass(frozen=True)
 class Calibrated:
-    """What a calibration says of one method: where it is on the plane (1/τ, κ), and its gains."""
+    """What a calibration says of one method: where it is on the plane (1/τ, κ), its gains, and
+    whether these are of a share, shown in points."""
 
     plane: tuple[float, ...]
     ridge: Ridge
+    percent: bool = True
 
 
 def read_calibration(path: str) -> dict[str, Calibrated]:
@@ -135,10 +137,7 @@ def read_calibration(path: str) -> dict[str, Calibrated]:
     file = Path(path).expanduser()
     try:
         rows = json.loads(file.read_text(encoding="utf-8"))
-        found = [row for row in rows if row.get("kind") == "calibration"]
-        made = {
-            row["method"]: Calibrated(tuple(row["plane"]), ridge_of(row["ridge"])) for row in found
-        }
+        made = {row["method"]: _calibrated(row) for row in rows if row.get("kind") == "calibration"}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise SteeringError(
             f"studies.audit.calibration: {path} is no result of a calibration study ({error})"
@@ -146,6 +145,10 @@ def read_calibration(path: str) -> dict[str, Calibrated]:
     if not made:
         raise SteeringError(f"studies.audit.calibration: {path} holds no calibration")
     return made
+
+
+def _calibrated(row: Mapping[str, Any]) -> Calibrated:
+    return Calibrated(tuple(row["plane"]), ridge_of(row["ridge"]), row.get("percent", True))
 
 
 def references_of(base: RunConfig) -> dict[str, RunConfig]:
@@ -279,16 +282,17 @@ def _verdict_table(
 ) -> Table:
     """The best reference and place on the plane first."""
     pairs = [(label, method, one) for label, row in expected.items() for method, one in row.items()]
+    percent = next(iter(known.values())).percent
     lines = []
     for label, method, one in sorted(pairs, key=lambda pair: -pair[2]["gain"]):
         plane = ", ".join(f"{value:g}" for value in one["plane"]) or "–"
         sure = f"{one['verdict']} ({_odds(one['chances'])})"
-        gain = f"{100 * one['gain']:+.1f} ± {100 * one['spread']:.1f}"
+        gain = f"{number(one['gain'], percent)} ± {number(one['spread'], percent, '')}"
         lines.append([label, method, plane, gain, sure, ", ".join(one["outside"]) or "–"])
     cases = next(iter(known.values())).ridge.cases
     header = ["reference", "method", "(1/τ, κ)", "expected gain", "verdict", "outside"]
     note = (
-        f"Gain over unguided training in points, ± one standard error of predictions on left-out "
+        f"Gain over unguided training{' in points' if percent else ''}, ± one standard error of predictions on left-out "
         f"cases, by a calibration on {cases} cases. In brackets the chances of helps, no matter, "
         f"hurts; open: none reaches two in three. Where a signal is named as outside, the "
         "calibration has seen no such value, and the verdict is a guess."

@@ -17,6 +17,7 @@ from steering.errors import ConfigError
 from steering.runs.record import RunRecord
 from steering.studies import study
 from steering.studies.audit import (
+    PROBE,
     probe_of,
     probe_outputs,
     reference_outputs,
@@ -30,6 +31,7 @@ from steering.studies.calibration_page import (
     scatter,
     single_table,
 )
+from steering.studies.distinct import require_distinct
 
 if TYPE_CHECKING:
     from steering.config import RunConfig
@@ -70,6 +72,11 @@ class Calibration:
         for name in ("axes", "references", "methods", "seeds"):
             if not getattr(options, name):
                 raise ConfigError(f"studies.calibration.{name}: empty; name at least one")
+        if len(cells_of(options.axes)) < 2:
+            raise ConfigError(
+                "studies.calibration.axes: one data set; name at least two, as what is foreseen on "
+                "one is learned from the others"
+            )
         unknown = [label for label in options.plane if label not in options.methods]
         if unknown:
             raise ConfigError(f"studies.calibration.plane.{unknown[0]}: no such label in methods")
@@ -81,7 +88,11 @@ class Calibration:
         asks: list[Ask] = []
         for cell, changes in cells_of(self.options.axes).items():
             asks += self._cell(base, cell, changes)
-        return asks
+        # A probe may also be a run: it comes before the others, whose places the report needs.
+        probes = [ask for ask in asks if ask.axes["role"] == PROBE]
+        others = [ask for ask in asks if ask.axes["role"] != PROBE]
+        require_distinct(others, "studies.calibration")
+        return [*probes, *others]
 
     def _cell(self, base: RunConfig, cell: str, changes: Mapping[str, Any]) -> list[Ask]:
         """The runs of one data set; a reference that is another one's, or the probe's, equal
@@ -131,8 +142,8 @@ class Calibration:
         rows: list[dict[str, Any]] = [_row(one) for one in found]
         rows += [dict(one.row) for one in judged]
         intro = (
-            f"Gain in {options.metric}, in points, over unguided training with the same seeds. Every "
-            "prediction that is judged here comes from a regression that has not seen the "
+            f"Gain in {options.metric}{', in points,' if found[0].percent else ''} over unguided "
+            "training with the same seeds. Every prediction that is judged here comes from a regression that has not seen the "
             "combination, or its whole data set."
         )
         return Report(
@@ -159,6 +170,7 @@ class Calibration:
             "method": label,
             "plane": self.options.plane.get(label, []),
             "metric": self.options.metric,
+            "percent": found[0].percent,
             "ridge": ridge.plain(),
         }
         alone, strict = (left_out(cases, gains, groups, names) for groups in (each, cells))
@@ -200,7 +212,8 @@ def combinations_of(done: Sequence[RunRecord], metric: str) -> list[Combination]
             gains = {
                 method: _gain(runs, plain, metric, bootstrap) for method, runs in steered.items()
             }
-            found.append(Combination(cell, label, signals.values(), gains))
+            percent = next(iter(plain.values())).meaning[metric].percent
+            found.append(Combination(cell, label, signals.values(), gains, percent))
     return found
 
 

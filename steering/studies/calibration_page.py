@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from steering.analysis.calibration import rank_interval, share_interval
+from steering.analysis.calibration import number, rank_interval, share_interval
 from steering.analysis.intervals import Interval
 from steering.analysis.page import Table
 from steering.analysis.signals import spearman
@@ -26,12 +26,14 @@ class Combination:
         cell: the data set: label of each axis.
         signals: see `steering.analysis.signals`.
         gains: method -> gain over unguided training, with its interval.
+        percent: whether the metric is a share, whose gains are shown in points.
     """
 
     cell: str
     reference: str
     signals: Mapping[str, float]
     gains: Mapping[str, Interval]
+    percent: bool = True
 
 
 @dataclass(frozen=True)
@@ -56,13 +58,14 @@ def judged_table(judged: Sequence[Judged], found: Sequence[Combination]) -> Tabl
     lines = []
     cells = [one.cell for one in found]
     each = [f"{one.cell} {one.reference}" for one in found]
+    percent = found[0].percent
     for one in judged:
         true = np.array([combination.gains[one.method].value for combination in found])
         ranks = [_ranked(rank_interval(one.alone, true, each))]
         ranks += [_ranked(rank_interval(one.strict, true, cells))]
         ranks += [_within(one.strict, true, cells)]
         spread = one.row["ridge"]["spread"]
-        lines.append([one.method, *ranks, f"{100 * spread:.1f}", *_hits(one, found)])
+        lines.append([one.method, *ranks, number(spread, percent, ""), *_hits(one, found)])
     header = [
         "method",
         "order of all",
@@ -76,7 +79,7 @@ def judged_table(judged: Sequence[Judged], found: Sequence[Combination]) -> Tabl
     note = (
         "Spearman's correlation of the predicted with the true gain, in brackets 95 % of a bootstrap; "
         "within a data set: the mean over data sets of the order of their references. Error: root mean "
-        "square, points. Right: of the cases with that verdict whose gain's interval excludes zero, "
+        f"square{_in_points(percent)}. Right: of the cases with that verdict whose gain's interval excludes zero, "
         "those with that sign; the sign: of all such cases."
     )
     return Table(f"foreseen in {len(found)} combinations", header, lines, note=note)
@@ -112,17 +115,23 @@ def _share(hits: int, tries: int) -> str:
 
 def gain_table(found: Sequence[Combination], methods: Mapping[str, Any]) -> Table:
     lines = [
-        [f"{one.cell}, {one.reference}", *(_points(one.gains[method]) for method in methods)]
+        [
+            f"{one.cell}, {one.reference}",
+            *(_signed(one.gains[method], one.percent) for method in methods),
+        ]
         for one in found
     ]
     return Table("gain over unguided training", ["combination", *methods], lines)
 
 
-def _points(gain: Interval) -> str:
-    text = f"{100 * gain.value:+.1f}"
-    return (
-        text if math.isnan(gain.low) else f"{text} [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]"
-    )
+def _signed(gain: Interval, percent: bool) -> str:
+    value, low, high = (number(one, percent) for one in (gain.value, gain.low, gain.high))
+    return value if math.isnan(gain.low) else f"{value} [{low}, {high}]"
+
+
+def _in_points(percent: bool) -> str:
+    """Behind the name of a gain."""
+    return ", points" if percent else ""
 
 
 def single_table(found: Sequence[Combination], names: Sequence[str]) -> Table:
@@ -142,21 +151,28 @@ def scatter(found: Sequence[Combination], judged: Sequence[Judged]) -> Figure:
 
     figure = Figure(figsize=(4 * len(judged), 3.8), layout="constrained")
     panels = figure.subplots(1, len(judged), squeeze=False)[0]
+    scale, unit = 100 if found[0].percent else 1, _in_points(found[0].percent)
     for axes, one in zip(panels, judged, strict=True):
         for label in dict.fromkeys(c.reference for c in found):
             rows = [n for n, c in enumerate(found) if c.reference == label]
             gains = [found[n].gains[one.method] for n in rows]
             sides = np.array([[g.value - g.low, g.high - g.value] for g in gains]).T
-            values = [100 * g.value for g in gains]
-            sides = np.maximum(np.nan_to_num(100 * sides), 0)
+            values = [scale * g.value for g in gains]
+            sides = np.maximum(np.nan_to_num(scale * sides), 0)
             axes.errorbar(
-                100 * one.strict[rows], values, sides, fmt="o", markersize=4, alpha=0.8, label=label
+                scale * one.strict[rows],
+                values,
+                sides,
+                fmt="o",
+                markersize=4,
+                alpha=0.8,
+                label=label,
             )
         axes.axhline(0, color="black", linewidth=0.8)
         axes.axvline(0, color="black", linewidth=0.8)
         axes.set_title(one.method)
-        axes.set_xlabel("gain foreseen, points")
+        axes.set_xlabel(f"gain foreseen{unit}")
         axes.grid(alpha=0.3)
-    panels[0].set_ylabel("gain measured, points")
+    panels[0].set_ylabel(f"gain measured{unit}")
     panels[0].legend(fontsize="small")
     return figure

@@ -23,6 +23,8 @@ from steering.analysis.report import (
 from steering.errors import ConfigError
 from steering.runs.record import Metric, RunRecord
 from steering.studies import study
+from steering.studies.contestants import references_of
+from steering.studies.distinct import require_distinct
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from steering.runs.ask import Ask
 
 REFERENCE = "reference"
+ALSO = "also"  # axis: the reference that this very run is, too
 
 
 @dataclass(frozen=True)
@@ -78,9 +81,11 @@ class Compare:
                 found.append(
                     training(config, f"{label}-seed{seed}", {"method": label, "seed": seed})
                 )
-        return [*_references(configs), *found]
+        require_distinct(found, "compare.methods")
+        return _named(references_of(configs, "method", {"seed": None}), found)
 
     def report(self, done: Sequence[RunRecord], title: str) -> Report:
+        done = [*_references(done), *done]
         runs = {label: _by_seed(done, label) for label in self.options.methods}
         rows, styles = (
             _rows(done),
@@ -105,30 +110,26 @@ class Compare:
         )
 
 
-def _references(configs: Sequence[RunConfig]) -> list[Ask]:
-    """Every reference among the configs as a contestant: the run that trains it, or an evaluation
-    of given weights."""
-    from steering.runs.ask import (
-        evaluation,
-        reference_label,
-        reference_target,
-        reference_training,
-        renamed,
-        trains_reference,
-    )
+def _named(references: Sequence[Ask], runs: Sequence[Ask]) -> list[Ask]:
+    """All asks; a reference that is one of the runs, as its training is the same, is a name of it."""
+    names = {ask.key: ask.label for ask in references}
+    own = {ask.key for ask in runs}
+    return [
+        *(ask for ask in references if ask.key not in own),
+        *(
+            replace(ask, axes={**ask.axes, ALSO: names[ask.key]}) if ask.key in names else ask
+            for ask in runs
+        ),
+    ]
 
-    found: dict[str, Ask] = {}
-    for config in configs:
-        if config.reference is None:
-            continue
-        label = reference_label(config.reference)
-        axes = {"method": label, "seed": None}
-        if trains_reference(config):
-            ask = renamed(reference_training(config), label, axes)
-        else:
-            ask = evaluation(reference_target(config), label, axes)
-        found.setdefault(ask.key, ask)
-    return list(found.values())
+
+def _references(done: Sequence[RunRecord]) -> list[RunRecord]:
+    """The runs that are a reference, too, under that name."""
+    return [
+        record.asked_as(record.axes[ALSO], {"method": record.axes[ALSO], "seed": None})
+        for record in done
+        if ALSO in record.axes
+    ]
 
 
 def _curves(
@@ -230,7 +231,8 @@ def _differences(
 
 def _note(over: Mapping[str, None]) -> str:
     words = {
-        "seeds and examples": f"of a bootstrap over seeds and evaluated examples, paired in both ({DRAWS:,} draws)",
+        "seeds and examples": "of Student's t over the seeds and a bootstrap over the evaluated examples together, "
+        f"paired in both ({DRAWS:,} draws)",
         "examples": f"of a bootstrap over the evaluated examples ({DRAWS:,} draws); another seed may differ by more",
         "seeds": "by Student's t over the seeds, for what is no mean over examples",
     }

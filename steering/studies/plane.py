@@ -16,6 +16,7 @@ from steering.analysis.trials import REPORT, TUNING, Trials
 from steering.errors import ConfigError
 from steering.runs.record import RunRecord
 from steering.studies import study
+from steering.studies.distinct import require_distinct
 from steering.studies.plane_page import figure, intro, rows, tables
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ class Plane:
             one = self.rounds[len(race.finished)]
             for cell in dict.fromkeys([ORIGIN, *race.left]):  # what all gains are measured against
                 asks += self._asks(base, cell, TUNING, one.share, lengths, range(one.seeds))
+            require_distinct(asks, "studies.plane")
             return asks
         # Neither the seeds nor the examples of the report have had a say in the choice.
         first, last = max(options.seeds), self.rounds[-1].share

@@ -31,9 +31,9 @@ from steering.risk import Batch
 from steering.runs.ask import Ask, training
 from steering.runs.call import Call, Outcome
 from steering.runs.measure import forward_flops, parameters
+from steering.runs.opened import Frozen
 from steering.runs.prepare import prepare
 from steering.runs.record import WEIGHTS, Cost, Metric, Scores, meanings_of
-from steering.runs.workshop import Frozen
 from steering.training.job import Job
 from steering.training.loop import run
 from steering.weights import save_weights

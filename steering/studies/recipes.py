@@ -13,11 +13,13 @@ from steering.analysis.recipes_axis import Axis
 from steering.analysis.recipes_page import axis_figure, tables, verdict_of, winner_config
 from steering.runs.record import RunRecord
 from steering.studies import study
+from steering.studies.distinct import require_distinct
 
 if TYPE_CHECKING:
     from steering.config import RunConfig
     from steering.runs.ask import Ask
 
+KEY = "studies.recipes"
 ORDER_0 = "steering.studies.recipes_order0:order0"
 
 
@@ -26,9 +28,13 @@ class RecipesOptions:
     recipes: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Label → dotted keys over the run's, such as {task.data.mix.email: 2}."""
     proxy: dict[str, Any] = field(default_factory=dict)
-    """Dotted keys that make the run a proxy: a smaller model, fewer samples."""
+    """Dotted keys that make the run a proxy: a smaller model, fewer samples; or options of the
+    function."""
     target: dict[str, Any] = field(default_factory=dict)
-    """Dotted keys that make it the target."""
+    """Dotted keys that make it the target; or options of the function."""
+    function: str = ""
+    """A function that makes proxies and targets in place of a training, "module:name", such as
+    steering.studies.recipes_features:random_features."""
     rates: list[float] = field(default_factory=lambda: [3e-4, 1e-3, 3e-3, 1e-2, 3e-2])
     """Learning rates of the proxy, the whole axis."""
     target_rates: list[float] = field(default_factory=lambda: [1e-3, 3e-3, 1e-2])
@@ -61,25 +67,35 @@ class Recipes:
 
         given = self.options
         if len(given.recipes) < 2:
-            raise ConfigError("studies.recipes.recipes: name at least two recipes")
+            raise ConfigError(f"{KEY}.recipes: name at least two recipes")
         found: list[Ask] = []
+        frequencies: list[Ask] = []
         for recipe, changes in given.recipes.items():
-            cooked = with_overrides(base, changes, f"studies.recipes.recipes.{recipe}")
+            cooked = with_overrides(base, changes, f"{KEY}.recipes.{recipe}")
             if given.order0:
                 axes = {"scale": "order 0", "recipe": recipe, "rate": 0.0, "seed": 0}
-                found.append(calling(cooked, ORDER_0, {}, f"order0-{recipe}", axes))
+                frequencies.append(calling(cooked, ORDER_0, {}, f"order0-{recipe}", axes))
             for scale, rates, seeds in (
                 ("proxy", given.rates, given.seeds),
                 ("target", given.target_rates, given.target_seeds),
             ):
-                sized = with_overrides(cooked, getattr(given, scale), f"studies.recipes.{scale}")
-                for rate in rates:
-                    for seed in range(seeds):
-                        config = with_overrides(sized, {"optimizer.lr": rate, "seed": seed})
+                own = getattr(given, scale)
+                sized = cooked if given.function else with_overrides(cooked, own, f"{KEY}.{scale}")
+                for seed in range(seeds):
+                    for rate in rates:
                         axes = {"scale": scale, "recipe": recipe, "rate": rate, "seed": seed}
                         label = f"{scale}-{recipe}-lr{rate:g}-seed{seed}"
-                        found.append(training(config, label, axes))
-        return found
+                        if given.function:
+                            more = {**own, "rate": rate, "seed": seed}
+                            found.append(
+                                calling(sized, given.function, more, label, axes, reads_model=True)
+                            )
+                        else:
+                            config = with_overrides(sized, {"optimizer.lr": rate, "seed": seed})
+                            found.append(training(config, label, axes))
+        require_distinct(found, KEY)
+        require_distinct(frequencies, f"{KEY}.order0")
+        return [*frequencies, *found]
 
     def report(self, done: Sequence[RunRecord], title: str) -> Report:
         axis = Axis(done, self.options.metric, self.options.small)

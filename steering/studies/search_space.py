@@ -12,18 +12,20 @@ import numpy as np
 from steering.errors import ConfigError
 
 Settings = dict[str, Any]
-_PATIENCE = 100  # draws for each setting that is wanted, before the ranges count as used up
+_PATIENCE = 100  # draws of a number that is to be a new one, before its range counts as used up
 
 
 def settings(ranges: Mapping[str, Any], count: int, seed: int, section: str) -> list[Settings]:
     """Different settings: the first changes nothing, the others are drawn.
 
-    The same key with the same range gets the same values at the same try, whatever else is drawn:
-    methods that share a range are compared at the same places.
+    A value depends on those of the keys before it alone: methods whose ranges begin with the same
+    keys are compared at the same places, whatever else is drawn. A draw is never skipped, which
+    would shift those behind it: of a list only what has come least often beside the same values is
+    drawn, so that settings are equal only where there are no others.
 
     Args:
         ranges: dotted key -> a list to choose from, or {low:, high:} between which numbers are
-            drawn uniformly, with `log: true` by their logarithm.
+            drawn uniformly, with `log: true` by their logarithm. What methods share comes first.
         section: of the ranges, for messages.
 
     Raises:
@@ -32,17 +34,18 @@ def settings(ranges: Mapping[str, Any], count: int, seed: int, section: str) -> 
     for key, given in ranges.items():
         _require_range(given, f"{section}.{key}")
     found: list[Settings] = [{}]
-    for number in range(1, _PATIENCE * count):
-        if len(found) == count:
-            break
-        drawn = {key: _value(given, seed, number, key) for key, given in ranges.items()}
-        if drawn and drawn not in found:
-            found.append(drawn)
-    if len(found) < count:
-        raise ConfigError(
-            f"{section}: {'nothing to search' if not ranges else 'too few different settings'} "
-            f"for {count} tries; widen the ranges, or lower studies.tuned.tries"
-        )
+    for number in range(1, count):
+        drawn: Settings = {}
+        alike = found[1:]  # so far, with the same values of the keys before
+        for key, given in ranges.items():
+            drawn[key] = _value(given, seed, number, key, [one[key] for one in alike])
+            alike = [one for one in alike if one[key] == drawn[key]]
+        if alike or not ranges:
+            raise ConfigError(
+                f"{section}: {'nothing to search' if not ranges else 'too few different settings'} "
+                f"for {count} tries; widen the ranges, or lower studies.tuned.tries"
+            )
+        found.append(drawn)
     return found
 
 
@@ -61,14 +64,22 @@ def _require_range(given: Any, where: str) -> None:
 _KEYS = {"low", "high", "log"}
 
 
-def _value(given: Any, seed: int, number: int, key: str) -> Any:
+def _value(given: Any, seed: int, number: int, key: str, taken: list[Any]) -> Any:
+    """A draw for a key; `taken` are its values so far where all keys before had the same ones."""
     digest = hashlib.sha256(key.encode()).digest()
     generator = np.random.default_rng([seed, number, int.from_bytes(digest[:8], "big")])
     if isinstance(given, list):
-        return given[int(generator.integers(len(given)))]
+        drawn = given[int(generator.integers(len(given)))]
+        least = min(map(taken.count, given))
+        free = [one for one in given if taken.count(one) == least]
+        return drawn if drawn in free else free[int(generator.integers(len(free)))]
     low, high = given["low"], given["high"]
     if given.get("log"):
         low, high = math.log(low), math.log(high)
-    drawn = float(generator.uniform(low, high))
-    # Three digits are plenty, and can be typed again.
-    return float(f"{math.exp(drawn) if given.get('log') else drawn:.3g}")
+    for _ in range(_PATIENCE):
+        place = float(generator.uniform(low, high))
+        # Three digits are plenty, and can be typed again.
+        drawn = float(f"{math.exp(place) if given.get('log') else place:.3g}")
+        if drawn not in taken:
+            break
+    return drawn

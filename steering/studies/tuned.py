@@ -3,28 +3,27 @@ it was tuned on."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from steering.analysis.halving import Round
-from steering.analysis.intervals import DRAWS, Interval
-from steering.analysis.page import Report, Table
+from steering.analysis.page import Report
+from steering.analysis.points import share_of
 from steering.analysis.trials import REPORT, TUNING, Trials
-from steering.console import in_time
 from steering.errors import ConfigError
 from steering.runs.record import RunRecord
 from steering.studies import study
+from steering.studies.contestants import references_of, with_reference_of
 from steering.studies.distinct import require_distinct
 from steering.studies.search_space import Settings, settings
+from steering.studies.tuned_page import LOSSES, WHOLE, Found, Place, rows, tables
+from steering.studies.tuned_shares import share_figure, share_tables
 
 if TYPE_CHECKING:
     from steering.config import RunConfig
     from steering.runs.ask import Ask
-
-Try = tuple[str, int]  # method, number of its try
-_WHOLE = 1.0  # every run has the full length
 
 
 @dataclass(frozen=True)
@@ -35,6 +34,12 @@ class TunedOptions:
     """Label -> dotted key -> a list to choose from, or {low:, high:, log: true}."""
     common: dict[str, Any] = field(default_factory=dict)
     """The same, searched for every method: a learning rate, for one."""
+    families: dict[str, list[str]] = field(default_factory=dict)
+    """Label -> methods: all are also compared with the member that is best on the tuning half, such
+    as `unguided: [erm, dro]`. Empty: the first method alone."""
+    losers: bool = True
+    """Report also those members of a family that are not its best on the tuning half; false saves
+    their runs."""
     tries: int = 8
     """Settings of every method: its section as it stands, and drawn ones."""
     seeds: int = 2
@@ -43,6 +48,18 @@ class TunedOptions:
     """Further seeds of each method's best try, which are reported."""
     metric: str = "test/accuracy"
     """What is tuned by and reported: a mean over evaluated examples."""
+    also: list[str] = field(default_factory=list)
+    """Further metrics that are reported, and chosen by none."""
+    share: float = 1.0
+    """Share of the data that the config itself trains on: a label, where `shares` has others."""
+    shares: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Other shares, such as "0.1" -> changes of the config: the settings that won are reported on
+    each of them."""
+    share_methods: list[str] = field(default_factory=list)
+    """Which methods on the other shares; empty: all."""
+    part: str | None = None
+    """A held-out part of the task, such as "test", whose losses say what the theory expects on each
+    share; null: none."""
     split: int = 0
     """Seed of the hash that halves the evaluated examples into tuning and report."""
     draw: int = 0
@@ -54,33 +71,18 @@ class Tuned:
     """Methods with as many tries each, tuned on one half and reported on another with other seeds."""
 
     def __init__(self, options: TunedOptions) -> None:
-        where = "studies.tuned"
-        if not options.methods:
-            raise ConfigError(f"{where}.methods: empty; name at least one")
-        for key, low in (
-            ("tries", 1),
-            ("seeds", 1),
-            ("report_seeds", 1),
-            ("split", 0),
-            ("draw", 0),
-        ):
-            if getattr(options, key) < low:
-                raise ConfigError(
-                    f"{where}.{key}: expected at least {low}, got {getattr(options, key)}"
-                )
-        for label in options.ranges:
-            if label not in options.methods:
-                raise ConfigError(f"{where}.ranges.{label}: no such label in methods")
+        _require(options)
         self.options = options
-        self.settings: dict[Try, Settings] = {
-            (label, number): found
+        self.own = f"{options.share:g}"
+        self.settings: dict[Place, Settings] = {
+            (label, number, self.own): found
             for label in options.methods
             for number, found in enumerate(
                 settings(
                     {**options.common, **options.ranges.get(label, {})},
                     options.tries,
                     options.draw,
-                    f"{where}.ranges.{label}",
+                    f"studies.tuned.ranges.{label}",
                 )
             )
         }
@@ -88,152 +90,185 @@ class Tuned:
     def wanted(self, base: RunConfig, done: Sequence[RunRecord]) -> list[Ask]:
         trials, options = self._trials(done), self.options
         if not trials.over:
+            configs = {one: self._config(base, one) for one in self.settings}
             asks = [
                 ask
-                for one in self.settings
-                for ask in self._asks(base, one, TUNING, range(options.seeds))
+                for one, config in configs.items()
+                for ask in _asks(config, one, self.own, TUNING, range(options.seeds))
             ]
             require_distinct(asks, "studies.tuned")
-            return asks
-        fresh = range(options.seeds, options.seeds + options.report_seeds)
-        best = self._best(trials).values()
-        return [ask for one in best for ask in self._asks(base, one, REPORT, fresh)]
+            # Before the others: a reference that is also one of the runs has its place among these.
+            return [*_references([*configs.values()]), *asks]
+        found, reported = self._found(trials, done), range(options.seeds, self._end())
+        asks, probes = [], {}
+        for share in [self.own, *options.shares]:
+            for label in self._methods(share, found):
+                one = (label, found.best[label][1], share)
+                config = self._config(base, one)
+                mine = _asks(config, one, self.own, REPORT, reported)
+                asks += mine
+                if options.part is not None and label == found.opponent:
+                    probes[share] = config, mine[0]
+        # By seed: a study that is stopped early has as many runs of each method.
+        return [*sorted(asks, key=lambda ask: ask.axes["seed"]), *self._outputs(probes)]
 
-    def _asks(self, base: RunConfig, one: Try, stage: str, seeds: range) -> list[Ask]:
-        """A run of a try for each seed."""
+    def _end(self) -> int:
+        return self.options.seeds + self.options.report_seeds
+
+    def _methods(self, share: str, found: Found) -> Sequence[str]:
+        """Which methods are reported on a share of the data."""
+        options = self.options
+        beaten = {label for labels in options.families.values() for label in labels}
+        beaten -= {*found.opponents.values(), *(options.methods if options.losers else ())}
+        chosen = (share != self.own and options.share_methods) or [*options.methods]
+        return [label for label in chosen if label not in beaten]
+
+    def _config(self, base: RunConfig, one: Place) -> RunConfig:
         from steering.config import method_section, with_method, with_overrides
-        from steering.runs.ask import training
 
-        label, number = one
+        label, number, share = one
         section = self.options.methods[label]
         config = replace(base, compare=type(base.compare)(), studies={})
+        if share != self.own:
+            config = with_overrides(config, self.options.shares[share], "studies.tuned.shares")
         config = with_method(config, method_section(section), f"studies.tuned.methods.{label}")
         named = {"reference": section["reference"]} if section.get("reference") else {}
-        changes = named | self.settings[one]
+        changes = named | self.settings[label, number, self.own]
         if changes:
-            config = with_overrides(config, changes, f"studies.tuned.ranges.{label}")
-        axes = {"method": label, "try": number, "stage": stage, "share": _WHOLE}
-        return [
-            training(
-                replace(config, seed=seed),
-                f"{label}-try{number}-seed{seed}",
-                {**axes, "seed": seed},
-            )
-            for seed in seeds
-        ]
+            tried = with_overrides(config, changes, f"studies.tuned.ranges.{label}")
+            config = with_reference_of(tried, config, changes)  # one for all tries
+        return config
 
-    def _trials(self, done: Sequence[RunRecord]) -> Trials[Try]:
+    def _outputs(self, probes: Mapping[str, tuple[RunConfig, Ask]]) -> list[Ask]:
+        """Held-out losses of an unguided run on each share, and of the reference there."""
+        from steering.runs.ask import model_outputs
+        from steering.studies.audit import reference_outputs
+
+        part = self.options.part
+        found: list[Ask] = []
+        guides: dict[str, Ask] = {}
+        shares: dict[str, list[str]] = {}
+        for share, (config, run) in probes.items():
+            assert part is not None
+            axes = {"role": LOSSES, "of": "target", "data": [share]}
+            found.append(
+                model_outputs(config, "losses", part, f"{run.label}-on-{part}", axes, model=run)
+            )
+            if config.reference is not None:
+                guide = reference_outputs(config, part, {}, f"share{share}-")[-1]
+                guides[guide.key] = guide
+                shares.setdefault(guide.key, []).append(share)
+        for key, guide in guides.items():
+            axes = {"role": LOSSES, "of": "reference", "data": shares[key]}
+            found.append(replace(guide, axes=axes))
+        return found
+
+    def _trials(self, done: Sequence[RunRecord]) -> Trials[Place]:
         given = self.options
         return Trials(
             done,
-            _try_of,
+            partial(_place_of, self.own),
             [*self.settings],
-            [Round(_WHOLE, given.seeds)],
+            [Round(WHOLE, given.seeds)],
             1.0,
             "studies.tuned",
             given.metric,
             given.split,
         )
 
-    def _best(self, trials: Trials[Try]) -> dict[str, Try]:
-        """Method -> its best try on the tuning half."""
-        found: dict[str, Try] = {}
-        for label in self.options.methods:
-            best = trials.race.best([one for one in self.settings if one[0] == label])
-            found |= {} if best is None else {label: best}
-        return found
+    def _found(self, trials: Trials[Place], done: Sequence[RunRecord]) -> Found:
+        """What won on the tuning half, by method and by family."""
+        best = {
+            label: one
+            for label in self.options.methods
+            if (one := trials.race.best([try_ for try_ in self.settings if try_[0] == label]))
+        }
+        families = self.options.families or {"": [next(iter(self.options.methods))]}
+        opponents = {
+            family: one[0]
+            for family, labels in families.items()
+            if (one := trials.race.best([best[label] for label in labels if label in best]))
+        }
+        return Found(self.options, trials, self.settings, best, opponents, done)
 
     def report(self, done: Sequence[RunRecord], title: str) -> Report:
-        trials = self._trials(done)
-        best = self._best(trials)
+        found = self._found(self._trials(done), done)
+        s = "" if self.options.seeds == 1 else "s"
         intro = (
-            f"Every method had {self.options.tries} tries with {self.options.seeds} seeds each: its "
+            f"Every method had {self.options.tries} tries with {self.options.seeds} seed{s} each: its "
             "section as it stands, and settings drawn from its ranges. The best by "
             f"{self.options.metric} on one half of the evaluated examples (hash of seed "
             f"{self.options.split}) is reported on the other half with other seeds."
         )
+        figures = {"": partial(share_figure, found)} if self.options.shares else {}
         return Report(
             "tuned",
             f"{title}: tuned methods",
             intro,
-            [
-                self._result_table(trials, best),
-                self._choice_table(trials, best),
-                self._cost_table(trials),
-            ],
-            self._rows(trials, best),
+            [*tables(found), *share_tables(found)],
+            rows(found),
+            figures,
         )
 
-    def _result_table(self, trials: Trials[Try], best: Mapping[str, Try]) -> Table:
-        first = next(iter(self.options.methods))
-        lines = []
-        for label, one in best.items():
-            gain = trials.difference(REPORT, one, best[first], _WHOLE)
-            shown = "–" if label == first else trials.signed(gain)
-            lines.append([label, trials.shown(trials.mean(REPORT, one, _WHOLE)), shown])
-        note = (
-            f"{self.options.report_seeds} seeds and a half of the examples that had no part in the "
-            f"tuning. In brackets 95 % of a bootstrap over both, paired ({DRAWS:,} draws)."
-        )
-        header = ["method", trials.head, f"over {first}"]
-        return Table("on the other half", header, lines, note=note)
 
-    def _choice_table(self, trials: Trials[Try], best: Mapping[str, Try]) -> Table:
-        """Which try won, and what the tuning half said of it and of the section as it stands."""
-        lines = []
-        for label, one in best.items():
-            said = ", ".join(f"{key} {value}" for key, value in self.settings[one].items())
-            values = [
-                trials.shown(trials.mean(TUNING, which, _WHOLE)) for which in ((label, 0), one)
-            ]
-            lines.append([label, str(self.options.tries), *values, said or "as it stands"])
-        header = ["method", "tries", "as it stands", "best try", "settings"]
-        note = "On the tuning half: the best of several tries looks better than it is."
-        return Table("what was chosen", header, lines, note=note)
-
-    def _cost_table(self, trials: Trials[Try]) -> Table:
-        lines = []
-        for label in self.options.methods:
-            records = [one for one in trials.records() if one.axes["method"] == label]
-            trained, drawn, flops = (
-                sum(getattr(one.cost, key) for one in records)
-                for key in ("trained", "drawn", "flops")
+def _require(options: TunedOptions) -> None:
+    """ConfigError, which names the key, for what cannot be done."""
+    where = "studies.tuned"
+    if not options.methods:
+        raise ConfigError(f"{where}.methods: empty; name at least one")
+    for key, low in (
+        ("tries", 1),
+        ("seeds", 1),
+        ("report_seeds", 1),
+        ("split", 0),
+        ("draw", 0),
+    ):
+        if getattr(options, key) < low:
+            raise ConfigError(
+                f"{where}.{key}: expected at least {low}, got {getattr(options, key)}"
             )
-            counted = f"{flops:.2e}" if flops else "–"
-            seconds = in_time(sum(one.cost.seconds for one in records))
-            lines.append([label, str(len(records)), f"{trained:,}", f"{drawn:,}", counted, seconds])
-        header = ["method", "runs", "samples", "drawn", "FLOPs", "seconds of training"]
-        return Table("cost, tuning included", header, lines)
-
-    def _rows(self, trials: Trials[Try], best: Mapping[str, Try]) -> list[dict[str, Any]]:
-        first = next(iter(self.options.methods))
-        tries = [
-            {
-                "kind": "try",
-                "method": one[0],
-                "try": one[1],
-                "settings": found,
-                "tuning": trials.mean(TUNING, one, _WHOLE),
-            }
-            for one, found in self.settings.items()
-        ]
-        results = [
-            {
-                "kind": "method",
-                "method": label,
-                "try": one[1],
-                "value": trials.mean(REPORT, one, _WHOLE),
-                "gain": _plain(trials.difference(REPORT, one, best[first], _WHOLE)),
-            }
-            for label, one in best.items()
-        ]
-        return tries + results
+    named = {
+        **{f"ranges.{label}": [label] for label in options.ranges},
+        **{f"families.{family}": labels for family, labels in options.families.items()},
+        "share_methods": options.share_methods,
+    }
+    for key, labels in named.items():
+        if any(label not in options.methods for label in labels):
+            raise ConfigError(f"{where}.{key}: no such label in methods")
+    if empty := [family for family, labels in options.families.items() if not labels]:
+        raise ConfigError(f"{where}.families.{empty[0]}: empty; name at least one method")
+    for label in [f"{options.share:g}", *options.shares]:
+        share_of(label, f"{where}.shares")
+    if f"{options.share:g}" in options.shares:
+        raise ConfigError(f"{where}.shares: {options.share:g} is the config's own (share)")
+    if options.part is not None and not options.shares:
+        raise ConfigError(f"{where}.part: what the theory expects is drawn over shares; name some")
 
 
-def _try_of(axes: Mapping[str, Any]) -> Try:
-    return axes["method"], axes["try"]
+def _asks(config: RunConfig, one: Place, own: str, stage: str, seeds: range) -> list[Ask]:
+    """A run for each seed; `own` is the share of the data that goes without saying."""
+    from steering.runs.ask import training
+
+    label, number, share = one
+    on = "" if share == own else f"-share{share}"
+    axes = {"method": label, "try": number, "stage": stage, "share": WHOLE, "data": share}
+    return [
+        training(
+            replace(config, seed=seed),
+            f"{label}-try{number}{on}-seed{seed}",
+            {**axes, "seed": seed},
+        )
+        for seed in seeds
+    ]
 
 
-def _plain(found: Interval) -> list[float | None]:
-    """Value, low, high; JSON knows no NaN."""
-    return [None if math.isnan(one) else one for one in (found.value, found.low, found.high)]
+def _references(configs: Sequence[RunConfig]) -> list[Ask]:
+    """The references as contestants; their cost counts."""
+    from steering.runs.ask import needs_of
+
+    steered = [config for config in configs if needs_of(config).reference]
+    return references_of(steered, "reference", {"role": "reference"})
+
+
+def _place_of(own: str, axes: Mapping[str, Any]) -> Place:
+    return axes["method"], axes["try"], axes.get("data", own)

@@ -12,6 +12,7 @@ from steering.analysis.page import Report, Table
 from steering.analysis.weak_to_strong_page import accuracies, baselines, claims, details, figure
 from steering.runs.record import RunRecord
 from steering.studies import study
+from steering.studies.distinct import require_distinct
 
 if TYPE_CHECKING:
     from steering.config import RunConfig
@@ -87,6 +88,7 @@ class WeakToStrong:
                     }
                     name = "-".join(f"{value}" for value in axes.values())
                     found.append(calling(base, _CELL, arguments, f"cell-{name}", axes, **parents))
+        require_distinct(found, "studies.weak_to_strong")
         return found
 
     def _cells(self) -> list[dict[str, Any]]:

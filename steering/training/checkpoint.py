@@ -25,6 +25,7 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int = 
     _save(folder / f"step-{step:09d}.pt", state)
     for stale in folder.glob(".step-*"):  # left by a run that was killed while it wrote
         stale.unlink()
+    # Numbers are padded with zeros, so names sort as steps do.
     for old in sorted(folder.glob(_WHOLE))[:-keep]:
         for path in [old, *folder.glob(f"{old.stem}.part-*.pt")]:
             path.unlink()
@@ -66,6 +67,7 @@ def load_newest(folder: Path, device: torch.device) -> tuple[int, dict[str, Any]
     the parts, and all get the same answer.
     """
     for path in sorted(folder.glob(_WHOLE), reverse=True):
+        # `weights_only` unpickles tensors and plain values alone, so a file cannot run code.
         state = torch.load(path, map_location=device, weights_only=True) if _intact(path) else None
         count = 0 if state is None else state.get("parts", 0)
         # Hashing is what takes time, so the ranks share it; the number of parts is that of the ranks

@@ -25,6 +25,7 @@ class Scale:
 
     @staticmethod
     def of(features: Tensor) -> Scale:
+        # A feature that never moves stays 0, instead of becoming 0/0.
         return Scale(features.mean(0), features.std(0).clamp_min(1e-6))
 
     def __call__(self, features: Tensor) -> Tensor:
@@ -73,6 +74,7 @@ def fit_head(
     parameters = [weight.requires_grad_(), bias.requires_grad_()]
     for number in range(rounds):
         progress = (number + 1) / rounds
+        # A new one for each round: the curvature that L-BFGS remembers is that of another function.
         optimizer = torch.optim.LBFGS(
             parameters,
             max_iter=steps,

@@ -23,9 +23,8 @@ class _Batches(Dataset):
         epoch, index = key
         try:
             return dict(self.data.batch(index, epoch))
-        except (
-            SteeringError
-        ) as error:  # handed over: torch would bury its message in the worker's traceback
+        except SteeringError as error:
+            # Handed over: torch would bury its message in the worker's traceback.
             return error
 
 
@@ -55,6 +54,7 @@ def _made(
         return (default_convert(batches[key]) for key in keys)
     return DataLoader(
         batches,
+        # A key names a whole batch, so nothing is left for torch to put together.
         batch_size=None,
         sampler=_Fixed(keys),
         num_workers=workers,

@@ -61,9 +61,8 @@ class RunLog:
         text = "".join(json.dumps(row) + "\n" for row in kept)
         write_text(self._path, text)
         self._evaluated: dict[str, float] = {}
-        self._writer = SummaryWriter(
-            str(folder), purge_step=step + 1
-        )  # also what died before its first checkpoint
+        # Also what died before its first checkpoint.
+        self._writer = SummaryWriter(str(folder), purge_step=step + 1)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
@@ -120,7 +119,8 @@ class RunLog:
             file.write(json.dumps({"step": step, **row}) + "\n")
 
     def figures(self, step: int, figures: Mapping[str, Figure], prefix: str = "") -> None:
-        from matplotlib import pyplot  # here, as it takes a while, and the first step needs none
+        # Here, as it takes a while, and the first step needs none.
+        from matplotlib import pyplot
 
         for name, figure in figures.items():
             self._writer.add_figure(f"{prefix}{name}", figure, step, close=False)
@@ -162,6 +162,7 @@ class ProgressLine:
         elif self._shown and done * 10 // self._total > self._tenth:
             self._tenth = done * 10 // self._total
             elapsed = time.monotonic() - self._begin
+            # A resumed run has taken no time for the steps before its first.
             left = elapsed / max(1, done - self._first) * (self._total - done)
             print(
                 f"{self._title}: {done}/{self._total} steps, {elapsed:.0f} s, ETA {left:.0f} s {note}",

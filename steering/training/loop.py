@@ -43,6 +43,7 @@ def run(job: Job) -> dict[str, Any]:
             the folder holds a checkpoint of another run.
     """
     chosen = [options.observer() for options in job.train.observers]
+    # The order is that of a step: checkpoints are last, since they hold what the others remember.
     state = State(job, [Log(), Evaluate(), Board(), *chosen, Save()])
     start = state.restore()
     try:
@@ -52,11 +53,14 @@ def run(job: Job) -> dict[str, Any]:
             with in_plain_words(job.train):
                 result = state.gradient(batch)  # reference, target, steered loss, backward
             _descend(state, result)
+            # Where a GPU is asked, it is asked before the clock stops: what the host has launched
+            # so far is training, and counts.
             _require_finite(state, step + 1)
             state.clock.stop()
             for observer in state.observers:
                 observer.after_step(state, step + 1, result)
             state.clock.go()
+        # After the last checkpoint, so a run that dies in here has nothing to train again.
         found = evaluate(state, job.target, state.plan.steps, "eval")
         told = _told(state)
         return write_result(state, found, told)
@@ -83,6 +87,7 @@ def _batches(state: State, start: int) -> Iterator[dict[str, Tensor]]:
     job, device = state.job, state.job.device
     keys = state.plan.batches(start, distributed.rank(), distributed.world_size())
     for batch in load(job.data, keys, job.train.workers, pin=device.type == "cuda"):
+        # Read before the batch moves: of a GPU the number would have to be waited for.
         if "skipped" in batch:
             state.skipped += int(batch.pop("skipped"))
         moved = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
@@ -93,6 +98,7 @@ def _batches(state: State, start: int) -> Iterator[dict[str, Tensor]]:
 def _set(state: State, step: int) -> None:
     """Everything that is a function of the step."""
     steps, epoch = state.plan.steps, state.plan.epoch(step)
+    # A resumed run comes with −1, so a method hears of the epoch in which it goes on.
     if epoch != state.epoch:
         state.epoch = epoch
         state.method.start_epoch(epoch)
@@ -103,10 +109,12 @@ def _set(state: State, step: int) -> None:
 
 def _descend(state: State, result: Step) -> None:
     """One step of the optimiser along the gradients that stand."""
-    # DDP has averaged the target's; the method's temperature is outside of it.
+    # DDP has averaged the target's; the method's temperature is outside of it. Before the scaler
+    # looks for overflows: ranks that found different ones would not skip the same steps.
     distributed.average_gradients(state.method)
     # Clipping is meant for gradients as they are, so fp16's scale goes first.
     state.scaler.unscale_(state.optimizer)
+    # Without a limit the norm is asked for all the same: it tells whether a gradient is finite.
     limit = state.job.train.clip_norm
     norm = nn.utils.clip_grad_norm_(state.module.parameters(), math.inf if limit is None else limit)
     # With fp16 an overflow of the gradient is skipped, and expected now and then. What is not
@@ -127,6 +135,7 @@ def _require_finite(state: State, done: int) -> None:
         return
     scaler = state.scaler
     never_finite = scaler.is_enabled() and scaler.get_scale() < SMALLEST_SCALE
+    # All ranks get the same answer, and so end together; one that went on would wait for ever.
     if distributed.mean(state.broken).item() > 0 or never_finite:
         raise SteeringError(
             f"training: the loss or its gradient was not finite by step {done} of {state.plan.steps} in {state.job.folder}; "

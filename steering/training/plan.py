@@ -89,6 +89,7 @@ class Plan:
         many = max(1, AT_ONCE * world_size // self.batch_size)
         while start < self.steps:
             epoch = self.epoch(start)
+            # An epoch ends a stretch: the next one has a permutation of its own.
             end = min(start + many, self.steps, (epoch + 1) * self.steps_per_epoch)
             for indices in self._indices(start, end, rank, world_size):
                 yield epoch, indices
@@ -97,6 +98,8 @@ class Plan:
     def _indices(self, start: int, end: int, rank: int, world_size: int) -> np.ndarray:
         """Example numbers of the steps of one epoch for one rank, int64, (end − start, share)."""
         share = self.batch_size // world_size
+        # A rank's share is a stretch of the global batch, so the batch is the same for any number
+        # of ranks.
         first = (np.arange(start, end) % self.steps_per_epoch) * self.batch_size + rank * share
         places = first[:, None] + np.arange(share)
         return shuffled(places.ravel(), self.n, self.seed, self.epoch(start)).reshape(-1, share)

@@ -70,6 +70,7 @@ class State:
         self.job, self.observers = job, observers
         self.batch_size = job.train.batch_size
         self.drawn = examples_drawn(job.train, job.method.selector, len(job.data))
+        # Counted in what is trained on: a selector draws more in as many steps.
         steps = job.train.samples // self.batch_size
         # The order is that of what is drawn: without a selector it is what is trained on.
         self.plan = Plan(len(job.data), self.drawn, steps * self.drawn, job.seed)
@@ -106,6 +107,7 @@ class State:
     ) -> tuple[Selection | None, Gradient]:
         """What turns a drawn batch into one to train on, and that into gradients."""
         job, parts, risk = self.job, self.job.train.accumulation, self.job.task.risk
+        # Drawing no more than the batch leaves a selector nothing to choose from.
         selector = self.method.selector if self.drawn > self.batch_size else None
         asked, reference = who_asks(job.reference, selector)
         selection = None
@@ -117,9 +119,11 @@ class State:
 
     @cached_property
     def wrong(self) -> torch.Tensor | None:
-        """Whether the label of each training example is wrong, bool, (n,); None: nobody knows."""
-        known = self.job.task.labels().wrong
-        return None if known is None else torch.from_numpy(known)
+        """How much of the label of each loss of a training example is wrong, in [0, 1], (n, k); k is
+        1 where the losses of an example share one label. None: nobody knows."""
+        labels = self.job.task.labels()
+        known = labels.wrong if labels.wrong_items is None else labels.wrong_items
+        return None if known is None else torch.from_numpy(known).reshape(len(known), -1)
 
     def due(self, done: int, every: int) -> bool:
         """Whether something is due after so many steps that happens at every so many, if at all."""
@@ -137,6 +141,7 @@ class State:
 
     def all_skipped(self) -> int:
         """Unreadable examples met by all ranks."""
+        # The collective is a mean; of float64 numbers `round` makes a whole one again.
         mine = torch.tensor(self.skipped, dtype=torch.float64, device=self.job.device)
         return round(distributed.mean(mine).item() * distributed.world_size())
 
@@ -149,6 +154,7 @@ class State:
             save_part(folder, done, own)
             # The whole is what makes a checkpoint valid, so all parts stand before it.
             distributed.barrier()
+        # Made by every rank, though rank 0 alone writes it: random states and counts are gathered.
         state = {
             "identity": self.job.identity,
             "target": whole_state(self.module),
@@ -164,10 +170,13 @@ class State:
         }
         if distributed.rank() == 0:
             save_checkpoint(folder, done, state)
+        # Writing drops older checkpoints with the parts of all ranks, so none may begin the next.
         distributed.barrier()
 
     def restore(self) -> int:
         """Step to start from: 0, or that of the newest checkpoint, whose state is taken over."""
+        # On the CPU, where generators want their states; `load_state_dict` copies the rest to its
+        # device.
         found = load_newest(self.job.folder / "checkpoints", torch.device("cpu"))
         if found is None:
             # Ranks draw other dropout masks; a resumed run takes its own generators back instead.
@@ -191,6 +200,7 @@ class State:
         return step
 
     def _restore_random(self, states: list[list[torch.Tensor]]) -> None:
+        # Other ranks have other parts of the batch, so no state would mean the same for them.
         if len(states) == distributed.world_size():
             set_random_state(self.job.device, states[distributed.rank()])
         else:

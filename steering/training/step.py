@@ -61,6 +61,8 @@ class Gradient:
             return self._in_parts(split(batch, self.micro_batches), batch)
         # The reference comes first: its activations are gone before those of the target pile up.
         reference = self._reference_outputs([dict(batch)])
+        # The forward pass alone: what follows, exponentials of losses among it, keeps the float32
+        # that every risk promises of its outputs.
         with self.autocast():
             outputs = self.outputs(self.target, batch)
         items = self.risk.losses(outputs, reference, batch)
@@ -79,9 +81,12 @@ class Gradient:
             for key, value in outputs.items()
         }
         items = self.risk.losses(leaves, reference, batch)
+        # One call for the whole batch: running estimates move once a step, however many the parts.
         step = self.method(items)
         self.scale(step.loss).backward()  # stops at the leaves; the target comes next
-        # A leaf that the loss does not use (labels, ids) has no gradient to carry.
+        # ∂L/∂x of docs/theory.md, (32): outputs have a row for each example, so they are cut where
+        # `split` has cut the batch. A leaf that the loss does not use (labels, ids) has no gradient
+        # to carry.
         gradients = {
             key: leaf.grad.tensor_split(len(parts))
             for key, leaf in leaves.items()
@@ -93,6 +98,8 @@ class Gradient:
         for number, part in enumerate(parts):
             set_random_state(device, states[number])
             own = {key: pieces[number] for key, pieces in gradients.items()}
+            # Gradients of the parts add up in `.grad` first; one exchange for all of them is
+            # enough.
             with reduced_only(self.target, last=number == len(parts) - 1):
                 self._carry(part, own)
         set_random_state(device, after)
@@ -107,6 +114,9 @@ class Gradient:
         states, pieces = [], []
         for part in parts:
             states.append(random_state(device))
+            # A context for each part. Autocast keeps the half-precision copies of weights that it
+            # makes, and copies that were made without gradients must not serve the pass that wants
+            # them.
             with self.autocast():
                 pieces.append(self.outputs(self.target, part))
         return states, join(pieces)
@@ -133,7 +143,8 @@ def autocast_to(precision: str, device: str) -> AbstractContextManager:
 
 
 def split(batch: Batch, count: int) -> list[dict[str, Tensor]]:
-    """Equal parts of every tensor with one row per example; the others are repeated."""
+    """Parts of every tensor with one row per example, equal up to one row; the others are
+    repeated."""
     b = len(batch["index"])
     whole = {
         key: value.tensor_split(count) if value.ndim and len(value) == b else [value] * count
@@ -157,6 +168,7 @@ def random_state(device: torch.device) -> list[Tensor]:
 
 def set_random_state(device: torch.device, state: list[Tensor]) -> None:
     torch.random.set_rng_state(state[0])
+    # A state that a run on a CPU has saved knows no GPU's generator.
     if device.type == "cuda" and len(state) > 1:
         torch.cuda.set_rng_state(state[1], device)
 

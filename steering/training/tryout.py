@@ -71,6 +71,8 @@ def freeze_unused(
     # A model without any output to differentiate is told as such later; here nothing is frozen.
     used = [True] * len(named)
     if outputs and named:
+        # Any number that depends on every output will do. `grad`, not `backward`, so that nothing
+        # is added to the parameters' `.grad`.
         total = torch.stack([value.float().sum() for value in outputs]).sum()
         found = torch.autograd.grad(total, [parameter for _, parameter in named], allow_unused=True)
         used = [gradient is not None for gradient in found]

@@ -153,6 +153,9 @@ def in_shares(
     Args:
         groups: of each example, int64, (m,).
         numbers: of the examples in their source, (m,).
+
+    Raises:
+        SteeringError: the shares leave something, and there is no other group to have it.
     """
     counts = np.bincount(groups, minlength=max(shares) + 1).astype(np.float64)
     named = np.zeros(len(counts), dtype=bool)
@@ -160,6 +163,10 @@ def in_shares(
     wanted = np.array([shares.get(group, 0.0) for group in range(len(counts))])
     others = counts[~named].sum()
     left = max(0.0, 1 - wanted.sum())
+    if left > 1e-9 and not others:
+        raise SteeringError(
+            f"group_shares: they add up to {wanted.sum():g}, and no other group has examples for the rest"
+        )
     if others:
         wanted[~named] = left * counts[~named] / others
     used = wanted > 1e-12

@@ -13,6 +13,8 @@ from steering import distributed
 from steering.data import IndexedData
 from steering.errors import SteeringError
 
+from .losses import CrossEntropy, LabelLoss
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -73,11 +75,15 @@ def accuracy(probability: Tensor, label: Tensor) -> float:
     return (probability.argmax(-1) == label).double().mean().item()
 
 
-def mean_loss(probability: Tensor, label: Tensor) -> float:
-    """Mean cross entropy of probabilities, (n, C), nats; one that has underflown counts as the
-    smallest that float32 has."""
+def mean_loss(probability: Tensor, label: Tensor, loss: LabelLoss | None = None) -> float:
+    """Mean loss of probabilities, (n, C), by default cross entropy in nats; one that has underflown
+    counts as the smallest that float32 has."""
+    smallest = torch.finfo(torch.float32).tiny
+    if loss is not None and not isinstance(loss, CrossEntropy):
+        # Scores of a softmax are log-probabilities up to a constant.
+        return loss(probability.double().clamp_min(smallest).log(), label).mean().item()
     own = probability.double().gather(1, label[:, None])
-    return -own.clamp_min(torch.finfo(torch.float32).tiny).log().mean().item()
+    return -own.clamp_min(smallest).log().mean().item()
 
 
 def calibration_error(probability: Tensor, label: Tensor, bins: int = 15) -> float:

@@ -4,9 +4,11 @@ all others."""
 from __future__ import annotations
 
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from steering.errors import ConfigError, SteeringError
@@ -18,6 +20,9 @@ from steering.weights import load_weights
 from .data import ImageInputs
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+AUXILIARY = ("googlenet", "inception_v3")
+"""Of torchvision: their further heads, in train mode alone, make their output no tensor; they are
+left out unless asked for."""
 
 
 class Cnn(nn.Module):
@@ -73,7 +78,8 @@ def build_classifier(spec: ModelSpec, shape: tuple[int, int, int], classes: int)
     Names: "cnn" (option `width`, 32), "mlp" (option `width`, 64), "linear"; "torchvision:resnet18";
     "timm:resnet18". Further options: `size`, to which images are resized (needed where they differ;
     torchvision's and timm's have a default); all others go to the library. `pretrained` is
-    "DEFAULT" or another weight tag of torchvision, "true" for timm, or a file with a state dict.
+    "DEFAULT" or another weight tag of torchvision, "true" or a tag of timm, or a file with a state
+    dict (safetensors, or torch.save's).
 
     Raises:
         SteeringError: no such model or weights.
@@ -126,6 +132,8 @@ def _torchvision(
 ) -> tuple[nn.Module, ImageInputs]:
     models = require("vision", "torchvision.models", f"target.name: torchvision:{name}")
     file = _weights_file(pretrained)
+    if name in AUXILIARY:
+        options = {"aux_logits": False, **options}
     try:
         module = models.get_model(name, weights=None, num_classes=classes, **options)
         if pretrained is not None and file is None:
@@ -136,7 +144,11 @@ def _torchvision(
         ) from error
     if pretrained is not None:
         if file is not None:
-            state = torch.load(file, weights_only=True, map_location="cpu")
+            state = _state_dict(file)
+        if name in AUXILIARY and not options["aux_logits"]:  # published weights have them
+            state = {
+                key: value for key, value in state.items() if not key.lower().startswith("aux")
+            }
         _load_matching(module, state, f"torchvision:{name}")
     return module, ImageInputs(size, 3, *IMAGENET)
 
@@ -146,24 +158,66 @@ def _timm(
 ) -> tuple[nn.Module, ImageInputs]:
     timm = require("vision", "timm", f"target.name: timm:{name}")
     file = _weights_file(pretrained)
+    tag = None if pretrained is None or file is not None else _timm_tag(timm, name, pretrained)
     try:
         module = timm.create_model(
-            name,
-            pretrained=pretrained is not None and file is None,
+            name if not tag else f"{name}.{tag}",
+            pretrained=tag is not None,
             num_classes=classes,
             **options,
         )
     except (RuntimeError, TypeError, OSError, ValueError) as error:
         raise SteeringError(f"target: timm cannot make {name!r}: {error}") from error
     if file is not None:
-        _load_matching(
-            module, torch.load(file, weights_only=True, map_location="cpu"), f"timm:{name}"
-        )
+        _load_matching(module, _state_dict(file), f"timm:{name}")
     config = timm.data.resolve_model_data_config(module)
-    channels = config["input_size"][0]
-    return module, ImageInputs(
-        size or config["input_size"][1], channels, tuple(config["mean"]), tuple(config["std"])
+    # What a network is built for counts, not what its published weights were.
+    usual, side = config["input_size"][:2]
+    channels = int(options.get("in_chans", usual))
+    side = size or options.get("img_size", side)
+    side = side if isinstance(side, int) else side[0]
+    mean, std = (
+        tuple(values) if len(values) == channels else (sum(values) / len(values),) * channels
+        for values in (config["mean"], config["std"])
     )
+    return module, ImageInputs(side, channels, mean, std)
+
+
+def _timm_tag(timm: ModuleType, name: str, pretrained: str) -> str:
+    """The tag of timm's weights, empty for the usual ones; SteeringError where it has no such."""
+    if pretrained.lower() == "true":
+        return ""
+    tags = [one.partition(".")[2] for one in timm.list_pretrained(f"{name}.*")]
+    if pretrained not in tags:
+        raise SteeringError(
+            f"target.pretrained: {pretrained!r} is no file, and timm has no such weights of {name}; "
+            f"expected true, a file with a state dict, or one of {', '.join(tags) or 'none'}"
+        )
+    return pretrained
+
+
+def _state_dict(file: Path) -> dict[str, Tensor]:
+    """Tensors by name from a file of safetensors, or one that `torch.save` has written of a state
+    dict, alone or as the "state_dict" of a checkpoint.
+
+    Raises:
+        SteeringError: the file is none of these.
+    """
+    try:
+        found = (
+            load_file(file)
+            if file.suffix == ".safetensors"
+            else torch.load(file, weights_only=True, map_location="cpu")
+        )
+    except Exception as error:  # torch names no class for what it cannot read
+        raise SteeringError(
+            f"target.pretrained: cannot read weights from {file}: {str(error).splitlines()[0]}"
+        ) from error
+    if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
+        found = found["state_dict"]
+    if not isinstance(found, dict) or not all(isinstance(one, Tensor) for one in found.values()):
+        raise SteeringError(f"target.pretrained: {file} holds no state dict")
+    return found
 
 
 def _weights_file(pretrained: str | None) -> Path | None:

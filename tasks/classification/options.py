@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from steering.derived import DeriveLabels
 from steering.errors import SteeringError
+from steering.registry import chosen
 
+from ..transforms import Duplicate, require_dedup
 from .data import require_shares
+from .losses import LOSSES, CrossEntropy, LabelLoss
+from .recipe import ImagesFilter
 
-SOURCES = ("digits", "coloured_digits", "arrays", "folder", "torchvision")
+SOURCES = (
+    *("digits", "coloured_digits", "digits_on_photographs"),
+    *("arrays", "folder", "table", "torchvision"),
+)
+GROUPED = ("coloured_digits", "digits_on_photographs", "table")
 AUGMENTATIONS = ("none", "crop", "flip-crop")
 
 
@@ -18,20 +28,22 @@ class ClassificationData:
     """Labelled images."""
 
     source: str = "digits"
-    """"digits" and "coloured_digits" (embedded), "arrays" (.npz files), "folder" (a sub-folder per
-    class) or "torchvision"."""
+    """"digits" and "coloured_digits" (embedded), "digits_on_photographs", "arrays" (.npz files),
+    "folder" (a sub-folder per class), "table" (a CSV that names files) or "torchvision"."""
     path: str | None = None
-    """arrays: the training .npz with "image" and "label"; folder: the training folder; torchvision:
-    where the data lie."""
+    """arrays: the training .npz with "image" and "label"; digits_on_photographs: that of the
+    photographs; folder: the training folder; table: the CSV; torchvision: where the data lie."""
     test_path: str | None = None
-    """arrays and folder: the same for the test part."""
+    """arrays, digits_on_photographs and folder: the same for the test part."""
     dataset: str | None = None
     """torchvision: the data set's class, such as CIFAR10."""
     download: bool = False
     """torchvision: fetch the data if they are not there."""
     options: dict[str, Any] = field(default_factory=dict)
     """torchvision: further arguments of the class for both parts, such as {split: letters} of
-    EMNIST; coloured_digits: label, minority, test_minority, cue, seed."""
+    EMNIST; coloured_digits: label, minority, test_minority, cue, seed; digits_on_photographs:
+    digits, kinds, opacity, label, minority, test_minority, count, test_count, seed; table: image,
+    label, split, train, test, group, spurious, root."""
     train_options: dict[str, Any] = field(default_factory=dict)
     """torchvision: arguments for the training part, such as {split: trainval}; absent: by the usual
     names."""
@@ -53,22 +65,38 @@ class ClassificationData:
     text with one a line."""
     groups: str | None = None
     """"class": a group for each class as labelled in training; "source": those that the source
-    knows (coloured_digits); or a file of group numbers, as `labels`; null: no groups."""
+    knows (coloured_digits, digits_on_photographs, table); or a file of group numbers, as `labels`; null: no groups."""
     test_groups: str | None = None
     """The same for the test part, when `groups` is a file."""
     group_shares: dict[int, float] = field(default_factory=dict)
     """Group number -> share that it shall have among the training examples; what is too many of the
     others is left out."""
+    blur: float = 0.0
+    """Gaussian blur of the training images: its standard deviation in pixels."""
+    dedup: str = "none"
+    """Leave out training images that stand there already: "exact" (the same pixels) or "near" (the
+    same difference hash of 64 bits); "none": all stay."""
+    filter: ImagesFilter = field(default_factory=ImagesFilter)
+    """Which training images stay."""
+    duplicate: Duplicate = field(default_factory=Duplicate)
+    """Training images that stand there several times."""
+    mix: dict[int, float] = field(default_factory=dict)
+    """Group number, or class number where there are no groups -> weight in the training data, some
+    repeated and some left out; without a weight: none; empty: as they come."""
+    derive: DeriveLabels = field(default_factory=DeriveLabels)
+    """Labels, or a subset, by what a finished run says of these very examples."""
     augment: str = "none"
     """"none", "crop" (moved by up to an eighth) or "flip-crop" (also mirrored)."""
     seed: int = 0
-    """Chooses part and noise; independent of the run's seed."""
+    """Chooses part, mix, copies and noise; independent of the run's seed."""
 
     def __post_init__(self) -> None:
         needs = {
             "digits": (),
             "coloured_digits": (),
+            "digits_on_photographs": ("path", "test_path"),
             "arrays": ("path", "test_path"),
+            "table": ("path",),
             "folder": ("path", "test_path"),
         }
         if self.source not in SOURCES:
@@ -78,8 +106,16 @@ class ClassificationData:
         for key in needs.get(self.source, ("path", "dataset")):
             if not getattr(self, key):
                 raise SteeringError(f"{key}: needed for source {self.source!r}")
+        # Somebody's own data must not give way to embedded ones without a word.
+        embedded = self.source in ("digits", "coloured_digits")
+        unread = {"path": embedded, "test_path": embedded or self.source == "table"}
+        for key in unread:
+            if unread[key] and getattr(self, key):
+                raise SteeringError(
+                    f"{key}: source {self.source!r} does not read it; set source, or leave it out"
+                )
         for key in ("options", "train_options", "test_options"):
-            own = key == "options" and self.source == "coloured_digits"
+            own = key == "options" and self.source in GROUPED
             if getattr(self, key) and self.source != "torchvision" and not own:
                 raise SteeringError(
                     f"{key}: for source 'torchvision' alone, got source {self.source!r}"
@@ -88,6 +124,11 @@ class ClassificationData:
             raise SteeringError(
                 f"augment: expected one of {', '.join(AUGMENTATIONS)}, got {self.augment!r}"
             )
+        require_dedup(self.dedup)
+        if self.blur < 0:
+            raise SteeringError(f"blur: expected a number of pixels >= 0, got {self.blur}")
+        if self.mix and not all(0 <= weight < math.inf for weight in self.mix.values()):
+            raise SteeringError(f"mix: expected numbers >= 0, got {self.mix}")
         low, high = self.part
         if not 0 <= low < high <= 1:
             raise SteeringError(
@@ -102,7 +143,7 @@ class ClassificationData:
                 raise SteeringError(
                     f"class_shares: expected class number -> share in (0, 1], got {label}: {share}"
                 )
-        if self.groups == "source" and self.source != "coloured_digits":
+        if self.groups == "source" and self.source not in GROUPED:
             raise SteeringError(f"groups: source {self.source!r} knows of none; give a file")
         if self.group_shares and self.groups is None:
             raise SteeringError("group_shares: there are no groups; set groups")
@@ -119,3 +160,5 @@ class ClassificationOptions:
     """Says which task this is."""
     data: ClassificationData = field(default_factory=ClassificationData)
     """Labelled images."""
+    loss: LabelLoss = chosen(LOSSES, CrossEntropy())
+    """Of an example, the target's and the reference's: cross_entropy, or {name: gce, q: 0.7}."""

@@ -13,8 +13,10 @@ from steering.reading import report_once
 from .data import Labelled, in_shares, kept_of_classes, noisy_labels, part_of
 from .images import Source
 from .options import ClassificationData
+from .photographs import digits_on_photographs
 from .sources import arrays, digits, folders, read_numbers, torchvision_sets
 from .spurious import coloured_digits
+from .table import table
 
 
 def open_sources(data: ClassificationData) -> tuple[Source, Source]:
@@ -23,6 +25,10 @@ def open_sources(data: ClassificationData) -> tuple[Source, Source]:
         return digits()
     if data.source == "coloured_digits":
         return coloured_digits(data.options)
+    if data.source == "digits_on_photographs":
+        return digits_on_photographs(path, test_path, data.options)
+    if data.source == "table":
+        return table(path, data.options)
     if data.source == "arrays":
         return arrays(path, test_path)
     if data.source == "folder":
@@ -63,6 +69,11 @@ def labelled_parts(
         groups, test_groups, names = labels, test.labels, tuple(train.classes)
     elif data.groups == "source":
         groups, test_groups, names = train.groups, test.groups, train.group_names
+        if not names:
+            raise SteeringError(
+                "task.data.groups: the table gives none; name a column in options.group or "
+                "options.spurious"
+            )
     elif data.groups is not None:
         key, test_key = "task.data.groups", "task.data.test_groups"
         groups = _aligned(read_numbers(data.groups, key), len(train), key, data.groups)

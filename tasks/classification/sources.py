@@ -20,8 +20,10 @@ from steering.reading import Tally, report_once, user_path
 from steering.storage import sha256
 
 from ..image_folders import is_hidden_folder
-from .images import SUFFIXES, Source, UnreadableError, pixels, read_picture
-from .labels import read_numbers
+from ..numbers import read_numbers
+from .encoded import EncodedSource, class_numbers
+from .image_files import FileSource
+from .images import SUFFIXES, Source, UnreadableError
 from .torchvision_sets import DatasetSource, torchvision_sets
 
 __all__ = [
@@ -55,22 +57,10 @@ class ArraySource(Source):
             raise SteeringError(
                 f"images must be uint8, (n, h, w) or (n, h, w, 1 or 3), got {images.dtype}, {images.shape}{_advice(images)}"
             )
-        if labels.ndim == 2 and labels.shape[1] == 1:
-            labels = labels[:, 0]
-        if (
-            labels.shape != images.shape[:1]
-            or labels.dtype.kind not in "iu"
-            or not len(labels)
-            or labels.min() < 0
-        ):
-            hint = "; they look one-hot: save their argmax(1)" if labels.ndim == 2 else ""
-            raise SteeringError(
-                f"labels must be {len(images)} class numbers ≥ 0 and at least one, got {labels.dtype}, {labels.shape}{hint}"
-            )
         self.images = images if images.ndim == 4 else images[..., None]
-        self.labels = labels.astype(np.int64)
+        self.labels = class_numbers(labels, len(images))
         self.classes = (
-            [str(n) for n in range(int(labels.max()) + 1)] if classes is None else [*classes]
+            [str(n) for n in range(int(self.labels.max()) + 1)] if classes is None else [*classes]
         )
 
     def image(self, number: int) -> np.ndarray:
@@ -109,7 +99,7 @@ def _advice(images: np.ndarray) -> str:
     )
 
 
-class FolderSource(Source):
+class FolderSource(FileSource):
     """A folder with a sub-folder of images for each class, in alphabetical order; every image is
     RGB.
 
@@ -125,32 +115,31 @@ class FolderSource(Source):
     """
 
     def __init__(self, folder: str, key: str) -> None:
-        self.root, self.read, self.key = user_path(folder), Tally(), key
+        root, self.read = user_path(folder), Tally()
         try:
-            entries = sorted(os.scandir(self.root), key=lambda entry: entry.name)
+            entries = sorted(os.scandir(root), key=lambda entry: entry.name)
             names = [entry.name for entry in entries if entry.is_dir()]
             self.read.left_out.update(HIDDEN for name in names if _hidden(name))
-            self.classes = [name for name in names if not _hidden(name)]
-            found = [self._images(self.root / name) for name in self.classes]
+            classes = [name for name in names if not _hidden(name)]
+            found = [self._images(root / name) for name in classes]
         except OSError as error:
             raise SteeringError(
                 f"{key}: {folder} has no folders of images, one per class: {error}"
             ) from error
-        if not self.classes:
+        if not classes:
             beside = [
                 entry.name for entry in entries if Path(entry.name).suffix.lower() in SUFFIXES
             ]
             hint = f"; {len(beside)} images lie in it directly" if beside else ""
             raise SteeringError(f"{key}: {folder} has no folders of images, one per class{hint}")
-        if empty := [name for name, files in zip(self.classes, found, strict=True) if not files]:
+        if empty := [name for name, files in zip(classes, found, strict=True) if not files]:
             raise SteeringError(
                 f"{key}: {folder} has no image for class {', '.join(empty)}; looked for {', '.join(SUFFIXES)}"
             )
-        self.files = [path for files in found for path in files]
-        self.labels = np.repeat(np.arange(len(found)), [len(files) for files in found])
+        labels = np.repeat(np.arange(len(found)), [len(files) for files in found])
+        super().__init__(root, [path for files in found for path in files], labels, classes)
         self.read.read = len(self.files)
         self.read.report(f"task.data.{key}", "images", str(folder))
-        self._changed: dict[int, list[str]] = {}
 
     def _images(self, folder: Path) -> list[Path]:
         kept: list[Path] = []
@@ -164,31 +153,6 @@ class FolderSource(Source):
                 else:
                     self.read.left_out[OTHER] += 1
         return kept
-
-    def image(self, number: int) -> np.ndarray:
-        path = self.files[number]
-        try:
-            picture, self._changed[number] = read_picture(path)
-        # decoders meet broken bytes with many types: OSError, SyntaxError, struct.error, ...
-        except Exception as error:
-            why = (
-                str(error)
-                if isinstance(error, UnreadableError)
-                else f"cannot be read ({type(error).__name__}: {error})"
-            )
-            raise UnreadableError(
-                f"folder {self.root}, example {number}, {path.name}: {why}"
-            ) from error
-        return pixels(picture)
-
-    def changes(self, number: int) -> list[str]:
-        return self._changed.get(number, [])
-
-    def fingerprint(self) -> str:
-        parts = [
-            f"{path.relative_to(self.root).as_posix()} {path.stat().st_size}" for path in self.files
-        ]
-        return sha256(["folder", self.labels.tobytes(), *parts])
 
 
 def _hidden(name: str) -> bool:
@@ -233,29 +197,32 @@ def _scikit_digits() -> tuple[np.ndarray, np.ndarray]:
 
 
 def arrays(path: str, test_path: str) -> tuple[Source, Source]:
-    """Two `.npz` files with "image", uint8 (n, h, w[, c]), and "label", integers (n,) or (n, 1)."""
+    """Two `.npz` files with "label", integers (n,) or (n, 1), and "image", uint8 (n, h, w[, c]), or
+    "jpeg" and "offset" (`EncodedSource`)."""
     train, test = _array_source("path", path), _array_source("test_path", test_path)
     names = max(train.classes, test.classes, key=len)
     train.classes = test.classes = names
     return train, test
 
 
-def _array_source(key: str, file: str) -> ArraySource:
+def _array_source(key: str, file: str) -> ArraySource | EncodedSource:
     try:
         with user_path(file).open("rb") as stream:  # NumPy leaves a damaged one open
             found = np.load(stream, allow_pickle=False)
             if isinstance(found, np.ndarray):
                 raise ValueError("it holds a single array")
-            if missing := [name for name in ("image", "label") if name not in found.files]:
+            encoded = "image" not in found.files and "jpeg" in found.files
+            needed = ("jpeg", "offset", "label") if encoded else ("image", "label")
+            if missing := [name for name in needed if name not in found.files]:
                 raise KeyError(
                     f"no {' and '.join(map(repr, missing))}; it has {', '.join(found.files) or 'nothing'}"
                 )
-            images, labels = found["image"], found["label"]
+            parts = [found[name] for name in needed]
     except Exception as error:  # a damaged zip file fails in as many ways as a damaged picture
         why = error.args[0] if isinstance(error, KeyError) else error
         raise SteeringError(f"{key}: {file} is no .npz with 'image' and 'label': {why}") from error
     try:
-        return ArraySource(images, labels)
+        return EncodedSource(*parts) if encoded else ArraySource(*parts)
     except SteeringError as error:
         raise SteeringError(f"{key}: {file}: {error}") from error
 

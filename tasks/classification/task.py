@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -15,8 +17,10 @@ from steering.task import Evaluation, Metric, Model, ModelSpec, Task, scores_of
 from .data import (
     ImageData,
     ImageInputs,
+    Labelled,
     split_off,
 )
+from .derived import derived
 from .evaluation import (
     calibration_error,
     confusion_figure,
@@ -30,6 +34,7 @@ from .images import Source, UnreadableError
 from .models import build_classifier
 from .options import ClassificationOptions
 from .parts import labelled_parts, open_sources
+from .recipe import Blurred, cooked
 from .risk import ClassificationRisk
 from .sources import (
     report_changes,
@@ -47,12 +52,22 @@ class ClassificationTask(Task):
     }
 
     def __init__(self, options: ClassificationOptions) -> None:
-        self.options, self.risk = options, ClassificationRisk()
+        self.options, self.risk = options, ClassificationRisk(options.loss)
         data = options.data
         self.train, self.test = open_sources(data)
         self.classes = self.train.classes
         whole, self.test_part, self.groups = labelled_parts(data, self.train, self.test)
-        self.part, self.reserved = split_off(whole, data.reserved, data.seed)
+        self._part, self.reserved = split_off(whole, data.reserved, data.seed)
+
+    @cached_property
+    def part(self) -> Labelled:
+        """The training examples, after all that the config does to them."""
+        data, names = self.options.data, self.groups or self.classes
+        part = self._part
+        if data.blur:
+            part = replace(part, source=Blurred(part.source, data.blur))
+        part = cooked(part, data.dedup, data.filter, data.duplicate, data.mix, names, data.seed)
+        return derived(part, data.derive, self, follow=data.groups == "class")
 
     def network(self, spec: ModelSpec) -> Model:
         return build_classifier(spec, _first_shape(self.train), len(self.classes))
@@ -78,9 +93,10 @@ class ClassificationTask(Task):
         }
 
     def labels(self) -> Labels:
-        """Wrong is what `label_noise` or a file of `labels` has changed."""
+        """Wrong is what `label_noise`, a file of `labels` or the labels of a run have changed."""
         data, part = self.options.data, self.part
         changed = data.label_noise > 0 or data.labels is not None
+        changed = changed or data.derive.labels_from is not None
         wrong = part.labels != self.train.labels[part.numbers] if changed else None
         return Labels(tuple(self.classes), part.labels, wrong)
 
@@ -112,7 +128,7 @@ class ClassificationTask(Task):
                 "reliability": reliability_figure(probability, label),
                 "confusion": confusion_figure(probability, label, self.classes),
             },
-            loss=mean_loss(probability, label),
+            loss=mean_loss(probability, label, self.options.loss),
         )
 
 

@@ -14,8 +14,7 @@ from steering import distributed
 from steering.errors import SteeringError
 
 from .models import ClipInputs, image_features, text_features
-
-CHUNK = 1024
+from .ranks import CHUNK, image_ranks, text_ranks
 
 
 @dataclass(frozen=True)
@@ -86,6 +85,63 @@ def retrieval_scores(
     """
     if text is None:
         text = embed_texts(module, inputs, data.captions, device)  # (m, d)
+    return embed_images(module, inputs, data, device, text).scores(ks)
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """A retrieval set as a model sees it, on every rank.
+
+    Attributes:
+        text: features of the gallery, (m, d), unit norm.
+        image: of the images that can be read, (n, d), unit norm.
+        captions_of: right captions of each, int64 (n, c), -1 for none.
+        own: image and captions_of of this rank's share.
+    """
+
+    text: Tensor
+    image: Tensor
+    captions_of: Tensor
+    own: tuple[Tensor, Tensor]
+
+    def scores(self, ks: Sequence[int]) -> dict[str, Tensor]:
+        """As `retrieval_scores`; every rank ranks its share of the queries."""
+        image, captions_of = self.own
+        ranks = {
+            "image_to_text": distributed.gather_uneven(image_ranks(image, self.text, captions_of)),
+            "text_to_image": distributed.gather_uneven(
+                text_ranks(self.image, self.text, self.captions_of, shared=True)
+            ),
+        }
+        return {f"{name}_R@{k}": rank < k for name, rank in ranks.items() for k in ks}
+
+    def loss(self) -> float | None:
+        """Mean loss of its pairs, each an image with one of its right captions: the mean of
+        cos(i, j) − cos(i, i) over the other pairs j and both directions, as of a training batch;
+        None for a single pair."""
+        place, column = (self.captions_of >= 0).nonzero(as_tuple=True)
+        if len(place) < 2:
+            return None
+        image = self.image[place].double()  # (p, d)
+        text = self.text[self.captions_of[place, column]].double()
+        own = (image * text).sum()
+        # Σ_i Σ_j cos(i, j) is the product of two sums; both directions have the same.
+        others = (image.sum(0) @ text.sum(0) - own) / (len(place) * (len(place) - 1))
+        return (others - own / len(place)).item()
+
+
+@torch.no_grad()
+def embed_images(
+    module: nn.Module, inputs: ClipInputs, data: RetrievalSet, device: torch.device, text: Tensor
+) -> Embedded:
+    """Every rank embeds its share of the images.
+
+    Args:
+        text: features of the gallery, (m, d).
+
+    Raises:
+        SteeringError: the set has no readable image, or features are not finite.
+    """
     images, rights = [text.new_zeros(0, text.shape[1])], []
     for batch, labels in data.images(inputs):
         images.append(image_features(module, batch.to(device)))
@@ -101,13 +157,7 @@ def retrieval_scores(
     if not len(image):
         raise SteeringError("evaluation: the set has no readable image")
     _require_finite(text, image)
-    ranks = {
-        "image_to_text": distributed.gather_uneven(image_ranks(own, text, captions_of_own)),
-        "text_to_image": distributed.gather_uneven(
-            text_ranks(image, text, captions_of, shared=True)
-        ),
-    }
-    return {f"{name}_R@{k}": rank < k for name, rank in ranks.items() for k in ks}
+    return Embedded(text, image, captions_of, (own, captions_of_own))
 
 
 def embed_galleries(
@@ -134,52 +184,6 @@ def embed_texts(
     if not found:  # fewer pieces than ranks: the width of the features must still be known
         found = [text_features(module, inputs.tokenizer(pieces[0][:1]).to(device))[:0]]
     return distributed.gather_uneven(torch.cat(found))
-
-
-def image_ranks(image: Tensor, text: Tensor, captions_of: Tensor) -> Tensor:
-    """How many wrong captions each image likes at least as much as its best right one, int64 (n,).
-
-    Args:
-        image: (n, d).  text: (m, d).  captions_of: right captions of each image, int64 (n, c), -1
-            for none, or (n,).
-    """
-    ranks = []
-    for rows, right in zip(image.split(CHUNK), _columns(captions_of).split(CHUNK), strict=True):
-        scores = rows @ text.T  # (b, m)
-        # A caption of -1 marks a column behind the gallery's, which is cut off again.
-        own = scores.new_zeros(len(rows), len(text) + 1, dtype=torch.bool)
-        own = own.scatter(1, right.where(right >= 0, len(text)), True)[:, :-1]
-        best = scores.masked_fill(~own, -torch.inf).amax(1, keepdim=True)
-        ranks.append(((scores >= best) & ~own).sum(1))
-    return torch.cat(ranks) if ranks else captions_of.new_zeros(0)
-
-
-def text_ranks(image: Tensor, text: Tensor, captions_of: Tensor, shared: bool = False) -> Tensor:
-    """For each caption that has an image: how many wrong images score at least as high as its best
-    right one, int64.
-
-    Args:
-        image: (n, d).  text: (m, d).  captions_of: as in `image_ranks`.
-        shared: only of this rank's share of the captions.
-    """
-    captions_of = _columns(captions_of)
-    queries = captions_of[captions_of >= 0].unique()
-    if shared:
-        mine = distributed.share(len(queries))
-        queries = queries[mine.start : mine.stop]
-    ranks = [queries.new_zeros(0)]
-    for query in queries.split(CHUNK):
-        scores = text[query] @ image.T  # (q, n)
-        right = torch.zeros_like(scores, dtype=torch.bool)
-        for column in captions_of.T:
-            right |= column[None, :] == query[:, None]
-        best = scores.masked_fill(~right, -torch.inf).amax(1, keepdim=True)
-        ranks.append(((scores >= best) & ~right).sum(1))
-    return torch.cat(ranks)
-
-
-def _columns(captions_of: Tensor) -> Tensor:
-    return captions_of[:, None] if captions_of.ndim == 1 else captions_of
 
 
 @torch.no_grad()

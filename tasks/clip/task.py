@@ -25,7 +25,7 @@ from .data.pairs import PairData, View
 from .data.shards import ShardSource
 from .data.source import ImageTextSource
 from .data.table import TableSource
-from .evaluation import RetrievalSet, embed_galleries, retrieval_scores, zero_shot_scores
+from .evaluation import RetrievalSet, embed_galleries, embed_images, zero_shot_scores
 from .figures import retrieved_captions
 from .models import ClipInputs, build_clip, sketch_clip
 from .risk import ClipRisk
@@ -191,16 +191,21 @@ class ClipTask(Task):
 
     def evaluate(self, model: Model, device: torch.device) -> Evaluation:
         """Recall of every retrieval set in both directions, and zero-shot accuracy; a hit or miss
-        for each image or caption."""
+        for each image or caption. The loss is that of the first set's pairs."""
         options = self.options
         retrieval, classes = self._held_out()
         texts = embed_galleries(model.module, model.inputs, retrieval, device)
         hits: dict[str, Tensor] = {}
+        losses, shown = [], {}
         for label, held_out in retrieval.items():
-            found = retrieval_scores(
-                model.module, model.inputs, held_out, device, options.recall_at, texts[label]
-            )
+            seen = embed_images(model.module, model.inputs, held_out, device, texts[label])
+            found = seen.scores(options.recall_at)
             hits |= {f"{label}/{name}": value for name, value in found.items()}
+            losses.append(seen.loss())
+            # Rank 0 draws alone. A share without an image would end in the count of all ranks, and
+            # it would wait for the others.
+            if distributed.rank() == 0 and len(seen.own[0]):
+                shown[label] = held_out
         if classes is not None:
             hits |= zero_shot_scores(
                 model.module,
@@ -214,10 +219,10 @@ class ClipTask(Task):
             f"retrieved/{label}": retrieved_captions(
                 model.module, model.inputs, held_out, device, texts[label]
             )
-            for label, held_out in retrieval.items()
-            if distributed.rank() == 0
+            for label, held_out in shown.items()
         }
-        return Evaluation({name: scores_of(value) for name, value in hits.items()}, figures=figures)
+        scores = {name: scores_of(value) for name, value in hits.items()}
+        return Evaluation(scores, figures=figures, loss=losses[0] if losses else None)
 
     def _held_out(self) -> tuple[dict[str, RetrievalSet], ClassFolder | None]:
         """Sets for retrieval by label, and the one for classification; opened once."""

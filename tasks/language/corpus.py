@@ -52,7 +52,7 @@ def stdlib(modules: tuple[str, ...] = STDLIB) -> tuple[dict[str, list[str]], dic
         )
         if len(files) < 2:
             raise SteeringError(
-                f"task.data.domains: the standard library has no package {name!r} with two files"
+                f"task.data.modules: the standard library has no package {name!r} with two files"
             )
         places = [int(sha256([str(path.relative_to(folder))])[:8], 16) % 10 for path in files]
         held_out = {number for number, place in enumerate(places) if place == 0} or {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -10,13 +9,14 @@ import torch
 
 from steering.data import IndexedData, uniform
 from steering.errors import SteeringError
-from steering.reading import report_once
 from steering.risk import Batch
 from steering.storage import sha256
 
+from ..transforms import mixed_rows
 from .tokens import Tokens
 
-_NOISE, _OTHER, _REPEAT, _PART, _FIRST, _TAG = range(1, 7)  # keys of the hash: independent draws
+# Keys of the hash: independent draws. 3 is that of `mixed_rows`.
+_NOISE, _OTHER, _PART, _FIRST, _TAG = 1, 2, 4, 5, 6
 
 
 NEUTRAL = 1
@@ -36,12 +36,20 @@ class Blocks(IndexedData):
         counts: tokens to predict in each block, (m,).
         domain: int64, (m,).
         identity: fingerprint of the tokenizer.
+        wrong: whether each token to predict is another one than the document has there, bool,
+            (m, T), False where masked; None where none was replaced.
     """
 
     def __init__(
-        self, tokens: np.ndarray, counts: np.ndarray, domain: np.ndarray, identity: str
+        self,
+        tokens: np.ndarray,
+        counts: np.ndarray,
+        domain: np.ndarray,
+        identity: str,
+        wrong: np.ndarray | None = None,
     ) -> None:
         self.tokens, self.counts, self.domain, self.identity = tokens, counts, domain, identity
+        self.wrong = wrong
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -62,7 +70,8 @@ class Blocks(IndexedData):
 
     def take(self, rows: np.ndarray) -> Blocks:
         """These blocks, renumbered; one may stand several times."""
-        return Blocks(self.tokens[rows], self.counts[rows], self.domain[rows], self.identity)
+        wrong = None if self.wrong is None else self.wrong[rows]
+        return Blocks(self.tokens[rows], self.counts[rows], self.domain[rows], self.identity, wrong)
 
     def fingerprint(self) -> str:
         parts = [np.ascontiguousarray(x).tobytes() for x in (self.tokens, self.counts, self.domain)]
@@ -127,7 +136,13 @@ def corrupted(
             tokens.dtype
         )
         tokens[rows] = np.where(wrong, other, tokens[rows])
-    return Blocks(tokens, blocks.counts, blocks.domain, blocks.identity)
+    # A token that was drawn in place of its like is right.
+    told = (tokens != blocks.tokens)[:, 1:] & (
+        np.arange(tokens.shape[1] - 1) < blocks.counts[:, None]
+    )
+    return Blocks(
+        tokens, blocks.counts, blocks.domain, blocks.identity, told if any(share.values()) else None
+    )
 
 
 def tagged(blocks: Blocks, share: float, seed: int) -> Blocks:
@@ -136,7 +151,7 @@ def tagged(blocks: Blocks, share: float, seed: int) -> Blocks:
     tokens = blocks.tokens.copy()
     named = uniform(seed, _TAG, np.arange(len(tokens))) < share
     tokens[:, 0] = np.where(named, np.asarray(TAGS)[blocks.domain], NEUTRAL)
-    return Blocks(tokens, blocks.counts, blocks.domain, blocks.identity)
+    return Blocks(tokens, blocks.counts, blocks.domain, blocks.identity, blocks.wrong)
 
 
 def mixed(
@@ -156,49 +171,8 @@ def mixed(
         SteeringError: weights that are no finite numbers >= 0 with a positive sum, or a weight for
             a domain without blocks.
     """
-    weights = np.asarray(weights, dtype=np.float64)
     names = [f"domain {number}" for number in range(len(weights))] if names is None else names
-    if not (np.isfinite(weights).all() and (weights >= 0).all() and (weights > 0).any()):
-        raise SteeringError(
-            f"mix: expected finite weights >= 0 that are not all zero, got {weights.tolist()}"
-        )
-    have = np.bincount(blocks.domain, minlength=len(weights))
-    if len(have) > len(weights):
-        raise SteeringError(
-            f"mix: expected a weight for each of {len(have)} domains, got {len(weights)}"
-        )
-    if empty := [names[int(domain)] for domain in np.flatnonzero((weights > 0) & (have == 0))]:
-        raise SteeringError(
-            f"mix: no block to draw from {', '.join(empty)}; expected a weight of 0, or more text or `part`"
-        )
-    scaled = weights / weights.max()  # so that no sum of large weights overflows
-    exact = scaled / scaled.sum() * len(blocks)
-    wanted = np.floor(exact).astype(np.int64)
-    most = np.argsort(wanted - exact, kind="stable")[: len(blocks) - wanted.sum()]
-    wanted[most] += 1
-    rows = []
-    for domain, count in enumerate(wanted):
-        own = np.flatnonzero(blocks.domain == domain)
-        order = own[np.argsort(uniform(seed, _REPEAT, own), kind="stable")]
-        rows.append(np.resize(order, count))
-    _report_mix(weights, wanted, have, names)
-    return blocks.take(np.concatenate(rows))
-
-
-def _report_mix(
-    weights: np.ndarray, wanted: np.ndarray, have: np.ndarray, names: Sequence[str]
-) -> None:
-    parts = []
-    for name, weight, count, own in zip(
-        names, weights.tolist(), wanted.tolist(), have.tolist(), strict=True
-    ):
-        few = f": its weight {weight:g} is too small for one" if weight > 0 and not count else ""
-        often = f", each up to {-(-count // own):,} times" if count > own else ""
-        parts.append(f"{name} {count:,} (of {own:,}{few}{often})")
-    gone = ((wanted == 0) & (have > 0)).any()
-    report_once(
-        f"task.data.mix: blocks of {', '.join(parts)}", logging.WARNING if gone else logging.INFO
-    )
+    return blocks.take(mixed_rows(blocks.domain, weights, seed, names))
 
 
 def require_each(blocks: Blocks, names: Sequence[str], key: str, total: int) -> None:

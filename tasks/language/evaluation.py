@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -63,16 +62,17 @@ def domain_scores(losses: np.ndarray, blocks: Blocks, names: Sequence[str]) -> d
 def perplexities(losses: np.ndarray, names: Sequence[str]) -> dict[str, float]:
     """ "perplexity/average" (of the domains' mean loss, each domain counting the same) and
     "perplexity/<domain>"."""
-    found = {"perplexity/average": math.exp(float(np.mean(losses)))}
+    with np.errstate(over="ignore"):  # a run that has diverged is told as such, not ended here
+        average, each = float(np.exp(np.mean(losses, dtype=np.float64))), np.exp(np.float64(losses))
+    found = {"perplexity/average": average}
     return found | {
-        f"perplexity/{name}": math.exp(float(loss))
-        for name, loss in zip(names, losses, strict=True)
+        f"perplexity/{name}": float(value) for name, value in zip(names, each, strict=True)
     }
 
 
 def perplexity_figure(metrics: Mapping[str, float]) -> Figure:
     """Perplexity by domain."""
-    names = [name.rpartition("/")[2] for name in metrics]
+    names = [name.partition("/")[2] for name in metrics]
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(1.6 + 0.7 * len(names), 3.2), layout="constrained")

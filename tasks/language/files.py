@@ -206,7 +206,7 @@ def _require(column: str, names: list[str]) -> None:
 
 def needed(module: str) -> ModuleType:
     """A module of the extra `data`."""
-    return require("data", module, "task.data.path: Parquet, or a data set on disk,")
+    return require("data", module, "task.data.paths: Parquet, or a data set on disk,")
 
 
 def folder_hint(folder: Path) -> str:

@@ -249,6 +249,17 @@ def test_samples_follow_the_distribution():
     assert (counts / 4000 - wanted).abs().max() < 4 * (0.25 / 4000) ** 0.5
 
 
+@pytest.mark.parametrize("cached", [True, False])
+def test_tokens_behind_an_answers_end_are_not_counted(cached):
+    model, counts = causal(), []
+    for size in (len(PROMPTS), 1):
+        speaker = Speaker(model, END, batch_size=size)
+        answers = sample(speaker, PROMPTS, range(4), 12, temperature=2.0, seed=4, cached=cached)
+        counts.append(speaker.tally.tokens)
+    assert len({len(answer) for answer in answers}) > 1  # some end before others
+    assert counts[0] == counts[1]
+
+
 def test_activations_are_those_of_the_answers_tokens():
     model = causal()
     layers = block_names(model)

@@ -88,6 +88,15 @@ def test_the_rotation_reaches_the_positive_side_from_half_the_mirror_angle_on(cl
             assert bool(moved @ v > 0) == side
 
 
+def test_a_turn_by_the_mirror_angle_is_the_reflection_and_two_are_nothing(clouds):
+    a, v = clouds[1], NORMAL
+    for row in a[a @ v < 0]:
+        angle = 2 * math.asin(float(-(row @ v) / (row.norm() * v.norm())))
+        moved = row + fixed(angle, v).displacement(row, 1.0)
+        torch.testing.assert_close(moved, row - 2 * (row @ v) / (v @ v) * v)
+        torch.testing.assert_close(moved + fixed(angle, -v).displacement(moved, 1.0), row)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_rotation_is_sound_where_the_published_form_divides_by_zero(dtype):
     v = torch.zeros(D, dtype=dtype)

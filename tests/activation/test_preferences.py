@@ -23,6 +23,7 @@ from steering.activation import (
     likelihood_margin,
     most_informative,
     search,
+    search_families,
     wins,
     with_strength,
 )
@@ -62,8 +63,13 @@ def test_contrast_sampling_takes_the_largest_margins(margins, share):
     rest = [pair for pair in pairs if pair not in chosen]
     if chosen and rest:
         assert min(p.margin for p in chosen) >= max(p.margin for p in rest)
-    assert len(chosen) >= share * len(pairs) > len(chosen) - 1 or not pairs
+    assert len(chosen) + 1e-8 >= share * len(pairs) > len(chosen) - 1 or not pairs
     assert [int(p.prompt) for p in chosen] == sorted(int(p.prompt) for p in chosen)
+
+
+@pytest.mark.parametrize(("share", "of", "left"), [(0.07, 100, 7), (0.14, 50, 7), (0.5, 5, 3)])
+def test_a_share_that_is_a_whole_number_is_that_many(share, of, left):
+    assert len(most_informative([Pair("", "a", "b", 1.0)] * of, share)) == left
 
 
 def test_a_share_outside_is_refused():
@@ -147,6 +153,50 @@ def test_search_takes_the_best_within_the_budget_or_nothing():
     assert search(edits, judged, budget=0.01)[0].edits == ()
     gains[:] = [0.0, -1.0, -1.0, 0.0]
     assert search(edits, judged, budget=9.0)[0].edits == ()  # of equals the unsteered model
+
+
+def straight(gains, harms, asked):
+    """A judge for whom gain and harm grow in proportion to the strength at a layer."""
+
+    def judged(edits):
+        asked.append([(edit.layer, edit.strength) for edit in edits])
+        gain, harm = (sum(rate[e.layer] * e.strength for e in edits) for rate in (gains, harms))
+        return gain, 1.0 + harm
+
+    return judged
+
+
+def one(layer, strength=1.0):
+    return [Edit(layer, Shift(torch.ones(1)), strength)]
+
+
+def test_the_set_that_gains_most_for_the_harm_allowed_is_refined():
+    """a gains 2 per unit of harm and b 3, but a's grid ends at the budget and b's below it."""
+    asked = []
+    judged = straight({"a": 2.0, "b": 1.8}, {"a": 1.0, "b": 0.6}, asked)
+    families = [one("a"), one("b")]
+    best, trials = search_families(families, [4, 1, 2], judged, budget=1.0)
+    assert asked == [[], [("a", 1)], [("a", 2)], [("b", 1)], [("b", 2)]]  # 4 is beyond the budget
+    assert [trial.gain for trial in trials] == [0.0, 2.0, 4.0, 1.8, 3.6]
+    assert (best.edits[0].layer, best.edits[0].strength) == ("a", 1)
+    best, trials = search_families(families, [4, 1, 2], judged, budget=1.0, refine=3)
+    assert [trial.edits[0].strength for trial in trials[5:]] == [1.5, 1.75, 1.625]
+    assert (best.edits[0].layer, best.edits[0].strength) == ("b", 1.625)
+    assert best.harm == pytest.approx(0.975)
+    best, trials = search_families(families, [1], judged, budget=9.0, refine=3)
+    assert len(trials) == 3  # nothing was refused, so there is nothing to halve
+    assert best.edits[0].layer == "a"
+
+
+def test_other_candidates_and_fixed_edits_keep_their_strength():
+    asked = []
+    judged = straight({"a": 1.0, "b": 0.2, "c": 2.0}, {"a": 1.0, "b": 0.1, "c": 0.1}, asked)
+    fixed, before = one("b", 3.0), one("c", 1.0)
+    best, _ = search_families([one("a")], [1, 2], judged, 1.5, 1, [before], fixed)
+    assert asked[1] == [("c", 1.0)]
+    assert asked[2:] == [[("b", 3.0), ("a", x)] for x in (1, 2, 1.5)]
+    assert [edit.layer for edit in best.edits] == ["c"]  # 2.0 against 1.6
+    assert search_families([], [1], judged, 1.0, 2)[0].edits == ()
 
 
 def test_the_likelihood_margin_is_that_of_the_losses():

@@ -124,6 +124,11 @@ def test_where_a_curve_reaches_a_level():
     assert crossing(shares, [0.2, 0.4, 0.6], 0.5) == pytest.approx(10**-0.5)
     assert crossing(shares, [0.2, 0.4, 0.6], 0.1) == 0.01
     assert math.isnan(crossing(shares, [0.2, 0.4, 0.6], 0.7))
+    # What diverged has reached nothing, and no line goes through it.
+    assert math.isnan(crossing(shares, [math.nan, 0.4, 0.6], 0.7))
+    assert crossing(shares, [math.nan, 0.4, 0.6], 0.5) == pytest.approx(10**-0.5)
+    assert crossing(shares, [0.2, math.nan, 0.6], 0.4) == pytest.approx(0.1)
+    assert math.isnan(crossing(shares, [0.2, 0.4, 0.6], math.nan))
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,12 @@ def test_of_equal_ones_the_earlier_goes_on():
     assert race.left == [*"ab"]
 
 
+@pytest.mark.parametrize(("share", "of", "left"), [(0.07, 100, 7), (0.55, 20, 11), (0.5, 5, 3)])
+def test_a_share_that_is_a_whole_number_keeps_that_many(share, of, left):
+    race = halving(range(of), [Round(0.5, 1), Round(1.0, 1)], lambda *_: 0.0, share)
+    assert len(race.left) == left
+
+
 def record(folder, label, values, **axes):
     folder = folder / label
     folder.mkdir(parents=True)
@@ -162,6 +168,12 @@ def test_the_region_holds_what_noise_does_not_tell_from_the_best(tmp_path):
     found = results(tmp_path, truths, noise=0.5)
     assert set(found.region) == {Cell(0.0, 1.0), Cell(1.0, 0.0)}
     assert found.race.best(GRID) in found.region
+
+
+def test_what_diverged_is_not_among_the_best(tmp_path):
+    truths = dict(zip(GRID, [0.0, 1.0, math.nan, 0.0], strict=True))
+    found = results(tmp_path, truths, noise=0.5)
+    assert found.region == [Cell(0.0, 1.0)]
 
 
 def test_nothing_is_chosen_before_the_last_round(tmp_path):

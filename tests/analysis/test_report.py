@@ -86,6 +86,18 @@ def test_metrics_without_a_group_have_a_table_too():
     assert report.tables(rows)["evaluation"] == (["method", "accuracy"], [["m", "50.0"]])
 
 
+def test_a_page_is_whole_or_written_again(tmp_path):
+    file = page.StudyFile("study", {}, "title", [])
+    found = page.Report("name", "title", "intro", rows=[{"a": 1}], files={".html": lambda: "text"})
+    page.write_study(tmp_path, file, found)
+    parts = [path for path in tmp_path.iterdir() if path.is_file()]
+    assert {path.name for path in parts} == {"study-name.json", "name.md", "name.json", "name.html"}
+    for one in parts:
+        one.unlink()
+        page.write_study(tmp_path, file, found)
+        assert one.is_file(), one.name
+
+
 def test_markdown_is_a_table_whatever_the_labels_are():
     text = report.markdown_report(ROWS, "study")
     assert text.startswith(

@@ -14,13 +14,17 @@ from steering.analysis.calibration import (
     chances,
     fit_ridge,
     left_out,
+    number,
     rank_interval,
     ridge_of,
     share_interval,
     verdict,
 )
+from steering.analysis.intervals import Interval
 from steering.analysis.signals import CONFIDENT, auc, signals_of, spearman
 from steering.analysis.stored import TAU, Losses, pair_losses
+from steering.studies.audit import Calibrated, _verdict_table
+from steering.studies.calibration_page import Combination, Judged, gain_table, judged_table
 
 
 def losses(values):
@@ -192,3 +196,25 @@ def test_shares_and_chances():
     assert verdict(chances(0.0, 0.01, 0.005)) == "open"
     assert verdict(chances(0.0, 0.001, 0.005)) == "no matter"
     assert odds["hurts"] == pytest.approx(norm.cdf(-0.005, 0.02, 0.01))
+
+
+def test_a_gain_is_in_points_only_where_the_metric_is_a_share():
+    assert [number(0.025, True), number(0.0449, True, "")] == ["+2.5", "4.5"]
+    assert [number(2.5, False), number(2.5, False, "")] == ["+2.500", "2.500"]
+    gains = {"drrho": Interval(2.5, 2.0, 3.0)}
+    share, nats = (Combination("cell", "r", {}, gains, percent) for percent in (True, False))
+    assert gain_table([share], gains).lines == [["cell, r", "+250.0 [+200.0, +300.0]"]]
+    assert gain_table([nats], gains).lines == [["cell, r", "+2.500 [+2.000, +3.000]"]]
+    judged = [Judged("drrho", {"ridge": {"spread": 1.5}}, *[np.array([2.0])] * 2, ["helps"])]
+    table = judged_table(judged, [nats])
+    assert (table.lines[0][4], "points" in table.note) == ("1.500", False)
+
+
+def test_an_expected_gain_is_in_points_only_where_the_metric_is_a_share():
+    ridge = fit_ridge([{"a": 1.0}, {"a": 2.0}], [1.0, 2.0], ["x", "y"], ["a"])
+    about = {"plane": [], "gain": 2.5, "spread": 1.5, "verdict": "helps", "outside": []}
+    about["chances"] = chances(2.5, 1.5, 0.005)
+    for percent, says in ((True, "+250.0 ± 150.0"), (False, "+2.500 ± 1.500")):
+        known = {"drrho": Calibrated((), ridge, percent)}
+        table = _verdict_table({"r": {"drrho": about}}, known)
+        assert (table.lines[0][3], "points" in table.note) == (says, percent)

@@ -31,9 +31,9 @@ from steering.methods import build_method, find_method
 from steering.outputs import WithOutputs, weights_fingerprint
 from steering.reference import STORED, StoredReference
 from steering.runs.ask import Ask
-from steering.runs.opened import TRAINING
+from steering.runs.opened import TRAINING, Frozen
 from steering.runs.store import Store
-from steering.runs.workshop import Frozen, Workshop
+from steering.runs.workshop import Workshop
 from steering.task import find_task
 from steering.training.recipes import AdamW
 from steering.training.step import Gradient

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from torch import nn
 
 from steering.cli import main
@@ -21,6 +22,7 @@ from steering_tasks.classification.data import (
     ImageData,
     ImageInputs,
     Labelled,
+    in_shares,
     kept_of_classes,
     noisy_labels,
     part_of,
@@ -283,7 +285,10 @@ def test_groups_by_class_and_by_file(tmp_path, npz):
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("task.data.source=imagenet", "source: expected one of digits, coloured_digits, arrays"),
+        (
+            "task.data.source=imagenet",
+            "source: expected one of digits, coloured_digits, digits_on_photographs, arrays",
+        ),
         ("task.data.source=arrays", "path: needed for source 'arrays'"),
         ("task.data.label_noise=1.5", r"label_noise: expected a number in \[0, 1\]"),
         ("task.data.part=[0.5, 0.5]", "part: expected"),
@@ -433,6 +438,80 @@ def test_weights_from_files(npz, tmp_path):
         SteeringError, match=r"target.pretrained: not the weights of timm:resnet10t"
     ):
         found.build(ModelSpec("timm:resnet10t", pretrained=str(tmp_path / "w.pt")))
+
+
+def test_weights_are_what_was_named_or_an_error(npz, tmp_path, monkeypatch):
+    """A mistyped file fetches no other weights; what is no state dict is told as such; what
+    `steering export` writes can be read."""
+    import timm
+
+    monkeypatch.setattr(timm, "create_model", None)  # nothing is made, let alone fetched
+    found, name = task(**npz), "timm:resnet10t"
+    for pretrained in ("my/weihgts.pt", "false", "a9_in1k"):
+        with pytest.raises(SteeringError, match=rf"{pretrained}' is no file, and timm has no such"):
+            found.build(ModelSpec(name, pretrained=pretrained))
+    monkeypatch.undo()
+    module = found.build(ModelSpec(name)).module
+    torch.save({"epoch": 3, "state_dict": module.state_dict()}, tmp_path / "nested.pt")
+    save_file(module.state_dict(), tmp_path / "plain.safetensors")
+    for file in ("nested.pt", "plain.safetensors"):
+        again = found.build(ModelSpec(name, pretrained=str(tmp_path / file))).module
+        torch.testing.assert_close(again.state_dict(), module.state_dict(), rtol=0, atol=0)
+    (tmp_path / "broken.pt").write_bytes(b"no weights")
+    torch.save([1, 2], tmp_path / "list.pt")
+    for file, words in {
+        "broken.pt": "cannot read weights from",
+        "list.pt": "no state dict",
+    }.items():
+        with pytest.raises(SteeringError, match=words):
+            found.build(ModelSpec(name, pretrained=str(tmp_path / file)))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "shape"),
+    [
+        ("timm:resnet10t", {"in_chans": 1, "size": 32}, (1, 32, 32)),
+        ("timm:vit_tiny_patch16_224", {"img_size": 32, "depth": 1}, (3, 32, 32)),
+        ("torchvision:googlenet", {"size": 32, "init_weights": False}, (3, 32, 32)),
+    ],
+)
+def test_a_network_sees_what_it_was_built_for(npz, name, options, shape):
+    found = task(**npz)
+    model = found.build(ModelSpec(name, options=options))
+    batch = found.train_data(model, None, 0).batch(np.arange(2), 0)
+    assert batch["image"].shape[1:] == shape
+    assert found.risk.outputs(model.module.train(), batch)["loss"].isfinite().all()
+
+
+def test_data_that_would_not_be_read_are_refused():
+    for given, key in (
+        ({"path": "mine.npz"}, "path"),
+        ({"source": "table", "path": "m.csv", "test_path": "other.csv"}, "test_path"),
+    ):
+        with pytest.raises(SteeringError, match=rf"{key}: source '\w+' does not read it"):
+            ClassificationData(**given)
+
+
+def test_shares_that_leave_something_need_somebody_to_have_it():
+    groups, numbers = np.repeat([0, 1], 50), np.arange(100)
+    with pytest.raises(SteeringError, match=r"they add up to 0.5, and no other group"):
+        in_shares(groups, {0: 0.2, 1: 0.3}, numbers, 0)
+    kept = in_shares(np.repeat([0, 1, 2], 50), {0: 0.2, 1: 0.3}, np.arange(150), 0)
+    assert np.bincount(kept // 50) / len(kept) == pytest.approx([0.2, 0.3, 0.5], abs=0.01)
+
+
+def test_a_mixture_and_wrong_labels_do_not_share_their_draws():
+    """What the mixture keeps of a class has every wrong label about as often."""
+    shifts = []
+    for seed in range(4):
+        mix = {0: 0.3, **dict.fromkeys(range(1, 10), 1.0)}
+        data = ClassificationData(label_noise=0.8, mix=mix, seed=seed)
+        part = ClassificationTask(ClassificationOptions(data=data))
+        wrong = part.part.labels - part.train.labels[part.part.numbers]
+        shifts.append(wrong[part.part.labels == 0] % 10)
+    counts = np.bincount(np.concatenate(shifts), minlength=10)[1:]
+    assert counts.sum() > 60
+    assert counts.max() < 3 * counts.sum() / 9, counts
 
 
 def test_a_head_for_other_classes_is_left_as_initialised(npz, tmp_path):

@@ -5,17 +5,20 @@ from __future__ import annotations
 
 import csv
 import logging
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from made_data import CAPTIONS, MODELS, drawing, members, model_json, png, write_shard
+from test_ranks import Threads
 
+from steering import distributed
 from steering.config import ConfigError, load_config
 from steering.errors import SteeringError
 from steering.items import Pairs
-from steering.task import Model, ModelSpec, find_task
+from steering.task import Evaluation, Model, ModelSpec, find_task
 from steering_tasks.clip import ClipOptions, ClipRisk, ClipTask, evaluation
 from steering_tasks.clip.data.glyphs import load_glyphs
 from steering_tasks.clip.data.shards import ShardSource
@@ -277,6 +280,31 @@ def test_evaluation_and_figures(shard: str, tmp_path: Path) -> None:
     assert mine.evaluate(model, CPU).values() == found
     assert len(evaluation.scores["b/image_to_text_R@1"].values) == 32
     assert evaluation.meanings(mine.metrics)["zero_shot_top1"].of == ("zero_shot_top1",)
+
+
+def test_a_rank_without_a_readable_image_draws_nothing_and_waits_for_nobody(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = write_table(tmp_path / "a/t.csv", range(8))
+    for i in range(4):  # the share of rank 0, which draws
+        (table.parent / f"{i}.png").write_bytes(f"no image {i}".encode())
+    ranks = Threads(2)
+    ranks.barrier = threading.Barrier(2, timeout=10)
+    ranks.install(monkeypatch)
+    monkeypatch.setattr(distributed, "gather_uneven", lambda x: torch.cat(ranks.exchange(x)))
+    monkeypatch.setattr(
+        distributed, "total_count", lambda n: int(sum(ranks.exchange(torch.tensor(n))))
+    )
+
+    def job(_: int) -> Evaluation:
+        mine = task(str(table), "table", retrieval={"a": str(table)}, recall_at=[1])
+        return mine.evaluate(model, CPU)
+
+    model.module.eval()
+    first, second = ranks.run(job)
+    assert first.figures == second.figures == {}
+    assert len(first.scores["a/image_to_text_R@1"].values) == 4
+    assert first.loss == second.loss
 
 
 def test_glyphs_bring_their_own_sets(monkeypatch: pytest.MonkeyPatch) -> None:

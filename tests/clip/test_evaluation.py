@@ -17,11 +17,16 @@ from torch import Tensor
 from toys import Lookup
 
 from steering.errors import SteeringError
-from steering_tasks.clip import evaluation, figures
+from steering.items import Pairs
+from steering.methods.registry import Step
+from steering.training.board.look import look_at
+from steering_tasks.clip import figures, ranks
 from steering_tasks.clip.data.held_out import ClassFolder, source_retrieval
 from steering_tasks.clip.data.shards import ShardSource
 from steering_tasks.clip.evaluation import (
     RetrievalSet,
+    embed_images,
+    embed_texts,
     gallery,
     image_ranks,
     retrieve,
@@ -70,7 +75,7 @@ def naive_recall(scores: np.ndarray, right: list[set[int]], k: int) -> float:
 @pytest.mark.parametrize("seed", range(4))
 def test_recall_is_the_naive_one(seed: int, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     # 40 images of 17 captions, three of which have none; coarse features make many ties.
-    monkeypatch.setattr(evaluation, "CHUNK", chunk)
+    monkeypatch.setattr(ranks, "CHUNK", chunk)
     generator = torch.Generator().manual_seed(seed)
     images = torch.randint(-1, 2, (40, 3), generator=generator).double() + torch.tensor([0, 0, 3])
     texts = torch.randint(-1, 2, (17, 3), generator=generator).double() + torch.tensor([0, 0, 3])
@@ -102,6 +107,37 @@ def test_a_hand_made_case() -> None:
     assert found["image_to_text_R@1"] == pytest.approx(2 / 3)
     assert found["text_to_image_R@1"] == 1  # the best of a caption's images counts
     assert found["image_to_text_R@2"] == found["text_to_image_R@2"] == 1
+
+
+def test_the_loss_of_held_out_pairs_is_that_of_a_training_batch() -> None:
+    """Also where images have several right captions: each is a pair, and the others are its
+    rivals."""
+    torch.manual_seed(0)
+    images, texts = torch.randn(2, 7, 4).unbind()
+    answers = torch.tensor([[0, 4], [1, -1], [2, 5], [3, -1], [6, -1]])
+
+    def loss(data: RetrievalSet) -> float | None:
+        model = Lookup(images, texts)
+        text = embed_texts(model, inputs(), data.captions, CPU)
+        return embed_images(model, inputs(), data, CPU, text).loss()
+
+    names = [str(i) for i in range(7)]
+    found = loss(RetrievalSet(names, lambda _: in_batches(torch.arange(5), 2), answers))
+    pairs = [(i, c) for i, row in enumerate(answers.tolist()) for c in row if c >= 0]
+    image, text = unit_norm(images).double(), unit_norm(texts).double()
+    naive = [
+        (image[i] @ text[d] + image[j] @ text[c]) / 2 - image[i] @ text[c]
+        for i, c in pairs
+        for j, d in pairs
+        if (i, c) != (j, d)
+    ]
+    assert found == pytest.approx(float(sum(naive) / len(naive)), abs=1e-6)
+    # The curve of training, of the same pairs as one batch.
+    rows = torch.tensor(pairs).T
+    batch = Pairs(image[rows[0]], text[rows[1]], torch.arange(len(pairs)))
+    step = Step(torch.tensor(0.0), {}, None, batch, batch.index)
+    assert found == pytest.approx(look_at(step).loss.mean().item(), abs=1e-6)
+    assert loss(RetrievalSet(names, lambda _: in_batches(torch.zeros(1).long(), 1))) is None
 
 
 def test_perfect_and_shuffled_models() -> None:

@@ -179,6 +179,34 @@ def test_compare_needs_methods(tmp_path):
         compare(load_config(toys.write_config(tmp_path), ["compare.methods={}"]))
 
 
+def test_two_names_of_one_run_are_refused(tmp_path):
+    methods = "compare.methods={plain: {name: erm}, usual: {name: erm}}"
+    with pytest.raises(
+        SteeringError, match=r"compare.methods: plain-seed0 and usual-seed0 are the same run"
+    ):
+        compare(load_config(toys.write_config(tmp_path), [methods]))
+
+
+def test_a_reference_that_is_one_of_the_runs_keeps_its_row(tmp_path, capsys):
+    words = [
+        "train.samples=64",
+        "reference={name: linear, train: {}}",
+        "compare.methods={plain: {name: erm}, drrho: {name: drrho}}",
+        "compare.seeds=[0]",
+    ]
+    compare(load_config(toys.write_config(tmp_path), words))
+    page = tmp_path / "runs/study/compare.json"
+    rows = json.loads(page.read_text())
+    names = [("reference", None), ("plain", 0), ("drrho", 0)]
+    assert [(row["method"], row["seed"]) for row in rows] == names
+    assert rows[0]["metrics"] == rows[1]["metrics"]
+    assert rows[0]["samples"] == rows[1]["samples"] == 64
+    assert not list(page.parent.glob("reference*/record.json"))  # it was trained once
+    capsys.readouterr()
+    assert main(["report", str(page.parent)]) == 0
+    assert json.loads(page.read_text()) == rows
+
+
 def test_compare_without_a_reference(tmp_path):
     methods = "compare.methods={plain: {name: erm}, global: {name: dro}}"
     compare(

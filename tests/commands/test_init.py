@@ -67,7 +67,7 @@ def test_nothing_is_overwritten(kind, capsys):
     assert mine.read_text(encoding="utf-8") == "mine"
 
 
-@pytest.mark.parametrize("name", ["My Task", "1st", "class", "../x", "a-b", ""])
+@pytest.mark.parametrize("name", ["My Task", "1st", "class", "../x", "a-b", "steering", "json", ""])
 def test_a_name_that_python_does_not_take(name, capsys):
     assert main(["init", "own", name]) == (2 if name else 0)
     assert name == "" or f"{name!r} cannot name a task" in capsys.readouterr().err

@@ -11,6 +11,7 @@ from torch import Tensor
 from steering import worst_case
 from steering.dro.online.individual_temperatures import LARGEST_SLOPE, IndividualTemperatures
 from steering.dro.online.row_table import merged, split_state
+from steering.dro.online.temperature import Temperature
 from steering.items import Units
 
 ROWS = 6
@@ -176,3 +177,14 @@ def test_state_survives_and_another_number_of_ranks_reads_it(monkeypatch):
 def test_bad_options(options, message):
     with pytest.raises(ValueError, match=message):
         stochastic(2, **({"tau": 0.3, "radius": 0.1, "individual_tau": True} | options))
+
+
+def test_infinity_is_for_the_whole_run():
+    """There the adversary is another formula; a schedule that leaves it, or comes to it, is refused."""
+    endless, finite = Temperature(math.inf, learned=False), Temperature(1.0, learned=False)
+    endless.at(math.inf)
+    finite.at(2.0)
+    assert finite().item() == pytest.approx(2.0)
+    for one, tau in ((endless, 1.0), (finite, math.inf), (finite, 0.0), (finite, math.nan)):
+        with pytest.raises(ValueError, match="tau must be a number > 0 all the way"):
+            one.at(tau)

@@ -446,7 +446,8 @@ def test_every_method_of_ours_has_a_page_with_its_formula_source_and_keys(capsys
         assert lines[0] == f"{name}: {entry.summary}"
         assert any(line.startswith("Formula: ") for line in lines), name
         (source,) = [line for line in lines if line.startswith("Source: ")]
-        row = next(line for line in table.splitlines() if line.startswith(f"| `{name}` |"))
+        first = f"| [`{name}`](methods/{name}.md) |"
+        row = next(line for line in table.splitlines() if line.startswith(first))
         assert all(number in source for number in re.findall(r"\d{4}\.\d{5}", row)), name
         for option in (one for one in fields(entry.options) if one.init):
             (line,) = [line for line in lines if line.startswith(f"method.{option.name} ")]

@@ -16,6 +16,7 @@ pytest.importorskip(
 
 import transformers as hf
 from hf_toys import (
+    WORDS,
     Items,
     Linear,
     N,
@@ -165,6 +166,44 @@ def test_a_loss_that_is_none_of_ours_is_refused_in_the_first_step(tmp_path, mode
     with pytest.raises(SteeringError, match=f"{told}.*losses=") as caught:
         run(made)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("before", [1, 5])
+def test_class_weights_are_found_behind_batches_of_one_label(before):
+    """A weighted mean over one label is the plain one."""
+    model = Linear(weight=torch.tensor([1.0, 5.0, 1.0]))
+    losses = LossOf(model)
+
+    def ask(labels):
+        inputs = {"x": torch.randn(len(labels), 4), "labels": torch.tensor(labels)}
+        return losses(model(**inputs), inputs, None)
+
+    for _ in range(before):
+        assert ask([1]).losses.isfinite().all()
+        assert ask([2, 2, 2]).losses.isfinite().all()
+    ask([0, 2])  # of equal weight
+    with pytest.raises(SteeringError, match="weights"):
+        ask([0, 1, 2])
+
+
+@pytest.mark.parametrize(
+    ("coefficient", "dtype"), [(0.001, torch.float32), (0.02, torch.bfloat16), (0.0, torch.float32)]
+)
+def test_a_routers_loss_is_refused_however_small(coefficient, dtype):
+    """Times its usual coefficient it is smaller than what rounding may do to a mean."""
+    torch.manual_seed(0)
+    shape = {"vocab_size": WORDS, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "num_local_experts": 2}
+    router = {"output_router_logits": True, "router_aux_loss_coef": coefficient}
+    model = hf.MixtralForCausalLM(hf.MixtralConfig(**shape, **heads, **router)).eval().to(dtype)
+    inputs = {"input_ids": words(4), "labels": words(4)}
+    outputs, losses = model(**inputs), LossOf(model, unit="token")
+    assert outputs.aux_loss > 0
+    if not coefficient:  # nothing is added then
+        assert losses(outputs, inputs, None).losses.isfinite().all()
+        return
+    with pytest.raises(SteeringError, match=rf"\(aux_loss\), times {coefficient}.* losses="):
+        losses(outputs, inputs, None)
 
 
 def test_several_labels_are_trained_by_binary_cross_entropy(tmp_path):

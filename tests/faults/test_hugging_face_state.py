@@ -37,6 +37,9 @@ from transformers import default_data_collator
 from steering.integrations.hugging_face import (
     SteeringTrainer,
 )
+from steering.integrations.state import restore, saved
+from steering.reading import report_once
+from steering.schedules import Cosine
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the trainers themselves
 
@@ -116,6 +119,15 @@ def test_a_checkpoint_without_steering_is_refused_before_anything_is_loaded(tmp_
     with pytest.raises(SteeringError, match="checkpoint-2 was made without steering"):
         run(made, resume_from_checkpoint=True)
     assert torch.equal(made.model.layer.weight, before)
+
+
+@pytest.mark.parametrize(("tau", "said"), [(1.0, True), (Cosine(2.0, 0.5), False)])
+def test_a_temperature_that_differs_is_told_unless_the_next_step_sets_it(caplog, tau, said):
+    report_once.cache_clear()
+    state = saved(steering.DRRho(N, tau=0.65))
+    with caplog.at_level("WARNING", logger="steering"):
+        restore(steering.DRRho(N, tau=tau), state, "here")
+    assert ("its temperature 0.65 is taken" in caplog.text) is said
 
 
 def test_a_state_dict_of_before_is_still_read(tmp_path):

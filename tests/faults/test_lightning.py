@@ -9,6 +9,7 @@ from torch import nn
 import steering
 import steering.distributed
 from steering.errors import SteeringError
+from steering.schedules import Linear
 
 pl = pytest.importorskip(
     "lightning.pytorch",
@@ -155,6 +156,57 @@ def test_lightning_accumulates_means(tmp_path):
         fit(tmp_path, Mean(), module=module, size=size, accumulate_grad_batches=8 // size)
         moved.append(module.layer.weight.detach().clone())
     torch.testing.assert_close(moved[0], moved[1])
+
+
+class Told(nn.Module):
+    """A mean that remembers how far it was told the training is, batch by batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.progress, self.now = [], None
+
+    def at(self, progress):
+        self.now = progress
+
+    def forward(self, losses, reference, index):
+        self.progress.append(self.now)
+        return losses.mean()
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"max_epochs": 2}, [step / 8 for step in range(8)]),
+        ({"accumulate_grad_batches": 2}, [0, 0, 0.5, 0.5]),
+        ({"max_epochs": -1, "max_steps": 5}, [0, 0.2, 0.4, 0.6, 0.8]),
+        ({"max_epochs": 1, "max_steps": 100}, [0, 0.25, 0.5, 0.75]),
+        ({"max_epochs": 2, "limit_train_batches": 2}, [0, 0.25, 0.5, 0.75]),
+    ],
+)
+def test_schedules_are_told_how_far_the_training_is(tmp_path, options, expected):
+    steer = Told()
+    fit(tmp_path, steer, **options)
+    assert steer.progress == pytest.approx(expected)
+
+
+def test_a_schedule_moves_and_goes_on_where_it_was(tmp_path):
+    def steer():
+        return steering.DRRho(N, tau=Linear(2.0, 0.5), strength=Linear(0.0, 0.5))
+
+    first, again = steer(), steer()
+    made = fit(tmp_path, first, max_steps=5, max_epochs=-1)
+    # The last step began at 4/5: τ = 2 − 1.5·4/5.
+    torch.testing.assert_close(first.risk.temperature.read(None, False), torch.tensor(0.8))
+    assert first.risk.strength.value == pytest.approx(0.4)
+    made.save_checkpoint(tmp_path / "five.ckpt")
+    fit(tmp_path, again, max_steps=10, max_epochs=-1, checkpoint=tmp_path / "five.ckpt")
+    torch.testing.assert_close(again.risk.temperature.read(None, False), torch.tensor(0.65))
+
+
+def test_a_schedule_without_an_end_is_refused(tmp_path):
+    steer = steering.DRRho(N, tau=Linear(2.0, 0.5), prior=Linear(0.0, 1.0))
+    with pytest.raises(SteeringError, match=r"prior, tau would follow a schedule.* max_steps"):
+        fit(tmp_path, steer, max_epochs=-1)
 
 
 def test_tables_that_are_split_over_the_ranks_are_refused(tmp_path, monkeypatch):

@@ -261,6 +261,10 @@ def test_half_precision_is_the_reference_s_too(tmp_path):
         ("rho_loss", "selects examples before they are trained on"),
         ("distillation", "needs whole distributions"),
         (3, "a method's name or section, got int"),
+        (steering.losses.GroupDRO(8), "GroupDRO takes groups in the third place, .* numbers of"),
+        (steering.losses.DoReMi(8), "DoReMi takes groups in the third place"),
+        (steering.losses.Distillation(), "Distillation takes reference_logits in the third place"),
+        (lambda x, reference, domains: (x - reference)[domains], "function takes domains in the"),
     ],
 )
 def test_methods_that_are_no_steers(tmp_path, steer, told):

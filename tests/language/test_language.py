@@ -21,8 +21,13 @@ from steering.methods import build_method, find_method
 from steering.task import ModelSpec, find_task
 from steering_tasks.language import LanguageOptions, LanguageTask
 from steering_tasks.language.corpus import held_out, read_domains, stdlib
-from steering_tasks.language.data import corrupted, first_of_each, mixed, pack, part_of
-from steering_tasks.language.evaluation import block_losses, losses_by_domain, perplexities
+from steering_tasks.language.data import corrupted, first_of_each, mixed, pack, part_of, tagged
+from steering_tasks.language.evaluation import (
+    block_losses,
+    losses_by_domain,
+    perplexities,
+    perplexity_figure,
+)
 from steering_tasks.language.task import LanguageData
 from steering_tasks.language.tokens import Bytes, open_tokens
 
@@ -179,6 +184,39 @@ def test_corruption_hits_its_domain_at_its_rate():
     np.testing.assert_array_equal(noisy.tokens, corrupted(blocks, {1: 0.4}, 256, seed=0).tokens)
 
 
+def test_what_was_replaced_is_known():
+    """Of the tokens to predict, not of those behind the end, and wherever their block goes."""
+    blocks = pack({"a": ["x" * 500], "b": ["y" * 555]}, Bytes(), 100)
+    assert blocks.wrong is None
+    assert corrupted(blocks, {1: 0.0}, 256, seed=0).wrong is None
+    noisy = corrupted(blocks, {1: 0.4}, 4, seed=0)  # of four bytes, of which "y" is none
+    mask = np.stack([np.arange(100) < count for count in blocks.counts])
+    expected = (noisy.tokens != blocks.tokens)[:, 1:] & mask
+    np.testing.assert_array_equal(noisy.wrong, expected)
+    assert not noisy.wrong[noisy.domain == 0].any()
+    assert (noisy.tokens != blocks.tokens)[-1, 57:].any()  # behind the end, where nothing is asked
+    alike = corrupted(pack({"a": ["\x01" * 999]}, Bytes(), 50), {0: 1.0}, np.array([1]), seed=0)
+    assert alike.wrong.sum() == 1  # a token in place of its like is right; the end was none
+    rows = np.array([7, 7, 0])
+    np.testing.assert_array_equal(noisy.take(rows).wrong, expected[rows])
+    np.testing.assert_array_equal(tagged(noisy, 0.5, 0).wrong, expected)
+
+
+def test_labels_are_those_of_the_losses(files):
+    """A token is wrong or not; of a sequence the share of its tokens counts."""
+    noisy = files | {"corrupt": {"a": 0.5}}
+    by_token, by_sequence = (task(noisy, unit=unit) for unit in LanguageTask.units)
+    wrong = by_token.labels().wrong_items
+    assert wrong.shape == by_token._train.tokens[:, 1:].shape
+    counts = by_token._train.counts[:, None]
+    shares = by_sequence.labels().wrong_items
+    np.testing.assert_allclose(shares, wrong.sum(1, keepdims=True) / counts)
+    own = by_token._train.domain == 0
+    assert 0.3 < (wrong[own].sum() / counts[own].sum()) < 0.7
+    assert not wrong[~own].any()
+    assert task(files).labels().wrong_items is None
+
+
 def test_a_mix_repeats_and_leaves_out():
     blocks = pack({"a": ["x" * 3000], "b": ["y" * 1000]}, Bytes(), 10)
     found = mixed(blocks, np.array([1.0, 3.0]), seed=0)
@@ -274,6 +312,14 @@ def test_perplexity_of_a_uniform_model_is_the_vocabulary(files):
     assert perplexities(losses, found.groups) == pytest.approx(
         {"perplexity/average": 257, "perplexity/a": 257, "perplexity/b": 257}, rel=1e-5
     )
+
+
+def test_a_run_that_has_diverged_has_a_perplexity():
+    found = perplexities(np.array([710.0, 1.0]), ["news/en", "wiki/en"])
+    assert found["perplexity/news/en"] == math.inf
+    assert found["perplexity/average"] == pytest.approx(math.exp(355.5))
+    bars = perplexity_figure(found | {"perplexity/news/en": 2.0}).axes[0]
+    assert [one.get_text() for one in bars.get_xticklabels()] == ["average", "news/en", "wiki/en"]
 
 
 def test_perplexity_counts_tokens_not_blocks(files, tiny):

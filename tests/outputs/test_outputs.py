@@ -4,6 +4,7 @@ is computed twice."""
 import json
 import pickle
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from steering.runs.ask import model_outputs, reference_target, reference_trainin
 from steering.runs.execute import execute
 from steering.runs.store import Store
 from steering.runs.workshop import Workshop
+from steering.storage import write_text
 from steering.training.loader import load
 from steering.training.loop import run
 
@@ -212,6 +214,61 @@ def test_what_a_kill_has_left_is_not_computed_again(tmp_path, job, monkeypatch):
         "text.npy",
         "valid.npy",
     ]
+
+
+@pytest.mark.parametrize("moves", [0, 1, 2])
+def test_a_kill_between_the_files_loses_none(tmp_path, job, monkeypatch, moves):
+    """Of a second kind beside a first one, whose marks of valid examples are replaced on the way:
+    after none or one of two moved files, and before the record."""
+    root = tmp_path / "outputs"
+    _build(root, job)
+    left, replace_ = [moves], Path.replace
+
+    def dying(path, target):
+        if ".partial-" in str(path) and path.suffix == ".npy":
+            if not left[0]:
+                raise KeyboardInterrupt
+            left[0] -= 1
+        return replace_(path, target)
+
+    def cut(path, text):
+        if moves == 2 and Path(path).name == "outputs.json":
+            raise KeyboardInterrupt
+        write_text(path, text)
+
+    monkeypatch.setattr(Path, "replace", dying)
+    monkeypatch.setattr("steering.outputs.computing.write_text", cut)
+    with pytest.raises(KeyboardInterrupt):
+        _build(root, job, kind="hidden:text")
+    monkeypatch.undo()
+    again, taken = _counted(job, 8)
+    found = _build(root, job, kind="hidden:text", batches=again)
+    assert len(taken) <= 1  # the pass was complete
+    for kind in ("losses", "hidden:text"):
+        Artefact(found.folder, MINE, kind)
+    assert not list(found.folder.glob(".partial-*"))
+
+
+def test_what_another_kind_has_stored_since_is_not_replaced(tmp_path, monkeypatch):
+    """A pass of logits is killed, the losses are stored, the logits go on: the losses that the killed
+    pass had begun are of no use any more."""
+    monkeypatch.setattr("steering.outputs.computing.FLUSH_SECONDS", 0.0)
+    root, job = tmp_path / "outputs", toys.make_job(tmp_path / "run", kind="units")
+    plain = toys.UnitRisk.outputs
+
+    def outputs(self, model, batch, logits=False):
+        found = plain(self, model, batch)
+        return found | ({"logits": model(batch["image"])} if logits else {})
+
+    monkeypatch.setattr(toys.UnitRisk, "outputs", outputs)
+    monkeypatch.setattr(toys.UnitRisk, "gives_logits", True, raising=False)
+    dying, _ = _counted(job, 8, dies_at=4)
+    with pytest.raises(KeyboardInterrupt):
+        _build(root, job, kind="logits", batches=dying)
+    whole = _build(root, job, size=8).array("loss").copy()
+    _build(root, job, kind="logits", size=8)
+    for kind in ("losses", "logits"):
+        assert np.array_equal(Artefact(root / MINE.digest()[:12], MINE, kind).array("loss"), whole)
 
 
 def test_other_batches_than_the_killed_pass_start_anew(tmp_path, job, monkeypatch):

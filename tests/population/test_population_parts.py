@@ -25,6 +25,8 @@ from steering.population import (
 )
 from steering.population.prior import likelihood_gap
 from steering.risk import ReferenceRisk
+from steering_tasks.classification.losses import GeneralizedCrossEntropy
+from steering_tasks.classification.risk import ClassificationRisk
 
 
 def table(members, items, seed=0):
@@ -205,6 +207,38 @@ def test_losses_that_are_no_log_probabilities_are_refused():
 
     with pytest.raises(SteeringError, match="a loss of a pair is no logarithm of a probability"):
         predicted(nn.Linear(3, 4), PairRisk(), Points(4), torch.device("cpu"))
+
+
+class LabelledPoints(Points):
+    """The same with the label where classification has it."""
+
+    def batch(self, index, epoch):
+        found = super().batch(index, epoch)
+        return {"index": found["index"], "image": found["x"], "label": found["y"]}
+
+
+def test_probabilities_are_those_of_the_logits_whatever_the_loss():
+    data, model = LabelledPoints(70), nn.Linear(3, 4)
+    p = model(data.x).softmax(-1).double()
+    for risk in (ClassificationRisk(), ClassificationRisk(GeneralizedCrossEntropy(0.7))):
+        found = predicted(model, risk, data, torch.device("cpu"), batch_size=16)
+        torch.testing.assert_close(found.true, p.gather(1, data.y[:, None]), rtol=1e-5, atol=1e-6)
+        assert found.hits().mean() == (p.argmax(1) == data.y).double().mean()
+
+
+def test_another_loss_without_logits_and_labels_is_refused():
+    class OtherRisk(PointRisk):
+        identity = "gce(q=0.7)"
+
+    with pytest.raises(SteeringError, match=r"a loss of gce\(q=0.7\) is no logarithm"):
+        predicted(nn.Linear(3, 4), OtherRisk(), Points(4), torch.device("cpu"))
+
+
+def test_classes_that_share_the_first_place_share_the_hit():
+    p = torch.tensor([[0.2] * 5, [0.4, 0.4, 0.2, 0, 0], [0.4, 0.4, 0.2, 0, 0]], dtype=torch.float64)
+    label = torch.tensor([[0], [1], [2]])
+    found = Predicted(p.gather(1, label), torch.ones(3, 1, dtype=torch.bool), p)
+    np.testing.assert_allclose(found.hits().values, [1 / 5, 1 / 2, 0])
 
 
 def test_the_mixture_module_mixes_probabilities():

@@ -230,3 +230,60 @@ def test_a_function_of_a_study_is_a_run_like_any_other(config, tmp_path):
     file.write_text(FUNCTION)
     write_ask(tmp_path / "ask.json", second)
     assert read_ask(tmp_path / "ask.json").key == second.key
+
+
+def test_a_frozen_model_is_that_of_its_own_task(config, tmp_path):
+    """The same words in a config are another network in another task."""
+    workshop = Workshop(Store(tmp_path / "runs"), torch.device("cpu"))
+    pairs = workshop.opened(training(config()))
+    units = workshop.opened(training(config("task.kind=units", "method={name: erm}")))
+    spec = config().target
+    models = [opened.frozen(spec).model.module for opened in (pairs, units, pairs)]
+    assert type(models[0]) is not type(models[1])
+    assert models[0] is models[2]
+
+
+def test_a_reference_that_cannot_be_built_is_named_as_one(config, tmp_path):
+    workshop = Workshop(Store(tmp_path / "runs"), torch.device("cpu"))
+    wrong = training(config("reference={name: nonsense, checkpoint: x.safetensors}"))
+    with pytest.raises(SteeringError, match=r"^reference"):
+        workshop.reference(wrong)
+
+
+def test_code_and_folders_of_models_count_by_content_too(config, tmp_path):
+    """A method of one's own is another one once its text has changed, and so is a model of
+    `transformers` in a folder."""
+    method, folder = tmp_path / "own.py", tmp_path / "model"
+    method.write_text(OWN_METHOD)
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(b"one")
+
+    def keys():
+        own = training(config(f"method={{name: '{method}:flat'}}", "reference=null"))
+        given = config(f"target.name={folder}", "target.pretrained=name", "method=erm")
+        call = calling(given, "steering.studies.recipes_order0:order0", {}, "x", reads_model=True)
+        return own.key, training(given).key, call.key
+
+    before = keys()
+    assert keys() == before
+    method.write_text(OWN_METHOD + "# another\n")
+    (folder / "model.safetensors").write_bytes(b"another")
+    assert not {*before} & {*keys()}
+
+
+OWN_METHOD = """
+from dataclasses import dataclass
+from steering.extend import Method, Step, register
+
+@dataclass(frozen=True)
+class Options: ...
+
+@register("flat", Options)
+class Flat(Method):
+    \"\"\"The mean.\"\"\"
+    def __init__(self, options):
+        super().__init__()
+    def forward(self, items):
+        return Step(items.target.mean(), {})
+"""

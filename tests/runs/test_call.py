@@ -1,12 +1,13 @@
 """Runs that are functions of a study's own: keys, parents, records, and what is refused."""
 
 import pytest
+import torch
 import toys
 
 from steering.config import load_config
 from steering.errors import SteeringError
 from steering.runs.call import Outcome, calling, find_function
-from steering.runs.driver import carry_out
+from steering.runs.driver import carry_out, least_used, visible_gpus
 from steering.runs.execute import execute
 from steering.runs.record import read_record
 from steering.runs.store import Store
@@ -135,3 +136,22 @@ def test_what_is_no_function_is_told(place):
             find_function(name)
     assert find_function(f"{folder}/own.py:double").__name__ == "double"
     assert Outcome().metrics == {}
+
+
+def test_a_job_gets_the_gpu_that_has_least_to_do(monkeypatch):
+    """By the names that the user left visible, and not by how many jobs run."""
+    assert least_used([], []) is None
+    gpus = ["2", "GPU-3f"]
+    assert least_used(gpus, []) == "2"
+    assert least_used(gpus, ["2"]) == "GPU-3f"
+    assert least_used(gpus, ["GPU-3f"]) == "2"  # the first job has ended, the second runs
+    assert least_used(gpus, ["2", "GPU-3f", "2"]) == "GPU-3f"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", ",".join(gpus))
+    assert visible_gpus(torch.device("cuda")) == gpus
+    assert visible_gpus(torch.device("cpu")) == []
+    # A device with a number is that one alone, by the number that the user gave.
+    assert visible_gpus(torch.device("cuda:1")) == ["GPU-3f"]
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert visible_gpus(torch.device("cuda")) == ["0", "1", "2", "3"]
+    assert visible_gpus(torch.device("cuda:2")) == ["2"]

@@ -12,6 +12,7 @@ from steering.commands.dry_run import dry_run
 from steering.config import load_config
 from steering.errors import ConfigError, SteeringError
 from steering.packaged import packaged_configs
+from steering.runs import forecast as forecasting
 from steering.runs.ask import training
 from steering.runs.forecast import forecast
 from steering.runs.gpus import GPUS, MEASURED, Gpu
@@ -22,7 +23,7 @@ from steering_tasks.clip import ClipRisk
 from steering_tasks.clip.models import build_clip, sketch_clip
 
 NAMES = [one.name for one in packaged_configs()]
-WITH_CLASSES_IN_THE_DATA = "cifar10n"
+WITH_CLASSES_IN_THE_DATA = ("cifar10n", "photographs")
 
 
 def config_of(tmp_path, *words):
@@ -63,14 +64,30 @@ def stored(tmp_path):
     return list((tmp_path / "runs/study/outputs").rglob("*.npy"))
 
 
+@pytest.fixture(scope="module")
+def counted():
+    """`_network` that counts what is the same network once: eight configs share two CLIP models."""
+    found, count = {}, forecasting._network
+
+    def once(task, sketch, spec, kind):
+        shapes = {key: tuple(value.shape) for key, value in sketch.batch.items()}
+        place = f"{type(task)} {vars(task.risk)} {spec} {kind} {shapes}"
+        if place not in found:
+            found[place] = count(task, sketch, spec, kind)
+        return found[place]
+
+    return once
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_every_packaged_config_has_a_dry_run(name, tmp_path, monkeypatch):
+def test_every_packaged_config_has_a_dry_run(name, tmp_path, monkeypatch, counted):
     """Without weights, and without data but where the data say how many classes there are."""
+    monkeypatch.setattr(forecasting, "_network", counted)
     for network in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
         monkeypatch.setenv(network, "1")
     monkeypatch.chdir(tmp_path)
     words = [f"output={tmp_path}"]
-    if WITH_CLASSES_IN_THE_DATA in name:
+    if any(one in name for one in WITH_CLASSES_IN_THE_DATA):
         words += made_images(tmp_path)
     found = dry_run(load_config(name, words))
     assert found.target.parameters > 0
@@ -95,6 +112,10 @@ def test_nothing_is_allocated(tmp_path):
     half = config_of(tmp_path, "dry_run.examples=2000000000", "method.duals=float16")
     assert forecast(half).dual_bytes == (2 * 2_000_000_000 + 1) * 2  # a row of waste
     assert forecast(config_of(tmp_path, "method=erm")).dual_bytes == 0
+    # The proximal estimator's ν and visits, 4 bytes each, stand whole in every process.
+    method = "method={name: dro, divergence: chi2, estimator: proximal, tau: 1.0}"
+    chi2 = forecast(config_of(tmp_path, "dry_run={examples: 1000, processes: 8}", method))
+    assert chi2.dual_bytes == 2 * 1000 * (4 + 4)
 
 
 def test_estimates_in_a_file_count_too(tmp_path):

@@ -23,7 +23,9 @@ from steering.errors import SteeringError
 from steering.runs.store import Store
 from steering.studies.self_improvement import judges
 from steering.studies.self_improvement.options import ActivationOptions
+from steering.studies.self_improvement.scene import Prompting, split_prompts
 from steering.studies.self_improvement.tuning import dpo_loss, sppo_loss
+from steering.task import TextModel
 from steering_tasks.language import LanguageOptions
 from steering_tasks.language.data import NEUTRAL, TAGS, pack, tagged
 from steering_tasks.language.task import LanguageData
@@ -65,14 +67,17 @@ studies:
     prefix: "\\u0001"
     goal_prefix: "\\u0003"
     prompt_length: 9
-    train_prompts: 24
-    valid_prompts: 12
+    train_prompts: 48
+    valid_prompts: 16
     test_prompts: 16
-    answers: 4
+    answers: 6
+    valid_answers: 4
     test_answers: 4
     length: 12
     rounds: 2
+    blocks: [transformer.h.1]
     strengths: [2, 4, 8]
+    refine: 1
     share: 1.0
     budget: 2.0
     baselines: [random, shuffled, supervised, best_of_n, finetune, dpo, sppo]
@@ -101,8 +106,12 @@ def by_policy(folder):
 def test_the_whole_study(config, tmp_path, capsys):
     """Rounds steer, the controls do not, nothing that is frozen moves, and the page is drawn again
     from the records."""
-    trains = "target.checkpoint=null"
-    assert study(config, trains) == 0
+    trains = [
+        "target.checkpoint=null",
+        "studies.activation.blocks=[]",
+        "studies.activation.refine=3",
+    ]
+    assert study(config, *trains) == 0
     folder = tmp_path / "runs/s"
     weights = (folder / "model/model.safetensors").read_bytes()
     runs = by_policy(folder)
@@ -110,15 +119,16 @@ def test_the_whole_study(config, tmp_path, capsys):
     assert [*runs] == ["base", "round 1", "round 2", "prefix", *baselines.split()]
     judge = {name: run.metrics["judge"] for name, run in runs.items()}
     gain = {name: value - judge["base"] for name, value in judge.items()}
-    for name in ("round 1", "round 2", "supervised", "prefix", "finetune"):
+    for name in ("round 1", "round 2", "supervised", "prefix"):
         assert gain[name] > 0.1, gain
+    assert gain["finetune"] > 0.04, gain
     for name in ("random", "shuffled"):
         assert abs(gain[name]) < 0.1, gain
     for run in runs.values():
         assert 0 <= run.metrics["judge"] <= 1
         assert run.scores()["judge"].mean() == pytest.approx(run.metrics["judge"])
         assert math.isfinite(run.metrics["perplexity/calm"])
-        assert run.cost.drawn == 16 * 4 * (4 if run.axes["policy"] == "best_of_n" else 1)
+        assert run.cost.drawn == 16 * 4 * (6 if run.axes["policy"] == "best_of_n" else 1)
         assert run.cost.flops > 0
         assert run.kind == "call"
         assert run.parents["model"] == json.loads((folder / "model/record.json").read_text())["key"]
@@ -128,21 +138,24 @@ def test_the_whole_study(config, tmp_path, capsys):
         "policies on the test prompts",
         "what the rounds gain",
         "side effects",
+        "what the search chose",
         "cost of each run",
         "answers side",
+        "failures after round 2",
     ):
         assert f"## {heading}" in page
+    assert (folder / "activation.png").stat().st_size > 10_000
     (folder / "activation.md").unlink()
     assert main(["report", str(folder)]) == 0
     assert (folder / "activation.md").read_text() == page
     capsys.readouterr()
     before = {path: path.stat().st_mtime_ns for path in folder.glob("*/record.json")}
-    assert study(config, trains) == 0
+    assert study(config, *trains) == 0
     assert {path: path.stat().st_mtime_ns for path in folder.glob("*/record.json")} == before
     assert "0 runs to do" in capsys.readouterr().out
     # More test answers are other reports on the same rounds.
     words = ["studies.activation.test_answers=1", "studies.activation.baselines=[]"]
-    assert study(config, trains, *words) == 0
+    assert study(config, *trains, *words) == 0
     assert "4 runs to do" in capsys.readouterr().out
 
 
@@ -154,8 +167,8 @@ def test_samples_scores_and_banks_are_records(config, tmp_path):
     for number in (1, 2):
         run = folder / f"round-{number}-seed0"
         rows = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
-        assert len(rows) == 24
-        assert all(len(row["answers"]) == len(row["scores"]) == 4 for row in rows)
+        assert len(rows) == 48
+        assert all(len(row["answers"]) == len(row["scores"]) == 6 for row in rows)
         bank = [json.loads(line) for line in (run / "bank.jsonl").read_text().splitlines()]
         for pair, row in zip(bank[len(banks) :], rows, strict=False):
             assert pair["better"] in row["answers"] or pair["prompt"] != row["prompt"]
@@ -404,6 +417,18 @@ def test_dpo_and_sppo_are_their_equations():
     assert sppo_loss(3.0, better, worse, margin).item() == pytest.approx(wanted)
 
 
+def test_each_seed_draws_its_own_prompts_and_no_part_shares_one(tmp_path):
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("".join(json.dumps({"prompt": f"prompt {n}"}) + "\n" for n in range(60)))
+    how = Prompting(str(file), "prompt", "", "", "", "", 16, 30, 10, 20, 8, 1.0)
+    text = TextModel(torch.nn.Identity(), Bytes(), None)
+    first, again, other = (split_prompts(None, text, how, seed) for seed in (0, 0, 1))
+    assert first == again
+    assert [len(part) for part in first.values()] == [30, 10, 20]
+    assert len({*first["train"], *first["valid"], *first["test"]}) == 60
+    assert {*first["test"]} != {*other["test"]}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -411,6 +436,9 @@ def test_dpo_and_sppo_are_their_equations():
         ({"goal": "x", "answers": 1}, "one answer cannot be ranked"),
         ({"goal": "x", "share": 0.0}, "share"),
         ({"goal": "x", "scope": "some"}, "scope: expected one of"),
+        ({"goal": "x", "choose": "luck"}, "choose: expected one of"),
+        ({"goal": "x", "strengths": [0.0, 1.0]}, "strengths above 0"),
+        ({"goal": "x", "valid_answers": 0}, "valid_answers: expected at least 1"),
         ({"goal": "x", "baselines": ["ppo"]}, "no 'ppo'; there are random"),
         ({"goal": "x", "ranker": "self"}, "goal_prefix: expected another text"),
         ({"goal": "x", "ranker": "self_pairs"}, "search: wins compare"),

@@ -19,6 +19,7 @@ from steering.commands.studies import study
 from steering.config import load_config
 from steering.errors import ConfigError, SteeringError
 from steering.runs.store import Store
+from steering.studies.calibration import Calibration, CalibrationOptions
 
 HERE = Path(__file__).parent
 UNITS = ["task.kind=units", "train.threads=1", "train.samples=160", "method=erm"]
@@ -209,7 +210,17 @@ def test_calibration(tmp_path):
             "a-on-train and .*b-on-train are",
         ),
         ("calibration", "studies.calibration.axes={}", "axes: empty; name at least one"),
+        (
+            "calibration",
+            "studies.calibration.axes={a: {b: {}}}",
+            "axes: one data set; name at least",
+        ),
         ("calibration", "studies.calibration.axes={a: {b: 3}}", "axes.a.b: expected changes such"),
+        (
+            "calibration",
+            "studies.calibration.axes={data: {few: {}, many: {task.n: 64}}}",
+            "studies.calibration: data=few-probe-on-train and data=many-probe-on-train are the same",
+        ),
         ("calibration", "studies.calibration.plane={x: [0]}", "plane.x: no such label in methods"),
         ("gallery", "studies.gallery.shown=0", "shown: expected at least 1, got 0"),
         ("gallery", "studies.gallery.tau=-1", "tau: expected above 0, got -1"),
@@ -222,6 +233,20 @@ def test_what_cannot_be_done_is_told(tmp_path, name, word, says):
     words = [REFERENCES, *CALIBRATION, word]
     with pytest.raises(SteeringError, match=says):
         study(name, config_of(tmp_path, *words))
+
+
+def test_a_run_that_is_the_probe_of_other_data_keeps_its_place(tmp_path):
+    words = [
+        "studies.calibration.axes={n: {few: {train.samples: 80}, many: {train.samples: 160}}}",
+        "studies.calibration.references={own: {name: linear, train: {optimizer.lr: 0.01}}}",
+        "studies.calibration.share=0.5",
+    ]
+    config = config_of(tmp_path, *CALIBRATION, *words)
+    asks = Calibration(CalibrationOptions(**config.studies["calibration"])).wanted(config, [])
+    places = {ask.key: ask.axes for ask in asks}  # as the driver keeps them: the last one's
+    roles = [axes["role"] for axes in places.values()]
+    assert roles.count("unguided") == 2 * 2  # two cells, two seeds
+    assert roles.count("probe") == 1
 
 
 def test_gallery_of_digits_with_wrong_labels(tmp_path):

@@ -184,6 +184,10 @@ def test_both_planes_of_pairs(tmp_path, adversary):
         ("studies.plane.report_seeds=0", "report_seeds: expected at least 1"),
         ("studies.plane.split=-1", "split: expected a number ≥ 0"),
         ("studies.plane.published=0", "published: expected above 0, or null"),
+        (
+            "studies.plane.unguided={name: drrho, tau: 1.0, strength: 0.0}",
+            "studies.plane: x0-y0-80-seed0 and x1-y0-80-seed0 are the same run",
+        ),
         ("studies.plane.method={radios: 1}", "unknown key 'studies.plane.method.radios'"),
     ],
 )

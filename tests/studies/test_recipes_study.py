@@ -1,18 +1,24 @@
 """The study of data recipes: what it makes of records whose truth is known, and a small run of it."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 
+from steering.analysis.ranks import spearman
 from steering.analysis.recipes_axis import Axis
-from steering.analysis.recipes_page import tables, verdict_of
+from steering.analysis.recipes_page import recommended, tables, verdict_of, winner_config
 from steering.cli import main
+from steering.config import load_config
+from steering.errors import ConfigError
 from steering.runs.record import Cost, Metric, RunRecord
+from steering.studies.recipes import Recipes, RecipesOptions
 
 CONFIG = Path(__file__).parents[2] / "configs/language/recipes.yaml"
+DIGITS = CONFIG.parents[1] / "classification/digits.yaml"
 RECIPES = ["a", "b", "c", "d", "e", "f"]
 TRUTH = np.array([1.0, 1.1, 1.2, 1.4, 1.6, 2.0])
 SCRAMBLED = np.array([1.6, 1.4, 2.0, 1.0, 1.1, 1.2])
@@ -73,17 +79,66 @@ def test_the_verdict(tmp_path, case, expected):
     assert expected in verdict_of(axis)
 
 
+@pytest.mark.parametrize(
+    ("case", "rate", "first"),
+    [
+        ({}, 0.001, "d"),
+        ({"fall": 0.001}, 0.1, "a"),
+        ({"noise": 2.0}, 0.1, None),
+    ],
+)
+def test_where_the_small_rate_cannot_rank_the_usual_one_chooses(tmp_path, case, rate, first):
+    """SCRAMBLED has d first, TRUTH a."""
+    axis = Axis(records(tmp_path, SCRAMBLED, TRUTH, **case), "", 30.0)
+    assert recommended(axis) == rate
+    named = winner_config(axis).partition("'")[2].partition("'")[0]
+    assert first is None or named == first
+    assert ("The usual rate chooses" in verdict_of(axis)) == (rate == 0.1)
+
+
+def test_single_seeds_are_judged_apart(tmp_path):
+    axis = Axis(records(tmp_path, TRUTH, SCRAMBLED, noise=0.0), "", 30.0)
+    expected = spearman(SCRAMBLED, TRUTH)
+    np.testing.assert_allclose(axis.alone(0.001), 1.0)
+    np.testing.assert_allclose(axis.alone(0.1), expected)
+    small, usual, *_ = tables(axis)[1].lines
+    assert (small[6], usual[6]) == ("1.00, 3 of 3", f"{expected:.2f}, 0 of 3")
+    gap = 1 - expected
+    assert f"of one seed alone {gap:+.2f} [{gap:+.2f}, {gap:+.2f}] over seeds" in verdict_of(axis)
+
+
 def test_the_target_is_tuned_for_each_recipe(tmp_path):
     axis = Axis(records(tmp_path, TRUTH, TRUTH), "loss", 30.0)
     np.testing.assert_allclose(axis.truth, TRUTH, atol=0.01)
     assert axis.ceiling() > 0.9
     assert axis.agreement(0.001).clear == 1.0
-    first = tables(axis)[0].lines
+    # The rates are 0.1 and 1.0: the best of two is always at an edge, and that is said.
+    assert axis.at_the_edge() == RECIPES
+    one = [r for r in axis.targets + axis.proxies if r.axes["rate"] != 1.0]
+    assert Axis(one, "loss", 30.0).at_the_edge() == []  # a single one was not searched
+    ranking, text = tables(axis)[:2]
+    assert "at the edge of `target_rates` for a, b" in text.note
+    first = ranking.lines
     assert [line[0] for line in first] == RECIPES
-    text = tables(axis)[1]
     assert text.lines[0][0] == "0.001 (small)"
     assert text.lines[1][0] == "0.1 (usual)"
     assert text.lines[0][4] == "0.0000"
+
+
+def test_order_0_is_a_loss_also_beside_a_metric_of_which_more_is_better(tmp_path):
+    found = [
+        replace(one, metrics={"accuracy": -one.metrics["loss"]}, meaning={"accuracy": Metric()})
+        for one in records(tmp_path, TRUTH, TRUTH)
+    ]
+    for number, recipe in enumerate(RECIPES):
+        axes = {"scale": "order 0", "recipe": recipe, "rate": 0.0, "seed": 0}
+        metrics = {"loss": 2.0 + TRUTH[number]}
+        found.append(replace(found[0], kind="call", axes=axes, metrics=metrics, meaning={}))
+    axis = Axis(found, "accuracy", 30.0)
+    shown = tables(axis)
+    assert [line[-1] for line in shown[0].lines] == [f"{2 + loss:.4f}" for loss in TRUTH]
+    assert float(shown[0].lines[0][-2]) == pytest.approx(-1.0, abs=0.01)  # the target's accuracy
+    assert shown[1].lines[-1][1].startswith("1.00")  # and it ranks as the target does
 
 
 def test_a_rate_far_below_must_be_among_those_tried(tmp_path):
@@ -91,6 +146,28 @@ def test_a_rate_far_below_must_be_among_those_tried(tmp_path):
     assert Axis(every, "loss", 1e6).small == 0.001  # the smallest there is
     only = [record for record in every if record.axes["rate"] != 0.001]
     assert "no rate among `rates`" in verdict_of(Axis(only, "loss", 30.0))
+
+
+@pytest.mark.parametrize(
+    ("recipes", "proxy", "says"),
+    [
+        (
+            {"as_is": {}, "same": {"train.log_every": 7}},
+            {"train.batch_size": 8},
+            "proxy-as_is-.*proxy-same-",
+        ),
+        ({"as_is": {}, "half": {"task.data.part": [0.0, 0.5]}}, {}, "proxy-as_is-.*target-as_is-"),
+        (
+            {"as_is": {}, "long": {"train.samples": 64}},
+            {"train.batch_size": 8},
+            "order0: order0-as_is and order0-long are the same run",
+        ),
+    ],
+)
+def test_two_names_of_one_run_are_refused(recipes, proxy, says):
+    given = RecipesOptions(recipes, proxy, rates=[0.01], target_rates=[0.01], seeds=1)
+    with pytest.raises(ConfigError, match=says):
+        Recipes(given).wanted(load_config(DIGITS), [])
 
 
 def test_the_study_from_the_command_line(tmp_path):

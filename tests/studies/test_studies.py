@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import toys
 from safetensors.torch import load_file, save_file
@@ -185,6 +186,27 @@ def test_a_changed_file_of_data_is_refused_naming_both(with_file):
         with pytest.raises(
             SteeringError, match=r"task: data: \w{12} found by plain-seed0, \w{12} now"
         ):
+            compare(load_config(path, [f"compare.seeds={seeds}"]))
+
+
+def test_changed_held_out_data_are_refused_too(tmp_path):
+    """A method that joins later would be compared on other examples."""
+    generator = np.random.default_rng(0)
+    image, label = generator.integers(0, 255, (40, 4, 4)).astype(np.uint8), np.arange(40) % 2
+    for name in ("train", "test"):
+        np.savez(tmp_path / f"{name}.npz", image=image, label=label)
+    data = f"{{source: arrays, path: {tmp_path}/train.npz, test_path: {tmp_path}/test.npz}}"
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        f"name: s\noutput: {tmp_path}/runs\ntask: {{name: classification, data: {data}}}\n"
+        "target: linear\nmethod: erm\ntrain: {samples: 64, batch_size: 16}\ndevice: cpu\n"
+        "compare: {methods: {plain: {name: erm}}}\n"
+    )
+    compare(load_config(path))
+    compare(load_config(path))
+    np.savez(tmp_path / "test.npz", image=image, label=1 - label)
+    for seeds in ("[0]", "[0, 1]"):
+        with pytest.raises(SteeringError, match=r"task: test data: \w{12} found by plain-seed0"):
             compare(load_config(path, [f"compare.seeds={seeds}"]))
 
 

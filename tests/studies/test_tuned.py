@@ -9,12 +9,17 @@ import toys
 from scipy import stats
 
 from steering.analysis.halves import Half
+from steering.analysis.points import flops_with_reference
+from steering.analysis.signals import leading_terms
+from steering.analysis.stored import Losses
 from steering.cli import main
 from steering.commands.studies import study
 from steering.config import load_config
 from steering.errors import ConfigError
+from steering.runs.ask import reference_training
 from steering.runs.store import Store
 from steering.studies.search_space import settings
+from steering.studies.tuned import Tuned, TunedOptions
 
 LOG = {"low": 0.01, "high": 10.0, "log": True}
 
@@ -35,6 +40,18 @@ def test_a_key_that_two_methods_share_has_the_same_values():
     assert one[1]["a"] != other[1]["b"]
     assert one != settings({"lr": LOG, "a": LOG}, 5, 1, "here")
     assert one == settings({"a": LOG, "lr": LOG}, 5, 0, "here")
+
+
+def test_a_list_that_two_methods_share_has_the_same_values():
+    """Also where one of them has equal draws, and the other none."""
+    rates, tau = {"lr": [1, 2, 4, 8]}, {"tau": LOG}
+    for seed in range(20):
+        one, other = (settings(rates | more, 5, seed, "here") for more in ({}, tau))
+        assert [s.get("lr") for s in one] == [s.get("lr") for s in other]
+        assert sorted(s["lr"] for s in one[1:]) == [1, 2, 4, 8]
+    # Of two short lists every pair comes before one comes again.
+    both = settings({"a": [1, 2], "b": [1, 2, 3]}, 7, 0, "here")
+    assert len({(s["a"], s["b"]) for s in both[1:]}) == 6
 
 
 def test_settings_differ_and_the_first_is_the_section_as_it_stands():
@@ -126,10 +143,105 @@ def test_tuned_on_one_half_and_reported_on_the_other(tmp_path):
     assert "Every method had 3 tries" in text
 
 
+FAMILIES = [
+    "studies.tuned.methods={plain: {name: erm}, other: {name: dro, tau: 2.0}, steered: {name: drrho}}",
+    "studies.tuned.families={unguided: [plain, other]}",
+    "studies.tuned.tries=2",
+    "studies.tuned.seeds=1",
+    "studies.tuned.shares={'0.5': {task.n: 32}}",
+    "studies.tuned.share_methods=[plain, other, steered]",
+    "studies.tuned.also=[seen/likelihood]",
+]
+
+
+def test_all_tries_have_the_reference_of_the_config(tmp_path):
+    config = config_of(tmp_path)
+    asks = Tuned(TunedOptions(**config.studies["tuned"])).wanted(config, [])
+    steered = [ask.parents["reference"].key for ask in asks if "reference" in ask.parents]
+    assert len(steered) == 3 * 2
+    assert {*steered} == {reference_training(config).key}
+    rates = {ask.config.optimizer.lr for ask in asks if ask.axes.get("method") == "steered"}
+    assert len(rates) == 3
+    # What reference.train says itself stays, and a try may still vary it.
+    words = [
+        "reference={name: linear, train: {optimizer.lr: 0.5}}",
+        "studies.tuned.common={optimizer: [{lr: 0.1}, {lr: 0.2}], reference.train.train.samples: [32, 48]}",
+    ]
+    config = config_of(tmp_path, *words)
+    asks = Tuned(TunedOptions(**config.studies["tuned"])).wanted(config, [])
+    found = [ask.parents["reference"].config for ask in asks if "reference" in ask.parents]
+    assert {one.optimizer.lr for one in found} == {0.5}
+    assert {one.train.samples for one in found} == {64, 32, 48}
+
+
+def test_families_and_shares_of_the_data(tmp_path):
+    config = config_of(tmp_path, *FAMILIES)
+    study("tuned", config)
+    folder = tmp_path / "runs/study"
+    records = {record.label: record for record in Store(folder).all()}
+    rows = json.loads((folder / "tuned.json").read_text())
+    tried = {(row["method"], row["try"]): row["tuning"] for row in rows if row["kind"] == "try"}
+    of_method = {row["method"]: row for row in rows if row["kind"] == "method"}
+    best = {label: row["try"] for label, row in of_method.items()}
+    opponent = max(("plain", "other"), key=lambda label: tried[label, best[label]])
+
+    def value(label, on=""):
+        found = []
+        for seed in (1, 2):
+            run = records[f"{label}-try{best[label]}{on}-seed{seed}"]
+            scores = run.scores()["seen/likelihood"].values
+            found.append(scores[Half(0, tuning=False).mask(len(scores))].mean())
+        return np.mean(found)
+
+    for label, row in of_method.items():
+        over = row["over"]["unguided"]
+        assert over["method"] == opponent
+        assert over["gain"][0] == pytest.approx(value(label) - value(opponent))
+    by_share = {row["method"]: row for row in rows if row["kind"] == "share"}
+    assert by_share.keys() == {"plain", "other", "steered"}
+    for label, row in by_share.items():
+        assert row["value"] == pytest.approx(value(label, "-share0.5"))
+        gain = value(label, "-share0.5") - value(opponent, "-share0.5")
+        assert row["gain"][0] == pytest.approx(gain)
+    assert records[f"steered-try{best['steered']}-share0.5-seed1"].config()["task"]["n"] == 32
+    text = (folder / "tuned.md").read_text()
+    assert f"difference to {opponent}, the best of unguided" in text
+    assert "## data saved" in text
+    # What a run costs with its reference: the reference's own training, and its outputs on 64.
+    run = records[f"steered-try{best['steered']}-seed1"]
+    by_key = {record.key: record for record in records.values()}
+    parent = by_key[run.parents["reference"]]
+    whole = run.cost.flops + parent.cost.flops + run.cost.stored * run.cost.reference_flops
+    assert flops_with_reference(run, by_key) == whole
+    assert f"{whole:.2e}" in text
+    # Without the loser's runs the same numbers of the others.
+    config = config_of(tmp_path, *FAMILIES, "studies.tuned.losers=false")
+    study("tuned", config)
+    assert len(Store(folder).all()) == len(records)
+    rows = json.loads((folder / "tuned.json").read_text())
+    loser = ({"plain", "other"} - {opponent}).pop()
+    assert of_method.pop(loser)
+    assert {row["method"]: row for row in rows if row["kind"] == "method"} == of_method
+
+
+def test_the_terms_of_the_bound_are_those_of_the_formula():
+    random = np.random.default_rng(0)
+    loss, guide = random.normal(size=(2, 3, 40))
+    guide += loss
+    own, excess = leading_terms(*(Losses(x.mean(1), x) for x in (loss, guide)), n=50)
+    assert own == pytest.approx(math.sqrt(2 * loss.var(1).mean() / 50))
+    assert excess == pytest.approx(math.sqrt(2 * (loss - guide).var(1).mean() / 50))
+
+
 @pytest.mark.parametrize(
     ("word", "says"),
     [
         ("studies.tuned.methods={}", "methods: empty"),
+        ("studies.tuned.families={a: [other]}", "families.a: no such label in methods"),
+        ("studies.tuned.families={a: []}", "families.a: empty; name at least one method"),
+        ("studies.tuned.shares={'2': {}}", r"shares: expected a number in \(0, 1\], got '2'"),
+        ("studies.tuned.shares={'1': {}}", "shares: 1 is the config's own"),
+        ("studies.tuned.part=seen", "part: what the theory expects is drawn over shares"),
         ("studies.tuned.tries=0", "tries: expected at least 1, got 0"),
         ("studies.tuned.ranges={other: {}}", "ranges.other: no such label in methods"),
         ("studies.tuned.common={}", "ranges.plain: nothing to search for 3 tries"),

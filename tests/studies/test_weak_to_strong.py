@@ -10,8 +10,9 @@ import torch
 from steering.analysis.weak_to_strong import disjoint_samples
 from steering.cli import main
 from steering.config import load_config
-from steering.errors import SteeringError
+from steering.errors import ConfigError, SteeringError
 from steering.runs.store import Store
+from steering.studies.weak_to_strong import WeakToStrong, WeakToStrongOptions
 from steering.studies.weak_to_strong_cells import Part, _Fits
 from steering_tasks.classification.data import in_shares
 from steering_tasks.classification.options import ClassificationData
@@ -31,6 +32,8 @@ def test_samples_are_disjoint_with_the_shares_that_were_asked_for():
         for g in (0, 1):
             counts = np.bincount(label[rows][group[rows] == g], minlength=3)
             assert counts.max() - counts.min() <= 1
+    odd, other = disjoint_samples(label, group, [25, 15], [0.5, 0.1], rng)
+    assert (len(odd), len(other)) == (25, 15)  # halves of a point go to one of the groups
     with pytest.raises(SteeringError, match="too few points of group 1"):
         disjoint_samples(label, group, [600], [0.9], rng)
 
@@ -107,6 +110,17 @@ def test_shares_of_groups_keep_as_many_as_possible(shares, expected):
 def test_groups_that_cannot_be(options, message):
     with pytest.raises(SteeringError, match=message):
         ClassificationData(**options)
+
+
+def test_two_names_of_one_teacher_are_refused():
+    config = load_config(CONFIG, ["smoke=true"])
+    options = config.studies["weak_to_strong"]
+    teacher = options["teachers"]["short-trained"]
+    given = WeakToStrongOptions(**{**options, "teachers": {"a": teacher, "b": teacher}})
+    with pytest.raises(
+        ConfigError, match=r"cell-a-digits-.* and cell-b-digits-.* are the same run"
+    ):
+        WeakToStrong(given).wanted(config, [])
 
 
 def test_the_study_from_the_command_line_and_again_from_its_records(tmp_path):

@@ -17,9 +17,10 @@ from steering.items import Pairs, Units
 from steering.methods.registry import Step
 from steering.runs.record import read_curves
 from steering.schema import BoardConfig
+from steering.training.board.layout import settings
 from steering.training.board.look import look_at
 from steering.training.board.pictures import extremes, gallery_figure
-from steering.training.board.scalars import board_scalars, group_scalars
+from steering.training.board.scalars import board_scalars, group_scalars, noise_scalars
 from steering.training.loop import run
 
 PAGE = (Path(__file__).parents[2] / "docs/tensorboard.md").read_text(encoding="utf-8")
@@ -38,7 +39,9 @@ def _job(folder: Path, **changes: object):
     job.task.labels = lambda: Labels(wrong=np.arange(64) < 8)
     job.task.exhibits = lambda numbers: [Exhibit(f"number $ {n} \N{SNOWMAN} 漢") for n in numbers]
     board = BoardConfig(histograms_every=10, pictures_every=20, examples=3)
-    return replace(job, train=replace(job.train, board=board), config="seed: 0\nmethod: {tau: 1}\n")
+    return replace(
+        job, train=replace(job.train, board=board), config="seed: 0\nmethod: {name: dro, tau: 4}\n"
+    )
 
 
 def _tags(folder: Path) -> dict[str, list[str]]:
@@ -83,7 +86,8 @@ def test_numbers_by_hand() -> None:
         groups=torch.tensor([0, 0, 1, 1]),
     )
     step = Step(torch.tensor(0.0), {}, weights, units, torch.tensor([5, 6]))
-    wrong = torch.arange(7) == 6  # the second example: items 2 and 3, of which one counts
+    # The second example: items 2 and 3, of which one counts.
+    wrong = (torch.arange(7) == 6)[:, None]
     found = board_scalars(step, look_at(step), {"loss": 3.0, "strength": 0.5}, wrong, ("a", "b"))
     h = np.array([1.5, 0.5, 3.5])
     p = np.array([0.5, 0.25, 0.25])
@@ -106,6 +110,12 @@ def test_numbers_by_hand() -> None:
             "group/b/weight": 0.25,
         },
         rel=1e-6,
+    )
+    # Of each item its own: the first of the one example, half of the first of the other.
+    each = torch.zeros(7, 2)
+    each[5, 0], each[6, 0], each[6, 1] = 1.0, 0.5, 1.0
+    assert noise_scalars(look_at(step), each) == pytest.approx(
+        {"mass_on_noise": 0.5 + 0.125, "noise_share": 1.5 / 3}
     )
     assert set(group_scalars(look_at(step), ("a", "b", "nobody"))) == {
         f"group/{name}/{what}" for name in "ab" for what in ("loss", "weight")
@@ -141,6 +151,26 @@ def test_extremes_and_a_batch_that_is_too_small() -> None:
     one = Units(torch.zeros(1))
     alone = look_at(Step(one.target.sum(), {}, None, one, torch.arange(1)))
     assert gallery_figure(alone, 8, lambda _: [], None) is None
+
+
+def test_hparams_are_what_was_told() -> None:
+    """Of a method what is not as it has it anyway; what only says how a run is shown is left out."""
+    method = {"name": "drrho", "tau": 4.0, "distill": 0.0, "divergence": {"name": "kl"}}
+    config = {
+        "method": method | {"strength": {"name": "linear", "start": 0.0, "end": 1.0}},
+        "train": {"samples": 64, "log_every": 5, "board": {"examples": 8}},
+        "seed": 3,
+        "device": "cpu",
+    }
+    assert settings(config) == {
+        "method.name": "drrho",
+        "method.tau": 4.0,
+        "method.strength.name": "linear",
+        "method.strength.start": 0.0,
+        "method.strength.end": 1.0,
+        "train.samples": 64,
+        "seed": 3,
+    }
 
 
 def test_the_board_changes_nothing_that_is_trained(tmp_path: Path) -> None:

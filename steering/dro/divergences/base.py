@@ -125,9 +125,9 @@ class Divergence(ABC):
             gap = rows.mean(self.phi(t)).clamp_min(1e-300).log() - radius.log()
             return torch.where(gap.abs() <= noise, 0.0, gap)
 
-        tau = falling_root(
-            excess, -(8 * radius).log() / 2, LOG_RANGE
-        ).exp()  # D ≤ about Var(x)/(2τ²) ≤ 1/(8τ²)
+        # From where D ≤ about Var(x)/(2τ²) ≤ 1/(8τ²) meets the radius: x ∈ [−1, 0] has a variance of
+        # 1/4 at most.
+        tau = falling_root(excess, -(8 * radius).log() / 2, LOG_RANGE).exp()
         t, nu = self.tilt(x / tau[:, None], _mask(rows), rows.prior)
         return Solution(rows.weights(t.clone()).to(rows.x.dtype), rows.mean(t * x), tau, tau * nu)
 
@@ -154,12 +154,14 @@ def _tilted_by_search(
         return divergence.ratio(s - (top + place * width)[:, None])
 
     def excess(place: Tensor) -> Tensor:
+        # φ*′ may be ∞ on the way, and an interpolation of ∞ is NaN.
         return rows.mean(ratios(place)).clamp_max(1e300) - 1
 
     # As φ*′(0) = 1, ν lies between the smallest score, less 1, and the largest: place −1 and 0.
     below, above = falling_bracket(excess, torch.full_like(top, -0.5), (-1.0, 0.0))
     many, few = ratios(below), ratios(above)
     spent_many, spent_few = rows.mean(many), rows.mean(few)
+    # 0/0 where both neighbours have the mean 1: then either will do.
     share = ((1 - spent_few) / (spent_many - spent_few)).nan_to_num(0.0).clamp(0, 1)
     t = torch.lerp(few, many, share[:, None]).masked_fill(q == 0, 0.0)
     nu = (top + above * width).reshape(shape[:-1])
@@ -208,6 +210,7 @@ def distance(
         return masked_mean(phi.phi(p * mask.sum(-1, keepdim=True)), mask)
     q = prior.to(p.dtype).expand_as(p).masked_fill(~mask, 0.0)
     q = q / q.sum(-1, keepdim=True)
+    # Where q is 0, so is p as a rule, and 0/0 is not looked at.
     return (q * phi.phi(p / q)).masked_fill(q == 0, 0.0).sum(-1)
 
 

@@ -56,6 +56,7 @@ class ChiSquare(Divergence):
         while True:
             active = torch.gt(x, rows.column(nu - 1), out=work)
             share = rows.mean(active)
+            # Items only drop out, so a share that has not become less is that of the same set.
             if (share >= inside).all():
                 break
             inside = share
@@ -66,6 +67,7 @@ class ChiSquare(Divergence):
         # second term.
         value = nu + rows.mean(torch.square(excess, out=work)) / 2
         t = excess.add_(1)
+        # Over their own mean, which is 1 up to rounding: weights sum to 1.
         return Solution(rows.weights(t, rows.mean(t)), value, torch.ones_like(nu), nu)
 
     def constrained(self, rows: Rows, radius: Tensor) -> Solution:
@@ -86,6 +88,8 @@ class ChiSquare(Divergence):
             variance = (
                 rows.mean(active.mul_(torch.sub(x, rows.column(mu), out=other)).square_()) / share
             )
+            # Positive as long as the radius does not reach the largest items alone; rounding may
+            # make it 0.
             surplus = (2 * radius * share - outside).clamp_min(torch.finfo(torch.float64).tiny)
             eta = torch.maximum(eta, mu - (variance / surplus).sqrt())
         t = torch.sub(x, rows.column(eta), out=work).clamp_min_(0)

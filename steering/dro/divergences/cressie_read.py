@@ -108,6 +108,7 @@ class CressieRead(Divergence):
             spent = rows.mean(self.phi(e / rows.mean(e)[:, None]))
             return radius.log() - spent.clamp_min(1e-300).log()
 
+        # D is near β²·Var(x)/2 on flat rows, whatever the order, as φ″(1) = 1.
         start = (2 * radius / variance_of(rows)).log() / 2
         below, above = falling_bracket(unspent, start, LOG_RANGE)
         less, _, _ = self._tilt(rows, x, below.exp())
@@ -127,4 +128,5 @@ class CressieRead(Divergence):
 
 def _deformed_exp(y: Tensor, k: float) -> Tensor:
     """exp_k(y) = [1 + (k − 1) y]_+^{1/(k−1)}; for k < 1 ∞ where the bracket is not positive."""
+    # By log1p, as an order near 1 makes the bracket nearly 1 and its power large.
     return (((k - 1) * y).clamp_min(-1).log1p() / (k - 1)).exp()

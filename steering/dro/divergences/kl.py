@@ -13,6 +13,7 @@ from steering.dro.divergences.base import DIVERGENCES, Divergence, tilted
 from steering.dro.divergences.rows import Rows, Solution, variance_of
 from steering.dro.search import LOG_RANGE
 
+# β·x with x ∈ [−1, 0] must stay in its dtype: float32 ends at e^88.
 _LOG_BETA = {torch.float32: (-30.0, 85.0), torch.float64: LOG_RANGE}
 
 
@@ -61,11 +62,10 @@ class KL(Divergence):
         """
         x = rows.x
         most = -rows.share(x == 0).log()  # D of the largest items
-        log_beta = (2 * radius / variance_of(rows)).log() / 2  # exact for a Gaussian row
-        low, high = (
-            (8 * radius).log() / 2 - 1e-6,
-            torch.full_like(log_beta, math.inf),
-        )  # D ≤ β²/8 on [−1, 0]
+        # Exact for a Gaussian row.
+        log_beta = (2 * radius / variance_of(rows)).log() / 2
+        # The bracket: D ≤ β²/8 on [−1, 0] bounds β from below, nothing from above.
+        low, high = (8 * radius).log() / 2 - 1e-6, torch.full_like(log_beta, math.inf)
         log_beta = torch.maximum(log_beta, low).clamp(*_LOG_BETA[x.dtype])
         eps = torch.finfo(x.dtype).eps
         for _ in range(200):
@@ -74,6 +74,8 @@ class KL(Divergence):
             mean = rows.mean(torch.mul(e, x, out=rows.like_x(1))) / level
             variance = rows.mean(rows.like_x(1).mul_(x)) / level - mean.square()
             spent = beta * mean - log_z
+            # D is a difference of β·mean and log Z, so their rounding is all that it can be asked
+            # for.
             found = (spent - radius).abs() <= 4 * eps * (beta * mean.abs() + log_z.abs() + radius)
             low = torch.where(~found & (spent < radius), log_beta, low)
             high = torch.where(~found & (spent > radius), log_beta, high)
@@ -83,9 +85,12 @@ class KL(Divergence):
                 (most - spent).clamp_min(1e-300) / (most - radius)
             ).log()
             slope = beta.square() * variance * (1 / spent + 1 / (most - spent).clamp_min(1e-300))
+            # A step that leaves the bracket, or goes a factor of e⁴ beyond its lower end, becomes a
+            # bisection; as long as there is no upper end, a factor of e².
             step = (log_beta - logit / slope).nan_to_num(math.inf)
             middle = torch.where(high.isinf(), low + 2, (low + high) / 2)
             inside = (step > low) & (step < torch.minimum(high, low + 4))
+            # A row that is done stands still, so its answer does not depend on its neighbours.
             log_beta = torch.where(found, log_beta, torch.where(inside, step, middle)).clamp(
                 *_LOG_BETA[x.dtype]
             )
@@ -99,12 +104,14 @@ def _exp(rows: Rows, s: Tensor, extent: Tensor) -> tuple[Tensor, Tensor, Tensor]
     torch's softmax is the faster exponential, but sums a long row so carelessly that its mean is
     taken again.
     """
-    flat = extent < 0.5  # nearly flat rows lose their digits in a mean near 1
+    # Nearly flat rows lose their digits in a mean near 1; expm1 and log1p keep them.
+    flat = extent < 0.5
     dip = rows.mean(s.expm1()) if flat.any() else extent
     if rows.prior is None:
         e = torch.softmax(s, -1, out=s if s.device.type == "cpu" else None)
         level = rows.mean(e)
-        log_z = (level / e.amax(-1)).log()  # the largest item has s = 0
+        # The largest item has s = 0, so its share tells the constant that softmax has put in.
+        log_z = (level / e.amax(-1)).log()
     else:
         e = s.exp_()
         level = rows.mean(e)

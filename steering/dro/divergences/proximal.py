@@ -40,14 +40,17 @@ def by_sections(
     smallest, largest = s, s
     if mask is not None:
         smallest, largest = s.masked_fill(~mask, math.inf), s.masked_fill(~mask, -math.inf)
-    low = torch.minimum(smallest.amin(-1), before) - 1  # there t ≥ 1
-    high = torch.maximum(largest.amax(-1), before)  # there t ≤ 1
+    # The slope is ≤ 0 at the one end, where every t ≥ 1, and ≥ 0 at the other, where every t ≤ 1.
+    low = torch.minimum(smallest.amin(-1), before) - 1
+    high = torch.maximum(largest.amax(-1), before)
     points = min(31, max(1, _WORK // max(1, s.numel())))
     cuts = torch.arange(1, points + 1, dtype=s.dtype, device=s.device) / (points + 1)
+    # A pass brings log2(points + 1) bits, and float64 has 52 to tell.
     for _ in range(math.ceil(52 / math.log2(points + 1))):
         x = low[..., None] + (high - low)[..., None] * cuts  # (..., points)
         slope = 1 - ratios(x).sum(-1) / counts[..., None] + (x - before[..., None]) / lam[..., None]
         below = (slope <= 0).sum(-1, keepdim=True)  # cuts left of the root
+        # The slope rises, so the root lies between the last cut with a slope ≤ 0 and the next one.
         edges = torch.cat([low[..., None], x, high[..., None]], -1)
         low, high = edges.gather(-1, below)[..., 0], edges.gather(-1, below + 1)[..., 0]
     steep, gentle = ratios(low[..., None])[..., 0, :], ratios(high[..., None])[..., 0, :]

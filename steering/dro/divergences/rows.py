@@ -45,7 +45,8 @@ class Rows:
         """Σ_i q_i v_i, (m, n) → (m,), float64."""
         if self.prior is None:
             return values.sum(-1).double() / values.shape[-1]
-        return torch.where(self.prior > 0, values * self.prior, 0.0).sum(-1)  # φ(0) may be ∞
+        # φ(0) may be ∞, and times a prior of 0 it would be NaN.
+        return torch.where(self.prior > 0, values * self.prior, 0.0).sum(-1)
 
     def share(self, items: Tensor) -> Tensor:
         """Prior mass of the items that are True, (m, n) → (m,), float64."""

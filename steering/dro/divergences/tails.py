@@ -76,9 +76,8 @@ class CVaR(Divergence):
         nu, value, above = self._quantile(rows)
         side = rows.x.sub_(rows.column(nu)).sign_()  # 1 above the quantile, 0 at it, −1 below
         tied = 1 - rows.mean(torch.abs(side, out=rows.like_x(0)))
-        rest = ((self.level - above) / tied).clamp(
-            0, 1
-        )  # ratio of the tied items, in units of 1/level
+        # Ratio of the tied items, in units of 1/level: what the items above them leave of the level.
+        rest = ((self.level - above) / tied).clamp(0, 1)
         t = side.add_(rows.column(rest)).clamp_(0, 1)
         return Solution(rows.weights(t, above + rest * tied), value, torch.ones_like(nu), nu)
 
@@ -89,9 +88,8 @@ class CVaR(Divergence):
         if rows.prior is None:
             k = self.level * n
             whole = round(k)
-            count = max(
-                1, whole if abs(k - whole) <= 4 * EPS * k else int(k) + 1
-            )  # 0.55 · 100 is 55, not 55 + ε
+            # 0.55 · 100 is 55, not 55 + ε.
+            count = max(1, whole if abs(k - whole) <= 4 * EPS * k else int(k) + 1)
             tail = x.topk(count, sorted=False).values
             nu = tail.amin(-1, keepdim=True)
             excess = tail.sub_(nu).sum(-1).double() / k
@@ -125,9 +123,8 @@ class TotalVariation(Divergence):
         return ((t - 1).abs() / 2).masked_fill(t < 0, torch.inf)
 
     def conjugate(self, s: Tensor) -> Tensor:
-        beyond = s > 0.5 * (
-            1 + 8 * torch.finfo(s.dtype).eps
-        )  # every optimum has its largest item at s = 1/2
+        # Every optimum has its largest item at s = 1/2, so the wall must bear rounding.
+        beyond = s > 0.5 * (1 + 8 * torch.finfo(s.dtype).eps)
         return s.clamp_min(-0.5).masked_fill(beyond, torch.inf)
 
     def ratio(self, s: Tensor) -> Tensor:
@@ -146,9 +143,8 @@ class TotalVariation(Divergence):
         kept = (rows.x >= -1).double()
         weights = self._moved(rows, kept)
         value = (weights.double() * rows.x).sum(-1) - rows.mean(1 - kept)
-        nu = (
-            -rows.extent.clamp_max(1) / 2
-        )  # in a row shorter than 1 nothing moves, and any ν near it does
+        # In a row shorter than 1 nothing moves, and any ν near it does.
+        nu = -rows.extent.clamp_max(1) / 2
         return Solution(weights, value, torch.ones_like(nu), nu)
 
     def constrained(self, rows: Rows, radius: Tensor) -> Solution:
@@ -165,6 +161,7 @@ class TotalVariation(Divergence):
         above, tied = (rows.x > edge).double(), (rows.x == edge).double()
         share_tied = rows.mean(tied)
         left = ((1 - radius - rows.mean(above)) / share_tied).clamp(0, 1)
+        # Of the items at the edge each keeps what is left, so that equal losses get equal ratios.
         weights = self._moved(rows, above + left[:, None] * tied)
         tau = -edge[:, 0].double()
         return Solution(weights, (weights.double() * rows.x).sum(-1), tau, -tau / 2)

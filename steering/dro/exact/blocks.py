@@ -12,7 +12,7 @@ from steering.dro.divergences.rows import EPS, Rows, Solution
 from steering.dro.exact.checks import Problem
 
 _BLOCK = {"cpu": 2**20}  # items solved at once: their temporaries stay in the cache
-_BLOCK_ELSEWHERE = 2**27
+_BLOCK_ELSEWHERE = 2**27  # a GPU fits larger ones: 1 GiB for each temporary in float64
 
 
 def solved(problem: Problem) -> Solution:
@@ -22,6 +22,7 @@ def solved(problem: Problem) -> Solution:
     spare: dict[int, Tensor] = {}
     for some in blocks_of(problem):
         solution = _block(problem.rows(some), weights[some], spare)
+        # Many solutions have left their weights there already, in the memory of the scaled rows.
         if solution.weights.data_ptr() != weights[some].data_ptr():
             weights[some] = solution.weights
         parts.append(solution[1:])
@@ -49,29 +50,36 @@ def _block(problem: Problem, out: Tensor, spare: dict[int, Tensor]) -> Solution:
     if not divergence.takes_budget:
         return divergence.penalised(scaled(problem, problem.spread, out, spare))
     if problem.radius is None:
-        if divergence.has_ceiling:  # its limit τ → 0 is found by the search, at a tiny price
+        # Its limit τ → 0 is not the largest item alone; the search finds it, at a tiny price.
+        if divergence.has_ceiling:
             tiny = torch.maximum(problem.tau, 1e-280 * problem.spread)
             problem = replace(problem, tau=tiny)
+        # The price in the unit of the scaled rows. Beyond the one bound no weight of this dtype
+        # differs from the prior; beyond the other x/τ would leave float64. There the unit is the
+        # spread, so that x stays finite in rows whose answer is a limit anyway.
         prices = problem.tau / problem.spread
         flat, sharp = prices > eps**-1.1, prices < 1e-290
         unit = torch.where(flat | sharp, problem.spread, problem.tau)
         rows = scaled(problem, unit, out, spare)
     else:
         unit, rows = problem.spread, scaled(problem, problem.spread, out, spare)
+        # D of the weights that lie on the largest items alone: t = 1/share there, and 0 elsewhere.
+        # φ(0) may be ∞, and ∞ times a share of nothing would be NaN.
         share = rows.share(rows.x == 0)
-        least = torch.where(
-            share < 1, (1 - share) * divergence.phi(torch.zeros_like(share)), 0.0
-        )  # φ(0) may be ∞
+        least = torch.where(share < 1, (1 - share) * divergence.phi(torch.zeros_like(share)), 0.0)
         most = share * divergence.phi(1 / share) + least
         flat, sharp = problem.radius < eps**2, problem.radius >= most * (1 - 8 * EPS)
     if not (limit := flat | sharp).any():
         solution = _inner(divergence, rows, problem.radius)
         if problem.radius is not None:
             return solution
+        # From units of τ to those of the scaled rows.
         weights, value, _, nu = solution
         return Solution(weights, value * prices, prices, nu * prices)
     solution = _limits(rows, flat, _least_ratio(problem))
     if not limit.all():
+        # Only the rows whose answer is no limit. Indexing copies them, so that a solution may write
+        # over its rows.
         inner = (~limit).nonzero()[:, 0]
         some = Rows(
             rows.x[inner], rows.extent[inner], None if rows.prior is None else rows.prior[inner]
@@ -81,6 +89,7 @@ def _block(problem: Problem, out: Tensor, spare: dict[int, Tensor]) -> Solution:
         )
         solution.weights[inner] = weights.to(solution.weights.dtype)
         for whole, part in zip(solution[1:], numbers, strict=True):
+            # The unit is τ with a penalty, and the spread itself with a radius.
             whole[inner] = part * (unit / problem.spread)[inner]
     return solution
 
@@ -96,6 +105,7 @@ def _priced_within(problem: Problem, radius: Tensor) -> Solution:
     free = solved(replace(problem, tau=torch.zeros_like(problem.tau)))
     price = problem.tau / problem.spread
     over = _spent(problem, priced.weights) > radius
+    # `free` was solved without the price, which its weights have to pay all the same.
     value = free.value - torch.where(over, price * _spent(problem, free.weights), 0.0)
     weights = torch.where(over[:, None], free.weights, priced.weights)
     numbers = [
@@ -139,6 +149,7 @@ def _least_ratio(problem: Problem) -> Tensor:
 def _limits(rows: Rows, flat: Tensor, least: Tensor) -> Solution:
     """τ = ∞, the prior itself, in the rows that are flat; τ = 0, the largest items alone, in the
     others."""
+    # Equal shares of the prior for those that tie; what is left out keeps `least`, as a rule zero.
     largest = (rows.x == 0).to(rows.x.dtype)
     sharp = torch.maximum(largest / rows.column(rows.mean(largest)), rows.column(least))
     ratios = torch.where(flat[:, None], 1.0, sharp)
@@ -156,6 +167,8 @@ def scaled(
 ) -> Rows:
     """x = (h − top)/unit, 0 where the prior is 0; written to `out` if its dtype can hold it, else
     float64."""
+    # In float32 only where that costs nothing: a prior is float64, whole numbers beyond 2^24 are no
+    # longer counted, and `modest` bounds what x and prices may be.
     h = problem.losses
     if out is None or problem.prior is not None or h.shape[-1] > 2**24 or not problem.modest:
         h, out = h.double(), None

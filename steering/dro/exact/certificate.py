@@ -25,18 +25,20 @@ def certificate(problem: Problem, solution: Solution) -> Tensor:
                 for some in blocks
             ]
         )
+    # By (7) of docs/theory.md any ν, and with a radius any τ above the price, bounds the value from
+    # above; any p that is allowed bounds it from below. So the answer need not be exact for the gap
+    # to be a bound, up to rounding.
     rows, divergence, tau = scaled(problem, problem.spread), problem.divergence, solution.tau
     sharp, flat = (x & divergence.takes_budget for x in (tau < 1e-290, tau.isinf()))
+    # At the ends of τ the formula divides by 0 or ∞; these rows get their limits below.
     tau = torch.where(sharp | flat, 1.0, tau)
     weights = solution.weights.double()
+    # Rounded to the dtype of the losses they may not sum to 1, and would not be allowed.
     weights = weights / weights.sum(-1, keepdim=True)
     primal = (weights * rows.x).sum(-1)
     dual = torch.full_like(tau, torch.inf)
-    for nudge in (
-        0,
-        4,
-        64,
-    ):  # φ* may have a wall where the largest item stands; any ν gives a bound
+    # φ* may have a wall where the largest item stands, and a ν that is rounded down is beyond it.
+    for nudge in (0, 4, 64):
         nu = solution.nu + nudge * EPS * (1 + solution.nu.abs())
         found = nu + tau * rows.mean(divergence.conjugate((rows.x - nu[:, None]) / tau[:, None]))
         dual = torch.minimum(dual, found)
@@ -46,14 +48,14 @@ def certificate(problem: Problem, solution: Solution) -> Tensor:
         # At τ = 0, τ φ*((x − ν)/τ) is 0 for x ≤ ν; at τ = ∞ it is x − ν, and p = q pays nothing.
         dual = torch.where(sharp, solution.nu, torch.where(flat, rows.mean(rows.x), dual))
         ratios = rows.ratios(weights)
-        rounding = (
-            4 * torch.finfo(problem.losses.dtype).eps
-        )  # of the weights: a large τ must not be made to pay for it
+        # The rounding of the weights: a large τ must not be made to pay for it.
+        rounding = 4 * torch.finfo(problem.losses.dtype).eps
         ratios = torch.where((ratios - 1).abs() <= rounding, 1.0, ratios)
         price = problem.tau / problem.spread
         priced = (price > 0) & ~(sharp | flat)
         primal = primal - torch.where(priced, price * rows.mean(prices_of(problem, ratios)), 0.0)
-        if problem.radius is not None:  # what the multiplier asks beyond the price
+        # What the multiplier asks beyond the price.
+        if problem.radius is not None:
             dual = dual + torch.where(sharp | flat, 0.0, (tau - price) * problem.radius)
     # The limit τ → 0 of the dual: no weights get more than the largest item. A budget of 1e300 leaves a
     # τ so small that its product with the budget is nothing but rounding.

@@ -89,6 +89,8 @@ def checked(
     q, counts = _prior(losses, flat, mask, prior, shape)
     top, spread = _ends(flat, q, shape)
     tau, limit = _budget(losses, phi, radius, rho, penalty, counts, shape)
+    # Scaled items are (h − top)/spread, or (h − top)/τ: both, and their sums, must stay within
+    # float32, which ends at 3e38.
     modest = (spread < _RANGE32) & (spread > 1 / _RANGE32)
     if penalty is not None and phi.takes_budget:
         modest &= spread < _RANGE32 * tau
@@ -120,15 +122,18 @@ def _prior(
         if prior.requires_grad:
             raise ValueError("prior: gets no gradient, expected a detached tensor")
         given = _expanded(prior, losses.shape, "prior").reshape(flat.shape).double()
+        # Written as a denial: a comparison with NaN is false, so NaN counts as bad.
         if (bad := ~((given >= 0) & given.isfinite()) & (q > 0)).any():
             shape.fail(bad, "prior", given, "finite numbers >= 0")
+        # Chosen, not multiplied: what the mask hides may be NaN.
         q = torch.where(q > 0, given, 0.0)
         largest = q.amax(-1, keepdim=True)
         if (nothing := largest[:, 0] == 0).any():
             raise ValueError(
                 f"prior: {shape.row(nothing)} is zero on every item that counts, expected a positive one"
             )
-        q = q / largest  # so that the sum cannot overflow
+        # So that the sum cannot overflow.
+        q = q / largest
     return q / q.sum(-1, keepdim=True), counts
 
 
@@ -138,10 +143,14 @@ def _ends(flat: Tensor, q: Tensor | None, shape: _Shape) -> tuple[Tensor, Tensor
     if q is None:
         top, low = flat.amax(-1), flat.amin(-1)
     else:
+        # Filled on both sides, so that what the prior hides is neither the largest nor the
+        # smallest.
         top = flat.masked_fill(q == 0, -torch.inf).amax(-1)
         low = flat.masked_fill(q == 0, torch.inf).amin(-1)
+    # In float64, as the difference of two float32 numbers may leave float32. Not finite if an item is
+    # not.
     top = top.double()
-    spread = top - low  # not finite if an item is not
+    spread = top - low
     if not spread.isfinite().all():
         counts = torch.ones_like(flat, dtype=torch.bool) if q is None else q > 0
         if (bad := counts & ~flat.isfinite()).any():
@@ -178,6 +187,7 @@ def _budget(
             raise ValueError(f"{name}: gets no gradient, expected a number or a detached tensor")
         rows = torch.as_tensor(value, dtype=torch.float64, device=losses.device)
         rows = _expanded(rows, losses.shape[:-1], name).reshape(-1)
+        # NaN is not ≥ 0 either.
         if (bad := ~(rows >= 0)).any():
             raise ValueError(
                 f"{name}: expected a number >= 0, got {rows[bad][0].item()} for {shape.row(bad)}"

@@ -1,4 +1,4 @@
-"""Exact worst-case weights of each row of losses, for any divergence of `divergences.py`.
+"""Exact worst-case weights of each row of losses, for any divergence of `divergences/`.
 
 Rows are shifted and scaled to x ∈ [−1, 0] with the largest item at 0, so neither the unit, nor the
 offset, nor the dtype of the losses costs digits; a divergence then solves scaled rows
@@ -121,15 +121,15 @@ def worst_case(
     Returns:
         WorstCase, rows (...). With a radius, D_φ(weights) ≤ R up to rounding, which is the more of
         R the smaller it is (in float64 1e-9 of R = 1e-12), as in dual.tau; the value stays good. R
-        below the square of the dtype's rounding counts as 0, as does 1/τ below it for a penalty in
-        units of max h − min h.
+        below the square of the dtype's rounding counts as 0, as does a penalty's 1/τ below its
+        power 1.1, τ in units of max h − min h.
 
     Raises:
         ValueError: losses of another dtype, without items, not finite, or with a row that spans
-            more than float64; a mask or prior that does not fit or leaves nothing of a row; none or
-                    radius and rho together, or any of radius, rho and penalty with CVaR; a budget that is negative,
-            NaN, does not fit or requires a gradient. The message names argument, row, item and what
-            was expected.
+            more than float64; a mask or prior that does not fit or leaves nothing of a row; none of
+            radius, rho and penalty, or radius and rho together, or any of them with CVaR; a budget
+            that is negative, NaN, does not fit or requires a gradient. The message names argument,
+            row, item and what was expected.
 
     Source: Ben-Tal et al. (2013), Theorem 1, for the dual with a radius; limits, search and scaling
     are our derivation.
@@ -137,7 +137,10 @@ def worst_case(
     problem = checked(losses, divergence, radius, rho, penalty, level, order, mask, prior)
     with torch.no_grad():
         solution = solved(problem)
+    # Rows were solved as x = (h − top)/spread. Adding a constant to h moves value and ν by it, and
+    # no weight; a factor multiplies value, ν and τ.
     value = problem.top + problem.spread * solution.value
+    # A penalty is given back as it came, with no rounding from the scaling.
     tau = problem.tau if problem.radius is None else solution.tau * problem.spread
     nu = problem.top + problem.spread * solution.nu
     shape, dtype = losses.shape, losses.dtype
@@ -146,12 +149,14 @@ def worst_case(
     def rows(x: Tensor) -> Tensor:
         return x.to(dtype).view(shape[:-1])
 
+    # Not before somebody asks: it is a pass over all rows in float64.
     def gap() -> Tensor:
         with torch.no_grad():
             return rows(problem.spread * certificate(problem, solution))
 
     value = rows(value)
     if losses.requires_grad:
+        # By (16) the gradient is the weights: nothing of the search needs a graph.
         value = _Envelope.apply(losses, value, weights)
     return WorstCase(value, weights, Dual(rows(tau), rows(nu)), gap)
 
@@ -162,6 +167,7 @@ class _Envelope(torch.autograd.Function):
     @staticmethod
     def forward(ctx, losses: Tensor, value: Tensor, weights: Tensor) -> Tensor:  # type: ignore[no-untyped-def]  # noqa: ARG004
         ctx.save_for_backward(weights)
+        # A tensor of its own: the one that came in has no gradient.
         return value.clone()
 
     @staticmethod

@@ -101,6 +101,7 @@ class Remembering(Estimator):
         super().__init__()
         require_rows(num_rows)
         self.kept, layout = kept, layout or Layout()
+        # `row_table.merged` finds tables in a state dict by this name.
         self.duals = None if layout.plain else RowTable(num_rows, layout)
         if self.duals is None:
             self.register_buffer(kept, torch.zeros(num_rows))
@@ -119,6 +120,7 @@ class Remembering(Estimator):
         if self.duals is None and rows.ndim == 0 and in_one_place(rows):
             return self._moved_one(int(rows), log_g, move, learn)
         kept, visited = self.recall(rows, log_g.dtype, sharded)
+        # What `move` makes of the 0 of a row that was never visited is a number, and is dropped.
         new = torch.where(visited, move(kept), log_g)
         if learn:
             self.remember(rows, new, sharded)
@@ -150,6 +152,7 @@ class Remembering(Estimator):
         if self.duals is not None:
             self.duals.write(rows, new, sharded)
             return
+        # The table is whole on every rank, so every rank writes the rows of all.
         all_rows, all_new = of_all_ranks(rows, new, sharded)
         table: Tensor = getattr(self, self.kept)
         store(table, all_rows, all_new.to(table.dtype))
@@ -157,6 +160,7 @@ class Remembering(Estimator):
 
     @torch.no_grad()
     def rescale(self, factor: Tensor) -> None:
+        # τ·ν is in the unit of the losses and stays; a −0 that marks a visited row stays −0.
         table = self.get_buffer(self.kept) if self.duals is None else self.duals.table
         table.mul_(factor)
 
@@ -168,12 +172,15 @@ class Remembering(Estimator):
                 raise ValueError(
                     f"{part} has {len(state_dict[part])} rows of {len(self.visited)}; join the ranks' parts"
                 )
+            # Bits of zero mean "never visited" there, and −0 a zero that is meant. Adding 0 makes 0
+            # of −0.
             values = state_dict.pop(part)
             state_dict.pop(prefix + "duals.extent")
             state_dict[prefix + "visited"] = (values != 0) | values.signbit()
             state_dict[whole] = values.to(self.get_buffer(self.kept).dtype) + 0.0
         elif self.duals is not None and whole in state_dict:
             values, visited = state_dict.pop(whole), state_dict.pop(prefix + "visited")
+            # The other way round: a visited 0 becomes −0, a row that was never visited 0.
             values = torch.where(values == 0, -torch.zeros_like(values), values)
             state_dict[part] = torch.where(visited, values, 0.0)
             state_dict[prefix + "duals.extent"] = torch.tensor([0, len(values), len(values)])

@@ -66,7 +66,8 @@ class MiniBatchDual(Estimator):
         *,
         learn: bool,  # noqa: ARG002
     ) -> tuple[Tensor, Tensor]:
-        if self.divergence.has_log_means:  # written out: the general way waits for the device
+        # Written out: the general way waits for the device.
+        if self.divergence.has_log_means:
             nu, scores = log_mean_exp(scores, mask)
             return (scores - nu[..., None]).exp(), nu
         return self.divergence.tilt(scores, all_of(scores, mask))
@@ -139,10 +140,12 @@ class MovingAverageDual(_LogMeanDual):
         """
         if not 0 < gamma <= 1:
             raise ValueError(f"gamma must lie in (0, 1], got {gamma}")
-        if gamma == 1:  # what is kept is not asked for: a table in parts would have to be read
+        # What is kept is not asked for: a table in parts would have to be read.
+        if gamma == 1:
             if learn:
                 self.remember(rows, log_g, sharded)
             return log_g
+        # (19) of docs/theory.md in logarithms, as e^(h/τ) leaves float32 beyond h/τ = 88.
         share, rest = math.log(gamma), math.log1p(-gamma)
         return self.moved(
             rows, log_g, lambda log_u: torch.logaddexp(log_u + rest, log_g + share), sharded, learn
@@ -191,8 +194,7 @@ class ProximalDual(Estimator):
     Args:
         num_rows: as in `MovingAverageDual`.
         divergence: φ; not total variation, whose φ* is a wall.
-        step: λ of the second visit, in units of τ squared over τ (for CVaR in the unit of the
-            losses).
+        step: λ of the second visit, in units of τ (for CVaR in the unit of the losses).
 
     Source: opt4ml.org, section 2.2, for the joint problem; the proximal step is our choice.
     """
@@ -223,16 +225,19 @@ class ProximalDual(Estimator):
         learn: bool,
     ) -> tuple[Tensor, Tensor]:
         visits = picked(self.visits, rows)
+        # Rows on their first visit run along, and what they get is replaced below.
         step = self.step / visits.clamp_min(1).to(scores.dtype).sqrt()
         nu = picked(self.nu, rows).to(scores.dtype)
         t, new = proximal_step(self.divergence, scores, mask, nu, step)
-        if scores.device.type != "cpu" or not (visits > 0).all():  # asking would make a GPU wait
+        # Whether any row is new is not asked of a GPU, which would have to wait.
+        if scores.device.type != "cpu" or not (visits > 0).all():
             first, first_nu = self.divergence.tilt(scores, all_of(scores, mask))
             t, new = (
                 torch.where((visits > 0)[..., None], t, first),
                 torch.where(visits > 0, new, first_nu),
             )
         if learn:
+            # Each row comes at most once in a batch, so adding to a copy counts every visit.
             all_rows, all_new = of_all_ranks(rows, new, sharded)
             store(self.nu, all_rows, all_new.to(self.nu.dtype))
             store(self.visits, all_rows, self.visits[all_rows] + 1)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from steering import distributed
 from steering.dro.online.estimator import stateful
+from steering.items import require_items
 
 
 def group_means(losses: Tensor, groups: Tensor, num_groups: int) -> tuple[Tensor, Tensor]:
@@ -44,6 +45,8 @@ def group_means(losses: Tensor, groups: Tensor, num_groups: int) -> tuple[Tensor
     sums = losses.new_zeros(num_groups).index_add(0, groups, losses)
     counts = losses.new_zeros(num_groups).index_add(0, groups, torch.ones_like(losses))
     if distributed.active():
+        # Sums, not means: a rank with few items of a group counts by these few. Gathered with
+        # gradient, so that (31) of docs/theory.md holds.
         sums, counts = (distributed.gather(x[None]).sum(0) for x in (sums, counts))
     return sums / counts.clamp_min(1), counts
 
@@ -103,6 +106,7 @@ class GroupWeights(nn.Module):
         self.losses: Tensor
         self.mean: Tensor
         self.updates: Tensor
+        # In float64 and as logarithms: q moves by many small factors, and may come close to 0.
         log_prior = prior.double().log().log_softmax(0)
         self.register_buffer("log_prior", log_prior)
         self.register_buffer("log_q", log_prior.clone())
@@ -110,9 +114,8 @@ class GroupWeights(nn.Module):
         self.register_buffer("mean", torch.zeros(num_groups, dtype=torch.float64))
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
         self.present: Tensor
-        self.register_buffer(
-            "present", torch.ones(num_groups, dtype=torch.bool), persistent=False
-        )  # of the data, no state
+        # Of the data, no state.
+        self.register_buffer("present", torch.ones(num_groups, dtype=torch.bool), persistent=False)
         self.step, self.smoothing, self.penalty = step, smoothing, penalty
 
     @torch.no_grad()
@@ -145,10 +148,10 @@ class GroupWeights(nn.Module):
             counts: (k,), > 0 where a group is present.
 
         Raises:
-            ValueError: the loss of a group that is present is not finite (on a GPU a device-side
-                assertion).
+            ValueError: as `update`.
         """
         q = self.update(means, counts).to(means.dtype)
+        # q is detached, by (16); an absent group has no loss to weigh, only one that is remembered.
         return (q * means.masked_fill(counts == 0, 0.0)).sum()
 
     @stateful
@@ -157,18 +160,23 @@ class GroupWeights(nn.Module):
         `no_grad` q without keeping it.
 
         DoReMi's scores are means of [ℓ − ℓ_ref]_+, clipped for each token before `group_means`.
+
+        Raises:
+            ValueError: no group is present, or the score of one that is is not finite (on a GPU
+                device-side assertions).
         """
+        require_items(counts.sum())
         present = counts > 0
-        _require(
-            scores.isfinite() | ~present, scores, "losses of groups", "finite numbers"
-        )  # one NaN would stay in q
+        # One NaN would stay in q.
+        _require(scores.isfinite() | ~present, scores, "losses of groups", "finite numbers")
         losses = torch.where(present, scores.detach().double(), self.losses)
-        anchor = self.log_prior.masked_fill(
-            ~self.present, 0.0
-        )  # a penalty of zero times −∞ would be NaN
+        # A penalty of zero times −∞ would be NaN.
+        anchor = self.log_prior.masked_fill(~self.present, 0.0)
+        # (41) of docs/theory.md; without a penalty it is exponentiated gradient.
         pulled = self.log_q + self.step * (losses + self.penalty * anchor)
         log_q = self._shared(pulled / (1 + self.step * self.penalty))
         if self.smoothing:
+            # (1 − c)·q + c·q⁰ of logarithms; where both are −∞, logaddexp gives −∞ and no NaN.
             mixed = self.log_prior + math.log(self.smoothing)
             log_q = torch.logaddexp(log_q + math.log1p(-self.smoothing), mixed)
         if learn:

@@ -52,6 +52,8 @@ class IndividualTemperatures(Temperatures):
         super().__init__()
         require_range(initial, minimum, maximum)
         self.initial, self.lr, self.minimum, self.maximum = initial, lr, minimum, maximum
+        # Always float32: float16 counts visits to 2048 alone, and squares of small slopes vanish in it.
+        # `row_table.merged` finds the table by this name.
         self.duals = RowTable(num_rows, replace(layout or Layout(), dtype="float32"), columns=4)
 
     @torch.no_grad()
@@ -85,6 +87,7 @@ class IndividualTemperatures(Temperatures):
         """The mean over the rows that have been seen."""
         table = self.duals.table[: self.duals.count]
         seen = table[:, 3] > 0
+        # A row may have been written without a visit, when its slope was not finite.
         sums = [table[:, 0].double().masked_fill(~seen, 0.0).sum().item(), float(seen.sum())]
         total, count = distributed.total(sums) if self.duals.ranks > 1 else sums
         return torch.tensor(total / count if count else self.initial)
@@ -95,6 +98,7 @@ class IndividualTemperatures(Temperatures):
         g = slope.to(state.dtype).clamp(-LARGEST_SLOPE, LARGEST_SLOPE)
         tau, mean, square, visits = state.unbind(-1)
         visits = visits + 1
+        # lerp(g, m, β) is β·m + (1 − β)·g.
         mean = torch.lerp(g, mean, BETAS[0])
         square = torch.lerp(g * g, square, BETAS[1])
         deviation = (square / (1 - BETAS[1] ** visits)).sqrt() + EPS
@@ -103,4 +107,5 @@ class IndividualTemperatures(Temperatures):
         )
         after = torch.stack([tau, mean, square, visits], -1)
         self.duals.write(rows, torch.where(slope.isfinite()[..., None], after, state), sharded)
+        # Learned already: the risks get no graph of it.
         return torch.zeros_like(slope)

@@ -25,6 +25,7 @@ class Metrics(Mapping[str, Tensor]):
         if self._make is not None:
             with torch.no_grad():
                 self._made = self._make()
+            # What it was made of may go: a log keeps scalars for longer than a batch lives.
             self._make = None
         return self._made
 

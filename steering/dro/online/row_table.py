@@ -83,18 +83,19 @@ class RowTable(nn.Module):
         ranks = distributed.world_size() if layout.split else 1
         self.num_rows, self.ranks = num_rows, ranks
         self.share = math.ceil(num_rows / ranks)
+        # K·⌈rows/K⌉ may be more than there are: the last ranks then own fewer rows, or none.
         self.first = min((distributed.rank() if ranks > 1 else 0) * self.share, num_rows)
         self.count = min(self.share, num_rows - self.first)
-        shape = (
-            self.count + 1,
-            *([columns] if columns else []),
-        )  # the last takes what belongs to others
+        # The last row takes what belongs to others. To leave that out one would have to know how much
+        # it is, and a GPU would have to be waited for.
+        shape = (self.count + 1, *([columns] if columns else []))
         dtype = DTYPES[layout.dtype]
         self.mapped: Tensor | None = None
         self.values: Tensor
         if layout.folder is None:
             self.register_buffer("values", torch.zeros(shape, dtype=dtype), persistent=False)
-        else:  # not a buffer: it stays where it is when the module moves
+        else:
+            # Not a buffer: it stays where it is when the module moves.
             self.mapped = _mapped(user_path(layout.folder), math.prod(shape), dtype).view(shape)
 
     @property
@@ -123,8 +124,11 @@ class RowTable(nn.Module):
         if self.ranks == 1:
             bits = self._bits(flat)
         else:
+            # Every owner answers for its own rows and with zeros for the others, so a sum over the
+            # ranks is the owner's answer. Of bits, as integers: no rounding, and −0 stays −0.
             wanted = distributed.gather(flat) if sharded else flat
             mine = self._mine(wanted)
+            # Clamped into the table: what stands there is dropped in the next line.
             found = self._bits((wanted - self.first).clamp(0, self.count))
             bits = torch.where(mine.view(-1, *[1] * (found.ndim - 1)), found, 0)
             bits = (
@@ -144,10 +148,12 @@ class RowTable(nn.Module):
             flat, new = distributed.gather(flat), distributed.gather(new)
         place = torch.where(self._mine(flat), flat - self.first, self.count)
         dtype = self.table.dtype
+        # Beyond these float16 has ∞, from which no average comes back.
         if dtype == torch.float16:
             new = new.clamp(-65504.0, 65504.0)
         new = new.to(dtype)
-        new = torch.where(new == 0, -torch.zeros_like(new), new)  # zero bits mean "never visited"
+        # Zero bits mean "never visited".
+        new = torch.where(new == 0, -torch.zeros_like(new), new)
         self.table[place.to(self.table.device)] = new.to(self.table.device)
 
     def _mine(self, rows: Tensor) -> Tensor:
@@ -162,6 +168,7 @@ class RowTable(nn.Module):
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
+        # Without the row that takes what belongs to others.
         destination[prefix + "part"] = self.table[: self.count]
         destination[prefix + "extent"] = torch.tensor(
             [self.first, self.first + self.count, self.num_rows]
@@ -230,6 +237,7 @@ def merged(
             )
         place = places.get(key.removesuffix(".extent"))
         first, stop = (0, rows) if place is None else (place.first, place.first + place.count)
+        # Slices: of parts that are memory-mapped, no other rows are read from the disk.
         pieces = [
             state[part][max(first - begin, 0) : max(stop - begin, 0)]
             for state, (begin, end, _) in zip(states, extents, strict=True)
@@ -244,8 +252,11 @@ def _mapped(folder: Path, size: int, dtype: torch.dtype) -> Tensor:
     """Zeros in a sparse file that has no name any more."""
     handle, name = tempfile.mkstemp(dir=folder, prefix=".duals-")
     try:
+        # Sparse: pages that no row has touched take no room, and read as zeros.
         os.ftruncate(handle, size * dtype.itemsize)
         return torch.from_file(name, shared=True, size=size, dtype=dtype)
     finally:
         os.close(handle)
+        # The mapping keeps the file alive, and the end of the process, however it comes, frees the
+        # disk.
         os.unlink(name)

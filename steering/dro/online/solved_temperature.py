@@ -56,6 +56,7 @@ class SolvedTemperature(Temperatures):
         super().__init__()
         require_range(initial, minimum, maximum)
         self.radius, self.divergence = radius, divergence
+        # An initial τ beyond the largest may stay where it is; log τ must be a number in any case.
         top = math.log(maximum) if math.isfinite(maximum) else LARGEST_LOG
         self.bounds = (math.log(minimum), max(top, math.log(initial)))
         self.log_tau: Tensor
@@ -95,17 +96,18 @@ class SolvedTemperature(Temperatures):
         if items is not None:
             items = torch.as_tensor(items, dtype=gap.dtype, device=gap.device)
             most = distributed.mean(farthest(self.divergence, items).mean())
+        # Bounds of the gain: R = 0 would make it infinite, and so would R near M.
         radius = max(self.radius, 1e-6)
         gain = 0.5 / (radius * (1 - radius / most).clamp_min(0.05))
+        # One batch moves log τ by the rate at most, whatever it has met.
         move = (gain * gap).clamp(-1, 1)
         # What is rounding moves nothing, nor does a row of one item.
         still = ~gap.isfinite() | (gap.abs() <= 8 * torch.finfo(gap.dtype).eps) | (most <= 0)
         self.visits += 1
         rate = (FIRST_RATE / self.visits.to(move.dtype).sqrt()).clamp_min(LAST_RATE)
         moved = self.log_tau + torch.where(still, 0.0, rate * move).to(self.log_tau.dtype)
-        self.log_tau += (
-            moved.clamp(*self.bounds) - self.log_tau
-        )  # torch.compile loses a copy_ into a buffer of `double()`
+        # Not copy_: torch.compile loses it in a buffer of `double()`.
+        self.log_tau += moved.clamp(*self.bounds) - self.log_tau
         return torch.zeros_like(unspent)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:

@@ -105,7 +105,8 @@ class MirrorDescent(EstimatorSpec):
 class Proximal(EstimatorSpec):
     """A stochastic proximal point, for any divergence without a wall.
 
-    Its table is whole in any layout: one row serves a batch of examples.
+    Its table is whole in any layout, on each rank: a batch of examples has one row; pairs have two
+    for each pair of the data.
     """
 
     step: float = 1.0

@@ -26,6 +26,7 @@ def proximal_step(
 ) -> tuple[Tensor, Tensor]:
     """t, (..., n), and argmin_x x + mean φ*(s − x) + (x − ν)²/(2λ), (...), λ being the step; solved
     in float64, see `Divergence.proximal`."""
+    # λ is divided by, and float32 may have made 0 of a tiny step.
     lam = step.double().clamp_min(1e-300)
     t, x = divergence.proximal(scores.double(), mask, nu.double(), lam)
     return t.to(scores.dtype), x.to(scores.dtype)

@@ -139,6 +139,7 @@ class StochasticRisk(nn.Module):
             like: of the losses' dtype.
             sharded: whether the rows differ between the ranks.
         """
+        # Asked once, here: further down gradients are off, and then the answer would be no.
         learn = learning(self)
         alpha = self.strength.now(moments, like.dtype, learn=learn)
         tau, follow = self.temperature.visit(keys, sharded, items, learn)
@@ -159,6 +160,8 @@ class StochasticRisk(nn.Module):
             slopes: makes ∂F/∂τ of each row, and R − D_φ of its normalised weights, (...); asked
                 only if τ learns.
         """
+        # (25) of docs/theory.md. τ is detached: what it learns comes from `follow`, which adds
+        # nothing to the value.
         risks = visit.tau * (height + self.radius if self.radius else height)
         return risks + visit.follow(*slopes()) if self.temperature.learned else risks
 
@@ -171,6 +174,8 @@ class StochasticRisk(nn.Module):
             log_means: log û of the batch.
             means: mean of h/τ under the batch's own normalised weights.
         """
+        # ∂/∂τ of τ·(log(ε + u) + R) with ∂û/∂τ = −û·E_p[h/τ]/τ; for u = û and ε = 0 it is (10). The
+        # second is (10) itself, D_KL = E_p[h/τ] − log û, whatever the running u.
         weight_sum = (log_means - height).exp()
         slope = height + self.radius - weight_sum * means
         return slope, self.radius - means + log_means
@@ -222,7 +227,7 @@ class StochasticRisk(nn.Module):
         log_prior: Tensor | None,
         counts: Tensor | float,
     ) -> Reply:
-        s = excess / visit.tau[..., None]
+        s = excess / told.beside(visit.tau)
         if self.divergence.has_log_means:
             return self._log_reply(units, s, visit, log_prior, counts)
         if log_prior is not None:
@@ -234,7 +239,10 @@ class StochasticRisk(nn.Module):
         height = nu + masked_mean(ratios * (s - nu[..., None]), mask) - paid
 
         def slopes() -> tuple[Tensor, Tensor]:
+            # A running ν leaves ratios whose mean is not 1; a divergence is one of weights that sum
+            # to 1.
             whole = ratios / masked_mean(ratios, mask)[..., None]
+            # The envelope theorem, τ·ν held: ∂F/∂τ = R − mean φ(t).
             return self.radius - paid, self.radius - masked_mean(phi(whole), mask)
 
         return Reply(ratios / told.column(counts), height, slopes)
@@ -248,6 +256,7 @@ class StochasticRisk(nn.Module):
         counts: Tensor | float,
     ) -> Reply:
         """KL: p = q·exp(s − height)."""
+        # log_prior is log(n·q), so a plain mean over the n items is one under q.
         tilted = s if log_prior is None else s + log_prior
         log_means, shown = log_mean_exp(tilted, units.mask)
         if self.estimator.needs_scores:
@@ -255,9 +264,11 @@ class StochasticRisk(nn.Module):
             height = self._with_margin(nu)
         else:
             height = self.heights(visit, log_means)
-        weights = (shown - height[..., None]).exp() / told.column(counts)
+        # (26): divided by the number of items, as the running u takes the place of their own sum.
+        weights = (shown - told.beside(height)).exp() / told.column(counts)
 
         def slopes() -> tuple[Tensor, Tensor]:
+            # Items that do not count weigh 0, and their s is 0, not NaN (`Units.excess`).
             means = (shown.softmax(-1) * s).sum(-1)
             return self.log_slopes(height, log_means, means)
 
@@ -274,7 +285,7 @@ class StochasticRisk(nn.Module):
         self.watch.size(n)
         if not self.watch.wants(n):
             return None
-        share = told.effective_share(weights, counts)
+        share = told.share_of(weights, counts)
         what = "items of each row" if units.rows.ndim else "examples of each batch"
         self.watch.share(share, n if units.mask is None else units.counts().mean(), what)
         return share

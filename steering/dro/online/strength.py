@@ -70,7 +70,8 @@ class Strength(nn.Module):
         self.covariance: Tensor
         self.variance: Tensor
         self.visited: Tensor
-        if isinstance(part, Auto):  # a given strength has no memory
+        # A given strength has no memory.
+        if isinstance(part, Auto):
             if not 0 < part.rate <= 1:
                 raise ValueError(f"rate must lie in (0, 1], got {part.rate}")
             self.rate = part.rate
@@ -114,7 +115,7 @@ class Strength(nn.Module):
 
         The estimate sees the batch it is used on, and so makes the variance of that batch's excess
         losses look smaller, by the share 1/n on a first batch of n items and rate·(3 − 2·rate)/((2
-        − rate)·n) later: docs/theory.md, section 8.
+        − rate)·n) later (to first order in 1/n; our derivation).
         """
         known = None if units.reference is None else lambda: unit_moments(units)
         return self.now(known, units.target.dtype, learn=learn)
@@ -128,11 +129,13 @@ class Strength(nn.Module):
                 any factor; float64, (3,).
             dtype: of the losses.
         """
-        batch = (moments[:2] / moments[2]).to(
-            self.covariance.dtype
-        )  # float64, unless somebody called `float()` on the module
-        usable = batch.isfinite().all()  # one overflow must not stay in the averages for ever
+        # float64, unless somebody called `float()` on the module.
+        batch = (moments[:2] / moments[2]).to(self.covariance.dtype)
+        # One overflow must not stay in the averages for ever.
+        usable = batch.isfinite().all()
         batch = torch.where(usable, batch, 0.0)
+        # The first batch counts whole: the averages' zeros are no estimate. All on the device, so
+        # that no GPU is asked.
         rate = torch.where(usable, torch.where(self.visited, self.rate, 1.0), 0.0)
         covariance, variance = (
             self.covariance.lerp(batch[0], rate),
@@ -142,10 +145,10 @@ class Strength(nn.Module):
             self.covariance.copy_(covariance)
             self.variance.copy_(variance)
             self.visited |= usable
+        # (30): each is averaged for itself, as a mean of quotients would be biased.
         alpha = (covariance / variance).clamp_min(0.0).to(dtype)
-        return torch.where(
-            alpha.isfinite(), alpha, 0.0
-        )  # a variance of zero, or an α beyond the dtype
+        # A variance of zero, or an α beyond the dtype.
+        return torch.where(alpha.isfinite(), alpha, 0.0)
 
 
 def unit_moments(units: Units) -> Tensor:
@@ -162,6 +165,7 @@ def unit_moments(units: Units) -> Tensor:
     target, reference = (
         x.detach().double().masked_fill(~mask, 0.0) for x in (units.target, units.reference)
     )
+    # Masked once more: less its row's mean, what does not count is no longer 0.
     deviation = (target - target.sum(-1, keepdim=True) / counts).masked_fill(~mask, 0.0)
     guide = (reference - reference.sum(-1, keepdim=True) / counts).masked_fill(~mask, 0.0)
     rounding = torch.finfo(units.reference.dtype).eps * reference.abs().amax(-1, keepdim=True)

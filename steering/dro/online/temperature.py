@@ -79,6 +79,7 @@ class Temperature(Temperatures):
         require_range(initial, minimum, maximum, finite=learned)
         self.learned, self.infinite = learned, initial == math.inf
         self.bounds = (math.log(minimum), math.log(maximum) if math.isfinite(maximum) else math.inf)
+        # Its logarithm: whatever step an optimiser takes, τ stays above 0.
         self.log_tau = nn.Parameter(
             torch.tensor(math.log(initial), dtype=torch.float32), requires_grad=learned
         )
@@ -88,16 +89,16 @@ class Temperature(Temperatures):
             return self.log_tau.exp()
         if not learning(self):
             return self.log_tau.clamp(*self.bounds).exp()
-        with (
-            torch.no_grad()
-        ):  # a projection, as in the paper: a clamp inside the graph would trap τ at the border
+        # A projection, as in the paper: a clamp inside the graph would trap τ at the border.
+        with torch.no_grad():
             self.log_tau.clamp_(*self.bounds)
         return self.log_tau.exp()
 
     @torch.no_grad()
     def at(self, tau: float) -> None:
-        if not 0 < tau < math.inf and not (tau == math.inf and self.infinite):
-            raise ValueError(f"tau must be a number > 0 all the way, got {tau}")
+        # At ∞ the adversary is another formula, which is chosen when the risk is built.
+        if not 0 < tau <= math.inf or (tau == math.inf) != self.infinite:
+            raise ValueError(f"tau must be a number > 0 all the way, or ∞ all the way, got {tau}")
         self.log_tau.fill_(math.log(tau))
 
     def visit(
@@ -108,6 +109,10 @@ class Temperature(Temperatures):
         learn: bool | None = None,  # noqa: ARG002
     ) -> tuple[Tensor, Follow]:
         tau = self()
+        # No graph to leave, and nobody asks how to follow.
+        if not self.learned:
+            return tau, _stay
+        # Zero in value. Its gradient in log τ is τ·slope, whatever the risk does with a detached τ.
         return tau.detach(), lambda slope, *_: (tau - tau.detach()) * slope
 
     def read(self, rows: Tensor, sharded: bool) -> Tensor:  # noqa: ARG002
@@ -115,6 +120,10 @@ class Temperature(Temperatures):
 
     def typical(self) -> Tensor:
         return self().detach()
+
+
+def _stay(slope: Tensor, *_: Tensor) -> Tensor:
+    return torch.zeros_like(slope)
 
 
 def require_range(initial: float, minimum: float, maximum: float, *, finite: bool = True) -> None:

@@ -27,6 +27,7 @@ def temperature_of(
     tau = 1.0 if adversary.tau is None else adversary.tau(0.0)
     radius, smallest = adversary.radius, adversary.tau_min
     if radius is None:
+        # `tau_min` is of learned temperatures; one that is given may lie below.
         return Temperature(tau, learned=False, minimum=min(tau, smallest))
     if adversary.individual_tau:
         largest = 1.0 if tau_max is None else tau_max

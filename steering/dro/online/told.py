@@ -31,6 +31,11 @@ def plane_metrics(visit: Visit, prior: float | None, like: Tensor) -> Metrics:
 def effective_share(weights: Tensor, counts: Tensor | float) -> Tensor:
     """Effective sample size of the weights, (Σp)²/Σp², as a share of the row's items (1 = uniform),
     averaged over rows, ()."""
+    return share_of(weights, counts)
+
+
+def share_of(weights: Tensor, counts: Tensor | float) -> Tensor:
+    """The same where gradients are off already: asking twice is a part of a step's fixed cost."""
     squares = row_dot(weights, weights).clamp_min(torch.finfo(weights.dtype).tiny)
     share = weights.sum(-1).square() / squares / counts
     return share if share.ndim == 0 else share.mean()
@@ -64,6 +69,7 @@ def spent_metrics(weights: Tensor, counts: Tensor | float) -> dict[str, Tensor]:
         uniform), nats; both averaged over rows.
     """
     total = weights.sum(-1, keepdim=True).clamp_min(torch.finfo(weights.dtype).tiny)
+    # Their sum is not 1 where a running ν or a margin is at work. xlogy makes 0·log 0 zero.
     ratios = weights / total * column(counts)
     kl = torch.xlogy(ratios, ratios).sum(-1) / counts
     return {"weight_max": ratios.amax(-1).mean(), "kl_spent": kl.mean()}
@@ -85,6 +91,11 @@ def row_dot(x: Tensor, y: Tensor) -> Tensor:
     return torch.dot(x, y) if x.ndim == 1 else (x * y).sum(-1)
 
 
+def beside(x: Tensor) -> Tensor:
+    """Numbers of rows beside the rows' items, (...) → (..., 1); a single one needs no axis."""
+    return x[..., None] if x.ndim else x
+
+
 def column(counts: Tensor | float) -> Tensor | float:
     """Counts of rows as what divides their items, (...) → (..., 1); a number stays one."""
-    return counts[..., None] if isinstance(counts, Tensor) else counts
+    return beside(counts) if isinstance(counts, Tensor) else counts

@@ -42,7 +42,8 @@ class Watch:
         # Shares and items of the last steps: a look at all of them at once costs a fraction of a
         # look at each.
         self.recent: list[tuple[Tensor, Tensor | float]] = []
-        self.low: Tensor | None = None  # steps in a row; no buffer: a resumed run may look anew
+        # Steps in a row. No buffer: a resumed run may look anew.
+        self.low: Tensor | None = None
         self.seen: Tensor | None = None  # share and items when it was too many, zeros before
 
     def size(self, items: int) -> None:
@@ -64,19 +65,19 @@ class Watch:
         compiling = torch.compiler.is_compiling()
         return self.divergence.takes_budget and items >= FEWEST and not compiling
 
-    @torch.no_grad()
     def share(self, share: Tensor, items: Tensor | float, what: str) -> None:
-        """The mean effective sample share of a step's rows, (), and how many items they have, () or
-        a number.
+        """The mean effective sample share of a step's rows, (), detached, and how many items they
+        have, () or a number.
 
         Args:
             what: the items of whom, for the message: "examples of each batch".
         """
+        # The module has moved since; tensors of two devices cannot be stacked.
         if self.recent and self.recent[0][0].device != share.device:
             self.recent.clear()
             self.low = self.seen = None
         self.what = what
-        self.recent.append((share.detach(), items))
+        self.recent.append((share, items))
         if len(self.recent) >= LONG:
             self._take_in()
 
@@ -91,15 +92,18 @@ class Watch:
         self.recent.clear()
         number = shares * items
         low = (number < 2) & (items >= FEWEST)
+        # A row whose margin is passed has no weight at all, which is no collapse.
         if self.margin:
             low &= number > 0.5
         before = torch.zeros_like(low[0], dtype=torch.int64) if self.low is None else self.low
         steps = torch.arange(1, len(low) + 1, device=low.device)
-        healthy = torch.where(low, 0, steps).cummax(0).values  # the last healthy step, 0: none yet
+        # The last healthy step up to each, 0: none yet. Then the count goes on from the steps before.
+        healthy = torch.where(low, 0, steps).cummax(0).values
         in_a_row = steps - healthy + torch.where(healthy == 0, before, 0)
         self.low = in_a_row[-1]
         late = in_a_row == LONG
         now = torch.stack([shares, items], -1)[late.int().argmax()]
+        # The first collapse stays: it is what the warning tells of, whenever somebody reads it.
         seen = torch.zeros_like(now) if self.seen is None else self.seen
         self.seen = torch.where(late.any() & (seen[1] == 0), now, seen)
 

@@ -152,8 +152,17 @@ class Asks:
             for one in (options.prompts, how.get("pairs"), how.get("ranker"), how.get("judge"))
             if one
         ]
+        model = self._model()
         return calling(
-            self.base, f"{_DOING}.{function}", how, label, axes, files, **self._model(), **parents
+            self.base,
+            f"{_DOING}.{function}",
+            how,
+            label,
+            axes,
+            files,
+            reads_model=not model,
+            **model,
+            **parents,
         )
 
     def _model(self) -> dict[str, Ask]:
@@ -189,13 +198,16 @@ class Asks:
         names = (
             "direction",
             "blocks",
+            "choose",
             "layers",
             "strengths",
+            "refine",
             "scope",
             "keep_norm",
             "share",
             "budget",
             "search",
+            "valid_answers",
             "compose",
         )
         return {"fitting": {name: getattr(self.options, name) for name in names}}

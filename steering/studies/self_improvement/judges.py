@@ -19,12 +19,14 @@ from torch import Tensor
 
 from steering.activation import Speaker, answer_losses, wins
 from steering.activation.preferences import Ranker
+from steering.data import mix
 from steering.errors import SteeringError
 from steering.plugins import load_file
 from steering.reading import user_path
 from steering.task import Tokenizer
 
 Scores = Sequence[Sequence[float]]
+SHUFFLE = 10  # key of the hash
 MOST_PIECES = 4000  # of each side, for a classifier of texts
 
 
@@ -187,6 +189,19 @@ def of_model_in_pairs(speaker: Speaker, tokens: Tokenizer, question: str) -> Ran
         return found
 
     return ranker
+
+
+def shuffled(ranker: Ranker, seed: int) -> Ranker:
+    """The same scores in a random order within each prompt: a ranker that knows nothing."""
+
+    def ranked(prompts: Sequence[str], answers: Sequence[Sequence[str]]) -> list[list[float]]:
+        found = []
+        for number, scores in enumerate(ranker(prompts, answers)):
+            order = np.argsort(mix(seed, SHUFFLE, number, np.arange(len(scores))), kind="stable")
+            found.append(np.asarray(scores)[order].tolist())
+        return found
+
+    return ranked
 
 
 def encoded(tokens: Tokenizer, text: str) -> list[int]:

@@ -38,11 +38,13 @@ class ActivationOptions:
     train_prompts: int = 256
     """Prompts that the rounds answer."""
     valid_prompts: int = 64
-    """Prompts that choose the strength."""
+    """Prompts that choose layers and strength."""
     test_prompts: int = 128
     """Prompts that are reported."""
     answers: int = 8
     """Answers to each prompt in a round, and N of best_of_n."""
+    valid_answers: int = 2
+    """Answers to each validation prompt, for each strength that the search tries."""
     test_answers: int = 4
     """Answers to each test prompt."""
     length: int = 48
@@ -55,10 +57,16 @@ class ActivationOptions:
     """How a move is fitted: mean_difference, pca, logistic or householder, with its options."""
     blocks: list[str] = field(default_factory=list)
     """Layers to choose from; empty: every block."""
+    choose: str = "effect"
+    """How layers are chosen: "effect", what steering each by itself, or all of them together, does to
+    answers; "probe", which needs no answers: those whose probe tells held-out pairs apart."""
     layers: int = 1
-    """How many are edited: those of the best probes on held-out pairs."""
+    """choose probe: how many are edited, together."""
     strengths: list[float] = field(default_factory=lambda: [0.5, 1.0, 2.0, 4.0])
-    """Strengths that the search tries."""
+    """Strengths that the search tries, from below until the budget is spent; layers that are edited
+    together share one."""
+    refine: int = 3
+    """Halvings of the step between the last strength within the budget and the next one."""
     scope: str = "decoded"
     """Positions that are edited: all, prompt, answer, decoded."""
     keep_norm: bool = False
@@ -88,20 +96,25 @@ class ActivationOptions:
     examples: int = 4
     """Test prompts whose answers the page shows, the worst ones after the first ones."""
     seeds: list[int] = field(default_factory=lambda: [0])
-    """Repetitions: of sampling and fitting; prompts and model are the same."""
+    """Repetitions: of prompts, sampling and fitting; the model is the same."""
 
     def __post_init__(self) -> None:
-        for name in ("train_prompts", "valid_prompts", "test_prompts", "test_answers", "length"):
+        parts = ("train", "valid", "test")
+        counts = [*(f"{part}_prompts" for part in parts), "valid_answers", "test_answers", "length"]
+        for name in counts:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
         if self.answers < 2:
             raise ValueError(f"answers: one answer cannot be ranked; got {self.answers}")
         if self.rounds < 1 or not self.seeds or not self.strengths:
             raise ValueError("rounds, seeds and strengths: expected at least one")
+        if min(self.strengths) <= 0 or self.refine < 0 or self.budget < 0:
+            raise ValueError("strengths above 0, refine and budget of at least 0 are expected")
         if not 0 < self.share <= 1:
             raise ValueError(f"share: expected a number in (0, 1], got {self.share}")
         for name, known in (
             ("scope", ("all", "prompt", "answer", "decoded")),
+            ("choose", ("effect", "probe")),
             ("search", ("samples", "pairs")),
             ("compose", ("base", "previous")),
         ):

@@ -34,7 +34,7 @@ from steering.activation import (
     load_edits,
     most_informative,
     save_edits,
-    search,
+    search_families,
     with_strength,
 )
 from steering.activation.preferences import Ranker
@@ -43,7 +43,7 @@ from steering.data import mix
 from steering.errors import ConfigError, SteeringError
 from steering.runs.call import Call, Outcome
 from steering.runs.record import Metric, RunRecord
-from steering.studies.self_improvement.judges import encoded
+from steering.studies.self_improvement.judges import encoded, shuffled
 from steering.studies.self_improvement.scene import (
     TRAIN,
     VALID,
@@ -57,7 +57,7 @@ from steering.studies.self_improvement.scene import (
 
 EDITS, SAMPLES, BANK = "edits.safetensors", "samples.jsonl", "bank.jsonl"
 HELD_OUT = 5  # every fifth pair is for the search
-SHUFFLE, SAMPLE, CHECK = range(10, 13)  # keys of the hash
+SAMPLE, CHECK = 11, 12  # keys of the hash
 _PLAIN = Metric(percent=False)
 _LESS = Metric(percent=False, higher_is_better=False)
 
@@ -68,13 +68,16 @@ class Fitting:
 
     direction: dict[str, Any]
     blocks: list[str]
+    choose: str
     layers: int
     strengths: list[float]
+    refine: int
     scope: str
     keep_norm: bool
     share: float
     budget: float
     search: str
+    valid_answers: int
     compose: str
 
 
@@ -129,8 +132,8 @@ def fitted(
     before: Sequence[Edit],
     seed: int,
 ) -> _Fit:
-    """The steering function of the pairs: the layers of the best probes, the strength that a search
-    finds. Fewer than two pairs on a side of the split change nothing.
+    """The steering function of the pairs: layers and strength are what a search finds. Fewer than two
+    pairs on a side of the split change nothing.
 
     Fitted on the base model's activations, the new function stands in place of the old one; with
     `compose: previous` on the steered model's, and is added to it.
@@ -143,22 +146,36 @@ def fitted(
     reader = replace(scene.speaker, edits=added, keep_norm=how.keep_norm)
     layers = _layers(scene, how)
     up, down = paired_activations(scene, reader, layers, train)
-    checks = paired_activations(scene, reader, layers, held)
-    direction = direction_of(how.direction)
-    bias = how.direction["name"] != "householder"  # whose probe goes through the origin
-    accuracies = layer_accuracies(up, down, *checks, bias)
-    best = best_layers(accuracies, how.layers)
+    accuracies: dict[str, float] = {}
+    if how.choose == "probe":
+        checks = paired_activations(scene, reader, layers, held)
+        bias = how.direction["name"] != "householder"  # whose probe goes through the origin
+        accuracies = layer_accuracies(up, down, *checks, bias)
+        layers = best_layers(accuracies, how.layers)
     found = fitted_edits(
-        direction,
-        {layer: up[layer] for layer in best},
-        {layer: down[layer] for layer in best},
+        direction_of(how.direction),
+        {layer: up[layer] for layer in layers},
+        {layer: down[layer] for layer in layers},
         how.scope,  # type: ignore[arg-type]
     )
-    candidates = [[*added, *with_strength(found, strength)] for strength in how.strengths]
-    if before:  # a round may change nothing
-        candidates.insert(0, [*before])
-    trial, trials = search(candidates, _judged(scene, how, held, ranker, seed), how.budget)
+    trial, trials = search_families(
+        _families(found, how.choose),
+        how.strengths,
+        _judged(scene, how, held, ranker, seed),
+        how.budget,
+        how.refine,
+        [[*before]] if before else [],  # a round may change nothing
+        added,
+    )
     return _Fit(trial.edits, accuracies, trials)
+
+
+def _families(found: Sequence[Edit], choose: str) -> list[list[Edit]]:
+    """What is tried at each strength: all edits together, and with "effect" also each by itself. Edits
+    that work together share the strength."""
+    together = with_strength(found, 1 / len(found))
+    alone = [[edit] for edit in found] if choose == "effect" else []
+    return [*alone, together] if len(alone) != 1 else alone
 
 
 def _layers(scene: Scene, how: Fitting) -> list[str]:
@@ -186,7 +203,7 @@ def _judged(
 
     def judged(edits: Sequence[Edit]) -> tuple[float, float]:
         policy = replace(scene.speaker, edits=edits, keep_norm=how.keep_norm)
-        answers = scene.answers(policy, prompts, 1, seed)
+        answers = scene.answers(policy, prompts, how.valid_answers, seed)
         harm = float(scene.mean_losses(prompts, answers, scene.speaker).mean())
         if how.search == "samples":
             return float(np.mean(ranker(prompts, answers))), harm
@@ -240,19 +257,6 @@ def bank_of(record: RunRecord | None) -> list[Pair]:
     return [Pair(**row) for row in read_jsonl(record.folder / BANK, "bank")]
 
 
-def shuffled(ranker: Ranker, seed: int) -> Ranker:
-    """The same scores in a random order within each prompt: a ranker that knows nothing."""
-
-    def ranked(prompts: Sequence[str], answers: Sequence[Sequence[str]]) -> list[list[float]]:
-        found = []
-        for number, scores in enumerate(ranker(prompts, answers)):
-            order = np.argsort(mix(seed, SHUFFLE, number, np.arange(len(scores))), kind="stable")
-            found.append(np.asarray(scores)[order].tolist())
-        return found
-
-    return ranked
-
-
 def key(*numbers: int) -> int:
     """A seed from several numbers."""
     return int(mix(*numbers) >> np.uint64(1))
@@ -276,8 +280,10 @@ def summary_of(fit: _Fit, bank: Sequence[Pair], chosen: Sequence[Pair]) -> dict[
     trials = [
         {"edits": names_of(one.edits), "gain": one.gain, "harm": one.harm} for one in fit.trials
     ]
+    taken = [number for number, one in enumerate(fit.trials) if one.edits is fit.edits]
     return {
         "edits": names_of(fit.edits),
+        "chosen": taken[0] if taken else None,
         "bank": len(bank),
         "used": len(chosen),
         "probe": dict(fit.accuracies),

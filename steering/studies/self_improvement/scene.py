@@ -137,21 +137,22 @@ def outside(name: str, key: str, device: torch.device) -> Ranker:
 
 
 def open_scene(call: Call, how: Prompting) -> Scene:
-    """Everything of a run but its edits; the prompts are the same for every seed."""
+    """Everything of a run but its edits. Each seed of the study draws its own prompts."""
     task, frozen = call.task, call.model()
     frozen.model.module.to(call.workshop.device).eval()
     text = task.text_model(frozen.model)
     speaker = Speaker(text.network, text.tokens.end)
-    return Scene(call, how, task, frozen.model, text, speaker, split_prompts(task, text, how))
+    prompts = split_prompts(task, text, how, int(call.options["seed"]))
+    return Scene(call, how, task, frozen.model, text, speaker, prompts)
 
 
-def split_prompts(task: Task, text: TextModel, how: Prompting) -> dict[str, list[str]]:
-    """Prompts of each part; no text stands in two.
+def split_prompts(task: Task, text: TextModel, how: Prompting, seed: int) -> dict[str, list[str]]:
+    """Prompts of each part, drawn by the seed; no text stands in two parts.
 
     Raises:
         SteeringError: fewer than asked for.
     """
-    every = _from_file(how) if how.prompts is not None else _from_documents(task, how)
+    every = _from_file(how) if how.prompts is not None else _from_documents(task, how, seed)
     every = list(dict.fromkeys(every))
     if text.limit is not None:
         room = text.limit - how.length
@@ -163,20 +164,21 @@ def split_prompts(task: Task, text: TextModel, how: Prompting) -> dict[str, list
             f"test_prompts), there are {len(every)} different ones that leave room for {how.length} "
             "tokens"
         )
-    order = np.argsort(mix(_ORDER, np.arange(len(every))), kind="stable")
+    order = np.argsort(mix(_ORDER, seed, np.arange(len(every))), kind="stable")
     chosen = [every[number] for number in order[:wanted]]
     ends = (how.train, how.train + how.valid)
     return {TRAIN: chosen[: ends[0]], VALID: chosen[ends[0] : ends[1]], TEST: chosen[ends[1] :]}
 
 
-def _from_documents(task: Task, how: Prompting) -> list[str]:
+def _from_documents(task: Task, how: Prompting, seed: int) -> list[str]:
     """Stretches of the validation texts, as many of each domain."""
     documents = task.documents()[1]
     share = math.ceil((how.train + how.valid + how.test) * 2 / len(documents))
     found = []
     for number, texts in enumerate(documents.values()):
         whole = "\n".join(texts)
-        places = uniform(_CUT, number, np.arange(share)) * max(len(whole) - how.prompt_length, 1)
+        room = max(len(whole) - how.prompt_length, 1)
+        places = uniform(_CUT, seed, number, np.arange(share)) * room
         found += [whole[int(place) : int(place) + how.prompt_length] for place in places]
     return found
 

@@ -13,11 +13,10 @@ from steering.errors import SteeringError
 from steering.reading import user_path
 from steering.runs.call import Call, Outcome
 from steering.runs.record import Metric
-from steering.studies.self_improvement.judges import pieces
+from steering.studies.self_improvement.judges import SHUFFLE, pieces
 from steering.studies.self_improvement.rounds import (
     BANK,
     CHECK,
-    SHUFFLE,
     Fitting,
     fitted,
     keep_edits,

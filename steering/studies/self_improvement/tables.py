@@ -17,6 +17,7 @@ BASE = "base"
 """The unsteered model, which all others are compared with."""
 _REPORTED = ("judge", "nll", "distinct_4")
 _SHOWN = 60  # characters of a text in a cell
+_COLUMNS = 4  # policies side by side
 
 
 def by_policy(done: Sequence[RunRecord]) -> dict[str, dict[int, RunRecord]]:
@@ -90,55 +91,100 @@ def side_effects(reports: Reports) -> list[Table]:
     return [Table("side effects: perplexity", header, lines)]
 
 
+def fits(done: Sequence[RunRecord]) -> list[Table]:
+    """What the search of each steering function chose, and what it tried, first seed."""
+    lines = []
+    for record in _of_first_seed(done):
+        trials, number = record.summary.get("search", []), record.summary.get("chosen")
+        if number is None:  # nothing was searched
+            continue
+        chosen = trials[number]
+        lines.append(
+            [
+                record.axes["run"],
+                _edits(chosen["edits"]),
+                f"{chosen['gain'] - trials[0]['gain']:+.3f}",
+                f"{chosen['harm']:+.3f}",
+                f"{len(trials) - 1}",
+                f"{record.summary['used']} of {record.summary['bank']}",
+            ]
+        )
+    header = ["fit", "chosen", "gain", "nll", "tried", "pairs"]
+    note = "gain and nll: on validation prompts, differences to the unsteered model."
+    return [Table("what the search chose, first seed", header, lines, note=note)] if lines else []
+
+
 def costs(done: Sequence[RunRecord]) -> list[Table]:
     """What each run of the first seed took."""
-    own = [record for record in done if record.kind == "call"]
-    first = min((record.axes["seed"] for record in own), default=0)
     lines = []
-    for record in own:
-        if record.axes["seed"] != first:
-            continue
+    for record in _of_first_seed(done):
         cost = record.cost
         lines.append(
             [
-                record.label,
+                record.axes.get("run") or f"report: {record.axes['policy']}",
                 f"{cost.drawn:,}",
                 f"{cost.scored:,}",
                 f"{cost.trained:,}",
                 f"{cost.flops:.1e}" if cost.flops else "–",
                 in_time(cost.seconds),
-                ", ".join(record.summary.get("edits", [])) or "–",
             ]
         )
-    header = ["run", "answers", "ranked", "trained", "FLOPs", "time", "edits"]
-    return [Table(f"cost of each run, seed {first}", header, lines)] if lines else []
+    header = ["run", "answers", "ranked", "trained", "FLOPs", "time"]
+    return [Table("cost of each run, first seed", header, lines)] if lines else []
+
+
+def _of_first_seed(done: Sequence[RunRecord]) -> list[RunRecord]:
+    own = [record for record in done if record.kind == "call"]
+    first = min((record.axes["seed"] for record in own), default=0)
+    return [record for record in own if record.axes["seed"] == first]
+
+
+def _edits(names: Sequence[str]) -> str:
+    """Edits in few words: several of one kind and strength are named once."""
+    parts = [name.split(" ", 1) for name in names]
+    if len(parts) > 1 and len({how for _, how in parts}) == 1:
+        return f"{', '.join(layer for layer, _ in parts)}: each {parts[0][1]}"
+    return ", ".join(names) or "nothing"
 
 
 def examples(reports: Reports, count: int) -> list[Table]:
-    """The first answers of each policy side by side, as many that the judge likes least after
-    them."""
+    """Answers of a few policies side by side: the first answers to the first test prompts, and those
+    that the judge likes least to the prompts where it likes the last round least."""
     runs = {policy: next(iter(own.values())) for policy, own in reports.items()}
-    found = {policy: _answers(run) for policy, run in runs.items()}
-    rows = next(iter(found.values()), [])
-    if not rows or count < 1:
+    last = _last_round(runs)
+    shown = [name for name in (BASE, last, "supervised", "best_of_n", "dpo") if name in runs]
+    found = {policy: _answers(runs[policy]) for policy in shown[:_COLUMNS]}
+    own = found[last]
+    if not own or count < 1:
         return []
-    last = found[_last_round(found)]
-    worst = sorted(range(len(last)), key=lambda n: sum(last[n]["judge"]) / len(last[n]["judge"]))
-    chosen = list(dict.fromkeys([*range(min(count, len(rows))), *worst[:count]]))
-    lines = [
-        [
-            _cell(rows[number]["prompt"]),
-            policy,
-            _cell(own[number]["answers"][0]),
-            f"{own[number]['judge'][0]:.2f}",
-        ]
-        for number in chosen
-        for policy, own in found.items()
-        if number < len(own)
-    ]
-    note = "The last rows are the test prompts on which the judge likes the last round least."
+    first = [(number, 0) for number in range(min(count, len(own)))]
+    worst = sorted(range(len(own)), key=lambda n: sum(own[n]["judge"]) / len(own[n]["judge"]))
+    least = [(n, own[n]["judge"].index(min(own[n]["judge"]))) for n in worst[:count]]
+    header = ["prompt", *found]
+    note = (
+        "In brackets the judge's score. All answers are in answers.jsonl of each report's folder."
+    )
     return [
-        Table("answers side by side", ["prompt", "policy", "answer", "judge"], lines, note=note)
+        Table("answers side by side", header, _side_by_side(found, first), note=note),
+        Table(f"failures after {last}", header, _side_by_side(found, least)),
+    ]
+
+
+def _side_by_side(
+    found: Mapping[str, Sequence[Mapping[str, Any]]], places: Sequence[tuple[int, int]]
+) -> list[list[str]]:
+    """A line for each (number of the prompt, number of the answer)."""
+    every = list(found.values())
+    return [
+        [
+            _cell(every[0][prompt]["prompt"]),
+            *(
+                f"{_cell(rows[prompt]['answers'][answer])} ({rows[prompt]['judge'][answer]:.2f})"
+                for rows in every
+            ),
+        ]
+        for prompt, answer in places
+        if all(prompt < len(rows) for rows in every)
     ]
 
 

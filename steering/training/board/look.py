@@ -35,6 +35,7 @@ class Look:
         weights: ≥ 0, 1 in the sum of a row that has any weight.
         groups: int64, or None.
         example: number of the example that an item belongs to, int64; None where it cannot be told.
+        place: which of its example's items an item is, int64, from 0; None as `example`.
     """
 
     loss: Tensor
@@ -43,11 +44,25 @@ class Look:
     weights: Tensor
     groups: Tensor | None = None
     example: Tensor | None = None
+    place: Tensor | None = None
 
     @property
     def ratios(self) -> Tensor:
         """Weights as multiples of a uniform one, (R, N)."""
         return self.weights * self.mask.sum(-1, keepdim=True)
+
+    def noise(self, wrong: Tensor | None) -> Tensor | None:
+        """How much of each item's label is wrong, in [0, 1], (R, N), 0 where masked; None where
+        nobody knows.
+
+        Args:
+            wrong: the same of the items of every training example, (n, k); k = 1: they share it.
+        """
+        if wrong is None or self.example is None or self.place is None:
+            return None
+        known = wrong.to(self.example.device)
+        place = self.place if known.shape[1] > 1 else 0
+        return known[self.example, place].to(self.weights.dtype) * self.mask
 
 
 @torch.no_grad()
@@ -73,9 +88,10 @@ def _(items: Units, index: Tensor, weights: Tensor | None) -> Look:
     mask = torch.ones_like(loss, dtype=torch.bool) if items.mask is None else items.mask
     # A block of tokens is an example: its number counts for each of them.
     each = loss.shape[-1] / len(index)
-    example = index.repeat_interleave(int(each)) if each.is_integer() else None
-    if example is not None:
-        example = example.expand(loss.shape)
+    example = place = None
+    if each.is_integer():
+        example = index.repeat_interleave(int(each)).expand(loss.shape)
+        place = torch.arange(int(each), device=index.device).repeat(len(index)).expand(loss.shape)
     given = mask.to(loss.dtype) if weights is None else weights * mask
 
     def whole(x: Tensor | None) -> Tensor | None:
@@ -83,7 +99,8 @@ def _(items: Units, index: Tensor, weights: Tensor | None) -> Look:
 
     reference, groups = whole(items.reference), whole(items.groups)
     found = [_rows(x, items.sharded) for x in (loss, mask, given)]
-    return Look(found[0], reference, found[1], _shares(found[2]), groups, whole(example))
+    weights, where = _shares(found[2]), (whole(example), whole(place))
+    return Look(found[0], reference, found[1], weights, groups, *where)
 
 
 @_look.register
@@ -95,7 +112,8 @@ def _(items: Pairs, index: Tensor, weights: Tensor | None) -> Look:
     own = given if given.ndim == 1 else given.mean(0)  # of both anchors of a pair
     whole = distributed.gather(own.contiguous())[None]
     numbers = distributed.gather(index)[None]
-    return Look(loss, reference, torch.ones_like(loss).bool(), _shares(whole), None, numbers)
+    where = numbers, torch.zeros_like(numbers)
+    return Look(loss, reference, torch.ones_like(loss).bool(), _shares(whole), None, *where)
 
 
 def _rows(x: Tensor, sharded: bool) -> Tensor:
@@ -117,6 +135,7 @@ def _pair_losses(image: Tensor, text: Tensor) -> Tensor:
     image, text = distributed.gather(image.contiguous()), distributed.gather(text.contiguous())
     others = max(len(image) - 1, 1)
     own = (image * text).sum(-1)
+    # Σ_j cos(i, j) = x_i·Σ_j t_j, and less its own pair there are B − 1 of them.
     both = image @ text.sum(0) + text @ image.sum(0)
     return ((both / 2 - own) / others - own)[None]
 

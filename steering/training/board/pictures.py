@@ -21,6 +21,8 @@ POINTS = 2000
 """Items on the map, at most."""
 LEAST, MOST = 0.1, 10.0
 """Weights beyond which all have the same colour, as multiples of a uniform one."""
+COLUMNS = 4
+"""Examples side by side: a card of TensorBoard is some 350 pixels wide."""
 LETTERS = 90
 """Of an example's text in a gallery."""
 
@@ -38,7 +40,7 @@ def histograms(look: Look) -> dict[str, Tensor]:
 
 def map_figure(look: Look, wrong: Tensor | None) -> Figure:
     """The target's loss against the reference's, coloured by weight; without a reference the weight
-    against the loss. Items of wrongly labelled examples have a red ring."""
+    against the loss. Items with a wrong label have a red ring."""
     from matplotlib.colors import LogNorm
     from matplotlib.figure import Figure
 
@@ -63,17 +65,19 @@ def map_figure(look: Look, wrong: Tensor | None) -> Figure:
         axes.scatter(x[rings], y[rings], s=34, facecolors="none", edgecolors="red", label=label)
         axes.legend(loc="upper left")
     points = axes.scatter(x, y, s=9, c=colour, cmap="viridis", norm=LogNorm(LEAST, MOST))
-    figure.colorbar(points, label="weight, in uniform ones")
+    bar = figure.colorbar(points, label="weight, in uniform ones")
+    bar.set_ticks([LEAST, 1, MOST], labels=[f"≤ {LEAST:g}", "1", f"≥ {MOST:g}"])
+    bar.minorticks_off()
     axes.set_xlabel(names[0])
     axes.set_ylabel(names[1])
     return figure
 
 
 def _rings(look: Look, some: Tensor, wrong: Tensor | None) -> np.ndarray:
-    if wrong is None or look.example is None:
+    bad = look.noise(wrong)
+    if bad is None:
         return np.zeros(len(some), dtype=bool)
-    numbers = look.example.flatten()[some].cpu()
-    return wrong.cpu()[numbers].numpy()
+    return (bad.flatten()[some] > 0).cpu().numpy()
 
 
 def extremes(look: Look, count: int) -> tuple[list[tuple[int, float]], list[tuple[int, float]]]:
@@ -103,7 +107,7 @@ def gallery_figure(
 
     Args:
         exhibits: a task's.
-        wrong: as in `map_figure`; such an example is titled in red.
+        wrong: as in `map_figure`; an example with such an item is titled in red.
     """
     from matplotlib.figure import Figure
 
@@ -112,12 +116,18 @@ def gallery_figure(
         return None
     shown = exhibits([number for number, _ in (*heavy, *light)])
     pictures = any(exhibit.picture is not None for exhibit in shown)
-    figure = Figure(figsize=(1.7 * len(heavy), 5.4 if pictures else 4.4), layout="constrained")
-    axes = figure.subplots(2, len(heavy), squeeze=False)
-    for cell, (number, weight), exhibit in zip(axes.flat, (*heavy, *light), shown, strict=True):
-        bad = wrong is not None and bool(wrong[number])
+    columns = min(len(heavy), COLUMNS)
+    rows = -(-len(heavy) // columns)  # of each kind
+    height = 2.2 if pictures else 1.6
+    figure = Figure(figsize=(1.7 * columns, 2 * height * rows), layout="constrained")
+    axes = figure.subplots(2 * rows, columns, squeeze=False)
+    cells = [*axes[:rows].flat][: len(heavy)] + [*axes[rows:].flat][: len(heavy)]
+    for cell in (*axes[:rows].flat[len(heavy) :], *axes[rows:].flat[len(heavy) :]):
+        cell.set_axis_off()
+    for cell, (number, weight), exhibit in zip(cells, (*heavy, *light), shown, strict=True):
+        bad = wrong is not None and bool((wrong[number] > 0).any())
         _show(cell, exhibit, f"×{weight:.3g}", "red" if bad else "black")
-    for row, name in enumerate(("most weight", "least weight")):
+    for row, name in ((0, "most weight"), (rows, "least weight")):
         axes[row, 0].set_ylabel(name)
     return figure
 

@@ -28,7 +28,8 @@ def board_scalars(
 
     Args:
         told: "loss" and the method's metrics, means over the ranks.
-        wrong: whether the label of each training example is wrong, bool, (n,); None: nobody knows.
+        wrong: how much of the label of each item of a training example is wrong, (n, k), as in
+            `Look.noise`; None: nobody knows.
         groups: names of the groups that items are numbered by.
     """
     found = {
@@ -48,10 +49,10 @@ def board_scalars(
 
 
 def noise_scalars(look: Look, wrong: Tensor | None) -> dict[str, float]:
-    """Share of the weight, and of the items, that belongs to wrongly labelled examples."""
-    if wrong is None or look.example is None:
+    """Share of the weight, and of the items, whose labels are wrong."""
+    bad = look.noise(wrong)
+    if bad is None:
         return {}
-    bad = wrong.to(look.example.device)[look.example] & look.mask
     mass = (look.weights * bad).sum(-1).mean()
     return {"mass_on_noise": mass.item(), "noise_share": (bad.sum() / look.mask.sum()).item()}
 

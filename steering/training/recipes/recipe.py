@@ -104,6 +104,7 @@ def carry_over(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     Raises:
         SteeringError: the state is of another optimiser or another model.
     """
+    # Loading takes the rates and options of the other run, too.
     own = [{**group} for group in optimizer.param_groups]
     try:
         optimizer.load_state_dict(state)

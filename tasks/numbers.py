@@ -1,10 +1,11 @@
-"""Files of numbers, one for each example: labels, groups."""
+"""Files of numbers, one for each example: labels, groups, scores."""
 
 from __future__ import annotations
 
 import pickle
 import re
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,50 @@ def read_numbers(file: str, key: str) -> np.ndarray:
         SteeringError: cannot be read, or something in it is no number ≥ 0; the message starts with
             `key`.
     """
+    found = _read(file, key, _whole)
+    if found.ndim == 2 and found.shape[1] == 1:
+        found = found[:, 0]
+    if found.ndim != 1 or found.dtype.kind not in "iu":
+        hint = "; it looks one-hot: save its argmax(1)" if found.ndim == 2 else ""
+        raise SteeringError(
+            f"{key}: expected one integer per example in {file}, got {found.dtype}, {found.shape}{hint}"
+        )
+    if (found < 0).any():
+        place = int((found < 0).argmax())
+        raise SteeringError(
+            f"{key}: expected numbers >= 0 in {file}, got {found[place]} for example {place}"
+        )
+    return found.astype(np.int64)
+
+
+def read_scores(file: str, key: str) -> np.ndarray:
+    """Finite numbers, float64, (n,), from the same kinds of file.
+
+    Raises:
+        SteeringError: as `read_numbers`, or one is not finite.
+    """
+    found = _read(file, key, _score)
+    if found.ndim == 2 and found.shape[1] == 1:
+        found = found[:, 0]
+    if found.ndim != 1 or found.dtype.kind not in "iuf":
+        raise SteeringError(
+            f"{key}: expected one number per example in {file}, got {found.dtype}, {found.shape}"
+        )
+    if not np.isfinite(found).all():
+        place = int((~np.isfinite(found)).argmax())
+        raise SteeringError(
+            f"{key}: expected finite numbers in {file}, got {found[place]} for example {place}"
+        )
+    return found.astype(np.float64)
+
+
+def _read(file: str, key: str, number: Callable[[str], float]) -> np.ndarray:
+    """The array of a file; `number` reads one of a line of text, or raises ValueError."""
     path, entry = _split(file)
     try:
         if not path.name.lower().endswith(_ARRAYS):
-            return _lines(path)
-        found = _entry(_opened(path), entry, path)
+            return _lines(path, number)
+        return _entry(_opened(path), entry, path)
     except (
         OSError,
         ValueError,
@@ -48,19 +88,6 @@ def read_numbers(file: str, key: str) -> np.ndarray:
             else str(error).partition("\n")[0]
         )
         raise SteeringError(f"{key}: cannot read numbers from {file}: {reason}") from error
-    if found.ndim == 2 and found.shape[1] == 1:
-        found = found[:, 0]
-    if found.ndim != 1 or found.dtype.kind not in "iu":
-        hint = "; it looks one-hot: save its argmax(1)" if found.ndim == 2 else ""
-        raise SteeringError(
-            f"{key}: expected one integer per example in {file}, got {found.dtype}, {found.shape}{hint}"
-        )
-    if (found < 0).any():
-        place = int((found < 0).argmax())
-        raise SteeringError(
-            f"{key}: expected numbers >= 0 in {file}, got {found[place]} for example {place}"
-        )
-    return found.astype(np.int64)
 
 
 def _split(file: str) -> tuple[Path, str | None]:
@@ -80,16 +107,32 @@ def _split(file: str) -> tuple[Path, str | None]:
     )
 
 
-def _lines(path: Path) -> np.ndarray:
+def _whole(text: str) -> int:
+    if not re.fullmatch(r"\+?[0-9]{1,18}", text):
+        raise ValueError(f"expected an integer >= 0, got {text[:40]!r}")
+    return int(text)
+
+
+def _score(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"expected a number, got {text[:40]!r}") from None
+
+
+def _lines(path: Path, number: Callable[[str], float]) -> np.ndarray:
     """One number a line; blank lines may stand at the end alone, as anything else would shift the
     numbers behind it."""
     lines = path.read_bytes().decode("utf-8-sig").rstrip().split("\n")
     if lines == [""]:
         raise ValueError("it is empty")
-    for number, line in enumerate(lines, 1):
-        if not re.fullmatch(r"\+?[0-9]{1,18}", line.strip()):
-            raise ValueError(f"line {number}: expected an integer >= 0, got {line.strip()[:40]!r}")
-    return np.array([int(line) for line in lines], dtype=np.int64)
+    found = []
+    for place, line in enumerate(lines, 1):
+        try:
+            found.append(number(line.strip()))
+        except ValueError as error:
+            raise ValueError(f"line {place}: {error}") from None
+    return np.array(found)
 
 
 def _opened(path: Path) -> Any:
