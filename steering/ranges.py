@@ -89,6 +89,7 @@ def _rules(config: RunConfig) -> Iterator[tuple[str, bool, str]]:
     yield "optimizer.final_lr", optimizer.final_lr <= 1, "a fraction in [0, 1]"
     divides = train.batch_size % train.accumulation == 0
     yield "train.accumulation", divides, f"a divisor of train.batch_size {train.batch_size}"
+    yield "train.board.axis", train.board.axis in ("steps", "samples"), "steps or samples"
     yield "train.precision", train.precision in ("fp32", "bf16", "fp16"), "fp32, bf16 or fp16"
     yield (
         "train.clip_norm",

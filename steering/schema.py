@@ -84,8 +84,11 @@ def optimizer_content(recipe: Recipe) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class BoardConfig:
-    """How often TensorBoard is given more than scalars, which cost more than those."""
+    """What TensorBoard counts by, and how often it is given more than scalars, which cost more than
+    those."""
 
+    axis: str = "steps"
+    """"steps", or "samples" that were trained on: runs with other batch sizes lie side by side."""
     histograms_every: int = 100
     """Steps between two histograms of weights and losses; 0: none."""
     pictures_every: int = 1000

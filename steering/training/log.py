@@ -44,9 +44,10 @@ class RunLog:
         step: the step that the run starts or resumes from.
         last: the run's last step. A run that resumes there evaluates once more, so the evaluation
             is cut off too.
+        unit: what TensorBoard counts a step as: 1, or the samples of one.
     """
 
-    def __init__(self, folder: Path, step: int, last: int) -> None:
+    def __init__(self, folder: Path, step: int, last: int, unit: int = 1) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / "metrics.jsonl"
         kept = [row for row in read_curves(self._path) if row["step"] <= step]
@@ -61,12 +62,13 @@ class RunLog:
         text = "".join(json.dumps(row) + "\n" for row in kept)
         write_text(self._path, text)
         self._evaluated: dict[str, float] = {}
+        self._unit = unit
         # Also what died before its first checkpoint.
-        self._writer = SummaryWriter(str(folder), purge_step=step + 1)
+        self._writer = SummaryWriter(str(folder), purge_step=step * unit + 1)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+            self._writer.add_scalar(name, value, step * self._unit)
         self._add(step, values)
 
         if any(name.startswith("eval/") for name in values):
@@ -75,12 +77,12 @@ class RunLog:
     def speed(self, step: int, values: Mapping[str, float]) -> None:
         """Scalars for TensorBoard alone: what depends on the machine and the hour."""
         for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+            self._writer.add_scalar(name, value, step * self._unit)
 
     def histograms(self, step: int, values: Mapping[str, Tensor]) -> None:
         for name, numbers in values.items():
             if len(numbers):
-                self._writer.add_histogram(name, numbers, step, bins=64)
+                self._writer.add_histogram(name, numbers, step * self._unit, bins=64)
 
     def layout(self, layout: Mapping[str, Any]) -> None:
         """The page CUSTOM SCALARS."""
@@ -110,7 +112,7 @@ class RunLog:
         for name, text in new.items():
             self._warned.add(name)
             _LOG.warning("%s, step %d: %s", self._path.parent, step, text)
-            self._writer.add_text(name, text, step)
+            self._writer.add_text(name, text, step * self._unit)
         if new:
             self._add(step, new)
 
@@ -123,7 +125,7 @@ class RunLog:
         from matplotlib import pyplot
 
         for name, figure in figures.items():
-            self._writer.add_figure(f"{prefix}{name}", figure, step, close=False)
+            self._writer.add_figure(f"{prefix}{name}", figure, step * self._unit, close=False)
             pyplot.close(figure)
 
     def close(self) -> None:

@@ -74,7 +74,8 @@ def run(job: Job) -> dict[str, Any]:
 def _begin(state: State, start: int) -> None:
     """Open the log where the run goes on; what an interrupted run has written beyond is cut off."""
     if distributed.rank() == 0:
-        state.log = RunLog(state.job.folder, start, state.plan.steps)
+        unit = state.batch_size if state.job.train.board.axis == "samples" else 1
+        state.log = RunLog(state.job.folder, start, state.plan.steps, unit)
         if state.job.config is not None:
             write_text(state.job.folder / "config.yaml", state.job.config)
     for observer in state.observers:

@@ -67,6 +67,21 @@ def test_every_method_has_the_same_tags(tmp_path: Path, kind: str, method: str) 
     assert all(row["loss/objective"] == row["train/loss"] for row in rows)
 
 
+def test_the_axis_may_count_samples(tmp_path: Path) -> None:
+    """A step of TensorBoard is then a batch of examples; what scripts read keeps steps."""
+    for axis in ("steps", "samples"):
+        job = _job(tmp_path / axis, kind="units", method="erm")
+        board = replace(job.train.board, axis=axis)
+        run(replace(job, train=replace(job.train, board=board)))
+    steps, samples = (
+        [one.step for one in EventAccumulator(str(tmp_path / axis)).Reload().Scalars("train/loss")]
+        for axis in ("steps", "samples")
+    )
+    assert samples == [step * job.train.batch_size for step in steps]
+    rows = [read_curves(tmp_path / axis / "metrics.jsonl") for axis in ("steps", "samples")]
+    assert [row["step"] for row in rows[0]] == [row["step"] for row in rows[1]]
+
+
 def test_plain_training_is_uniform(tmp_path: Path) -> None:
     run(_job(tmp_path, kind="units", method="erm"))
     for row in (row for row in read_curves(tmp_path / "metrics.jsonl") if "steer/ess" in row):
