@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,10 +58,7 @@ def matched(curve: Sequence[tuple[float, Arm]], whole: Arm, draws: int = DRAWS) 
 
     means = [float(np.mean([*arm.values().values()])) for _, arm in curve]
     target = float(np.mean([*whole.values().values()]))
-    tables = [np.stack([arm.drawn(s, draws) for s in seeds], axis=1) for _, arm in curve]
-    drawn = np.stack([over_seeds(table) for table in tables], axis=1)  # (draws, points)
-    targets = over_seeds(np.stack([whole.drawn(s, draws) for s in seeds], axis=1))
-    found = [factor(one.tolist(), float(aim)) for one, aim in zip(drawn, targets, strict=True)]
+    found = _drawn(factor, curve, whole, seeds, draws)
     low, high = np.quantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     interval = Interval(factor(means, target), float(low), float(high), "seeds and examples")
     return Matched(interval, float(np.mean(np.array(found) > 0)), means[0] <= target)
@@ -83,15 +80,27 @@ def data_worth(curve: Sequence[tuple[float, Arm]], arm: Arm, draws: int = DRAWS)
 
     means = [float(np.mean([one.values()[s] for s in seeds])) for _, one in curve]
     value = worth(means, float(np.mean([arm.values()[s] for s in seeds])))
-    tables = [np.stack([one.drawn(s, draws) for s in seeds], axis=1) for _, one in curve]
-    drawn = np.stack([over_seeds(table) for table in tables], axis=1)  # (draws, points)
-    targets = over_seeds(np.stack([arm.drawn(s, draws) for s in seeds], axis=1))
-    found = np.sort(
-        [worth(one.tolist(), float(aim)) for one, aim in zip(drawn, targets, strict=True)]
-    )
+    found = np.sort(_drawn(worth, curve, arm, seeds, draws))
     # Of what may be infinite, values as they are: nothing between two of them.
     low, high = (float(found[round(q * (draws - 1))]) for q in ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
     return Interval(value, low, high, "seeds and examples")
+
+
+def _drawn(
+    number: Callable[[Sequence[float], float], float],
+    curve: Sequence[tuple[float, Arm]],
+    arm: Arm,
+    seeds: Sequence[int],
+    draws: int,
+) -> list[float]:
+    """A number of a curve's losses and an arm's, under each draw of seeds and examples together."""
+
+    def means(one: Arm) -> np.ndarray:
+        return over_seeds(np.stack([one.drawn(s, draws) for s in seeds], axis=1))
+
+    losses = np.stack([means(one) for _, one in curve], axis=1)  # (draws, points)
+    pairs = zip(losses, means(arm), strict=True)
+    return [number(row.tolist(), float(aim)) for row, aim in pairs]
 
 
 def fewer_epochs(arms: Arms, allocation: str, kind: str = "learned") -> Matched | None:
