@@ -19,12 +19,11 @@ from steering import distributed
 from steering.config import RunConfig
 from steering.errors import SteeringError
 from steering.plugins import load_file, load_module
-from steering.reading import user_path
 from steering.runs.opened import Frozen, Opened
 from steering.runs.record import Cost, Metric, RunRecord, Scores
-from steering.runs.wanted import MODEL, Ask, model_content
+from steering.runs.wanted import MODEL, Ask, file_content, model_content
 from steering.runs.workshop import Workshop
-from steering.storage import known_sha256, write_text
+from steering.storage import write_text
 from steering.task import Task
 
 
@@ -113,18 +112,12 @@ def calling(
     """
     about: dict[str, Any] = {"call": function, "options": dict(options)}
     named = [one.rpartition(":")[0] if ".py:" in one else one for one in (function, *files)]
-    contents = [_content(one) for one in named]
+    contents = [file_content(one) for one in named]
     if any(one.startswith("sha256:") for one in contents) or files:
         about["files"] = contents
     if reads_model:
         about["model"] = model_content(config.target)
     return Ask(config, label, axes or {}, parents, "call", about)
-
-
-def _content(name: str) -> str:
-    """A file's digest; what is no file, as it is."""
-    path = user_path(name)
-    return f"sha256:{known_sha256(path)}" if path.is_file() else name
 
 
 def find_function(name: str) -> Callable[[Call], Outcome]:

@@ -135,7 +135,7 @@ class Ask:
 
     def _content(self) -> dict[str, Any]:
         content = self._named()
-        if code := {name: _file(name) for name in sorted({*_code(content)})}:
+        if code := {name: file_content(name) for name in sorted({*_code(content)})}:
             content["code"] = code
         return content
 
@@ -159,7 +159,7 @@ class Ask:
             "seed": config.seed,
         }
         if self.start is not None:
-            content["start"] = _file(self.start)
+            content["start"] = file_content(self.start)
         if restart := differences(config.restart):
             content["restart"] = restart
         if self.needs.reference:
@@ -187,7 +187,7 @@ def model_content(spec: ModelSpec) -> dict[str, Any]:
     model."""
     own = model_of(spec)
     return {
-        key: _file(value) if isinstance(value, str) else value
+        key: file_content(value) if isinstance(value, str) else value
         for key, value in differences(own).items()
     }
 
@@ -214,7 +214,7 @@ def _code(values: Any) -> Iterator[str]:
             yield from _code(value)
 
 
-def _file(name: str | Path) -> str:
+def file_content(name: str | Path) -> str:
     """A file's digest, or that of a model's folder as `transformers` writes it; what is neither, as it
     is: a name of an architecture, a hub's tag."""
     path = user_path(name)
