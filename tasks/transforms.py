@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,14 +71,16 @@ def require_dedup(value: str) -> None:
         raise SteeringError(f"dedup: expected one of {', '.join(DEDUP)}, got {value!r}")
 
 
-def first_ones(keys: Sequence[Hashable], what: str) -> np.ndarray:
+def first_ones(keys: Sequence[Hashable], what: str, others: Iterable[Hashable] = ()) -> np.ndarray:
     """Rows of the first example of each key, int64, ascending; a line in the log counts the others.
 
     Args:
         keys: equal for examples that count as one; None: of an example that is always kept.
         what: the examples, in the plural, for the log.
+        others: keys of examples that stand elsewhere, such as reserved ones: no row has one of
+            these.
     """
-    seen: set[Hashable] = set()
+    seen: set[Hashable] = {key for key in others if key is not None}
     rows = []
     for row, key in enumerate(keys):
         if key is None or key not in seen:

@@ -50,6 +50,22 @@ def test_texts_without_duplicates(caplog):
     assert "documents in the training data; skipped: 3 duplicates" in caplog.text
 
 
+def test_no_copy_of_a_reserved_example_is_trained_on(tmp_path):
+    away = {"a": ["ONE two"], "b": ["five"]}
+    kept = cooked(TEXTS, "near", TextsFilter(), Duplicate(), 0, away)
+    assert kept["a"] == ["three"]
+    assert "five" not in kept["b"]
+    assert cooked(TEXTS, "none", TextsFilter(), Duplicate(), 0, away) == TEXTS
+    # Of the three that look alike (0, 3, 4) the draw reserves some and not all.
+    split = images(tmp_path, reserved=0.4)
+    alike = {0, 3, 4}
+    assert 0 < len(alike & {*split.reserved.numbers.tolist()}) < 3
+    assert alike & {*split.part.numbers.tolist()}
+    for blur in (0.0, 0.5):  # what is reserved is not blurred, but its copies are
+        found = images(tmp_path, reserved=0.4, dedup="near", blur=blur).part
+        assert {*found.numbers.tolist()} == {*split.part.numbers.tolist()} - alike
+
+
 def test_texts_by_length_by_scores_and_by_a_function(tmp_path):
     assert texts(given=TextsFilter(shortest=5, longest=8))["b"] == ["three"]
     scores = tmp_path / "scores.txt"

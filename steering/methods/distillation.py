@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 from functools import singledispatch
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -102,6 +103,8 @@ def units_divergence(units: Units, temperature: float, name: str) -> Tensor:
         shapes = f"{units.logits.shape[-1]} classes, the reference over {units.reference_logits.shape[-1]}"
         raise SteeringError(f"method ({name}): the target's distributions are over {shapes}")
     teacher = (units.reference_logits.detach().to(units.logits.dtype) / temperature).log_softmax(-1)
+    # A class that the reference rules out (−∞) adds 0·log 0 = 0, not the NaN of 0·(−∞).
+    teacher = teacher.clamp_(min=torch.finfo(teacher.dtype).min)
     student = (units.logits / temperature).log_softmax(-1)
     # At T the gradient is about T² times shorter: logits are divided by T, and the distributions differ
     # T times less.

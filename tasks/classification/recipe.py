@@ -73,18 +73,22 @@ def cooked(
     mix: Mapping[int, float],
     names: Sequence[str],
     seed: int,
+    reserved: Labelled | None = None,
 ) -> Labelled:
     """A part of the training images after the steps of its recipe, in this order, renumbered.
 
     Args:
         mix: group number, or class number where there are no groups → weight; empty: as they come.
         names: of the groups or the classes.
+        reserved: examples kept from training: no copy of them is left either.
     """
     if dedup != "none":
         key = _content if dedup == "exact" else _difference_hash
-        part = part.at(
-            first_ones([_read(part, row, key) for row in range(len(part.numbers))], WHAT)
+        kept, away = (
+            [_read(one, row, key) for row in range(len(one.numbers))] if one is not None else []
+            for one in (part, reserved)
         )
+        part = part.at(first_ones(kept, WHAT, away))
     if given != ImagesFilter():
         own = given.function is not None or given.side > 0
         passes = _judge(part, given)

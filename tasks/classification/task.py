@@ -63,10 +63,12 @@ class ClassificationTask(Task):
     def part(self) -> Labelled:
         """The training examples, after all that the config does to them."""
         data, names = self.options.data, self.groups or self.classes
-        part = self._part
+        part, reserved = self._part, self.reserved
         if data.blur:
-            part = replace(part, source=Blurred(part.source, data.blur))
-        part = cooked(part, data.dedup, data.filter, data.duplicate, data.mix, names, data.seed)
+            source = Blurred(part.source, data.blur)
+            part, reserved = replace(part, source=source), replace(reserved, source=source)
+        steps = data.dedup, data.filter, data.duplicate, data.mix
+        part = cooked(part, *steps, names, data.seed, reserved)
         return derived(part, data.derive, self, follow=data.groups == "class")
 
     def network(self, spec: ModelSpec) -> Model:

@@ -39,16 +39,22 @@ def cooked(
     given: TextsFilter,
     repeat: Duplicate,
     seed: int,
+    reserved: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, list[str]]:
     """Documents by domain after the steps of a recipe, in this order.
+
+    Args:
+        reserved: documents kept from training: no copy of them is left either.
 
     Raises:
         SteeringError: a domain has none left.
     """
     found = [(domain, text) for domain, texts in domains.items() for text in texts]
     if dedup != "none":
-        keys = [text if dedup == "exact" else _words(text) for _, text in found]
-        found = [found[row] for row in first_ones(keys, WHAT)]
+        key = str if dedup == "exact" else _words
+        away = [key(text) for texts in (reserved or {}).values() for text in texts]
+        kept = first_ones([key(text) for _, text in found], WHAT, away)
+        found = [found[row] for row in kept]
     if given != TextsFilter():
         rows = filtered(given, len(found), _judge(found, given), WHAT, own=True)
         found = [found[row] for row in rows]

@@ -66,7 +66,7 @@ class LanguageTask(Task):
         kept: dict[str, list[str]] = {}
         if data.reserved:
             kept, train = split_documents(train, data.reserved, data.seed, "task.data.reserved")
-        train = cooked(train, data.dedup, data.filter, data.duplicate, data.seed)
+        train = cooked(train, data.dedup, data.filter, data.duplicate, data.seed, kept)
         return train, validation, kept
 
     @cached_property

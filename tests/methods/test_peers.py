@@ -360,6 +360,18 @@ def test_distillation_against_the_formula(T):
     torch.testing.assert_close(found, 0.7 * losses.target.mean() + 0.3 * kl)
 
 
+def test_a_class_that_the_teacher_rules_out_costs_nothing():
+    student, teacher = noise(5, 4).requires_grad_(), noise(5, 4, seed=1)
+    teacher[:, 2] = -torch.inf
+    kd = units_divergence(soft(student, teacher), 1.5, "distillation")
+    p, log_q = (teacher / 1.5).softmax(-1), (student / 1.5).log_softmax(-1)
+    rest = [0, 1, 3]  # 0·log 0 is 0
+    kl = (p[:, rest] * (p[:, rest].log() - log_q[:, rest])).sum(-1).mean() * 1.5**2
+    torch.testing.assert_close(kd, kl)
+    (found,) = torch.autograd.grad(kd, student)
+    torch.testing.assert_close(found, torch.autograd.grad(kl, student)[0])
+
+
 def test_a_very_soft_teacher_matches_centred_logits():
     student, teacher = noise(5, 4).requires_grad_(), noise(5, 4, seed=1)
     units_divergence(soft(student, teacher), 1e4, "distillation").backward()
