@@ -247,7 +247,9 @@ def test_noise_and_subset_in_the_batches() -> None:
 
 def test_the_data_seed_holds_the_data_still() -> None:
     def data(seed: int, data_seed: int | None) -> PairData:
-        return PairData(Numbers(60, frozenset({5})), {"": PLAIN}, seed, True, 0.4, (0.0, 0.5), data_seed)
+        return PairData(
+            Numbers(60, frozenset({5})), {"": PLAIN}, seed, True, 0.4, (0.0, 0.5), data_seed
+        )
 
     assert shown(data(0, 9)) == shown(data(1, 9)) == shown(data(9, None))
     assert shown(data(0, None)) != shown(data(1, None))
@@ -257,7 +259,9 @@ def test_fingerprint_is_of_what_is_shown() -> None:
     def fingerprint(
         n: int = 60, seed: int = 0, augment: bool = True, noise: float = 0.0, fraction: float = 1.0
     ) -> str:
-        return PairData(Numbers(n), {"": PLAIN}, seed, augment, noise, (0.0, fraction)).fingerprint()
+        return PairData(
+            Numbers(n), {"": PLAIN}, seed, augment, noise, (0.0, fraction)
+        ).fingerprint()
 
     clean = fingerprint()
     assert len(clean) == 64
