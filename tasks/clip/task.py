@@ -51,7 +51,10 @@ class ClipData:
     caption_noise: float = 0.0
     """Share of the pairs whose captions are shuffled among them."""
     fraction: float = 1.0
-    """Share of the pairs to use."""
+    """Share of the pairs to use, drawn at random."""
+    part: tuple[float, float] | None = None
+    """The pairs between these two shares of the same random order: [0, 0.7] for a reference,
+    [0.7, 1] for its target; null: [0, fraction]."""
     seed: int = 0
     """Chooses the noisy pairs and the kept ones; independent of the run's seed."""
 
@@ -72,6 +75,19 @@ class ClipData:
             )
         if not 0 < self.fraction <= 1:
             raise SteeringError(f"fraction: expected a number in (0, 1], got {self.fraction}")
+        if self.part is not None:
+            low, high = self.part
+            if not 0 <= low < high <= 1:
+                raise SteeringError(
+                    f"part: expected [low, high] with 0 <= low < high <= 1, got {[low, high]}"
+                )
+            if self.fraction < 1:
+                raise SteeringError("part, fraction: both say which pairs to use; give one")
+
+    @property
+    def kept(self) -> tuple[float, float]:
+        """Which shares of the random order are used."""
+        return self.part or (0.0, self.fraction)
 
 
 @dataclass
@@ -159,16 +175,16 @@ class ClipTask(Task):
         """The pairs through nobody's eyes."""
         data = self.options.data
         if data.source == "glyphs":
-            return GlyphData({}, None, data.caption_noise, data.fraction, data.seed)
+            return GlyphData({}, None, data.caption_noise, data.kept, data.seed)
         unseen = View(lambda image: torch.empty(0), lambda captions: torch.empty(0))  # noqa: ARG005
-        noise = data.caption_noise, data.fraction, data.seed
+        noise = data.caption_noise, data.kept, data.seed
         return PairData(open_source(data), {"": unseen}, 0, False, *noise)
 
     def _data(self, views: Mapping[str, ClipInputs], seed: int | None) -> IndexedData:
         """Training pairs for some models; `seed` None leaves out the augmentation."""
         data = self.options.data
         if data.source == "glyphs":
-            return GlyphData(views, seed, data.caption_noise, data.fraction, data.seed)
+            return GlyphData(views, seed, data.caption_noise, data.kept, data.seed)
         source = open_source(data)
         report_once(f"task.data: {source.describe()}", _level(source))
         # The target is augmented; a live reference with other preprocessing sees the plain image,
@@ -185,7 +201,7 @@ class ClipTask(Task):
             seed or 0,
             seed is not None,
             data.caption_noise,
-            data.fraction,
+            data.kept,
             data_seed=data.seed,
         )
 

@@ -79,6 +79,10 @@ def test_it_is_found_by_name() -> None:
         ),
         ("task.data.caption_noise=.nan", "task.data: caption_noise: expected"),
         ("task.data.fraction=0", "task.data: fraction: expected a number in (0, 1], got 0"),
+        (
+            "task.data.part=[0.3,0.2]",
+            "task.data: part: expected [low, high] with 0 <= low < high <= 1",
+        ),
         ("task.recall_at=[]", "task: recall_at: expected one or more numbers >= 1, got []"),
         ("task.recall_at=[1, 0]", "task: recall_at: expected one or more numbers >= 1, got [1, 0]"),
         ("task.recall_at=[a]", "task.recall_at: expected list[int]"),

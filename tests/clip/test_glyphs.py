@@ -294,9 +294,9 @@ def test_batches(glyphs: Glyphs, model_inputs: ClipInputs, tmp_path: Path) -> No
 
 def test_noise_and_fraction(glyphs: Glyphs, model_inputs: ClipInputs) -> None:
     train = split(glyphs).train
-    kept = subset(len(train), 0.3, 5)
+    kept = subset(len(train), (0.0, 0.3), 5)
     shown = noisy_captions(len(kept), 0.4, 5)
-    data = GlyphData({"": model_inputs}, None, caption_noise=0.4, fraction=0.3, data_seed=5)
+    data = GlyphData({"": model_inputs}, None, caption_noise=0.4, part=(0.0, 0.3), data_seed=5)
     index = np.arange(200)
     batch = data.batch(index, 0)
     right = glyphs.character[train[kept]]
@@ -310,7 +310,7 @@ def test_noise_and_fraction(glyphs: Glyphs, model_inputs: ClipInputs) -> None:
     cheap = replace(model_inputs, tokenizer=lambda texts: torch.zeros(len(texts), 1))
     digests = [
         GlyphData(
-            {"": cheap}, 0, caption_noise=noise, fraction=fraction, data_seed=seed
+            {"": cheap}, 0, caption_noise=noise, part=(0.0, fraction), data_seed=seed
         ).fingerprint()
         for noise, fraction, seed in (
             (0.4, 0.3, 5),
@@ -325,7 +325,7 @@ def test_noise_and_fraction(glyphs: Glyphs, model_inputs: ClipInputs) -> None:
     assert (
         digests[4] == GlyphData({"": cheap}, 1, data_seed=9).fingerprint()
     )  # nothing for the seed to choose
-    for wrong in ({"caption_noise": 1.5}, {"fraction": 0.0}):
+    for wrong in ({"caption_noise": 1.5}, {"part": (0.0, 0.0)}):
         with pytest.raises(SteeringError, match=next(iter(wrong))):
             GlyphData({"": cheap}, 0, **wrong)
 

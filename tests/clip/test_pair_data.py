@@ -174,7 +174,7 @@ def test_nothing_readable_is_an_error() -> None:
 
 
 def test_numbers_outside_are_refused() -> None:
-    data = PairData(Numbers(10), {"": PLAIN}, 0, True, fraction=0.5)
+    data = PairData(Numbers(10), {"": PLAIN}, 0, True, part=(0.0, 0.5))
     for i in (-1, 5):
         with pytest.raises(IndexError, match="of 5"):
             data.batch(np.array([i]), 0)
@@ -206,7 +206,7 @@ def test_noise_is_reproducible_and_nested() -> None:
     assert 0.1 * 500 < (many & other).sum() < 0.22 * 500  # independent: 0.16 expected
     # A pinned draw: data sets must stay what they are from version to version.
     assert noisy_captions(8, 0.5, 0).tolist() == [2, 1, 4, 3, 5, 0, 6, 7]
-    assert subset(8, 0.5, 0).tolist() == [1, 2, 5, 7]
+    assert subset(8, (0.0, 0.5), 0).tolist() == [1, 2, 5, 7]
 
 
 @pytest.mark.parametrize("p", [-0.1, 1.1, float("nan")])
@@ -216,25 +216,30 @@ def test_noise_out_of_range(p: float) -> None:
 
 
 def test_subset_is_sorted_seeded_and_nested() -> None:
-    small, large = subset(1000, 0.1, 5), subset(1000, 0.35, 5)
+    small, large = subset(1000, (0.0, 0.1), 5), subset(1000, (0.0, 0.35), 5)
     assert small.dtype == np.int64
     assert (len(small), len(large)) == (100, 350)
     assert (np.diff(large) > 0).all()
     assert set(small.tolist()) < set(large.tolist())
-    assert set(subset(1000, 0.1, 6).tolist()) != set(small.tolist())
-    np.testing.assert_array_equal(subset(1000, 1.0, 5), np.arange(1000))
+    assert set(subset(1000, (0.0, 0.1), 6).tolist()) != set(small.tolist())
+    np.testing.assert_array_equal(subset(1000, (0.0, 1.0), 5), np.arange(1000))
     assert abs(large.mean() - 499.5) < 4 * 1000 / np.sqrt(12 * 350)
+    rest = subset(1000, (0.35, 1.0), 5)  # what a target may have when a reference has `large`
+    np.testing.assert_array_equal(np.union1d(large, rest), np.arange(1000))
+    assert len(rest) == 650
 
 
-@pytest.mark.parametrize("fraction", [0.0, -1.0, 1.01, float("nan"), 0.01])
-def test_fraction_out_of_range(fraction: float) -> None:
-    with pytest.raises(SteeringError, match="fraction"):
-        subset(10, fraction, 0)
+@pytest.mark.parametrize(
+    "part", [(0, 0), (0, -1), (0, 1.01), (0, float("nan")), (0, 0.01), (0.5, 0.5), (-0.1, 1)]
+)
+def test_part_out_of_range(part: tuple[float, float]) -> None:
+    with pytest.raises(SteeringError, match="part"):
+        subset(10, part, 0)
 
 
 def test_noise_and_subset_in_the_batches() -> None:
-    kept, captions = subset(60, 0.5, 4), noisy_captions(30, 0.4, 4)
-    data = PairData(Numbers(60), {"": PLAIN}, 4, False, caption_noise=0.4, fraction=0.5)
+    kept, captions = subset(60, (0.0, 0.5), 4), noisy_captions(30, 0.4, 4)
+    data = PairData(Numbers(60), {"": PLAIN}, 4, False, caption_noise=0.4, part=(0.0, 0.5))
     assert len(data) == 30
     assert shown(data) == [(kept[i], kept[captions[i]]) for i in range(30)]
     assert sum(image != caption for image, caption in shown(data)) == 12
@@ -242,7 +247,9 @@ def test_noise_and_subset_in_the_batches() -> None:
 
 def test_the_data_seed_holds_the_data_still() -> None:
     def data(seed: int, data_seed: int | None) -> PairData:
-        return PairData(Numbers(60, frozenset({5})), {"": PLAIN}, seed, True, 0.4, 0.5, data_seed)
+        return PairData(
+            Numbers(60, frozenset({5})), {"": PLAIN}, seed, True, 0.4, (0.0, 0.5), data_seed
+        )
 
     assert shown(data(0, 9)) == shown(data(1, 9)) == shown(data(9, None))
     assert shown(data(0, None)) != shown(data(1, None))
@@ -252,7 +259,9 @@ def test_fingerprint_is_of_what_is_shown() -> None:
     def fingerprint(
         n: int = 60, seed: int = 0, augment: bool = True, noise: float = 0.0, fraction: float = 1.0
     ) -> str:
-        return PairData(Numbers(n), {"": PLAIN}, seed, augment, noise, fraction).fingerprint()
+        return PairData(
+            Numbers(n), {"": PLAIN}, seed, augment, noise, (0.0, fraction)
+        ).fingerprint()
 
     clean = fingerprint()
     assert len(clean) == 64

@@ -33,7 +33,7 @@ class GlyphData(IndexedData):
         views: prefix -> a model's inputs; "" gives "image" and "text", "reference" gives
             "reference_image", ....
         seed: of the augmentation: shifts by up to two pixels; None for none.
-        caption_noise, fraction, data_seed: which names are shuffled, and which images are kept,
+        caption_noise, part, data_seed: which names are shuffled, and which images are kept,
             chosen by the data's own seed.
     """
 
@@ -42,12 +42,12 @@ class GlyphData(IndexedData):
         views: Mapping[str, ClipInputs],
         seed: int | None,
         caption_noise: float = 0.0,
-        fraction: float = 1.0,
+        part: tuple[float, float] = (0.0, 1.0),
         data_seed: int = 0,
     ) -> None:
         glyphs = load_glyphs()
         train = split(glyphs).train
-        rows = train[subset(len(train), fraction, data_seed)]
+        rows = train[subset(len(train), part, data_seed)]
         self._images = torch.from_numpy(glyphs.images[rows])
         self._names = glyphs.names
         self._own = glyphs.character[rows]

@@ -59,12 +59,13 @@ class PairData(IndexedData):
         augment: True redraws the transforms' randomness each epoch, False fixes it for good.
         caption_noise: fraction of the pairs whose captions are shuffled among them; see
             `noisy_captions`.
-        fraction: share of the source to keep; see `subset`. Noise is drawn among the pairs kept.
+        part: [low, high] of the source to keep, as shares; see `subset`. Noise is drawn among the
+            pairs kept.
         data_seed: of noise, subset and replacements; None takes `seed`. Give it to hold the data
             still between seeds.
 
     Raises:
-        SteeringError: caption_noise or fraction out of range.
+        SteeringError: caption_noise or part out of range.
     """
 
     def __init__(
@@ -74,14 +75,14 @@ class PairData(IndexedData):
         seed: int,
         augment: bool,
         caption_noise: float = 0.0,
-        fraction: float = 1.0,
+        part: tuple[float, float] = (0.0, 1.0),
         data_seed: int | None = None,
     ) -> None:
         if not views:
             raise ValueError("views: expected at least one, under the prefix ''")
         self._source, self._views, self._seed, self._augment = source, dict(views), seed, augment
         self._data_seed = seed if data_seed is None else data_seed
-        kept = subset(len(source), fraction, self._data_seed)
+        kept = subset(len(source), part, self._data_seed)
         shown = noisy_captions(len(kept), caption_noise, self._data_seed)
         self._size = len(kept)
         # None says "as they are" and saves a large clean set two arrays in every worker.
@@ -194,19 +195,24 @@ class PairData(IndexedData):
             _log.warning(message)
 
 
-def subset(n: int, fraction: float, seed: int) -> np.ndarray:
-    """A random ⌊fraction·n⌉ of the numbers 0 .. n−1, sorted int64 (m,); a smaller fraction's lie
-    within a larger's.
+def subset(n: int, part: tuple[float, float], seed: int) -> np.ndarray:
+    """Those of the numbers 0 .. n−1 that stand between ⌊low·n⌉ and ⌊high·n⌉ in a random order,
+    sorted int64 (m,).
+
+    Parts that do not overlap share no number, and a part within another one keeps within it.
 
     Raises:
-        SteeringError: fraction is not in (0, 1], or keeps none.
+        SteeringError: not 0 ≤ low < high ≤ 1, or the part keeps none.
     """
-    if not 0 < fraction <= 1:
-        raise SteeringError(f"fraction: expected a number in (0, 1], got {fraction}")
-    size = round(fraction * n)
-    if size == 0:
-        raise SteeringError(f"fraction: {fraction} of {n} examples is none")
-    return np.sort(_shuffled(n, seed, _SUBSET)[:size])
+    low, high = part
+    if not 0 <= low < high <= 1:
+        raise SteeringError(
+            f"part: expected [low, high] with 0 <= low < high <= 1, got {[low, high]}"
+        )
+    kept = _shuffled(n, seed, _SUBSET)[round(low * n) : round(high * n)]
+    if not len(kept):
+        raise SteeringError(f"part, fraction: {high - low:g} of {n} examples is none")
+    return np.sort(kept)
 
 
 def noisy_captions(n: int, p: float, seed: int) -> np.ndarray:
