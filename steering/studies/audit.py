@@ -7,7 +7,6 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from steering.analysis.calibration import Ridge, chances, number, ridge_of, verdict
@@ -15,6 +14,7 @@ from steering.analysis.page import Report, Table
 from steering.analysis.signals import Signals, signals_of
 from steering.analysis.stored import losses_of
 from steering.errors import ConfigError, SteeringError
+from steering.reading import user_path
 from steering.runs.record import RunRecord
 from steering.studies import study
 from steering.studies.distinct import require_distinct
@@ -134,7 +134,7 @@ def read_calibration(path: str) -> dict[str, Calibrated]:
     Raises:
         SteeringError: there is none, or it holds no calibration.
     """
-    file = Path(path).expanduser()
+    file = user_path(path)
     try:
         rows = json.loads(file.read_text(encoding="utf-8"))
         made = {row["method"]: _calibrated(row) for row in rows if row.get("kind") == "calibration"}

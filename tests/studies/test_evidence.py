@@ -19,6 +19,7 @@ from steering.commands.studies import study
 from steering.config import load_config
 from steering.errors import ConfigError, SteeringError
 from steering.runs.store import Store
+from steering.studies.audit import read_calibration
 from steering.studies.calibration import Calibration, CalibrationOptions
 
 HERE = Path(__file__).parent
@@ -144,6 +145,22 @@ def test_audit_without_and_with_a_calibration(tmp_path):
     assert re.search(
         r"\| (long|short) \| steered \| 1, 1 \| [+-]\d", (folder / "audit.md").read_text()
     )
+
+
+def test_the_calibration_that_comes_with_the_package(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where there is no such file
+    found = read_calibration("configs/classification/calibration_digits.json")
+    assert {label: one.plane for label, one in found.items()} == {
+        "drrho": (1.0, 1.0),
+        "filter": (0.0, 1.0),
+    }
+    for one in found.values():
+        ridge = one.ridge
+        middle = dict(zip(ridge.names, ridge.center, strict=True))
+        assert ridge.predict(middle) == pytest.approx(ridge.intercept)
+        # What it is about: a reference that knows held-out data better is worth more.
+        better = middle | {"advantage": middle["advantage"] + 0.5}
+        assert ridge.predict(better) > ridge.intercept
 
 
 CALIBRATION = [
