@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -25,6 +25,21 @@ class Interval:
     low: float = math.nan
     high: float = math.nan
     over: str = ""
+
+
+def in_brackets(over: Iterable[str]) -> str:
+    """A sentence that says what the intervals of a table are, from the `over` of each."""
+    words = {
+        "seeds and examples": "by Student's t over the seeds and a bootstrap over the evaluated "
+        f"examples, paired in both ({DRAWS:,} draws)",
+        "examples": f"of a bootstrap over the evaluated examples ({DRAWS:,} draws): another seed may "
+        "differ by more",
+        "seeds": "by Student's t over the seeds, for what is no mean over examples",
+    }
+    said = [words[one] for one in dict.fromkeys(over) if one]
+    if not said:
+        return "One seed, and no scores of the examples: no interval."
+    return f"In brackets the 95 % interval {', or '.join(said)}."
 
 
 def seeds_interval(values: Sequence[float]) -> Interval:
@@ -109,19 +124,44 @@ def _counts(n: int, draws: int, stream: int) -> np.ndarray:
     return generator.multinomial(n, np.full(n, 1 / n), size=draws).astype(np.float64)
 
 
-def over_seeds(table: np.ndarray) -> np.ndarray:
-    """Means over seeds that are drawn with replacement, (draws,), from (draws, seeds).
+def over_seeds(table: np.ndarray, values: np.ndarray | None = None) -> np.ndarray:
+    """Means over seeds as they may have been with other seeds, (draws,).
 
-    How far a mean is from that of all seeds is stretched by √(k/(k − 1)), k seeds, and by Student's
-    quantile over the normal one: a plain bootstrap of a few is too sure.
+    The mean of a draw is moved by Σᵢ mᵢxᵢ: m is a random direction across the seeds, Σᵢ mᵢ = 0, so
+    long that the central 95 % of the moves are Student's interval. The moves are the same for every
+    table of as many seeds, so that whatever is common to the runs of a seed stays so in a number of
+    several tables. Seeds are few, and drawing them with replacement would be too sure.
+
+    Args:
+        table: a value of each seed under each draw (of the examples), (draws, seeds).
+        values: of each seed on the examples as they are, (seeds,); None: the means over the draws.
     """
     seeds = table.shape[1]
     if seeds == 1:
         return table[:, 0]
-    chosen = np.random.default_rng(table.shape).integers(seeds, size=table.shape)
-    whole = table.mean(axis=1)
-    far: np.ndarray = np.take_along_axis(table, chosen, axis=1).mean(axis=1) - whole
-    return whole + student(seeds - 1) * math.sqrt(seeds / (seeds - 1)) * far
+    own = table.mean(axis=0) if values is None else values
+    moved: np.ndarray = table.mean(axis=1) + _moves(seeds, len(table)) @ own
+    return moved
+
+
+@cache
+def _moves(seeds: int, draws: int) -> np.ndarray:
+    """Weights m of `over_seeds`, (draws, seeds).
+
+    m·x is normal with the deviation s/√k, times Student's quantile over the normal one. Directions
+    come with their opposites, lengths are one of each slice of equal probability.
+    """
+    from scipy.special import chdtri
+
+    half = -(-draws // 2)
+    generator = np.random.default_rng([seeds, draws])
+    across = generator.standard_normal((half, seeds))
+    across -= across.mean(axis=1, keepdims=True)
+    across /= np.linalg.norm(across, axis=1, keepdims=True)
+    length = np.sqrt(chdtri(seeds - 1, (generator.permutation(half) + 0.5) / half))
+    one = student(seeds - 1) / math.sqrt(seeds * (seeds - 1)) * length[:, None] * across
+    found: np.ndarray = np.concatenate([one, -one])[:draws]
+    return found
 
 
 @cache

@@ -1,16 +1,15 @@
-"""Runs of a scaling study as points: what each cost and how it erred, and the share of the data that
-suffices."""
+"""Runs of a scaling study as points: what each cost and how it erred."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from steering.analysis.fits import crossing
+from steering.analysis.intervals import Bootstrap
 from steering.errors import ConfigError, SteeringError
 from steering.runs.record import Metric, RunRecord
 
@@ -23,12 +22,16 @@ COSTS = {
     "parameters": "parameters of the target",
 }
 """What C can be."""
-DRAWS = 1000  # of the seeds, for the share of the data
 
 
 @dataclass(frozen=True)
 class Point:
-    """One run: what it cost, how it erred, and its score, of which more is better."""
+    """One run: what it cost, how it erred, and its score, of which more is better.
+
+    Attributes:
+        drawn: the score under draws of the evaluated examples, (draws,), the same for every run;
+            None where it is no mean over examples.
+    """
 
     method: str
     size: str
@@ -38,9 +41,10 @@ class Point:
     cost: float
     error: float
     score: float
+    drawn: np.ndarray | None = field(default=None, compare=False, repr=False)
 
     def row(self) -> dict[str, Any]:
-        return {"kind": "run", **vars(self)}
+        return {"kind": "run", **{k: one for k, one in vars(self).items() if k != "drawn"}}
 
 
 def share_of(label: str, key: str = "studies.scaling.shares") -> float:
@@ -62,7 +66,7 @@ def points_of(done: Sequence[RunRecord], metric: str, cost: str) -> list[Point]:
         SteeringError: a run has no such metric, or its cost is unknown.
     """
     by_key = {record.key: record for record in done}
-    found = []
+    bootstrap, found = Bootstrap(), []
     for record in done:
         if "method" not in record.axes:
             continue
@@ -72,16 +76,19 @@ def points_of(done: Sequence[RunRecord], metric: str, cost: str) -> list[Point]:
             raise SteeringError(f"studies.scaling.metric: no {metric!r}; the runs have {known}")
         value = record.metrics[metric]
         meaning = record.meaning.get(metric, Metric())
+        share = share_of(axes["share"])
+        drawn, sign = bootstrap.values(record, metric), 1 if meaning.higher_is_better else -1
         found.append(
             Point(
                 method=axes["method"],
                 size=axes["size"],
                 samples=axes["samples"],
-                share=share_of(axes["share"]),
+                share=share,
                 seed=axes["seed"],
                 cost=cost_of(record, cost, by_key),
                 error=error_of(value, meaning, metric),
-                score=value if meaning.higher_is_better else -value,
+                score=sign * value,
+                drawn=None if drawn is None else sign * drawn,
             )
         )
     return found
@@ -124,67 +131,3 @@ def flops_with_reference(record: RunRecord, by_key: Mapping[str, RunRecord]) -> 
     spent, parent = record.cost, by_key.get(record.parents.get(REFERENCE, ""))
     outputs = spent.stored * spent.reference_flops
     return spent.flops + outputs + (parent.cost.flops if parent else 0)
-
-
-@dataclass(frozen=True)
-class Saving:
-    """The share of the data at which a method is as good as the baseline on all of them.
-
-    Attributes:
-        level: the baseline's mean score on all the data.
-        share: where a straight curve over log share crosses it; NaN if it never does.
-        low, high: 95 % of a bootstrap over the seeds.
-        reached: share of the draws in which it does.
-    """
-
-    size: str
-    samples: int
-    method: str
-    level: float
-    share: float
-    low: float
-    high: float
-    reached: float
-
-
-def savings(runs: Sequence[Point], baseline: str) -> list[Saving]:
-    """For every size and length with several shares, and every method."""
-    found: list[Saving] = []
-    for size, samples in dict.fromkeys((run.size, run.samples) for run in runs):
-        mine = [run for run in runs if (run.size, run.samples) == (size, samples)]
-        curves = {label: curve(mine, label) for label in dict.fromkeys(r.method for r in mine)}
-        if len(curves[baseline]) > 1:
-            found += [
-                _saving(size, samples, label, one, curves[baseline])
-                for label, one in curves.items()
-            ]
-    return found
-
-
-def curve(runs: Sequence[Point], method: str) -> dict[float, list[float]]:
-    """Share -> scores by seed, in order of shares."""
-    found: dict[float, list[float]] = {}
-    for run in sorted(runs, key=lambda one: (one.share, one.seed)):
-        if run.method == method:
-            found.setdefault(run.share, []).append(run.score)
-    return found
-
-
-def _saving(
-    size: str,
-    samples: int,
-    label: str,
-    scores: Mapping[float, Sequence[float]],
-    baseline: Mapping[float, Sequence[float]],
-) -> Saving:
-    shares = [*scores]
-    table = np.array([scores[share] for share in shares])  # (shares, seeds)
-    full = np.array(baseline[max(baseline)])
-    level = float(full.mean())
-    generator = np.random.default_rng([len(full), DRAWS])
-    seeds = generator.integers(len(full), size=(DRAWS, len(full)))  # runs of a seed are a pair
-    drawn = [crossing(shares, table[:, s].mean(1), full[s].mean()) for s in seeds]
-    known = [share for share in drawn if math.isfinite(share)]
-    low, high = np.quantile(known, [0.025, 0.975]) if known else (math.nan, math.nan)
-    share = crossing(shares, table.mean(1), level)
-    return Saving(size, samples, label, level, share, float(low), float(high), len(known) / DRAWS)

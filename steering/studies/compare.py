@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from steering.analysis.intervals import DRAWS, Bootstrap, Interval, paired_difference
+from steering.analysis.intervals import Bootstrap, Interval, in_brackets, paired_difference
 from steering.analysis.page import Report, Table
 from steering.analysis.reach import Speedup, speedup
 from steering.analysis.report import (
@@ -223,24 +223,10 @@ def _differences(
                     ]
                     for label, line in cells.items()
                 ],
-                note=_note(over),
+                note=in_brackets(over),
             )
         )
     return found
-
-
-def _note(over: Mapping[str, None]) -> str:
-    words = {
-        "seeds and examples": f"by Student's t over seeds and a bootstrap over examples, paired in both ({DRAWS:,} draws)",
-        "examples": f"of a bootstrap over the evaluated examples ({DRAWS:,} draws); another seed may differ by more",
-        "seeds": "by Student's t over the seeds, for what is no mean over examples",
-    }
-    said = [words[one] for one in over if one]
-    return (
-        f"In brackets the 95 % interval {', or '.join(said)}."
-        if said
-        else "One seed, and no scores: no interval."
-    )
 
 
 def _signed(cell: Interval | None, shown: Metric) -> str:

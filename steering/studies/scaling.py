@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from steering.analysis.fits import Fit, fit_law, frontier
 from steering.analysis.page import Report
-from steering.analysis.points import COSTS, REFERENCE, Point, points_of, savings, share_of
+from steering.analysis.points import COSTS, REFERENCE, Point, points_of, share_of
+from steering.analysis.savings import savings
 from steering.errors import ConfigError, SteeringError
 from steering.runs.record import RunRecord
 from steering.studies import study

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from steering.analysis.fits import Fit, beats
-from steering.analysis.intervals import Interval, seeds_interval
+from steering.analysis.intervals import Interval, in_brackets, seeds_interval
 from steering.analysis.page import Table
-from steering.analysis.points import COSTS, Point, Saving, curve
+from steering.analysis.points import COSTS, Point
+from steering.analysis.savings import Saving, curve
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -88,10 +89,9 @@ def _pairs(fit: Fit, base: Fit) -> list[tuple[Any, Any]]:
 def savings_table(data: Sequence[Saving], baseline: str) -> Table:
     lines = []
     for one in data:
-        share = "never" if math.isnan(one.share) else f"{one.share:.3g}"
-        interval = "" if math.isnan(one.low) else f" [{one.low:.3g}, {one.high:.3g}]"
         about = [one.method, one.size or "–", f"{one.samples:,}", f"{abs(one.level):.4f}"]
-        lines.append([*about, share + interval, f"{100 * one.reached:.0f} %"])
+        reached = "–" if math.isnan(one.reached) else f"{100 * one.reached:.0f} %"
+        lines.append([*about, one.text(), reached])
     header = [
         "method",
         "size",
@@ -102,9 +102,9 @@ def savings_table(data: Sequence[Saving], baseline: str) -> Table:
     ]
     note = (
         f"The share of the data at which a method's mean score reaches that of {baseline} on all of "
-        "them, on a straight line over log share between the shares tried. In brackets 95 % of a "
-        "bootstrap over the seeds, of the draws that get there; the last column says how many do. "
-        "A value at the smallest share tried may be smaller still."
+        "them, on a straight line over log share between the shares tried. "
+        f"{in_brackets(one.over for one in data)} The last column says how many of the draws get "
+        "there. ≤ and >: beyond the shares tried."
     )
     return Table("share of the data that suffices", header, lines, note=note)
 

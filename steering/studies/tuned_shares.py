@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from steering.analysis.intervals import DRAWS
+from steering.analysis.intervals import in_brackets
 from steering.analysis.page import Table
-from steering.analysis.points import Point, savings
+from steering.analysis.points import Point
+from steering.analysis.savings import savings
 from steering.analysis.signals import leading_terms
 from steering.analysis.stored import losses_of
 from steering.analysis.trials import REPORT
@@ -42,7 +43,7 @@ def shares_of(found: Found) -> list[str]:
 
 def _gain_table(found: Found) -> Table:
     metric, shares = found.options.metric, shares_of(found)
-    lines = []
+    lines, over = [], []
     for label in found.best:
         cells = []
         for share in shares:
@@ -51,13 +52,14 @@ def _gain_table(found: Found) -> Table:
             else:
                 gain = found.difference(label, found.opponent, share, metric)
                 cells.append(found.signed(gain, metric))
+                over.append(gain.over)
         if any(cell != "–" for cell in cells):
             lines.append([label, *cells])
     header = ["method", *(f"{100 * float(share):g} %" for share in shares)]
     note = (
         f"{found.trials.head} of {found.opponent} on the report half, and of the others the "
-        f"difference to it on the same share, paired by seed and example ({DRAWS:,} draws). All "
-        f"were tuned at {100 * float(found.own):g} %."
+        f"difference to it on the same share. {in_brackets(over)} All were tuned at "
+        f"{100 * float(found.own):g} %."
     )
     return Table("by share of the data", header, lines, note=note)
 
@@ -73,8 +75,10 @@ def _points(found: Found) -> list[Point]:
             continue
         for share, by_seed in runs.items():
             for seed, run in by_seed.items():
-                score = sign * half.value(run, metric)
-                points.append(Point(label, "", 0, float(share), seed, 0.0, -score, score))
+                score, drawn = sign * half.value(run, metric), half.values(run, metric)
+                assert drawn is not None  # as the metric has a half
+                point = Point(label, "", 0, float(share), seed, 0.0, -score, score, sign * drawn)
+                points.append(point)
     return points
 
 
@@ -84,19 +88,16 @@ def _saving_tables(found: Found) -> list[Table]:
     if len(shares) < 2 or found.opponent not in {one.method for one in points}:
         return []
     largest = float(shares[-1])
+    saved = [one for one in savings(points, found.opponent) if one.method != found.opponent]
     lines = []
-    for one in savings(points, found.opponent):
-        if one.method == found.opponent:
-            continue
-        times = [largest / share for share in (one.share, one.high, one.low)]
-        cell = "–" if math.isnan(one.share) else f"{times[0]:.2f} [{times[1]:.2f}, {times[2]:.2f}]"
+    for one in saved:
         level = found.shown(abs(one.level), found.options.metric)
-        lines.append([one.method, level, cell, f"{100 * one.reached:.0f} %"])
+        lines.append([one.method, level, one.text(times=True), f"{100 * one.reached:.0f} %"])
     note = (
         f"How many times fewer examples a method needs for the score of {found.opponent} on "
-        f"{100 * largest:g} %, on a straight line over log share between the shares tried. In "
-        "brackets 95 % of a bootstrap over the seeds, of the draws that get there; the last column "
-        "says how many do. Where the smallest share suffices the number is a lower bound."
+        f"{100 * largest:g} %, on a straight line over log share between the shares tried. "
+        f"{in_brackets(one.over for one in saved)} The last column says how many of the draws get "
+        "there. ≥ and <: beyond the shares tried."
     )
     header = ["method", f"{found.opponent} on {100 * largest:g} %", "× fewer data", "reached in"]
     return [Table("data saved", header, lines, note=note)]

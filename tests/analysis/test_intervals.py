@@ -91,11 +91,15 @@ def test_few_seeds_are_covered_as_often_as_it_says(tmp_path):
     assert covered / 200 > 0.95 - 4 * math.sqrt(0.95 * 0.05 / 200)
 
 
-def test_draws_of_means_over_seeds_are_as_wide_as_students_interval():
-    table = np.tile([0.1, 0.4, 0.35, 0.2, 0.3], (20_000, 1))
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_draws_of_means_over_seeds_are_as_wide_as_students_interval(seeds):
+    """Drawing seeds with replacement, however stretched, has no more than three ends for two."""
+    table = np.tile([0.1, 0.4, 0.35, 0.2, 0.3][:seeds], (20_000, 1))
     low, high = np.quantile(over_seeds(table), [0.025, 0.975])
     wanted = seeds_interval(table[0].tolist())
     assert (low, high) == pytest.approx((wanted.low, wanted.high), abs=0.03)
+    # What is common to the seeds of two tables stays so.
+    assert over_seeds(table + 1) - over_seeds(table) == pytest.approx(1.0)
     assert np.array_equal(over_seeds(table[:, :1]), table[:, 0])
 
 
