@@ -170,11 +170,16 @@ class Trials(Generic[C]):
         return len(self.race.finished) == len(self.rounds)
 
 
-def _require(record: RunRecord, metric: str, split: int, key: str) -> None:
-    """SteeringError unless the metric is there on both halves."""
+def require_metric(record: RunRecord, metric: str, key: str) -> None:
+    """SteeringError, which names the key and the metrics that there are, unless the run has it."""
     if metric not in record.metrics:
         known = ", ".join(record.metrics)
         raise SteeringError(f"{key}: no {metric!r}; the runs have {known}")
+
+
+def _require(record: RunRecord, metric: str, split: int, key: str) -> None:
+    """SteeringError unless the metric is there on both halves, each of at least two examples."""
+    require_metric(record, metric, key)
     parts: Mapping[str, object] = record.scores()
     of = record.meaning[metric].of if metric in record.meaning else ()
     if not of or any(part not in parts for part in of):
@@ -184,5 +189,6 @@ def _require(record: RunRecord, metric: str, split: int, key: str) -> None:
         )
     for part in of:
         n = len(record.scores()[part].values)
-        if Half(split, tuning=True).mask(n).all() or not Half(split, tuning=True).mask(n).any():
+        tuning = int(Half(split, tuning=True).mask(n).sum())
+        if min(tuning, n - tuning) < 2:
             raise SteeringError(f"{key}: {metric} is of {n} examples, too few for two halves")

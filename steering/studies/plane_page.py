@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from steering.analysis.intervals import DRAWS, Interval
+from steering.analysis.intervals import Interval, in_brackets
 from steering.analysis.page import Table
 from steering.analysis.plane import BEST, ORIGIN, UNGUIDED, Cell
 from steering.analysis.trials import REPORT, TUNING, Trials
@@ -36,7 +36,7 @@ def tables(trials: Trials[Cell], choices: Mapping[str, Cell]) -> list[Table]:
 def _choice_table(trials: Trials[Cell], choices: Mapping[str, Cell]) -> Table:
     """What was chosen, on the half that did not choose."""
     share, best = trials.rounds[-1].share, choices.get(BEST, ORIGIN)
-    lines = []
+    lines, over = [], []
     for role, cell in choices.items():
         mean = trials.shown(trials.mean(REPORT, cell, share))
         gain = trials.difference(REPORT, cell, ORIGIN, share)
@@ -44,11 +44,11 @@ def _choice_table(trials: Trials[Cell], choices: Mapping[str, Cell]) -> Table:
         cells = [trials.signed(gain) if role != UNGUIDED else "–"]
         cells.append(trials.signed(behind) if cell != best else "–")
         lines.append([role, str(cell), mean, *cells])
+        over += [gain.over, behind.over]
     seeds = len(trials.runs(REPORT, ORIGIN, share))
-    over = "seeds and examples, paired in both" if seeds > 1 else "examples; seeds may differ more"
     note = (
         f"{seeds} {'seed' if seeds == 1 else 'seeds'} that had no part in the choice, on the half of "
-        f"the examples that had none. In brackets 95 % of a bootstrap over {over} ({DRAWS:,} draws)."
+        f"the examples that had none. {in_brackets(over)}"
     )
     header = ["", "(1/τ, κ)", trials.head, "over unguided", f"{BEST} over it"]
     return Table("on the other half", header, lines, note=note)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from steering.analysis.halving import Round
 from steering.analysis.page import Report
 from steering.analysis.points import share_of
-from steering.analysis.trials import REPORT, TUNING, Trials
+from steering.analysis.trials import REPORT, TUNING, Trials, require_metric
 from steering.errors import ConfigError
 from steering.runs.record import RunRecord
 from steering.studies import study
@@ -165,6 +165,9 @@ class Tuned:
 
     def _trials(self, done: Sequence[RunRecord]) -> Trials[Place]:
         given = self.options
+        for record in done:
+            for name in given.also if "stage" in record.axes else ():
+                require_metric(record, name, "studies.tuned.also")
         return Trials(
             done,
             partial(_place_of, self.own),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from steering.analysis.intervals import DRAWS, Interval, paired_difference
+from steering.analysis.intervals import Interval, in_brackets, paired_difference
 from steering.analysis.page import Table
 from steering.analysis.points import flops_with_reference
 from steering.analysis.report import style
@@ -93,6 +93,13 @@ class Found:
         """The metric that was tuned by, and those that are reported beside it."""
         return [self.options.metric, *self.options.also]
 
+    def without_half(self) -> str:
+        """A sentence about the reported metrics that are no means over examples; "" if all are."""
+        names = [m for m in self.metrics() if m in self.meanings and not self.meanings[m].of]
+        return (
+            f" {', '.join(names)}: no mean over examples, so not known of a half." if names else ""
+        )
+
     def heads(self) -> list[str]:
         """Their columns."""
         better = {name: style(name, self.meanings).higher_is_better for name in self.metrics()}
@@ -127,10 +134,11 @@ def _value_table(found: Found) -> Table:
         cost, whole = runs[0].cost, flops_with_reference(runs[0], by_key)
         counted = [f"{cost.trained:,}", f"{cost.drawn:,}", _flops(cost.flops), _flops(whole)]
         lines.append([label, *cells, *counted])
+    count = max((len(found.runs(label, found.own)) for label in found.best), default=0)
     note = (
-        f"{found.options.report_seeds} seeds and a half of the examples that had no part in the "
-        "tuning. Samples and FLOPs are of one run; the last column adds the FLOPs of training the "
-        "reference and of computing its outputs."
+        f"{count} {'seed' if count == 1 else 'seeds'} and a half of the examples that had no part in "
+        "the tuning. Samples and FLOPs are of one run; the last column adds the FLOPs of training "
+        f"the reference and of computing its outputs.{found.without_half()}"
     )
     header = ["method", *found.heads(), "samples", "drawn", "FLOPs", "with the reference's"]
     return Table("on the other half", header, lines, note=note)
@@ -141,23 +149,15 @@ def _flops(count: int) -> str:
 
 
 def _difference_table(found: Found, family: str, opponent: str) -> Table:
-    lines = [
-        [
-            label,
-            *(
-                found.signed(found.difference(label, opponent, found.own, name), name)
-                for name in found.metrics()
-            ),
-        ]
+    gaps = {
+        label: [found.difference(label, opponent, found.own, name) for name in found.metrics()]
         for label in found.best
         if label != opponent and found.runs(label, found.own)
-    ]
+    }
+    lines = [[label, *map(found.signed, mine, found.metrics())] for label, mine in gaps.items()]
     members = ", ".join(found.options.families.get(family, []))
     best = f"{opponent} is the best of {family} ({members}) on the tuning half. " if family else ""
-    note = (
-        f"{best}In brackets 95 % of a bootstrap over seeds and examples of the report half, paired "
-        f"in both ({DRAWS:,} draws)."
-    )
+    note = f"{best}{in_brackets(one.over for mine in gaps.values() for one in mine)}"
     name = f"difference to {opponent}" + (f", the best of {family}" if family else "")
     return Table(name, ["method", *found.heads()], lines, note=note)
 

@@ -1,0 +1,85 @@
+"""Pages of studies from records made by hand: what their notes say is what was computed, also of one
+seed, of odd metrics, and of runs that are no number."""
+
+import math
+
+import numpy as np
+import pytest
+
+from steering.analysis.trials import REPORT, TUNING
+from steering.errors import SteeringError
+from steering.runs.record import Cost, Metric, RunRecord, Scores, write_scores
+from steering.studies.tuned import Tuned, TunedOptions
+
+MEANING = {"m": Metric(of=("m",)), "ECE": Metric(higher_is_better=False)}
+
+
+def record(folder, label, rate, axes, n=60, **changes):
+    """A run whose examples are right with a probability."""
+    place = folder / f"{label}-{'-'.join(map(str, axes.values()))}"
+    place.mkdir(parents=True)
+    hits = (np.random.default_rng([len(label), axes["seed"]]).random(n) < rate) * 1.0
+    write_scores(place / "scores.npz", {"m": Scores(hits, np.ones(n))})
+    metrics = {"m": hits.mean(), "ECE": 0.1}
+    cost = Cost(trained=10, drawn=10, flops=1000)
+    values = {"metrics": metrics, "meaning": MEANING, "cost": cost, **changes}
+    return RunRecord(place.name, "train", place.name, axes=axes, folder=place, **values)
+
+
+def tuned(folder, report_seeds, shares=("1",), n=60):
+    """The records of a study of two methods with one try each and one seed of it."""
+    return [
+        record(
+            folder,
+            label,
+            rate,
+            {"method": label, "try": 0, "stage": stage, "share": 1.0, "data": share, "seed": seed},
+            n,
+        )
+        for label, rate in (("plain", 0.5), ("steered", 0.8))
+        for share in shares
+        for stage, seeds in ((TUNING, [0]), (REPORT, range(1, 1 + report_seeds)))
+        for seed in seeds
+        if stage == REPORT or share == "1"
+    ]
+
+
+def tuned_page(records, **options):
+    methods = {"plain": {"name": "erm"}, "steered": {"name": "drrho"}}
+    given = {"methods": methods, "tries": 1, "seeds": 1, "metric": "m"} | options
+    return Tuned(TunedOptions(**given)).report(records, "t").markdown()
+
+
+def test_a_tuned_page_of_one_seed_says_so(tmp_path):
+    one, two = (tuned_page(tuned(tmp_path / str(k), k), report_seeds=k) for k in (1, 2))
+    assert "1 seed and a half of the examples" in one
+    assert "over the evaluated examples (1,000 draws): another seed may differ by more" in one
+    assert "over seeds" not in one
+    assert "2 seeds and a half of the examples" in two
+    assert "by Student's t over the seeds and a bootstrap over the evaluated examples" in two
+
+
+def test_a_tuned_page_counts_the_seeds_that_there_are(tmp_path):
+    """Drawn from a study that was stopped."""
+    assert "2 seeds and a half" in tuned_page(tuned(tmp_path, 2), report_seeds=5)
+
+
+def test_savings_of_one_seed_are_drawn_over_examples_alone(tmp_path):
+    records = tuned(tmp_path, 1, ("1", "0.5", "0.25"))
+    page = tuned_page(records, report_seeds=1, shares={"0.5": {}, "0.25": {}})
+    (line,) = [one for one in page.split("## data saved")[1].split("\n") if "| steered" in one]
+    assert "≥ 4.00 [" in line
+    assert page.count("another seed may differ by more") == 3  # differences, shares, data saved
+
+
+def test_other_metrics_that_there_are_not_are_told(tmp_path):
+    records = tuned(tmp_path, 2)
+    with pytest.raises(SteeringError, match="tuned.also: no 'nothing'; the runs have m, ECE"):
+        tuned_page(records, also=["nothing"])
+    assert "ECE: no mean over examples, so not known of a half" in tuned_page(records, also=["ECE"])
+
+
+def test_halves_of_one_example_are_none(tmp_path):
+    """Such an interval would have no width."""
+    with pytest.raises(SteeringError, match="metric: m is of 3 examples, too few for two halves"):
+        tuned_page(tuned(tmp_path, 2, n=3))
