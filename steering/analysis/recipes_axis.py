@@ -73,8 +73,8 @@ class Axis:
 
     @cached_property
     def _best(self) -> np.ndarray:
-        """Number of the target's best rate, (recipes,)."""
-        best: np.ndarray = self._every.mean(-1).argmin(0)
+        """Number of the target's best rate, (recipes,); one at which a run is no number has lost."""
+        best: np.ndarray = _known(self._every.mean(-1)).argmin(0)
         return best
 
     def at_the_edge(self) -> list[str]:
@@ -99,7 +99,7 @@ class Axis:
     @cached_property
     def usual(self) -> float:
         """The proxy's own best rate: of the least mean loss over the recipes."""
-        return min(self.rates, key=lambda rate: float(self.proxy[rate].mean()))
+        return min(self.rates, key=lambda rate: float(_known(self.proxy[rate].mean())))
 
     @cached_property
     def small(self) -> float:
@@ -140,10 +140,21 @@ class Axis:
         ]
         return float(np.mean(found)) if found else float("nan")
 
+    def attainable(self) -> float:
+        """About how well a proxy without any noise would correlate with the truth, which is a mean
+        over seeds: √(k·r/(1 + (k − 1)·r)), r the correlation of two seeds (Spearman and Brown)."""
+        seeds, r = self.tuned.shape[-1], max(self.ceiling(), 0.0)
+        return float(np.sqrt(seeds * r / (1 + (seeds - 1) * r)))
+
     def by_order0(self) -> np.ndarray | None:
         """Losses by frequencies alone, (recipes,)."""
         found = {r.axes["recipe"]: r.metrics["loss"] for r in self.order0}
         return np.array([found[recipe] for recipe in self.recipes]) if found else None
+
+
+def _known(losses: np.ndarray) -> np.ndarray:
+    """What is no number, as of a run that diverged, is the worst there is."""
+    return np.where(np.isnan(losses), np.inf, losses)
 
 
 def _first_loss(records: Sequence[RunRecord]) -> str:

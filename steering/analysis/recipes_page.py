@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DROP = 0.005  # of the training loss: a run that falls less has not trained
+FEW = 8  # recipes, below which a bootstrap over them covers less than it says
 SIGNAL = 2.0  # spread of the recipes over the deviation of the seeds, below which ranks are luck
 
 
@@ -115,7 +116,12 @@ def _agreements(axis: Axis) -> Table:
     for rate in axis.rates:
         mark = {axis.small: " (small)", axis.usual: " (usual)"}.get(rate, "")
         values = axis.proxy[rate].mean(-1)
-        own = [_alone(axis, rate), f"{axis.signal(rate):.1f}", f"{100 * axis.drop(rate):.1f} %"]
+        signal, fall = axis.signal(rate), axis.drop(rate)
+        own = [
+            _alone(axis, rate),
+            "–" if np.isnan(signal) else f"{signal:.1f}",
+            "–" if np.isnan(fall) else f"{100 * fall:.1f} %",
+        ]
         lines.append([f"{rate:g}{mark}", *_against(axis, values), *own])
     by_frequency = axis.by_order0()
     if by_frequency is not None:
@@ -123,12 +129,13 @@ def _agreements(axis: Axis) -> Table:
     agreement = axis.agreement(axis.usual)
     note = (
         f"Clear pairs ({agreement.clear_pairs} of {agreement.pairs}) differ by more than two standard "
-        f"deviations of the truth. Two seeds of the tuned target correlate by {axis.ceiling():.2f}: "
-        "no proxy can be expected to do better. One seed alone has the Spearman that is given, in the "
+        f"deviations of the truth. {_ceiling(axis)}One seed alone has the Spearman that is given, in the "
         "mean, and so many seeds find a best recipe (none is better by two standard deviations of "
         "the truth). Signal is the spread of the recipes over the noise "
         "of the seeds; fall is that of the training loss."
     )
+    if len(axis.recipes) < FEW:
+        note += f" With fewer than {FEW} recipes a bootstrap over them is too sure."
     if edge := axis.at_the_edge():
         note += (
             f" **The target is best at the edge of `target_rates` for {', '.join(edge)}**: it may not "
@@ -146,6 +153,16 @@ def _agreements(axis: Axis) -> Table:
         "fall",
     ]
     return Table("how well the target's order is predicted", header, lines, note=note)
+
+
+def _ceiling(axis: Axis) -> str:
+    """What there is to reach; nothing where the target has one seed."""
+    if np.isnan(axis.ceiling()):
+        return ""
+    return (
+        f"Two seeds of the tuned target correlate by {axis.ceiling():.2f}, so a proxy without noise "
+        f"would reach about {axis.attainable():.2f}. "
+    )
 
 
 def _alone(axis: Axis, rate: float) -> str:
@@ -168,6 +185,8 @@ def _against(axis: Axis, values: np.ndarray) -> list[str]:
 
 
 def _bracketed(found: Interval) -> str:
+    if np.isnan(found.value):
+        return "–"
     if np.isnan(found.low):
         return f"{found.value:.2f}"
     return f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]"
@@ -188,7 +207,11 @@ def doubts(axis: Axis) -> list[str]:
     reasons = []
     if axis.drop(axis.small) < DROP:
         reasons.append("at the small rate the training loss hardly falls")
-    if axis.signal(axis.small) < SIGNAL:
+    if np.isnan(axis.proxy[axis.small]).any():
+        reasons.append("at the small rate a proxy is no number")
+    elif np.isnan(axis.signal(axis.small)):
+        reasons.append("one seed of the proxy does not tell how far seeds differ")
+    elif axis.signal(axis.small) < SIGNAL:
         reasons.append("the recipes differ by less than the seeds do")
     return reasons
 
@@ -237,7 +260,7 @@ def winner_config(axis: Axis) -> str:
     first = axis.recipes[int(axis.proxy[rate].mean(-1).argmin())]
     pool = axis.targets or axis.proxies
     mine = [r for r in pool if r.axes["recipe"] == first]
-    best = min(mine, key=axis.loss)
+    best = min(mine, key=lambda r: np.nan_to_num(axis.loss(r), nan=np.inf))
     values: dict[str, Any] = best.config()
     values.pop("studies", None)
     head = f"# The recipe {first!r}, first by the proxy at learning rate {rate:g}.\n"

@@ -49,8 +49,8 @@ def accuracies(name: str, records: Sequence[RunRecord]) -> Table:
                     for who in ("teacher", "vanilla", "enhanced", "ceiling")
                 ),
                 _over_seeds(gain, signed=True),
-                _over_seeds(_values(cell, "vanilla/PGR")),
-                _over_seeds(_values(cell, "enhanced/PGR")),
+                _of_some(cell, "vanilla/PGR"),
+                _of_some(cell, "enhanced/PGR"),
             ]
         )
     header = [
@@ -110,7 +110,7 @@ def claims(name: str, records: Sequence[RunRecord]) -> Table:
         lines.append(
             [
                 f"{one:g}",
-                _over_seeds(_values(cells[one, near], "vanilla/PGR")),
+                _of_some(cells[one, near], "vanilla/PGR"),
                 f"{near:g} − {far:g}: {_over_seeds(difference, signed=True)}",
                 _plain(seeds_interval(ranks)) if ranks else "–",
             ]
@@ -166,6 +166,13 @@ def _over_seeds(values: Sequence[float], signed: bool = False) -> str:
     return _shown(seeds_interval(values), signed) if values else "–"
 
 
+def _of_some(cell: Sequence[RunRecord], name: str) -> str:
+    """The same of a metric that some seeds have not, which are counted."""
+    values = _values(cell, name)
+    some = f" ({len(values)} of {len(cell)})" if 0 < len(values) < len(cell) else ""
+    return _over_seeds(values) + some
+
+
 def _shown(found: Interval, signed: bool = False) -> str:
     sign = "+" if signed else ""
     text = f"{100 * found.value:{sign}.1f}"
@@ -176,6 +183,8 @@ def _shown(found: Interval, signed: bool = False) -> str:
 
 def _plain(found: Interval) -> str:
     """Of a correlation: Student's interval of a mean knows no bounds, correlations do."""
+    if np.isnan(found.low):
+        return f"{found.value:.2f}"
     low, high = max(found.low, -1.0), min(found.high, 1.0)
     return f"{found.value:.2f} [{low:.2f}, {high:.2f}]"
 

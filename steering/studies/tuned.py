@@ -197,8 +197,9 @@ class Tuned:
     def report(self, done: Sequence[RunRecord], title: str) -> Report:
         found = self._found(self._trials(done), done)
         s = "" if self.options.seeds == 1 else "s"
+        tries = "try" if self.options.tries == 1 else "tries"
         intro = (
-            f"Every method had {self.options.tries} tries with {self.options.seeds} seed{s} each: its "
+            f"Every method had {self.options.tries} {tries} with {self.options.seeds} seed{s} each: its "
             "section as it stands, and settings drawn from its ranges. The best by "
             f"{self.options.metric} on one half of the evaluated examples (hash of seed "
             f"{self.options.split}) is reported on the other half with other seeds."

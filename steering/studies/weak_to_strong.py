@@ -120,9 +120,10 @@ class WeakToStrong:
             "Accuracy on the test part, its groups counting equally, in percent; in brackets 95 % "
             "intervals over the draws of the points. η_ℓ and η_u are the shares of the minority "
             "group among the labelled and the unlabelled points. PGR is the share of the gap "
-            "between teacher and ceiling that the student recovers; the ceiling learns from the "
-            "true labels of the same points. p and q are chosen by the teacher's labels of "
-            "separate points, never by true ones."
+            "between teacher and ceiling that the student recovers, over the draws that have a gap "
+            "(so many of all, where some have none); the ceiling learns from the true labels of the "
+            "same points. p and q are chosen by the teacher's labels of separate points, never by "
+            "true ones."
         )
         figures = {"": partial(figure, cells, pairs)}
         return Report("weak_to_strong", f"{title}: weak to strong", intro, tables, rows, figures)

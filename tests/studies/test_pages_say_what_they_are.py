@@ -1,12 +1,11 @@
 """Pages of studies from records made by hand: what their notes say is what was computed, also of one
 seed, of odd metrics, and of runs that are no number."""
 
-import math
-
 import numpy as np
 import pytest
 
 from steering.analysis.trials import REPORT, TUNING
+from steering.analysis.weak_to_strong_page import claims
 from steering.errors import SteeringError
 from steering.runs.record import Cost, Metric, RunRecord, Scores, write_scores
 from steering.studies.tuned import Tuned, TunedOptions
@@ -74,12 +73,40 @@ def test_savings_of_one_seed_are_drawn_over_examples_alone(tmp_path):
 
 def test_other_metrics_that_there_are_not_are_told(tmp_path):
     records = tuned(tmp_path, 2)
-    with pytest.raises(SteeringError, match="tuned.also: no 'nothing'; the runs have m, ECE"):
+    with pytest.raises(SteeringError, match=r"tuned\.also: no 'nothing'; the runs have m, ECE"):
         tuned_page(records, also=["nothing"])
     assert "ECE: no mean over examples, so not known of a half" in tuned_page(records, also=["ECE"])
 
 
 def test_halves_of_one_example_are_none(tmp_path):
     """Such an interval would have no width."""
-    with pytest.raises(SteeringError, match="metric: m is of 3 examples, too few for two halves"):
-        tuned_page(tuned(tmp_path, 2, n=3))
+    with pytest.raises(SteeringError, match=r"metric: m is of 4 examples, too few for two halves"):
+        tuned_page(tuned(tmp_path, 2, n=4))
+
+
+def weak_to_strong(seeds, gapless=()):
+    """Cells at three shares; a seed without a gap has no PGR."""
+    found = []
+    for number, share in enumerate((0.1, 0.3, 0.5)):
+        for seed in range(seeds):
+            axes = {"labelled_share": 0.1, "unlabelled_share": share, "seed": seed}
+            metrics = {
+                "teacher/balanced": 0.6,
+                "vanilla/balanced": 0.7 - 0.01 * number,
+                "vanilla/PGR": 0.5,
+            }
+            if seed in gapless:
+                del metrics["vanilla/PGR"]
+            found.append(RunRecord(f"{share}{seed}", "call", "c", axes=axes, metrics=metrics))
+    return found
+
+
+def test_a_correlation_of_one_draw_has_no_interval():
+    (line,) = claims("a", weak_to_strong(1)).lines
+    assert line == ["0.1", "50.0", "0.1 − 0.5: +2.0", "1.00"]
+
+
+def test_draws_without_a_gap_are_counted():
+    (line,) = claims("a", weak_to_strong(4, gapless=(1, 3))).lines
+    assert line[1].endswith("(2 of 4)")
+    assert "of 4" not in claims("a", weak_to_strong(4)).lines[0][1]

@@ -125,6 +125,42 @@ def test_the_target_is_tuned_for_each_recipe(tmp_path):
     assert text.lines[0][4] == "0.0000"
 
 
+def test_a_rate_at_which_a_run_diverged_is_no_best_one(tmp_path):
+    found = [
+        replace(one, metrics={"loss": np.nan})
+        if one.axes["rate"] == {"proxy": 0.001, "target": 1.0}[one.axes["scale"]]
+        and one.axes["seed"] == 0
+        else one
+        for one in records(tmp_path, TRUTH, SCRAMBLED)
+    ]
+    axis = Axis(found, "", 30.0)
+    assert axis.usual == 0.1
+    np.testing.assert_allclose(axis.truth, TRUTH, atol=0.01)
+    assert tables(axis)[1].lines[0][1] == "–"  # no order without numbers
+    assert "at the small rate a proxy is no number. The usual rate chooses" in verdict_of(axis)
+
+
+def test_one_seed_cannot_tell_the_recipes_from_luck(tmp_path):
+    found = records(tmp_path, TRUTH, SCRAMBLED)
+    one = [r for r in found if r.axes["seed"] == 0]
+    axis = Axis(one, "", 30.0)
+    assert "one seed of the proxy does not tell how far seeds differ" in verdict_of(axis)
+    lines, note = tables(axis)[1].lines, tables(axis)[1].note
+    assert [line[-2] for line in lines] == ["–", "–"]
+    assert "nan" not in note
+
+
+def test_a_mean_over_seeds_can_be_foreseen_better_than_one_seed(tmp_path):
+    """Truth and noise of equal variance: two seeds correlate by ½, and a proxy that knows the truth
+    correlates by √⅔ with their mean; ranks by a little less."""
+    generator = np.random.default_rng(0)
+    truth = generator.normal(size=2000)
+    axis = Axis(records(tmp_path, TRUTH, TRUTH), "", 30.0)
+    axis.tuned = truth[:, None] + generator.normal(size=(2000, 2))
+    assert axis.ceiling() < 0.55
+    assert axis.attainable() == pytest.approx(spearman(truth, axis.truth), abs=0.02)
+
+
 def test_order_0_is_a_loss_also_beside_a_metric_of_which_more_is_better(tmp_path):
     found = [
         replace(one, metrics={"accuracy": -one.metrics["loss"]}, meaning={"accuracy": Metric()})
