@@ -103,6 +103,8 @@ def _cell(runs: Sequence[Row], name: str, shown: Metric) -> str:
     if not values:
         return "–"
     mean, error = mean_and_error(values)
+    if math.isnan(mean):  # a run that diverged is left out of no mean
+        return "–"
     scale, digits = (100, 1) if shown.percent else (1, 3)
     text = f"{scale * mean:.{digits}f}"
     return text if math.isnan(error) else f"{text} ± {scale * error:.{digits}f}"

@@ -230,7 +230,7 @@ def _differences(
 
 
 def _signed(cell: Interval | None, shown: Metric) -> str:
-    if cell is None:
+    if cell is None or math.isnan(cell.value):
         return "–"
     scale, digits = (100, 1) if shown.percent else (1, 3)
     text = f"{scale * cell.value:+.{digits}f}"
@@ -247,28 +247,25 @@ def _speedups(
     rows: Sequence[Mapping[str, Any]],
     done: Sequence[RunRecord],
 ) -> list[Table]:
-    """How many times less each method takes until it is as good as the baseline at its end; the
-    first metric of each group."""
+    """How many times less each method takes until it is as good as the baseline at its end, and the
+    baseline itself, whose curve may have been there before; the first metric of each group."""
     flops = {record.key: float(record.cost.flops) for record in done}
     steering = {record.key: flops.get(record.parents.get(REFERENCE, ""), 0.0) for record in done}
     lines = []
-    for label in runs:
+    for label in runs if len(runs) > 1 else ():
+        name = f"{label} itself" if label == baseline else label
         for group, names in metric_groups(rows).items():
-            found = (
-                speedup(runs[label], runs[baseline], names[0], steering)
-                if label != baseline
-                else None
-            )
+            found = speedup(runs[label], runs[baseline], names[0], steering)
             if found is not None:
-                lines.append(
-                    [label, group or names[0], f"{found.reached} of {found.seeds}", *_times(found)]
-                )
+                got = f"{found.reached} of {found.seeds}"
+                lines.append([name, group or names[0], got, *_times(found)])
     times = ["× fewer samples", "× fewer seconds", "× fewer FLOPs", "with the reference's"]
     header = ["method", "on", "seeds that get there", *times]
     note = (
         f"Until an evaluation during training first reaches {baseline}'s final score of the same seed: geometric mean over "
         "the seeds, in brackets its 95 % interval; – where not every seed gets there. The last column adds the FLOPs of "
-        "training the reference and of computing its outputs."
+        f"training the reference and of computing its outputs. What {baseline} itself has above 1 is the luck of a curve "
+        "that goes up and down, and so much of the others' may be, too."
     )
     return [Table(f"until as good as {baseline}", header, lines, note=note)] if lines else []
 

@@ -1,6 +1,10 @@
 """Pages of studies from records made by hand: what their notes say is what was computed, also of one
 seed, of odd metrics, and of runs that are no number."""
 
+import json
+import math
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -8,6 +12,7 @@ from steering.analysis.trials import REPORT, TUNING
 from steering.analysis.weak_to_strong_page import claims
 from steering.errors import SteeringError
 from steering.runs.record import Cost, Metric, RunRecord, Scores, write_scores
+from steering.studies.compare import Compare, CompareOptions
 from steering.studies.tuned import Tuned, TunedOptions
 
 MEANING = {"m": Metric(of=("m",)), "ECE": Metric(higher_is_better=False)}
@@ -110,3 +115,33 @@ def test_draws_without_a_gap_are_counted():
     (line,) = claims("a", weak_to_strong(4, gapless=(1, 3))).lines
     assert line[1].endswith("(2 of 4)")
     assert "of 4" not in claims("a", weak_to_strong(4)).lines[0][1]
+
+
+def compare_page(folder, finals):
+    """Two methods with two seeds, evaluated half way and at the end; label -> half way, end."""
+    done = []
+    for label, (half, final) in finals.items():
+        for seed in (0, 1):
+            axes = {"method": label, "seed": seed}
+            one = record(folder, label, 0.5, axes, metrics={"m": final})
+            rows = [{"step": step, "eval/m": value} for step, value in ((5, half), (10, final))]
+            text = "".join(json.dumps(row) + "\n" for row in rows)
+            (one.folder / "metrics.jsonl").write_text(text)
+            done.append(replace(one, cost=replace(one.cost, steps=10)))
+    study = Compare(CompareOptions(methods={label: {} for label in finals}, seeds=[0, 1]))
+    return study.report(done, "t").markdown()
+
+
+def test_the_luck_of_the_baselines_own_curve_stands_beside_the_others(tmp_path):
+    """Both were better half way than at their end."""
+    page = compare_page(tmp_path, {"plain": (0.5, 0.4), "steered": (0.45, 0.3)})
+    assert "| plain itself | m | 2 of 2 | 2.00 [2.00, 2.00]" in page
+    assert "| steered | m | 2 of 2 | 2.00 [2.00, 2.00]" in page
+    assert "until as good" not in compare_page(tmp_path / "one", {"plain": (0.5, 0.4)})
+
+
+def test_a_run_that_is_no_number_is_left_out_of_no_mean(tmp_path):
+    page = compare_page(tmp_path, {"plain": (0.5, 0.4), "steered": (0.4, math.nan)})
+    assert "| steered | – |" in page.partition("## cost")[0]
+    assert "| steered | – |" in page.partition("difference to plain")[2]
+    assert "nan" not in page
