@@ -12,7 +12,7 @@ from steering.analysis.fits import Fit, fit_law, frontier
 from steering.analysis.page import Report
 from steering.analysis.points import COSTS, REFERENCE, Point, points_of, share_of
 from steering.analysis.savings import savings
-from steering.errors import ConfigError, SteeringError
+from steering.errors import ConfigError
 from steering.runs.record import RunRecord
 from steering.studies import study
 from steering.studies.distinct import require_distinct
@@ -120,8 +120,8 @@ class Scaling:
         options = self.options
         runs = points_of(done, options.metric, options.cost)
         whole = max((run.share for run in runs), default=1.0)
-        fits = self._fits([run for run in runs if run.share == whole])
-        tables = [point_table(runs, options.metric)]
+        fits, lawless = self._fits([run for run in runs if run.share == whole])
+        tables = [point_table(runs, options.metric, lawless)]
         if fits:
             tables += [law_table(fits, options), *ahead_tables(fits, runs, options)]
         data = savings(runs, next(iter(options.methods)))
@@ -138,9 +138,10 @@ class Scaling:
             figures,
         )
 
-    def _fits(self, runs: Sequence[Point]) -> dict[str, Fit]:
-        """Method -> law; none where there are too few costs."""
-        found = {}
+    def _fits(self, runs: Sequence[Point]) -> tuple[dict[str, Fit], dict[str, str]]:
+        """Method -> law, none where there are too few costs; and method -> why its errors have none,
+        such as a run that diverged, or one without an error."""
+        found, lawless = {}, {}
         for label in self.options.methods:
             points: dict[float, list[float]] = {}
             for run in runs:
@@ -151,8 +152,8 @@ class Scaling:
                 try:
                     found[label] = fit_law(chosen, self.options.floor)
                 except ValueError as error:
-                    raise SteeringError(f"studies.scaling, method {label}: {error}") from error
-        return found
+                    lawless[label] = str(error)
+        return found, lawless
 
 
 def _references(asks: Sequence[Ask]) -> list[Ask]:

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from steering.studies.scaling import ScalingOptions
 
 
-def point_table(runs: Sequence[Point], metric: str) -> Table:
+def point_table(runs: Sequence[Point], metric: str, lawless: Mapping[str, str]) -> Table:
+    """Every point; below it methods without a law, and why."""
     groups: dict[tuple[Any, ...], list[Point]] = {}
     for run in runs:
         groups.setdefault((run.method, run.size, run.samples, run.share), []).append(run)
@@ -30,7 +31,13 @@ def point_table(runs: Sequence[Point], metric: str) -> Table:
         cells = [method, size or "–", f"{samples:,}", f"{share:g}", f"{mine[0].cost:.3g}"]
         lines.append([*cells, _interval(found, 4), str(len(mine))])
     header = ["method", "size", "samples", "share", "C", "E ↓", "seeds"]
-    return Table(f"error of {metric}", header, lines, note="In brackets Student's 95 % interval.")
+    note = " ".join(
+        [
+            "In brackets Student's 95 % interval.",
+            *(f"{m} has no law: {w}." for m, w in lawless.items()),
+        ]
+    )
+    return Table(f"error of {metric}", header, lines, note=note)
 
 
 def law_table(fits: Mapping[str, Fit], options: ScalingOptions) -> Table:
@@ -76,8 +83,8 @@ def ahead_tables(
         lines.append([label, _interval(fit.at(cost), 4), same])
     note = (
         f"At C = {cost:.3g}, {options.ahead:g} times the largest run: an extrapolation, whose band "
-        "holds only as far as the law does. The last column: by how much less compute than the "
-        "baseline a method gets to the baseline's error there."
+        f"holds only as far as the law does. The last column: by how much less compute than {first} "
+        f"a method gets to the error of {first} there."
     )
     return [Table("ahead", ["method", "E", "× less compute"], lines, note=note)]
 
@@ -110,6 +117,8 @@ def savings_table(data: Sequence[Saving], baseline: str) -> Table:
 
 
 def _interval(found: Interval, digits: int) -> str:
+    if math.isnan(found.value):
+        return "–"
     text = f"{found.value:.{digits}f}"
     return (
         text

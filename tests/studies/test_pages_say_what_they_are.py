@@ -13,6 +13,7 @@ from steering.analysis.weak_to_strong_page import claims
 from steering.errors import SteeringError
 from steering.runs.record import Cost, Metric, RunRecord, Scores, write_scores
 from steering.studies.compare import Compare, CompareOptions
+from steering.studies.scaling import Scaling, ScalingOptions
 from steering.studies.tuned import Tuned, TunedOptions
 
 MEANING = {"m": Metric(of=("m",)), "ECE": Metric(higher_is_better=False)}
@@ -145,3 +146,23 @@ def test_a_run_that_is_no_number_is_left_out_of_no_mean(tmp_path):
     assert "| steered | – |" in page.partition("## cost")[0]
     assert "| steered | – |" in page.partition("difference to plain")[2]
     assert "nan" not in page
+
+
+@pytest.mark.parametrize("odd", [0.0, math.nan])
+def test_one_run_without_an_error_spoils_no_page(tmp_path, odd):
+    """A score of 1 has no logarithm of its error, and a run that diverged no error at all."""
+    done = []
+    for label in ("plain", "steered"):
+        for samples in (1, 2, 4):
+            for seed in (0, 1):
+                axes = {"method": label, "size": "", "samples": samples, "share": "1", "seed": seed}
+                error = odd if (label, samples, seed) == ("steered", 4, 1) else 0.5 / samples
+                one = record(tmp_path, label, 0.5, axes, metrics={"m": 1 - error})
+                done.append(replace(one, cost=Cost(flops=100 * samples)))
+    options = ScalingOptions(methods={"plain": {}, "steered": {}}, samples=[1, 2, 4], metric="m")
+    page = Scaling(options).report(done, "t").markdown()
+    assert "steered has no law: errors at cost 400: expected positive numbers" in page
+    laws = page.partition("## laws")[2].partition("##")[0]
+    assert "| plain | 50 | 1.000 [" in laws
+    assert "steered" not in laws
+    assert "nan" not in page.partition("has no law")[0]
