@@ -57,11 +57,10 @@ class Judged:
 def judged_table(judged: Sequence[Judged], found: Sequence[Combination]) -> Table:
     lines = []
     cells = [one.cell for one in found]
-    each = [f"{one.cell} {one.reference}" for one in found]
     percent = found[0].percent
     for one in judged:
         true = np.array([combination.gains[one.method].value for combination in found])
-        ranks = [_ranked(rank_interval(one.alone, true, each))]
+        ranks = [_ranked(rank_interval(one.alone, true, cells))]
         ranks += [_ranked(rank_interval(one.strict, true, cells))]
         ranks += [_within(one.strict, true, cells)]
         spread = one.row["ridge"]["spread"]
@@ -77,10 +76,12 @@ def judged_table(judged: Sequence[Judged], found: Sequence[Combination]) -> Tabl
         "sign is right",
     ]
     note = (
-        "Spearman's correlation of the predicted with the true gain, in brackets 95 % of a bootstrap; "
+        "Spearman's correlation of the predicted with the true gain, in brackets 95 % of a bootstrap "
+        "that draws whole data sets, as the combinations of one share its unguided runs; "
         "within a data set: the mean over data sets of the order of their references. Error: root mean "
         f"square{_in_points(percent)}. Right: of the cases with that verdict whose gain's interval excludes zero, "
-        "those with that sign; the sign: of all such cases."
+        "those with that sign; the sign: of all such cases. Their intervals are Wilson's, of cases that know nothing "
+        "of each other; these share data sets, so the truth is somewhat wider."
     )
     return Table(f"foreseen in {len(found)} combinations", header, lines, note=note)
 

@@ -8,10 +8,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from steering.analysis.calibration import rank_interval
+from steering.analysis.intervals import Interval
 from steering.analysis.trials import REPORT, TUNING
 from steering.analysis.weak_to_strong_page import claims
 from steering.errors import SteeringError
 from steering.runs.record import Cost, Metric, RunRecord, Scores, write_scores
+from steering.studies.calibration_page import Combination, Judged, judged_table
 from steering.studies.compare import Compare, CompareOptions
 from steering.studies.scaling import Scaling, ScalingOptions
 from steering.studies.tuned import Tuned, TunedOptions
@@ -166,3 +169,22 @@ def test_one_run_without_an_error_spoils_no_page(tmp_path, odd):
     assert "| plain | 50 | 1.000 [" in laws
     assert "steered" not in laws
     assert "nan" not in page.partition("has no law")[0]
+
+
+def test_orders_are_drawn_by_data_set():
+    """Three references of a data set are one case, not three: unguided runs are common to them."""
+    generator = np.random.default_rng(0)
+    luck = np.repeat(generator.normal(size=6), 3)
+    gains = luck + 0.1 * generator.normal(size=18)
+    found = [
+        Combination(f"cell{n // 3}", f"ref{n % 3}", {}, {"a": Interval(gain, gain - 1, gain + 1)})
+        for n, gain in enumerate(gains)
+    ]
+    row = {"ridge": {"spread": 0.1}}
+    wrong = np.repeat(generator.normal(size=6), 3)
+    judged = Judged("a", row, luck + wrong, luck, ["open"] * 18)
+    (line,) = judged_table([judged], found).lines
+    value, low, high = rank_interval(judged.alone, gains, [one.cell for one in found])
+    assert line[1] == f"{value:.2f} [{low:.2f}, {high:.2f}]"
+    apart = rank_interval(judged.alone, gains, [str(n) for n in range(18)])
+    assert high - low > 1.2 * (apart[2] - apart[1])
