@@ -109,13 +109,20 @@ class Population:
 
     def report(self, done: Sequence[RunRecord], title: str) -> Report:
         arms = Arms(done, self.options.block)
+        over = (
+            "in which the seeds move by Student's t and test examples are drawn again"
+            if self.options.seeds > 1
+            else "of a bootstrap over test examples alone: another seed may differ by more"
+        )
+        block = self.options.block
+        together = f", of which {block} neighbours are drawn together" if block > 1 else ""
         intro = (
             "Negative log likelihood on the test part, nats per item, as a mean over the seeds; "
-            "less is better. In brackets are 95 % intervals of a bootstrap over seeds and test "
-            "examples together (for text an example is a block). A learned mixture has weights that "
-            "were fitted on the reserved part, which no model has trained on; the early-stopped "
-            "single model was chosen on it, too. Forwards is what one prediction costs. Epochs "
-            "counts all training that an arm is built on."
+            f"less is better. In brackets are 95 % intervals {over} (for text an example is a block"
+            f"{together}). A learned mixture has weights that were fitted on the reserved part, "
+            "which no model has trained on; the early-stopped single model was chosen on it, too. "
+            "Forwards is what one prediction costs. Epochs counts all training that an arm is built "
+            "on."
         )
         figures = {"": partial(curves_figure, arms)}
         return Report(

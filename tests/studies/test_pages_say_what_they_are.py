@@ -16,6 +16,7 @@ from steering.errors import SteeringError
 from steering.runs.record import Cost, Metric, RunRecord, Scores, write_scores
 from steering.studies.calibration_page import Combination, Judged, judged_table
 from steering.studies.compare import Compare, CompareOptions
+from steering.studies.population import Population, PopulationOptions
 from steering.studies.scaling import Scaling, ScalingOptions
 from steering.studies.tuned import Tuned, TunedOptions
 
@@ -188,3 +189,10 @@ def test_orders_are_drawn_by_data_set():
     assert line[1] == f"{value:.2f} [{low:.2f}, {high:.2f}]"
     apart = rank_interval(judged.alone, gains, [str(n) for n in range(18)])
     assert high - low > 1.2 * (apart[2] - apart[1])
+
+
+def test_a_population_of_one_seed_says_so():
+    one, three = (Population(PopulationOptions(seeds=k, block=4)).report([], "t") for k in (1, 3))
+    assert "over test examples alone: another seed may differ" in one.intro
+    assert "the seeds move by Student's t" in three.intro
+    assert "of which 4 neighbours are drawn together" in three.intro
