@@ -135,10 +135,16 @@ def _value_table(found: Found) -> Table:
         counted = [f"{cost.trained:,}", f"{cost.drawn:,}", _flops(cost.flops), _flops(whole)]
         lines.append([label, *cells, *counted])
     count = max((len(found.runs(label, found.own)) for label in found.best), default=0)
+    first = found.trials.race.best([*found.best.values()])
+    chosen = (
+        f" {first[0]} was the best of all on the tuning half, and this half chose none."
+        if first
+        else ""
+    )
     note = (
         f"{count} {'seed' if count == 1 else 'seeds'} and a half of the examples that had no part in "
-        "the tuning. Samples and FLOPs are of one run; the last column adds the FLOPs of training "
-        f"the reference and of computing its outputs.{found.without_half()}"
+        f"the tuning.{chosen} Samples and FLOPs are of one run; the last column adds the FLOPs of "
+        f"training the reference and of computing its outputs.{found.without_half()}"
     )
     header = ["method", *found.heads(), "samples", "drawn", "FLOPs", "with the reference's"]
     return Table("on the other half", header, lines, note=note)

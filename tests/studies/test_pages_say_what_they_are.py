@@ -65,6 +65,7 @@ def test_a_tuned_page_of_one_seed_says_so(tmp_path):
     assert "over the evaluated examples (1,000 draws): another seed may differ by more" in one
     assert "over seeds" not in one
     assert "2 seeds and a half of the examples" in two
+    assert "steered was the best of all on the tuning half" in two
     assert "by Student's t over the seeds and a bootstrap over the evaluated examples" in two
 
 
