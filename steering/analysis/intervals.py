@@ -221,13 +221,24 @@ def paired_difference(
         _alike(runs[seed], baseline[seed], name) for seed in seeds
     ):
         return seeds_interval(differences)
+    return over_both(differences, columns)
+
+
+def over_both(values: Sequence[float], columns: Sequence[np.ndarray]) -> Interval:
+    """The mean over the seeds of a number, with the central 95 % of draws in which seeds and examples
+    move.
+
+    Args:
+        values: of each seed, on the examples as they are.
+        columns: of each seed, the number under the draws of examples, the same ones for all, (draws,).
+    """
     drawn = np.mean(columns, axis=0)  # (draws,), over examples
-    if len(seeds) > 1:
-        error = np.std(differences, ddof=1) / math.sqrt(len(seeds))
-        drawn = drawn + error * _students(len(seeds) - 1, bootstrap.draws)
+    if len(values) > 1:
+        error = np.std(values, ddof=1) / math.sqrt(len(values))
+        drawn = drawn + error * _students(len(values) - 1, len(drawn))
     low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    over = "seeds and examples" if len(seeds) > 1 else "examples"
-    return Interval(float(np.mean(differences)), float(low), float(high), over)
+    over = "seeds and examples" if len(values) > 1 else "examples"
+    return Interval(float(np.mean(values)), float(low), float(high), over)
 
 
 def _alike(one: RunRecord, other: RunRecord, name: str) -> bool:

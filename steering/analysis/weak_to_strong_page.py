@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from steering.analysis.intervals import Interval, seeds_interval
+from steering.analysis.intervals import Bootstrap, Interval, over_both, seeds_interval
 from steering.analysis.page import Table
 from steering.runs.record import RunRecord
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+GAIN = ["vanilla/balanced", "teacher/balanced"]
 BASELINES = (
     "vanilla",
     "gce",
@@ -37,20 +38,53 @@ def _values(records: Sequence[RunRecord], name: str) -> list[float]:
     return [r.metrics[name] for r in records if name in r.metrics]
 
 
+def _interval(
+    records: Sequence[RunRecord],
+    names: Sequence[str],
+    number: Callable[..., Any],
+    draws: Bootstrap,
+    metric: str = "",
+) -> Interval:
+    """The mean over the draws of points of a number made of some metrics of a cell; its interval is
+    over these and the test points, where scores were kept.
+
+    Args:
+        number: of a value of each metric, or of arrays of them.
+        metric: that is this number; empty: none is.
+    """
+    values = [
+        r.metrics[metric] if metric else float(number(*(r.metrics[name] for name in names)))
+        for r in records
+    ]
+    columns = [[draws.values(r, name) for name in names] for r in records]
+    if not values or any(one is None for column in columns for one in column):
+        return seeds_interval(values) if values else Interval(float("nan"))
+    return over_both(values, [number(*column) for column in columns])
+
+
+def _gain(student: Any, teacher: Any) -> Any:
+    return student - teacher
+
+
+def _recovered(student: Any, teacher: Any, ceiling: Any) -> Any:
+    """PGR; of draws of test points without a gap the gap is a little one."""
+    return (student - teacher) / np.maximum(ceiling - teacher, 1e-3)
+
+
 def accuracies(name: str, records: Sequence[RunRecord]) -> Table:
-    lines = []
+    lines, draws = [], Bootstrap()
     for (one, other), cell in _by_shares(records).items():
-        gain = [r.metrics["vanilla/balanced"] - r.metrics["teacher/balanced"] for r in cell]
+        levels = [
+            _interval(cell, [f"{who}/balanced"], lambda value: value, draws)
+            for who in ("teacher", "vanilla", "enhanced", "ceiling")
+        ]
         lines.append(
             [
                 f"{one:g} / {other:g}",
-                *(
-                    _over_seeds(_values(cell, f"{who}/balanced"))
-                    for who in ("teacher", "vanilla", "enhanced", "ceiling")
-                ),
-                _over_seeds(gain, signed=True),
-                _of_some(cell, "vanilla/PGR"),
-                _of_some(cell, "enhanced/PGR"),
+                *(_shown(level) for level in levels),
+                _shown(_interval(cell, GAIN, _gain, draws), signed=True),
+                _pgr(cell, "vanilla", draws),
+                _pgr(cell, "enhanced", draws),
             ]
         )
     header = [
@@ -66,18 +100,24 @@ def accuracies(name: str, records: Sequence[RunRecord]) -> Table:
     return Table(name, header, lines)
 
 
+def _pgr(cell: Sequence[RunRecord], who: str, draws: Bootstrap) -> str:
+    """Over the draws of points that have a gap between teacher and ceiling, which are counted."""
+    some = [r for r in cell if f"{who}/PGR" in r.metrics]
+    if not some:
+        return "–"
+    names = [f"{who}/balanced", "teacher/balanced", "ceiling/balanced"]
+    count = f" ({len(some)} of {len(cell)})" if len(some) < len(cell) else ""
+    return _shown(_interval(some, names, _recovered, draws, f"{who}/PGR")) + count
+
+
 def baselines(name: str, records: Sequence[RunRecord]) -> Table:
+    draws = Bootstrap()
     lines = [
         [
             f"{one:g} / {other:g}",
             *(
                 _shown(
-                    seeds_interval(
-                        [
-                            r.metrics["enhanced/balanced"] - r.metrics[f"{who}/balanced"]
-                            for r in cell
-                        ]
-                    ),
+                    _interval(cell, ["enhanced/balanced", f"{who}/balanced"], _gain, draws),
                     signed=True,
                 )
                 for who in BASELINES
@@ -93,14 +133,14 @@ def claims(name: str, records: Sequence[RunRecord]) -> Table:
     """What the theory predicts, each with its interval over the draws."""
     from scipy.stats import spearmanr
 
-    cells, lines = _by_shares(records), []
+    cells, lines, draws = _by_shares(records), [], Bootstrap()
     for one in dict.fromkeys(labelled for labelled, _ in cells):
         others = [other for labelled, other in cells if labelled == one]
         near = min(others, key=lambda other: abs(other - one))
         far = max(others, key=lambda other: abs(other - one))
         gains = {other: _gains(cells[one, other]) for other in others}
         seeds = set.intersection(*(set(found) for found in gains.values()))
-        difference = [gains[near][seed] - gains[far][seed] for seed in sorted(seeds)]
+        difference = _less([cells[one, near], cells[one, far]], sorted(seeds), draws)
         distance = [-abs(other - one) for other in others]
         ranks = [
             float(spearmanr([gains[other][seed] for other in others], distance).statistic)
@@ -110,8 +150,8 @@ def claims(name: str, records: Sequence[RunRecord]) -> Table:
         lines.append(
             [
                 f"{one:g}",
-                _of_some(cells[one, near], "vanilla/PGR"),
-                f"{near:g} − {far:g}: {_over_seeds(difference, signed=True)}",
+                _pgr(cells[one, near], "vanilla", draws),
+                f"{near:g} − {far:g}: {_shown(difference, signed=True)}",
                 _plain(seeds_interval(ranks)) if ranks else "–",
             ]
         )
@@ -122,6 +162,20 @@ def claims(name: str, records: Sequence[RunRecord]) -> Table:
         "Spearman with −|η_u − η_ℓ|",
     ]
     return Table(f"{name}: what the theory predicts", header, lines)
+
+
+def _less(pair: Sequence[Sequence[RunRecord]], seeds: Sequence[int], draws: Bootstrap) -> Interval:
+    """The gain in one cell less that in another, paired by the draws of points and by test point."""
+    mine, other = ({r.axes["seed"]: r for r in cell} for cell in pair)
+    values, columns = [], []
+    for seed in seeds:
+        runs = mine[seed], other[seed]
+        near, far = (_gain(*(run.metrics[name] for name in GAIN)) for run in runs)
+        values.append(float(near - far))
+        drawn = [[draws.values(run, name) for name in GAIN] for run in runs]
+        if all(one is not None for column in drawn for one in column):
+            columns.append(_gain(*drawn[0]) - _gain(*drawn[1]))
+    return over_both(values, columns) if len(columns) == len(seeds) else seeds_interval(values)
 
 
 def _gains(records: Sequence[RunRecord]) -> dict[int, float]:
@@ -166,13 +220,6 @@ def _over_seeds(values: Sequence[float], signed: bool = False) -> str:
     return _shown(seeds_interval(values), signed) if values else "–"
 
 
-def _of_some(cell: Sequence[RunRecord], name: str) -> str:
-    """The same of a metric that some seeds have not, which are counted."""
-    values = _values(cell, name)
-    some = f" ({len(values)} of {len(cell)})" if 0 < len(values) < len(cell) else ""
-    return _over_seeds(values) + some
-
-
 def _shown(found: Interval, signed: bool = False) -> str:
     sign = "+" if signed else ""
     text = f"{100 * found.value:{sign}.1f}"
@@ -197,7 +244,7 @@ def figure(cells: Sequence[RunRecord], pairs: Sequence[tuple[str, str]]) -> Figu
     axes = drawn.subplots(1, len(pairs), squeeze=False, sharey=True)[0]
     for ax, pair in zip(axes, pairs, strict=True):
         found = _by_shares([r for r in cells if (r.axes["teacher"], r.axes["student"]) == pair])
-        gains = {place: seeds_interval([*_gains(cell).values()]) for place, cell in found.items()}
+        gains = {p: _interval(cell, GAIN, _gain, Bootstrap()) for p, cell in found.items()}
         theory = {
             place: float(np.mean(_values(cell, "theory/teacher")))
             - float(np.mean(_values(cell, "theory/student")))

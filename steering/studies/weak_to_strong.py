@@ -118,8 +118,9 @@ class WeakToStrong:
         rows = [{**r.axes, "metrics": dict(r.metrics), **r.summary} for r in cells]
         intro = (
             "Accuracy on the test part, its groups counting equally, in percent; in brackets 95 % "
-            "intervals over the draws of the points; the test part and the backbones are the same in "
-            "all of them. η_ℓ and η_u are the shares of the minority "
+            "intervals in which the draws of the points move by Student's t and the test points are "
+            "drawn again; those of correlations and of the details are over the draws alone, and the "
+            "backbones are the same in all. η_ℓ and η_u are the shares of the minority "
             "group among the labelled and the unlabelled points. PGR is the share of the gap "
             "between teacher and ceiling that the student recovers, over the draws that have a gap "
             "(so many of all, where some have none); the ceiling learns from the true labels of the "

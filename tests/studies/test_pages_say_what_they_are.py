@@ -3,6 +3,7 @@ seed, of odd metrics, and of runs that are no number."""
 
 import json
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from steering.analysis.calibration import rank_interval
 from steering.analysis.intervals import Interval
 from steering.analysis.trials import REPORT, TUNING
-from steering.analysis.weak_to_strong_page import claims
+from steering.analysis.weak_to_strong_page import accuracies, claims
 from steering.errors import SteeringError
 from steering.runs.record import Cost, Metric, RunRecord, Scores, write_scores
 from steering.studies.calibration_page import Combination, Judged, judged_table
@@ -104,6 +105,7 @@ def weak_to_strong(seeds, gapless=()):
             metrics = {
                 "teacher/balanced": 0.6,
                 "vanilla/balanced": 0.7 - 0.01 * number,
+                "ceiling/balanced": 0.8,
                 "vanilla/PGR": 0.5,
             }
             if seed in gapless:
@@ -171,6 +173,32 @@ def test_one_run_without_an_error_spoils_no_page(tmp_path, odd):
     assert "| plain | 50 | 1.000 [" in laws
     assert "steered" not in laws
     assert "nan" not in page.partition("has no law")[0]
+
+
+def test_test_points_count_beside_the_draws(tmp_path):
+    """A gain that is nearly the same in every draw is as sure as 200 test points make it."""
+    generator, n = np.random.default_rng(0), 200
+    ease, found = generator.random(n), []
+    for seed in range(4):
+        place = tmp_path / str(seed)
+        place.mkdir()
+        luck = 0.01 * generator.normal(size=n)
+        hits = {
+            who: (ease + luck < rate) * 1.0 for who, rate in (("teacher", 0.5), ("vanilla", 0.7))
+        }
+        scores = {f"{who}/balanced": Scores(one, np.ones(n)) for who, one in hits.items()}
+        write_scores(place / "scores.npz", scores)
+        names = [f"{who}/balanced" for who in ("teacher", "vanilla", "enhanced", "ceiling")]
+        metrics = {k: scores[k].mean() if k in scores else 0.8 for k in names}
+        axes = {"labelled_share": 0.1, "unlabelled_share": 0.1, "seed": seed}
+        meaning = {k: Metric(of=(k,)) for k in scores}
+        more = {"metrics": metrics, "meaning": meaning, "axes": axes, "folder": place}
+        found.append(RunRecord(str(seed), "call", "c", **more))
+    (line,) = accuracies("a", found).lines
+    value, low, high = (float(one) for one in re.findall(r"[+-][\d.]+", line[5]))
+    sampling = 196 * np.std([scores["vanilla/balanced"].values - scores["teacher/balanced"].values])
+    assert (high - low) / 2 == pytest.approx(sampling / n**0.5, rel=0.2)
+    assert low < value < high
 
 
 def test_orders_are_drawn_by_data_set():
