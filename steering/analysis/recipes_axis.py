@@ -152,11 +152,6 @@ class Axis:
         return np.array([found[recipe] for recipe in self.recipes]) if found else None
 
 
-def _known(losses: np.ndarray) -> np.ndarray:
-    """What is no number, as of a run that diverged, is the worst there is."""
-    return np.where(np.isnan(losses), np.inf, losses)
-
-
 def _first_loss(records: Sequence[RunRecord]) -> str:
     """The metric that recipes are compared by: the first loss or perplexity, else the first mean over
     examples (an accuracy, an error), else the first that gets smaller. A calibration error is the
@@ -172,3 +167,8 @@ def _first_loss(records: Sequence[RunRecord]) -> str:
     ]
     means = [name for name, one in meaning.items() if one.of]
     return next(iter([*losses, *means, *falling, *records[0].metrics]))
+
+
+def _known(losses: np.ndarray) -> np.ndarray:
+    """What is no number, as of a run that diverged, is the worst there is."""
+    return np.where(np.isnan(losses), np.inf, losses)
