@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from steering.analysis.intervals import LEVEL, Interval, over_seeds, seeds_interval
+from steering.analysis.intervals import Interval, over_both, seeds_interval
 from steering.runs.record import RunRecord, Scores
 
 DRAWS = 1000
@@ -81,16 +81,13 @@ def _counts(n: int, draws: int) -> np.ndarray:
 
 
 def difference(mine: Arm, other: Arm, draws: int = DRAWS) -> Interval | None:
-    """Mean difference of the loss over the seeds that both have, with the central 95 % of a
-    bootstrap over seeds and examples, both paired; None without such a seed."""
+    """Mean difference of the loss over the seeds that both have, with its 95 % interval over seeds and
+    examples, both paired; None without such a seed."""
     seeds = [seed for seed in mine.values() if seed in other.values()]
     if not seeds:
         return None
-    value = float(np.mean([mine.values()[seed] - other.values()[seed] for seed in seeds]))
-    table = np.stack([mine.drawn(s, draws) - other.drawn(s, draws) for s in seeds], axis=1)
-    low, high = np.quantile(over_seeds(table), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    over = "seeds and examples" if len(seeds) > 1 else "examples"
-    return Interval(value, float(low), float(high), over)
+    values = [mine.values()[seed] - other.values()[seed] for seed in seeds]
+    return over_both(values, [mine.drawn(s, draws) - other.drawn(s, draws) for s in seeds])
 
 
 class Arms:
