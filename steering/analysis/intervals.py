@@ -94,7 +94,7 @@ class Bootstrap:
 
     def values(self, run: RunRecord, name: str) -> np.ndarray | None:
         """The metric under each draw of the examples, (draws,); None when it is not made of scores
-        that were kept."""
+        that were kept, or one of them is of a single example."""
         place = run.key, name
         if place not in self._seen:
             self._seen[place] = self._values(
@@ -108,6 +108,8 @@ class Bootstrap:
         means = []
         for number, part in enumerate(metric.of):
             score = self._counted(scores[part])
+            if len(score.values) < 2:  # drawn again it would always be the same
+                return None
             counts = _counts(len(score.values), self.draws, number)
             means.append(
                 (counts @ (score.values * score.weights))

@@ -161,6 +161,13 @@ def test_other_numbers_of_examples_are_not_paired(tmp_path):
     assert paired_difference({0: a}, {0: b}, "m", Bootstrap(50)).over == ""
 
 
+def test_a_single_example_has_no_interval_without_a_width(tmp_path):
+    a, b = run(tmp_path, "a", {"m": [1]}), run(tmp_path, "b", {"m": [0]})
+    found = paired_difference({0: a}, {0: b}, "m", Bootstrap(50))
+    assert (found.value, found.over) == (1.0, "")
+    assert math.isnan(found.low)
+
+
 def curve(tmp_path, key, points, trained=100, flops=1000, better=True, **cost):
     """A run that was evaluated at steps, ten in all; (step, value, seconds)."""
     folder = tmp_path / key
