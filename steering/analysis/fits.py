@@ -37,10 +37,12 @@ class Law:
         return np.exp(self.log_a - self.beta * np.log(cost)) + self.floor
 
     def cost_of(self, error: float) -> float:
-        """The cost at which the law reaches an error; infinity below its floor."""
+        """The cost at which the law reaches an error; infinity below its floor, or beyond what a
+        number can hold."""
         if error <= self.floor or self.beta <= 0:
             return math.inf
-        return math.exp((self.log_a - math.log(error - self.floor)) / self.beta)
+        with np.errstate(over="ignore"):
+            return float(np.exp((self.log_a - math.log(error - self.floor)) / self.beta))
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Fit:
         law: fitted to the mean log error of each cost.
         draws: laws of resampled runs; empty when no error could be estimated.
         residual: root mean square of log error, points against law.
-        over: what was resampled: "seeds", "residuals" or "".
+        over: what was resampled: "seeds", "residuals" or "", and " and examples" behind it.
     """
 
     law: Law
@@ -78,7 +80,10 @@ class Fit:
 
 
 def fit_law(
-    points: Mapping[float, Sequence[float]], floor: bool = False, draws: int = DRAWS
+    points: Mapping[float, Sequence[float]],
+    floor: bool = False,
+    draws: int = DRAWS,
+    drawn: Mapping[float, Sequence[np.ndarray]] | None = None,
 ) -> Fit:
     """The law of some runs.
 
@@ -86,11 +91,14 @@ def fit_law(
     methods with the same seeds are compared pair by pair. Deviations from a cost's mean are
     stretched by √(k/(k − 1)), k runs, and by Student's quantile over the normal one, as a plain
     bootstrap of few runs is too sure. Where a cost has one run only, the law's residuals are
-    resampled over the costs, stretched likewise.
+    resampled over the costs, stretched likewise. All runs were evaluated on the same examples: a
+    draw of these moves every cost at once, and is added.
 
     Args:
         points: cost → error of each run, all positive.
         floor: fit an irreducible error too; else it is 0.
+        drawn: cost → error of each run under draws of the evaluated examples, the same draws for
+            all, at least `draws` of them each; None: the examples stay.
 
     Raises:
         ValueError: a cost or an error is not positive and finite, or there are fewer costs than
@@ -113,6 +121,9 @@ def fit_law(
     else:
         tables = _residual_draws(law, costs, gaps, 3 if floor else 2, draws, generator)
         over = "residuals" if len(tables) else ""
+    if drawn is not None and len(tables):
+        tables = tables + _example_moves(runs, [drawn[cost] for cost in costs], draws)
+        over += " and examples"
     return Fit(law, [_fitted(costs, row, floor, law) for row in tables], residual, over)
 
 
@@ -214,6 +225,18 @@ def _seed_draws(values: np.ndarray, draws: int, generator: np.random.Generator) 
     k = len(values)
     drawn = values[generator.integers(k, size=(draws, k))].mean(1)
     return values.mean() + math.sqrt(k / (k - 1)) * (drawn - values.mean())
+
+
+def _example_moves(
+    runs: Sequence[np.ndarray], drawn: Sequence[Sequence[np.ndarray]], draws: int
+) -> np.ndarray:
+    """By how much draws of the examples move the mean log error of each cost, (draws, costs). A draw
+    without a wrong example has no logarithm: an error counts as a quarter of itself at least."""
+    columns = []
+    for errors, tables in zip(runs, drawn, strict=True):
+        ratios = np.stack([one[:draws] for one in tables], axis=1) / errors  # (draws, runs)
+        columns.append(np.log(np.maximum(ratios, 0.25)).mean(axis=1))
+    return np.stack(columns, axis=1)
 
 
 def _residual_draws(

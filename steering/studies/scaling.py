@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from steering.analysis.fits import Fit, fit_law, frontier
 from steering.analysis.page import Report
 from steering.analysis.points import COSTS, REFERENCE, Point, points_of, share_of
@@ -144,13 +146,18 @@ class Scaling:
         found, lawless = {}, {}
         for label in self.options.methods:
             points: dict[float, list[float]] = {}
+            drawn: dict[float, list[np.ndarray]] = {}
             for run in runs:
                 if run.method == label:
                     points.setdefault(run.cost, []).append(run.error)
+                    if run.drawn is not None:  # a better score is a smaller error
+                        drawn.setdefault(run.cost, []).append(run.error + run.score - run.drawn)
             chosen = frontier(points) if self.options.frontier else points
+            whole = all(len(drawn.get(cost, [])) == len(points[cost]) for cost in chosen)
             if len(chosen) >= (3 if self.options.floor else 2):
                 try:
-                    found[label] = fit_law(chosen, self.options.floor)
+                    given = drawn if whole else None
+                    found[label] = fit_law(chosen, self.options.floor, drawn=given)
                 except ValueError as error:
                     lawless[label] = str(error)
         return found, lawless

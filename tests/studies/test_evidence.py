@@ -71,7 +71,7 @@ def test_scaling(tmp_path):
         assert law["beta"][0] == pytest.approx(-slope)
         assert math.log(law["a"]) == pytest.approx(height)
         assert law["beta"][1] < law["beta"][0] < law["beta"][2]
-        assert law["over"] == "seeds"
+        assert law["over"] == "seeds and examples"
     text = again(folder, "scaling")
     assert all(part in text for part in ("## laws", "P(β above plain's)", "## ahead", "suffices"))
     assert (folder / "scaling.png").is_file()
