@@ -46,7 +46,8 @@ class RecipesOptions:
     """Seeds of the target."""
     metric: str = ""
     """Which metric recipes are compared by; empty: the first loss or perplexity, else the first mean
-    over examples, such as test/accuracy, else the first that gets smaller."""
+    over examples, such as test/accuracy, else the first that gets smaller. "loss/validation": the
+    loss of the last evaluation, which a classifier has in its log alone."""
     small: float = 30.0
     """The small rate is the largest of `rates` that is at most the proxy's own best over this."""
     order0: bool = True
