@@ -12,6 +12,7 @@ from steering.registry import chosen
 
 from ..transforms import Duplicate, require_dedup
 from .losses import LOSSES, CrossEntropy, LabelLoss
+from .merged import require_members
 from .recipe import ImagesFilter
 from .shares import require_shares
 
@@ -63,9 +64,16 @@ class ClassificationData:
     labels: str | None = None
     """A file of training labels that replace the source's: FILE.npy, FILE.npz:KEY, FILE.pt:KEY, or
     text with one a line."""
+    merge: dict[str, list[Any]] = field(default_factory=dict)
+    """Name of a class -> classes of the source that become it, by their names or numbers, each once;
+    empty: the source's own. A file of `labels` has numbers of the source's classes."""
     groups: str | None = None
     """"class": a group for each class as labelled in training; "source": those that the source
-    knows (coloured_digits, digits_on_photographs, table); or a file of group numbers, as `labels`; null: no groups."""
+    knows (coloured_digits, digits_on_photographs, table) or `group_classes`; or a file of group
+    numbers, as `labels`; null: no groups."""
+    group_classes: dict[str, list[Any]] = field(default_factory=dict)
+    """Name of a group -> classes of the source (before `merge`) that are in it, each once: with
+    groups "source"."""
     test_groups: str | None = None
     """The same for the test part, when `groups` is a file."""
     group_shares: dict[int, float] = field(default_factory=dict)
@@ -143,8 +151,14 @@ class ClassificationData:
                 raise SteeringError(
                     f"class_shares: expected class number -> share in (0, 1], got {label}: {share}"
                 )
-        if self.groups == "source" and self.source not in GROUPED:
-            raise SteeringError(f"groups: source {self.source!r} knows of none; give a file")
+        if self.groups == "source" and self.source not in GROUPED and not self.group_classes:
+            raise SteeringError(
+                f"groups: source {self.source!r} knows of none; give a file, or set group_classes"
+            )
+        if self.group_classes and self.groups != "source":
+            raise SteeringError(f"group_classes: wants groups: source, got {self.groups}")
+        for key in ("merge", "group_classes"):
+            require_members(getattr(self, key), key)
         if self.group_shares and self.groups is None:
             raise SteeringError("group_shares: there are no groups; set groups")
         require_shares(self.group_shares)

@@ -49,7 +49,7 @@ class Blurred(Source):
     """
 
     def __init__(self, source: Source, sigma: float) -> None:
-        self.source, self.sigma = source, sigma
+        self.source, self.sigma, self.kind = source, sigma, source.kind
         self.labels, self.classes = source.labels, source.classes
         self.groups, self.group_names = source.groups, source.group_names
 
