@@ -43,10 +43,10 @@ class Merged(Source):
         own, self.groups, self.group_names = source.classes, source.groups, source.group_names
         self.place, self.classes = np.arange(len(own)), own
         if groups:
-            self.groups = _places(groups, own, "task.data.group_classes")[source.labels]
+            self.groups = places(groups, own, "task.data.group_classes")[source.labels]
             self.group_names = tuple(groups)
         if classes:
-            self.place = _places(classes, own, "task.data.merge")
+            self.place = places(classes, own, "task.data.merge")
             self.classes = [*classes]
         self.labels = self.place[source.labels]
 
@@ -84,7 +84,7 @@ def require_members(chosen: Members, key: str) -> None:
             raise SteeringError(f"{key}.{name}: expected names or numbers of classes, got {got}")
 
 
-def _places(chosen: Members, own: Sequence[str], key: str) -> np.ndarray:
+def places(chosen: Members, own: Sequence[str], key: str) -> np.ndarray:
     """Number of the new class of each class of the source, int64, (classes,)."""
     place = np.full(len(own), -1)
     names = [*chosen]

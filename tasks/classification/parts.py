@@ -19,6 +19,7 @@ from .shares import in_shares
 from .sources import arrays, digits, folders, read_numbers, torchvision_sets
 from .spurious import coloured_digits
 from .table import table
+from .texts import library, texts
 
 
 def open_sources(data: ClassificationData) -> tuple[Source, Source]:
@@ -36,6 +37,10 @@ def _as_they_are(data: ClassificationData) -> tuple[Source, Source]:
         return digits_on_photographs(path, test_path, data.options)
     if data.source == "table":
         return table(path, data.options)
+    if data.source == "stdlib":
+        return library(data.options)
+    if data.source == "texts":
+        return texts(path, test_path, data.options)
     if data.source == "arrays":
         return arrays(path, test_path)
     if data.source == "folder":
