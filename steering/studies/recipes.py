@@ -13,6 +13,7 @@ from steering.analysis.recipes_axis import Axis
 from steering.analysis.recipes_page import axis_figure, tables, verdict_of, winner_config
 from steering.runs.record import RunRecord
 from steering.studies import study
+from steering.studies.contestants import with_reference_of
 from steering.studies.distinct import require_distinct
 
 if TYPE_CHECKING:
@@ -94,6 +95,8 @@ class Recipes:
                             )
                         else:
                             config = with_overrides(sized, {"optimizer.lr": rate, "seed": seed})
+                            # A recipe has one reference, whatever the size and the rate.
+                            config = with_reference_of(config, cooked, [*own, "optimizer.lr"])
                             found.append(training(config, label, axes))
         require_distinct(found, KEY)
         require_distinct(frequencies, f"{KEY}.order0")
