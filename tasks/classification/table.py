@@ -113,11 +113,12 @@ def rows_of(place: Path, key: str) -> list[dict[str, str]]:
     Args:
         key: the config's, for messages.
     """
-    tabs = place.suffix == ".tsv"
-    quoting = csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
     try:
         with place.open(newline="", encoding="utf-8-sig") as file:
-            rows = [*csv.DictReader(file, delimiter="\t" if tabs else ",", quoting=quoting)]
+            if place.suffix == ".tsv":
+                rows = [*csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)]
+            else:
+                rows = [*csv.DictReader(file)]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise SteeringError(f"{key}: cannot read the table {place}: {error}") from error
     if not rows:

@@ -26,11 +26,16 @@ _NONE = np.zeros(0, dtype=np.int64)
 class Given(Protocol):
     """What is asked of the files: some of `TextOptions`."""
 
-    text: str
-    label: str
-    group: str | None
-    spurious: str | None
-    separator: str | None
+    @property
+    def text(self) -> str: ...
+    @property
+    def label(self) -> str: ...
+    @property
+    def group(self) -> str | None: ...
+    @property
+    def spurious(self) -> str | None: ...
+    @property
+    def separator(self) -> str | None: ...
 
 
 @dataclass(frozen=True)
