@@ -63,11 +63,16 @@ class TextOptions:
     """Chooses who has the other mark."""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.length, int) or self.length < 1:
+            raise SteeringError(f"length: expected a number of bytes, got {self.length!r}")
         for key in ("minority", "test_minority"):
-            if not 0 <= getattr(self, key) <= 1:
-                raise SteeringError(f"{key}: expected a number in [0, 1], got {getattr(self, key)}")
+            value = getattr(self, key)
+            if not isinstance(value, int | float) or not 0 <= value <= 1:
+                raise SteeringError(f"{key}: expected a number in [0, 1], got {value!r}")
         if len(self.kinds) not in (0, 2) or len(self.marks) != 2:
             raise SteeringError("kinds, marks: expected two of each, or no kinds")
+        if isinstance(self.modules, str) or not self.modules:
+            raise SteeringError(f"modules: expected a list of packages, got {self.modules!r}")
         if self.length <= self.front:
             raise SteeringError(
                 f"length: expected more bytes than the marks have, {self.front}, got {self.length}"

@@ -115,6 +115,10 @@ def test_the_mark_disagrees_with_the_kind_as_often_as_it_is_told_to():
     ("options", "message"),
     [
         ({"minority": 2}, "minority: expected a number in"),
+        ({"test_minority": "half"}, "test_minority: expected a number in .* got 'half'"),
+        ({"length": 0}, "length: expected a number of bytes, got 0"),
+        ({"length": "long"}, "length: expected a number of bytes, got 'long'"),
+        ({"modules": "json"}, "modules: expected a list of packages, got 'json'"),
         ({"kinds": [["json"]]}, "kinds, marks: expected two of each"),
         ({"kinds": KINDS, "length": 11}, "length: expected more bytes than the marks have, 11"),
         ({"kinds": KINDS, "group": "who"}, "both make groups"),
