@@ -4,14 +4,16 @@ made of."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
 
 from steering.analysis.ranks import PairAgreement, pair_agreement, spearman
 from steering.errors import SteeringError
-from steering.runs.record import RunRecord
+from steering.runs.record import Metric, RunRecord
 
+LOGGED = "loss/validation"  # a scalar of the log: the task's loss of the last evaluation
 LOSSES = ("loss", "nll", "perplexity")  # what a metric's name says that is one
 
 
@@ -20,8 +22,9 @@ class Axis:
 
     Args:
         records: of the study.
-        metric: the loss; empty: the first loss of the proxies, or else their first mean over
-            examples, such as an accuracy (of which more is better).
+        metric: the loss; "loss/validation": the last one of the log; empty: the first loss of the
+            proxies, or else their first mean over examples, such as an accuracy (of which more is
+            better).
         small: the small rate is at most the best one over this.
     """
 
@@ -32,6 +35,10 @@ class Axis:
         self.recipes = list(dict.fromkeys(r.axes["recipe"] for r in self.proxies))
         self.rates = sorted({r.axes["rate"] for r in self.proxies})
         self.metric, self.ratio = metric or _first_loss(self.proxies), small
+        if self.metric == LOGGED:
+            self.proxies, self.targets = (
+                [_with_logged(record) for record in part] for part in (self.proxies, self.targets)
+            )
         meaning = self.proxies[0].meaning[self.metric]
         self.sign = -1.0 if meaning.higher_is_better else 1.0
         self.log = meaning.exp  # a perplexity is looked at as the loss that it is made of
@@ -150,6 +157,17 @@ class Axis:
         """Losses by frequencies alone, (recipes,)."""
         found = {r.axes["recipe"]: r.metrics["loss"] for r in self.order0}
         return np.array([found[recipe] for recipe in self.recipes]) if found else None
+
+
+def _with_logged(record: RunRecord) -> RunRecord:
+    """The record with the last validation loss of its log among its metrics."""
+    if LOGGED in record.metrics:
+        return record
+    values = [row[LOGGED] for row in record.curves() if LOGGED in row]
+    if not values:
+        raise SteeringError(f"studies.recipes.metric: the log of {record.label} has no {LOGGED}")
+    meaning = {**record.meaning, LOGGED: Metric(percent=False, higher_is_better=False)}
+    return replace(record, metrics={**record.metrics, LOGGED: values[-1]}, meaning=meaning)
 
 
 def _first_loss(records: Sequence[RunRecord]) -> str:

@@ -29,10 +29,12 @@ def tables(axis: Axis) -> list[Table]:
 
 
 def by_metric(axis: Axis) -> list[Table]:
-    """The same of every other loss, such as that of a domain."""
+    """The same of every other loss, such as that of a domain, and of means over examples, such as
+    an accuracy."""
     records = [*axis.proxies, *axis.targets]
-    falling = [name for name, one in axis.proxies[0].meaning.items() if not one.higher_is_better]
-    names = list(dict.fromkeys([axis.metric, *falling]))
+    meaning = axis.proxies[0].meaning
+    others = [name for name, one in meaning.items() if not one.higher_is_better or one.of]
+    names = list(dict.fromkeys([axis.metric, *others]))
     lines = []
     for name in names:
         one = Axis(records, name, axis.ratio)

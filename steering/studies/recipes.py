@@ -13,6 +13,7 @@ from steering.analysis.recipes_axis import Axis
 from steering.analysis.recipes_page import axis_figure, tables, verdict_of, winner_config
 from steering.runs.record import RunRecord
 from steering.studies import study
+from steering.studies.contestants import with_reference_of
 from steering.studies.distinct import require_distinct
 
 if TYPE_CHECKING:
@@ -46,7 +47,8 @@ class RecipesOptions:
     """Seeds of the target."""
     metric: str = ""
     """Which metric recipes are compared by; empty: the first loss or perplexity, else the first mean
-    over examples, such as test/accuracy, else the first that gets smaller."""
+    over examples, such as test/accuracy, else the first that gets smaller. "loss/validation": the
+    loss of the last evaluation, which a classifier has in its log alone."""
     small: float = 30.0
     """The small rate is the largest of `rates` that is at most the proxy's own best over this."""
     order0: bool = True
@@ -93,6 +95,8 @@ class Recipes:
                             )
                         else:
                             config = with_overrides(sized, {"optimizer.lr": rate, "seed": seed})
+                            # A recipe has one reference, whatever the size and the rate.
+                            config = with_reference_of(config, cooked, [*own, "optimizer.lr"])
                             found.append(training(config, label, axes))
         require_distinct(found, KEY)
         require_distinct(frequencies, f"{KEY}.order0")

@@ -1,4 +1,4 @@
-"""Training images with the answers of a run as labels, or those of them that it is surest of."""
+"""Training images or texts with the answers of a run as labels, or those of them that it is surest of."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ def derived(part: Labelled, given: DeriveLabels, task: Task, *, follow: bool) ->
     rows = np.arange(len(part.numbers))
     if given.scored_by is not None and given.keep.share < 1:
         found = scores(given.scored_by, given.keep.score, task, data)
-        rows = kept_by_scores(found, given.keep.share, not given.keep.highest, "images")
+        what = f"{part.source.kind}s"
+        rows = kept_by_scores(found, given.keep.share, not given.keep.highest, what)
     if given.labels_from is not None:
         told = answers(given.labels_from, task, data)
         labels = np.where(told < 0, part.labels, told)

@@ -1,4 +1,4 @@
-"""A labelled image for a person to look at."""
+"""A labelled image, or text, for a person to look at."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from steering.exhibits import Exhibit, thumbnail
 
 from .data import Labelled
 from .images import UnreadableError
+from .texts import text_of
 
 
 def exhibit_of(part: Labelled, number: int) -> Exhibit:
@@ -21,6 +22,8 @@ def exhibit_of(part: Labelled, number: int) -> Exhibit:
         image = part.source.image(place)
     except UnreadableError as error:
         return Exhibit(f"{text}: {error}")
+    if part.source.kind == "text":
+        return Exhibit(f"{text}: {text_of(image)}")
     return Exhibit(
         text, thumbnail(Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image))
     )

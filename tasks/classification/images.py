@@ -32,15 +32,17 @@ class UnreadableError(Exception):
 
 
 class Source(ABC):
-    """n labelled images.
+    """n labelled images, or texts.
 
     Attributes:
         labels: class numbers, int64, (n,).
         classes: name of each class.
         groups: group numbers, int64, (n,), of a source that knows them; else empty.
         group_names: of each group.
+        kind: "image", or "text": rows of bytes, (1, length, 1), with zeros behind the end.
     """
 
+    kind: str = "image"
     labels: np.ndarray
     classes: list[str]
     groups: np.ndarray = np.zeros(0, dtype=np.int64)

@@ -18,6 +18,7 @@ from steering.task import Model, ModelSpec
 from steering.weights import load_weights
 
 from .data import ImageInputs
+from .text_models import text_classifier
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 AUXILIARY = ("googlenet", "inception_v3")
@@ -72,10 +73,12 @@ class Mlp(nn.Module):
         return self.layers(image)
 
 
-def build_classifier(spec: ModelSpec, shape: tuple[int, int, int], classes: int) -> Model:
-    """The network of a spec for images of a shape (h, w, c).
+def build_classifier(
+    spec: ModelSpec, shape: tuple[int, int, int], classes: int, kind: str = "image"
+) -> Model:
+    """The network of a spec for images of a shape (h, w, c), or for texts (`text_classifier`).
 
-    Names: "cnn" (option `width`, 32), "mlp" (option `width`, 64), "linear"; "torchvision:resnet18";
+    Names of models for images: "cnn" (option `width`, 32), "mlp" (option `width`, 64), "linear"; "torchvision:resnet18";
     "timm:resnet18". Further options: `size`, to which images are resized (needed where they differ;
     torchvision's and timm's have a default); all others go to the library. `pretrained` is
     "DEFAULT" or another weight tag of torchvision, "true" or a tag of timm, or a file with a state
@@ -87,8 +90,12 @@ def build_classifier(spec: ModelSpec, shape: tuple[int, int, int], classes: int)
     library, colon, name = spec.name.partition(":")
     options = dict(spec.options)
     size = options.pop("size", None)
-    if not colon:
-        module, inputs = _own(spec.name, options, size, shape, classes)
+    if kind == "text" or not colon:
+        module, inputs = (
+            text_classifier(spec.name, dict(spec.options), classes)
+            if kind == "text"
+            else _own(spec.name, options, size, shape, classes)
+        )
         if spec.pretrained is not None:
             load_weights(user_path(spec.pretrained), module)
     elif library == "torchvision":

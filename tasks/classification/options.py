@@ -12,29 +12,33 @@ from steering.registry import chosen
 
 from ..transforms import Duplicate, require_dedup
 from .losses import LOSSES, CrossEntropy, LabelLoss
+from .merged import require_members
 from .recipe import ImagesFilter
 from .shares import require_shares
 
 SOURCES = (
     *("digits", "coloured_digits", "digits_on_photographs"),
-    *("arrays", "folder", "table", "torchvision"),
+    *("arrays", "folder", "table", "torchvision", "stdlib", "texts"),
 )
-GROUPED = ("coloured_digits", "digits_on_photographs", "table")
+TEXTS = ("stdlib", "texts")
+GROUPED = ("coloured_digits", "digits_on_photographs", "table", *TEXTS)
 AUGMENTATIONS = ("none", "crop", "flip-crop")
 
 
 @dataclass
 class ClassificationData:
-    """Labelled images."""
+    """Labelled images, or texts."""
 
     source: str = "digits"
     """"digits" and "coloured_digits" (embedded), "digits_on_photographs", "arrays" (.npz files),
-    "folder" (a sub-folder per class), "table" (a CSV that names files) or "torchvision"."""
+    "folder" (a sub-folder per class), "table" (a CSV that names files) or "torchvision"; of texts
+    "stdlib" (embedded) or "texts" (a table, or files by class)."""
     path: str | None = None
     """arrays: the training .npz with "image" and "label"; digits_on_photographs: that of the
-    photographs; folder: the training folder; table: the CSV; torchvision: where the data lie."""
+    photographs; folder: the training folder; table: the CSV; torchvision: where the data lie;
+    texts: a .csv, .tsv or .jsonl, or files by class, such as texts/{class}/*.txt."""
     test_path: str | None = None
-    """arrays, digits_on_photographs and folder: the same for the test part."""
+    """arrays, digits_on_photographs, folder and texts: the same for the test part."""
     dataset: str | None = None
     """torchvision: the data set's class, such as CIFAR10."""
     download: bool = False
@@ -43,7 +47,9 @@ class ClassificationData:
     """torchvision: further arguments of the class for both parts, such as {split: letters} of
     EMNIST; coloured_digits: label, minority, test_minority, cue, seed; digits_on_photographs:
     digits, kinds, opacity, label, minority, test_minority, count, test_count, seed; table: image,
-    label, split, train, test, group, spurious, root."""
+    label, split, train, test, group, spurious, goes_with, root; stdlib and texts: length, pieces,
+    kinds, marks, minority, test_minority, seed; stdlib: modules; texts: text, label, group,
+    spurious, separator."""
     train_options: dict[str, Any] = field(default_factory=dict)
     """torchvision: arguments for the training part, such as {split: trainval}; absent: by the usual
     names."""
@@ -63,9 +69,16 @@ class ClassificationData:
     labels: str | None = None
     """A file of training labels that replace the source's: FILE.npy, FILE.npz:KEY, FILE.pt:KEY, or
     text with one a line."""
+    merge: dict[str, list[Any]] = field(default_factory=dict)
+    """Name of a class -> classes of the source that become it, by their names or numbers, each once;
+    empty: the source's own. A file of `labels` has numbers of the source's classes."""
     groups: str | None = None
     """"class": a group for each class as labelled in training; "source": those that the source
-    knows (coloured_digits, digits_on_photographs, table); or a file of group numbers, as `labels`; null: no groups."""
+    knows (coloured_digits, digits_on_photographs, table) or `group_classes`; or a file of group
+    numbers, as `labels`; null: no groups."""
+    group_classes: dict[str, list[Any]] = field(default_factory=dict)
+    """Name of a group -> classes of the source (before `merge`) that are in it, each once: with
+    groups "source"."""
     test_groups: str | None = None
     """The same for the test part, when `groups` is a file."""
     group_shares: dict[int, float] = field(default_factory=dict)
@@ -98,6 +111,8 @@ class ClassificationData:
             "arrays": ("path", "test_path"),
             "table": ("path",),
             "folder": ("path", "test_path"),
+            "stdlib": (),
+            "texts": ("path", "test_path"),
         }
         if self.source not in SOURCES:
             raise SteeringError(
@@ -107,7 +122,7 @@ class ClassificationData:
             if not getattr(self, key):
                 raise SteeringError(f"{key}: needed for source {self.source!r}")
         # Somebody's own data must not give way to embedded ones without a word.
-        embedded = self.source in ("digits", "coloured_digits")
+        embedded = self.source in ("digits", "coloured_digits", "stdlib")
         unread = {"path": embedded, "test_path": embedded or self.source == "table"}
         for key in unread:
             if unread[key] and getattr(self, key):
@@ -125,6 +140,8 @@ class ClassificationData:
                 f"augment: expected one of {', '.join(AUGMENTATIONS)}, got {self.augment!r}"
             )
         require_dedup(self.dedup)
+        if self.source in TEXTS:
+            self._require_texts()
         if self.blur < 0:
             raise SteeringError(f"blur: expected a number of pixels >= 0, got {self.blur}")
         if self.mix and not all(0 <= weight < math.inf for weight in self.mix.values()):
@@ -143,13 +160,33 @@ class ClassificationData:
                 raise SteeringError(
                     f"class_shares: expected class number -> share in (0, 1], got {label}: {share}"
                 )
-        if self.groups == "source" and self.source not in GROUPED:
-            raise SteeringError(f"groups: source {self.source!r} knows of none; give a file")
+        if self.groups == "source" and self.source not in GROUPED and not self.group_classes:
+            raise SteeringError(
+                f"groups: source {self.source!r} knows of none; give a file, or set group_classes"
+            )
+        if self.group_classes and self.groups != "source":
+            raise SteeringError(f"group_classes: wants groups: source, got {self.groups}")
+        for key in ("merge", "group_classes"):
+            require_members(getattr(self, key), key)
         if self.group_shares and self.groups is None:
             raise SteeringError("group_shares: there are no groups; set groups")
         require_shares(self.group_shares)
         if self.groups not in (None, "class", "source") and not self.test_groups:
             raise SteeringError("test_groups: needed when groups is a file")
+
+    def _require_texts(self) -> None:
+        """SteeringError for what can be done to pictures alone."""
+        given = {
+            "blur": self.blur != 0,
+            "augment": self.augment != "none",
+            "dedup": self.dedup == "near",
+            "filter.side": self.filter.side != 0,
+        }
+        if wrong := [key for key, is_set in given.items() if is_set]:
+            more = "; expected none or exact" if wrong[0] == "dedup" else ""
+            raise SteeringError(
+                f"{wrong[0]}: is for images, and source {self.source!r} has texts{more}"
+            )
 
 
 @dataclass

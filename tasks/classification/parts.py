@@ -12,15 +12,22 @@ from steering.reading import report_once
 
 from .data import Labelled, kept_of_classes, noisy_labels, part_of
 from .images import Source
+from .merged import Merged, merged
 from .options import ClassificationData
 from .photographs import digits_on_photographs
 from .shares import in_shares
 from .sources import arrays, digits, folders, read_numbers, torchvision_sets
 from .spurious import coloured_digits
 from .table import table
+from .texts import library, texts
 
 
 def open_sources(data: ClassificationData) -> tuple[Source, Source]:
+    """The training and the test part, with classes and groups as `merge` and `group_classes` say."""
+    return merged(*_as_they_are(data), data.merge, data.group_classes)
+
+
+def _as_they_are(data: ClassificationData) -> tuple[Source, Source]:
     path, test_path = str(data.path), str(data.test_path)
     if data.source == "digits":
         return digits()
@@ -30,6 +37,10 @@ def open_sources(data: ClassificationData) -> tuple[Source, Source]:
         return digits_on_photographs(path, test_path, data.options)
     if data.source == "table":
         return table(path, data.options)
+    if data.source == "stdlib":
+        return library(data.options)
+    if data.source == "texts":
+        return texts(path, test_path, data.options)
     if data.source == "arrays":
         return arrays(path, test_path)
     if data.source == "folder":
@@ -44,16 +55,7 @@ def labelled_parts(
     """Training and test examples, and the names of the groups."""
     classes, labels = len(train.classes), train.labels
     if data.labels is not None:
-        labels = _aligned(
-            read_numbers(data.labels, "task.data.labels"),
-            len(train),
-            "task.data.labels",
-            data.labels,
-        )
-        if labels.min() < 0 or labels.max() >= classes:
-            raise SteeringError(
-                f"task.data.labels: expected numbers in [0, {classes}) in {data.labels}"
-            )
+        labels = _labels_of_file(data.labels, train)
     labels = noisy_labels(labels, classes, data.label_noise, data.seed)
     if unknown := [label for label in data.class_shares if label >= classes]:
         raise ConfigError(f"task.data.class_shares: no class {unknown[0]}; there are {classes}")
@@ -72,8 +74,8 @@ def labelled_parts(
         groups, test_groups, names = train.groups, test.groups, train.group_names
         if not names:
             raise SteeringError(
-                "task.data.groups: the table gives none; name a column in options.group or "
-                "options.spurious"
+                "task.data.groups: the source gives none; name a column in options.group or "
+                "options.spurious, or set group_classes"
             )
     elif data.groups is not None:
         key, test_key = "task.data.groups", "task.data.test_groups"
@@ -99,6 +101,17 @@ def labelled_parts(
         Labelled(test, whole, test.labels, test_groups),
         names,
     )
+
+
+def _labels_of_file(file: str, train: Source) -> np.ndarray:
+    """Labels that replace the source's, int64, (n,): numbers of its own classes, merged as they
+    are."""
+    key = "task.data.labels"
+    labels = _aligned(read_numbers(file, key), len(train), key, file)
+    place = train.place if isinstance(train, Merged) else np.arange(len(train.classes))
+    if labels.min() < 0 or labels.max() >= len(place):
+        raise SteeringError(f"{key}: expected numbers in [0, {len(place)}) in {file}")
+    return place[labels]
 
 
 def _report_empty(kind: str, names: Sequence[str], numbers: np.ndarray, what: str) -> None:

@@ -23,14 +23,13 @@ from ..transforms import (
 from .data import Labelled
 from .images import Source, UnreadableError, pixels
 
-WHAT = "images"
 _SIDE = 8  # of the grid of a near duplicate's differences
 
 
 @dataclass
 class ImagesFilter(Filter):
-    """Which training images stay. A function is called with the image, uint8, (h, w, c), and the
-    label."""
+    """Which training images stay. A function is called with the image, uint8, (h, w, c), or the
+    bytes of the text, (1, length, 1), and the label."""
 
     side: int = 0
     """Least pixels of the shorter side."""
@@ -49,7 +48,7 @@ class Blurred(Source):
     """
 
     def __init__(self, source: Source, sigma: float) -> None:
-        self.source, self.sigma = source, sigma
+        self.source, self.sigma, self.kind = source, sigma, source.kind
         self.labels, self.classes = source.labels, source.classes
         self.groups, self.group_names = source.groups, source.group_names
 
@@ -82,19 +81,20 @@ def cooked(
         names: of the groups or the classes.
         reserved: examples kept from training: no copy of them is left either.
     """
+    what = f"{part.source.kind}s"
     if dedup != "none":
         key = _content if dedup == "exact" else _difference_hash
         kept, away = (
             [_read(one, row, key) for row in range(len(one.numbers))] if one is not None else []
             for one in (part, reserved)
         )
-        part = part.at(first_ones(kept, WHAT, away))
+        part = part.at(first_ones(kept, what, away))
     if given != ImagesFilter():
         own = given.function is not None or given.side > 0
         passes = _judge(part, given)
-        part = part.at(filtered(given, len(part.numbers), passes, WHAT, own=own))
+        part = part.at(filtered(given, len(part.numbers), passes, what, own=own))
     if repeat.share > 0 and repeat.times > 1:
-        part = part.at(duplicated(repeat, len(part.numbers), seed, WHAT))
+        part = part.at(duplicated(repeat, len(part.numbers), seed, what))
     if mix:
         if unknown := [number for number in mix if not 0 <= number < len(names)]:
             raise SteeringError(
@@ -103,7 +103,7 @@ def cooked(
             )
         kind = part.labels if part.groups is None else part.groups
         weights = np.array([mix.get(number, 0.0) for number in range(len(names))])
-        part = part.at(mixed_rows(kind, weights, seed, names, WHAT))
+        part = part.at(mixed_rows(kind, weights, seed, names, what))
     return part
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,8 @@ class TableOptions:
     """A column whose values are the groups; null: none."""
     spurious: str | None = None
     """A column that agrees with the label for most: two groups, "agrees" and "disagrees"."""
+    goes_with: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Value of the spurious column -> labels that it goes with; empty: it is the label itself."""
     root: str | None = None
     """Where the files' names begin; null: the table's folder."""
 
@@ -58,7 +60,7 @@ class TableSource(FileSource):
 
 
 def table(path: str, options: Mapping[str, Any]) -> tuple[TableSource, TableSource]:
-    """The training and the test part of a CSV with a head line.
+    """The training and the test part of a CSV or .tsv with a head line.
 
     Raises:
         SteeringError: no such file or column, an empty part, or labels and spurious values that
@@ -66,11 +68,11 @@ def table(path: str, options: Mapping[str, Any]) -> tuple[TableSource, TableSour
     """
     given = _options(options)
     place = user_path(path)
-    rows = _rows(place)
+    rows = rows_of(place, "path")
     _require(given, rows)
     root = place.parent if given.root is None else user_path(given.root)
-    labels, classes = _numbered([row[given.label] for row in rows])
-    groups, names = _groups(given, rows, labels, classes)
+    labels, classes = numbered([row[given.label] for row in rows])
+    groups, names = groups_of(given, rows, labels, classes)
     found, tally = [], Tally()
     for part in (given.train, given.test):
         wanted = {str(value) for value in part}
@@ -105,14 +107,22 @@ def _options(options: Mapping[str, Any]) -> TableOptions:
     return given
 
 
-def _rows(place: Path) -> list[dict[str, str]]:
+def rows_of(place: Path, key: str) -> list[dict[str, str]]:
+    """Rows of a CSV with a head line, or of a .tsv: tabs, and quotes that mean nothing.
+
+    Args:
+        key: the config's, for messages.
+    """
     try:
         with place.open(newline="", encoding="utf-8-sig") as file:
-            rows = [*csv.DictReader(file)]
+            if place.suffix == ".tsv":
+                rows = [*csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)]
+            else:
+                rows = [*csv.DictReader(file)]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise SteeringError(f"path: cannot read the table {place}: {error}") from error
+        raise SteeringError(f"{key}: cannot read the table {place}: {error}") from error
     if not rows:
-        raise SteeringError(f"path: {place} has no rows below its head")
+        raise SteeringError(f"{key}: {place} has no rows below its head")
     return rows
 
 
@@ -138,7 +148,7 @@ def _name(image: str, row: Mapping[str, str]) -> str:
     return image.format_map(row) if "{" in image else row[image]
 
 
-def _numbered(values: Sequence[str]) -> tuple[np.ndarray, list[str]]:
+def numbered(values: Sequence[str]) -> tuple[np.ndarray, list[str]]:
     """Class numbers, int64, and names; numbers stay as they are."""
     if all(value.isascii() and value.isdigit() for value in values):
         numbers = np.array([int(value) for value in values])
@@ -148,19 +158,34 @@ def _numbered(values: Sequence[str]) -> tuple[np.ndarray, list[str]]:
     return np.array([place[value] for value in values]), names
 
 
-def _groups(
+def groups_of(
     given: TableOptions, rows: Sequence[Mapping[str, str]], labels: np.ndarray, classes: list[str]
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     if given.group is not None:
-        groups, names = _numbered([row[str(given.group)] for row in rows])
+        groups, names = numbered([row[str(given.group)] for row in rows])
         return groups, tuple(names)
     if given.spurious is not None:
         told = [row[given.spurious] for row in rows]
-        if unknown := {*told} - {*classes}:
-            raise SteeringError(
-                f"options.spurious: {given.spurious} has the value {min(unknown)}, which is no label; "
-                f"labels are {', '.join(classes[:10])}"
-            )
-        agrees = [one == classes[label] for one, label in zip(told, labels, strict=True)]
+        goes = _goes_with(given, {*told}, classes)
+        agrees = [classes[label] in goes[one] for one, label in zip(told, labels, strict=True)]
         return 1 - np.array(agrees, dtype=np.int64), GROUPS
     return np.zeros(0, dtype=np.int64), ()
+
+
+def _goes_with(
+    given: TableOptions, told: Collection[str], classes: Sequence[str]
+) -> dict[str, set[str]]:
+    """Value of the spurious column → the labels that it agrees with."""
+    goes = {value: {*labels} for value, labels in given.goes_with.items()}
+    goes = goes or {name: {name} for name in classes}
+    if unknown := {*told} - {*goes}:
+        why = "goes_with does not name" if given.goes_with else "is no label"
+        raise SteeringError(
+            f"options.spurious: {given.spurious} has the value {min(unknown)}, which {why}; "
+            f"expected {', '.join([*goes][:10])}"
+        )
+    if unknown := {label for labels in goes.values() for label in labels} - {*classes}:
+        raise SteeringError(
+            f"options.goes_with: no label {min(unknown)}; labels are {', '.join(classes[:10])}"
+        )
+    return goes

@@ -42,7 +42,7 @@ from .sources import (
 
 
 class ClassificationTask(Task):
-    """Image classification; the unit of loss is an example."""
+    """Classification of images or texts; the unit of loss is an example."""
 
     Options: ClassVar[type] = ClassificationOptions
     may_have_groups: ClassVar[bool] = True
@@ -72,7 +72,8 @@ class ClassificationTask(Task):
         return derived(part, data.derive, self, follow=data.groups == "class")
 
     def network(self, spec: ModelSpec) -> Model:
-        return build_classifier(spec, _first_shape(self.train), len(self.classes))
+        kind = self.train.kind
+        return build_classifier(spec, _first_shape(self.train), len(self.classes), kind)
 
     def train_data(self, target: Model, reference: Model | None, seed: int) -> IndexedData:
         views: dict[str, ImageInputs] = {"": target.inputs}

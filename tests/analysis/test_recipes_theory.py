@@ -31,7 +31,7 @@ def test_two_recipes_change_places_where_the_formula_says():
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_random_features_at_a_small_rate_rank_as_a_wide_model_does(seed):
     """Recipes are noise levels of the labels of a linear teacher. One pass of gradient descent on
-    ReLU features: width 64 at a small rate orders them as width 2048 does."""
+    ReLU features: width 64 at a small rate orders them as width 4096 does."""
     rng = np.random.default_rng(seed)
     x, clean = rng.normal(size=(400, 8)), rng.normal(size=8)
     y = np.sign(x @ clean)
@@ -52,6 +52,6 @@ def test_random_features_at_a_small_rate_rank_as_a_wide_model_does(seed):
             found.append(np.mean((f_test @ head - target) ** 2))
         return np.array(found)
 
-    wide = losses(2048, 0.05)
+    wide = losses(4096, 0.05)
     assert np.array_equal(np.argsort(losses(64, 0.05)), np.argsort(wide))
     assert np.array_equal(np.argsort(wide), np.arange(6))

@@ -140,6 +140,36 @@ def test_the_layout_of_waterbirds(tmp_path, caplog):
     assert np.array_equal(found.test_part.groups, test.groups)
 
 
+def test_values_that_go_with_several_labels_in_a_table_with_tabs(tmp_path):
+    """As of emoji: a vendor's style goes with some of Unicode's groups."""
+    rows = [(n, f"{n}.png", "abc"[n % 3], n % 2, "xy"[(n // 3) % 2]) for n in range(12)]
+    file = Path(waterbirds(tmp_path, rows, ("key", "name", "group", "part", "vendor")))
+    text = file.read_text().replace(",", "\t").replace("\r", "").replace("\t0.png", '\t"0.png')
+    (tmp_path / "index.tsv").write_text(text)  # a quote means nothing beside tabs
+    options = {
+        "image": "name",
+        "label": "group",
+        "split": "part",
+        "train": "0",
+        "test": "1",
+        "spurious": "vendor",
+    }
+    goes_with = {"x": ["a", "b"], "y": ["c"]}
+    train, test = table(str(tmp_path / "index.tsv"), {**options, "goes_with": goes_with})
+    assert train.files[0].name == '"0.png'
+    for part, first in ((train, 0), (test, 1)):
+        for n, (label, group) in enumerate(zip(part.labels, part.groups, strict=True)):
+            _, _, name, _, vendor = rows[first + 2 * n]
+            assert part.classes[label] == name
+            assert group == (name not in goes_with[vendor])
+    for wrong, message in (
+        ({"x": ["a"]}, "vendor has the value y, which goes_with does not name; expected x"),
+        ({"x": ["a"], "y": ["d"]}, "options.goes_with: no label d; labels are a, b, c"),
+    ):
+        with pytest.raises(SteeringError, match=message):
+            table(str(tmp_path / "index.tsv"), {**options, "goes_with": wrong})
+
+
 def test_the_layout_of_wilds_with_names_made_of_columns(tmp_path):
     """As camelyon17 has it: no file names, the parts and classes by name."""
     columns = ("", "patient", "node", "tumor", "split", "center")

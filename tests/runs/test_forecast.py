@@ -23,7 +23,7 @@ from steering_tasks.clip import ClipRisk
 from steering_tasks.clip.models import build_clip, sketch_clip
 
 NAMES = [one.name for one in packaged_configs()]
-WITH_CLASSES_IN_THE_DATA = ("cifar10n", "photographs")
+WITH_CLASSES_IN_THE_DATA = ("cifar10n", "photographs", "animals", "emoji")
 
 
 def config_of(tmp_path, *words):

@@ -92,6 +92,18 @@ def test_at_a_small_rate_a_narrow_model_orders_recipes_as_a_wide_one():
     assert spearman(losses(48, 2.0), wide) < 1.0
 
 
+def test_the_same_recipe_rate_and_seed_make_no_difference():
+    """METHODS 6, acceptance fact 5; another seed does."""
+    recipe, test = points(200, noise=0.3, seed=2), points(100, seed=3)
+
+    def losses(seed):
+        features, given = Features.drawn(6, 32, seed), {"rate": 0.1, "batch": 1, "seed": seed}
+        return judged(sgd(features, recipe, test, 3, given)[0], test.y, 3)[0]
+
+    assert np.array_equal(losses(0), losses(0))
+    assert not np.array_equal(losses(0), losses(1))
+
+
 def test_a_misspelled_option_is_refused(tmp_path, capsys):
     words = ["smoke=true", f"output={tmp_path}", "studies.recipes.order0=false"]
     word = "studies.recipes.proxy={learner: sgd, widht: 8}"

@@ -13,7 +13,8 @@ from steering.analysis.recipes_axis import Axis
 from steering.analysis.recipes_page import by_metric, recommended, tables, verdict_of, winner_config
 from steering.cli import main
 from steering.config import load_config
-from steering.errors import ConfigError
+from steering.errors import ConfigError, SteeringError
+from steering.runs.ask import reference_training
 from steering.runs.record import Cost, Metric, RunRecord
 from steering.studies.recipes import Recipes, RecipesOptions
 
@@ -260,6 +261,45 @@ def test_classifiers_that_are_trained_are_compared_by_their_accuracy(tmp_path):
     assert [line[0] for line in others.lines] == ["test/accuracy", "test/ECE"]
     named = winner_config(axis).partition("'")[2].partition("'")[0]
     assert named == "a"
+
+
+def test_the_validation_loss_of_the_log(tmp_path):
+    """A classifier has it in its log alone; the last one counts."""
+    found = [
+        replace(record, metrics={"test/accuracy": 0.5}, meaning={"test/accuracy": MEAN})
+        for record in records(tmp_path, TRUTH, SCRAMBLED)
+    ]
+    with pytest.raises(SteeringError, match=r"the log of proxy-a-0\.001-0 has no loss/validation"):
+        Axis(found, "loss/validation", 30.0)
+    expected = {}
+    for number, record in enumerate(found):
+        expected[record.label] = 1.0 + number / 100
+        rows = [{"step": 1, "loss/validation": 9.0}]
+        rows += [{"step": 2, "loss/validation": expected[record.label]}, {"step": 2, "x": 1.0}]
+        with (record.folder / "metrics.jsonl").open("a") as file:
+            file.write("".join(json.dumps(row) + "\n" for row in rows))
+    axis = Axis(found, "loss/validation", 30.0)
+    assert (axis.metric, axis.sign, axis.log) == ("loss/validation", 1.0, False)
+    for record in axis.proxies + axis.targets:
+        assert axis.loss(record) == expected[record.label]
+    (others,) = by_metric(axis)
+    assert [line[0] for line in others.lines] == ["loss/validation", "test/accuracy"]
+
+
+def test_a_recipe_has_one_reference_whatever_the_size_and_the_rate():
+    words = ["method=drrho", "reference.train={task.data.part: [0.0, 0.33]}"]
+    config = load_config(DIGITS, words)
+    recipes = {"as_is": {}, "blur": {"task.data.blur": 1.0}}
+    proxy = {"target.options.width": 8, "train.samples": 640}
+    given = RecipesOptions(recipes, proxy, rates=[0.01, 0.1], target_rates=[0.01, 0.1], seeds=2)
+    asks = [ask for ask in Recipes(given).wanted(config, []) if ask.axes["scale"] != "order 0"]
+    assert len(asks) == 2 * 2 * (2 + 2)
+    used = {recipe: set() for recipe in recipes}
+    for ask in asks:
+        used[ask.axes["recipe"]].add(ask.parents["reference"].key)
+    assert used["as_is"] == {reference_training(config).key}  # as the run itself would train it
+    assert len(used["blur"]) == 1
+    assert used["blur"] != used["as_is"]
 
 
 def test_the_study_from_the_command_line(tmp_path):

@@ -123,6 +123,24 @@ def test_two_names_of_one_teacher_are_refused():
         WeakToStrong(given).wanted(config, [])
 
 
+@pytest.mark.parametrize("name", ["texts", "animals", "emoji"])
+def test_backbones_learn_the_classes_that_the_cells_merge(name):
+    config = load_config(CONFIG.with_name(f"{name}.yaml"))
+    data = config.task.data
+    assert len(data.merge) == 2
+    options = WeakToStrongOptions(**{**config.studies["weak_to_strong"], "seeds": 5})
+    cells = WeakToStrong(options).wanted(config, [])
+    assert len(cells) == 2 * 4 * 5
+    for cell in (cells[0], cells[-1]):
+        assert cell.config.task.data.merge == data.merge
+        for features in cell.parents.values():
+            assert features.config.task.data.merge == {}
+            (backbone,) = features.parents.values()
+            trained = backbone.config.task.data
+            assert trained.merge == {}
+            assert trained.part[1] == features.config.task.data.part[0]  # they share no example
+
+
 def test_the_study_from_the_command_line_and_again_from_its_records(tmp_path):
     words = [
         "smoke=true",
