@@ -73,7 +73,7 @@ def _outputs(found: Forecast) -> str:
     """Shapes of the reference's outputs and their bytes on disk, or what these would be."""
     assert found.reference is not None
     shapes = found.reference.outputs.items()
-    told = ", ".join(f"{name} {list(shape)}" for name, shape in shapes)
+    told = ", ".join(f"{name} {list(shape) if shape else '(a number)'}" for name, shape in shapes)
     each = found.reference.output_bytes
     if found.examples is None:
         return f"{told}; {in_bytes(each)} an example stored"
