@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -36,10 +36,33 @@ class Exhibit:
     Attributes:
         text: caption, label or text, in the task's own words.
         picture: a PNG, or None.
+        said: what a model made of it, in the same words: a class, a caption; empty where no model
+            was asked.
     """
 
     text: str
     picture: bytes | None = None
+    said: str = ""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Evaluated examples with their losses, to look at those that a model does worst on.
+
+    Attributes:
+        losses: of each, in the unit of the training's loss items, (n,); NaN counts as the highest.
+        exhibits: places among the n -> those examples, with what the model made of them. The main
+            process alone calls it, so it may not wait for the others. Data that are gone raise
+            SteeringError.
+    """
+
+    losses: np.ndarray
+    exhibits: Callable[[Sequence[int]], Sequence[Exhibit]]
+
+    def worst(self, count: int) -> list[int]:
+        """Places of the highest losses, the highest first; of equal ones the first."""
+        found = np.where(np.isnan(self.losses), np.inf, self.losses)
+        return [int(place) for place in np.argsort(-found, kind="stable")[:count]]
 
 
 @dataclass(frozen=True)

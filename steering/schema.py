@@ -92,9 +92,10 @@ class BoardConfig:
     histograms_every: int = 100
     """Steps between two histograms of weights and losses; 0: none."""
     pictures_every: int = 1000
-    """Steps between two pictures: the map, and the examples that weigh most and least; 0: none."""
+    """Steps between two pictures: the map, the examples that weigh most and least, and, with the next
+    evaluation and the last, the evaluated ones with the highest loss; 0: none."""
     examples: int = 8
-    """Examples of each kind in a picture; 0: no such picture."""
+    """Examples of each kind in a picture; 0: no picture of examples."""
 
 
 @dataclass(frozen=True)

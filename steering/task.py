@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from steering.data import IndexedData
 from steering.errors import SteeringError
-from steering.exhibits import Exhibit, Labels
+from steering.exhibits import Exhibit, Judged, Labels
 from steering.extras import explained
 from steering.plugins import installed, load_file, load_module
 from steering.risk import Batch, ReferenceRisk
@@ -103,6 +103,8 @@ class Evaluation:
         figures: pictures for TensorBoard.
         loss: mean loss of the evaluated examples, in the unit of the training's loss items; None
             where a task has no such number.
+        judged: the evaluated examples with their losses, so that TensorBoard can show the worst;
+            None where a task shows none.
     """
 
     scores: Mapping[str, Scores] = field(default_factory=dict)
@@ -110,6 +112,7 @@ class Evaluation:
     meaning: Mapping[str, Metric] = field(default_factory=dict)
     figures: Mapping[str, Figure] = field(default_factory=dict)
     loss: float | None = None
+    judged: Judged | None = None
 
     def values(self) -> dict[str, float]:
         """Every metric: the means of the scores that stand for themselves, then the further

@@ -116,7 +116,7 @@ def test_a_step(setups, name, unit, method, micro_batches):
 BOARD = (ROOT / "docs/tensorboard.md").read_text(encoding="utf-8")
 ON_A_GPU = {"perf/gpu_gib"}
 OF_GROUPS = {"group/NAME/loss", "group/NAME/weight"}
-PICTURES = {"steer/map", "steer/examples"}
+PICTURES = {"steer/map", "steer/examples", "eval/worst"}
 DOCUMENTED = set(re.findall(r"^\| `((?:loss|steer|group|perf|items)/[\w/]+)`", BOARD, re.M))
 
 
@@ -177,6 +177,7 @@ def test_a_run_has_every_tag_of_the_pages(setups, name, unit, method, tmp_path, 
     }
     if method == "drrho":
         assert others >= PICTURES
+        assert all(f"`{tag}`" in BOARD for tag in PICTURES)
     curves = [row for row in read_curves(tmp_path / "metrics.jsonl") if "steer/noise_share" in row]
     assert all(0 <= row["steer/mass_on_noise"] <= 1 for row in curves)
     if method == "erm" and unit != "pair":

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
 import torch
 
 from steering import distributed
 from steering.errors import SteeringError
 from steering.task import Evaluation, Model
+from steering.training.board.pictures import worst_figure
 from steering.training.state import State
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def evaluate(run: State, model: Model, done: int, prefix: str) -> Evaluation:
@@ -36,7 +41,28 @@ def evaluate(run: State, model: Model, done: int, prefix: str) -> Evaluation:
             values["loss/validation"] = found.loss
         run.log.scalars(done, values)
         run.log.figures(done, found.figures, "" if prefix == "eval" else f"{prefix}/")
+        if _shows(run, done):
+            run.log.figures(done, _worst(run, found), f"{prefix}/")
     # Rank 0 writes figures; the others must not start a step, and with it a collective, without it.
     distributed.barrier()
     run.evaluation_seconds += time.monotonic() - start
     return found
+
+
+def _shows(run: State, done: int) -> bool:
+    """Whether this evaluation is the last, or the first after another `pictures_every` steps."""
+    train, board = run.job.train, run.job.train.board
+    every, before = board.pictures_every, max(done - train.eval_every, 0)
+    due = every > 0 and (done == run.plan.steps or done // every > before // every)
+    return due and board.examples > 0
+
+
+def _worst(run: State, found: Evaluation) -> dict[str, Figure]:
+    """The picture of the evaluated examples with the highest losses, where a task shows them."""
+    if found.judged is None:
+        return {}
+    try:
+        figure = worst_figure(found.judged, run.job.train.board.examples)
+    except SteeringError:  # data that are gone
+        return {}
+    return {} if figure is None else {"worst": figure}

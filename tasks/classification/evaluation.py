@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,12 +22,26 @@ if TYPE_CHECKING:
 CHUNK = 512
 
 
+@dataclass(frozen=True)
+class Predicted:
+    """What a model says of n examples, on the CPU.
+
+    Attributes:
+        probability: of each class, (n, C).
+        label: int64, (n,).
+        number: of the example in the data that were asked for, int64, (n,).
+        group: int64, (n,), or None.
+    """
+
+    probability: Tensor
+    label: Tensor
+    number: Tensor
+    group: Tensor | None = None
+
+
 @torch.no_grad()
-def predict(
-    module: nn.Module, data: IndexedData, device: torch.device
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Probabilities, (n, C), labels, (n,), and groups, (n,) or None, on the CPU; the module's mode
-    is left as it is.
+def predict(module: nn.Module, data: IndexedData, device: torch.device) -> Predicted:
+    """What a model says of every example; its mode is left as it is.
 
     n counts the examples that the data deliver: those that cannot be read are left out. Every rank
     runs the model on its share of the examples and gets all results.
@@ -34,7 +49,7 @@ def predict(
     Raises:
         SteeringError: not one can be read.
     """
-    found: dict[str, list[Tensor]] = {"probability": [], "label": [], "group": []}
+    found: dict[str, list[Tensor]] = {"probability": [], "label": [], "number": [], "group": []}
     mine = distributed.share(len(data))
     for start in range(mine.start, mine.stop, CHUNK):
         batch = data.batch(np.arange(start, min(start + CHUNK, mine.stop)), 0)
@@ -42,14 +57,13 @@ def predict(
             continue
         found["probability"].append(module(batch["image"].to(device)).float().softmax(-1))
         found["label"].append(batch["label"].to(device))
+        found["number"].append(batch["index"].to(device))
         if "group" in batch:
             found["group"].append(batch["group"].to(device))
     return _of_all(found, len(data), device)
 
 
-def _of_all(
-    found: dict[str, list[Tensor]], wanted: int, device: torch.device
-) -> tuple[Tensor, Tensor, Tensor | None]:
+def _of_all(found: dict[str, list[Tensor]], wanted: int, device: torch.device) -> Predicted:
     """What all ranks have found; a rank whose share cannot be read brings nothing."""
     classes = found["probability"][0].shape[1] if found["probability"] else 0
     widths = distributed.gather_uneven(
@@ -61,6 +75,7 @@ def _of_all(
     empty = {
         "probability": torch.zeros(0, width),
         "label": torch.zeros(0).long(),
+        "number": torch.zeros(0).long(),
         "group": torch.zeros(0).long(),
     }
     whole = {
@@ -68,22 +83,22 @@ def _of_all(
         for name, parts in found.items()
         if name != "group" or grouped
     }
-    return whole["probability"], whole["label"], whole.get("group")
+    return Predicted(**whole)
 
 
 def accuracy(probability: Tensor, label: Tensor) -> float:
     return (probability.argmax(-1) == label).double().mean().item()
 
 
-def mean_loss(probability: Tensor, label: Tensor, loss: LabelLoss | None = None) -> float:
-    """Mean loss of probabilities, (n, C), by default cross entropy in nats; one that has underflown
-    counts as the smallest that float32 has."""
+def losses(probability: Tensor, label: Tensor, loss: LabelLoss | None = None) -> Tensor:
+    """Losses of probabilities, (n, C), float64, (n,); by default cross entropy in nats. A
+    probability that has underflown counts as the smallest that float32 has."""
     smallest = torch.finfo(torch.float32).tiny
     if loss is not None and not isinstance(loss, CrossEntropy):
         # Scores of a softmax are log-probabilities up to a constant.
-        return loss(probability.double().clamp_min(smallest).log(), label).mean().item()
+        return loss(probability.double().clamp_min(smallest).log(), label)
     own = probability.double().gather(1, label[:, None])
-    return -own.clamp_min(smallest).log().mean().item()
+    return -own.clamp_min(smallest).log()[:, 0]
 
 
 def calibration_error(probability: Tensor, label: Tensor, bins: int = 15) -> float:

@@ -1,12 +1,17 @@
-"""A labelled image, or text, for a person to look at."""
+"""Labelled images and texts for a person to look at, and what a model takes them for."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
 from PIL import Image
 
-from steering.exhibits import Exhibit, thumbnail
+from steering.exhibits import Exhibit, Judged, thumbnail
 
 from .data import Labelled
+from .evaluation import Predicted
 from .images import UnreadableError
 from .texts import text_of
 
@@ -27,3 +32,20 @@ def exhibit_of(part: Labelled, number: int) -> Exhibit:
     return Exhibit(
         text, thumbnail(Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image))
     )
+
+
+def judged(part: Labelled, found: Predicted, losses: np.ndarray) -> Judged:
+    """Evaluated images or texts with their losses, (n,); each is shown with the class that the model
+    takes it for and its probability."""
+    sure, taken = found.probability.max(-1)
+
+    def exhibits(places: Sequence[int]) -> list[Exhibit]:
+        return [
+            replace(
+                exhibit_of(part, int(found.number[place])),
+                said=f"{part.source.classes[int(taken[place])]} ({100 * float(sure[place]):.0f} %)",
+            )
+            for place in places
+        ]
+
+    return Judged(losses, exhibits)

@@ -25,11 +25,11 @@ from .evaluation import (
     calibration_error,
     confusion_figure,
     group_accuracies,
-    mean_loss,
+    losses,
     predict,
     reliability_figure,
 )
-from .exhibits import exhibit_of
+from .exhibits import exhibit_of, judged
 from .images import Source, UnreadableError
 from .models import build_classifier
 from .options import ClassificationOptions
@@ -114,7 +114,8 @@ class ClassificationTask(Task):
         if any.
         """
         data = ImageData(self.test_part, {"": model.inputs}, 0, "none")
-        probability, label, group = predict(model.module, data, device)
+        found = predict(model.module, data, device)
+        probability, label, group = found.probability, found.label, found.group
         numbers = self.test_part.numbers
         report_changes(self.test, numbers, len(numbers) - len(label), "the test part of task.data")
         further = {"test/ECE": calibration_error(probability, label)}
@@ -124,6 +125,7 @@ class ClassificationTask(Task):
             )
         if left_out := len(numbers) - len(label):
             further["test/unreadable"] = float(left_out)
+        each = losses(probability, label, self.options.loss)
         return Evaluation(
             {"test/accuracy": scores_of(probability.argmax(-1) == label)},
             further,
@@ -131,7 +133,8 @@ class ClassificationTask(Task):
                 "reliability": reliability_figure(probability, label),
                 "confusion": confusion_figure(probability, label, self.classes),
             },
-            loss=mean_loss(probability, label, self.options.loss),
+            loss=each.mean().item(),
+            judged=judged(self.test_part, found, each.numpy()),
         )
 
 

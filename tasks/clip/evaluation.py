@@ -24,17 +24,19 @@ class RetrievalSet:
     Attributes:
         captions: the gallery, m different strings.
         images: the model's inputs -> this rank's share of the images, in batches of (images (b, 3,
-            h, w), label of each (b,)). A label is the number of the image's caption in the gallery,
-            or a row of `answers` if there are any.
+            h, w), label of each (b,), number of each in the set (b,)). A label is the number of the
+            image's caption in the gallery, or a row of `answers` if there are any.
         answers: for images with several right captions: the numbers of those of each label, int64
             (labels, c), -1 where a label has fewer; None: every image has one.
         count: images in all, also those that cannot be read; None where nobody counted.
+        picture: the image of a number as a PNG, for a person; None where there is none.
     """
 
     captions: Sequence[str]
-    images: Callable[[ClipInputs], Iterator[tuple[Tensor, Tensor]]]
+    images: Callable[[ClipInputs], Iterator[tuple[Tensor, Tensor, Tensor]]]
     answers: Tensor | None = None
     count: int | None = None
+    picture: Callable[[int], bytes] | None = None
 
     def right(self, labels: Tensor) -> Tensor:
         """The right captions of images with these labels (b,): int64 (b, c), -1 for none."""
@@ -96,12 +98,14 @@ class Embedded:
         text: features of the gallery, (m, d), unit norm.
         image: of the images that can be read, (n, d), unit norm.
         captions_of: right captions of each, int64 (n, c), -1 for none.
+        number: of each in the set, int64 (n,).
         own: image and captions_of of this rank's share.
     """
 
     text: Tensor
     image: Tensor
     captions_of: Tensor
+    number: Tensor
     own: tuple[Tensor, Tensor]
 
     def scores(self, ks: Sequence[int]) -> dict[str, Tensor]:
@@ -116,18 +120,32 @@ class Embedded:
         return {f"{name}_R@{k}": rank < k for name, rank in ranks.items() for k in ks}
 
     def loss(self) -> float | None:
-        """Mean loss of its pairs, each an image with one of its right captions: the mean of
-        cos(i, j) − cos(i, i) over the other pairs j and both directions, as of a training batch;
-        None for a single pair."""
+        """Mean loss of its pairs, as of a training batch; None for a single pair."""
+        found = self.pair_losses()
+        return None if found is None else found[1].mean().item()
+
+    def pair_losses(self) -> tuple[Tensor, Tensor] | None:
+        """Its p pairs, each an image with one of its right captions: place of the image, (p,), and
+        loss, float64, (p,): the mean of cos(i, j) − cos(i, i) over the other pairs j and both
+        directions. None for a single pair."""
         place, column = (self.captions_of >= 0).nonzero(as_tuple=True)
         if len(place) < 2:
             return None
         image = self.image[place].double()  # (p, d)
         text = self.text[self.captions_of[place, column]].double()
-        own = (image * text).sum()
-        # Σ_i Σ_j cos(i, j) is the product of two sums; both directions have the same.
-        others = (image.sum(0) @ text.sum(0) - own) / (len(place) * (len(place) - 1))
-        return (others - own / len(place)).item()
+        own = (image * text).sum(-1)
+        # Σ_j cos(i, j) is a product with a sum, and less its own pair there are p − 1 of them.
+        both = image @ text.sum(0) + text @ image.sum(0)
+        return place, (both / 2 - own) / (len(place) - 1) - own
+
+    def image_losses(self) -> Tensor | None:
+        """The mean loss of each image's pairs, float64, (n,)."""
+        found = self.pair_losses()
+        if found is None:
+            return None
+        place, loss = found
+        counts = torch.bincount(place, minlength=len(self.image))
+        return torch.bincount(place, loss, len(self.image)) / counts
 
 
 @torch.no_grad()
@@ -143,9 +161,11 @@ def embed_images(
         SteeringError: the set has no readable image, or features are not finite.
     """
     images, rights = [text.new_zeros(0, text.shape[1])], []
-    for batch, labels in data.images(inputs):
+    numbers = [torch.zeros(0, dtype=torch.int64)]
+    for batch, labels, places in data.images(inputs):
         images.append(image_features(module, batch.to(device)))
         rights.append(data.right(labels))
+        numbers.append(places)
     own = torch.cat(images)  # (n', d), this rank's
     columns = 1 if data.answers is None else data.answers.shape[1]
     captions_of_own = torch.cat(rights) if rights else torch.zeros(0, columns, dtype=torch.int64)
@@ -157,7 +177,8 @@ def embed_images(
     if not len(image):
         raise SteeringError("evaluation: the set has no readable image")
     _require_finite(text, image)
-    return Embedded(text, image, captions_of, (own, captions_of_own))
+    number = distributed.gather_uneven(torch.cat(numbers).to(device))
+    return Embedded(text, image, captions_of, number, (own, captions_of_own))
 
 
 def embed_galleries(
@@ -190,7 +211,7 @@ def embed_texts(
 def zero_shot_accuracy(
     module: nn.Module,
     inputs: ClipInputs,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Iterable[tuple[Tensor, Tensor, Tensor]],
     class_names: Sequence[str],
     templates: Sequence[str],
     device: torch.device,
@@ -199,7 +220,8 @@ def zero_shot_accuracy(
     3.1.4.
 
     Args:
-        batches: this rank's share of the images: (images (b, 3, h, w), class numbers (b,)).
+        batches: this rank's share of the images: (images (b, 3, h, w), class numbers (b,), numbers
+            of the images (b,)).
         templates: prompts with a "{}" each.
 
     Returns:
@@ -217,7 +239,7 @@ def zero_shot_accuracy(
 def zero_shot_scores(
     module: nn.Module,
     inputs: ClipInputs,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Iterable[tuple[Tensor, Tensor, Tensor]],
     class_names: Sequence[str],
     templates: Sequence[str],
     device: torch.device,
@@ -231,7 +253,7 @@ def zero_shot_scores(
         module, inputs.tokenizer, class_names, prompts, device=device
     ).float()
     ranks = [torch.zeros(0, dtype=torch.int64, device=device)]
-    for images, labels in batches:
+    for images, labels, _ in batches:
         features = image_features(module, images.to(device))  # (b, d)
         _require_finite(features, head)
         scores = features @ head  # (b, classes)

@@ -25,7 +25,8 @@ from .data.pairs import PairData, View
 from .data.shards import ShardSource
 from .data.source import ImageTextSource
 from .data.table import TableSource
-from .evaluation import RetrievalSet, embed_galleries, embed_images, zero_shot_scores
+from .evaluation import Embedded, RetrievalSet, embed_galleries, embed_images, zero_shot_scores
+from .exhibits import judged
 from .figures import retrieved_captions
 from .models import ClipInputs, build_clip, sketch_clip
 from .risk import ClipRisk
@@ -212,12 +213,13 @@ class ClipTask(Task):
         retrieval, classes = self._held_out()
         texts = embed_galleries(model.module, model.inputs, retrieval, device)
         hits: dict[str, Tensor] = {}
-        losses, shown = [], {}
+        first: tuple[RetrievalSet, Embedded] | None = None
+        shown = {}
         for label, held_out in retrieval.items():
             seen = embed_images(model.module, model.inputs, held_out, device, texts[label])
             found = seen.scores(options.recall_at)
             hits |= {f"{label}/{name}": value for name, value in found.items()}
-            losses.append(seen.loss())
+            first = first or (held_out, seen)
             # Rank 0 draws alone. A share without an image would end in the count of all ranks, and
             # it would wait for the others.
             if distributed.rank() == 0 and len(seen.own[0]):
@@ -238,7 +240,9 @@ class ClipTask(Task):
             for label, held_out in shown.items()
         }
         scores = {name: scores_of(value) for name, value in hits.items()}
-        return Evaluation(scores, figures=figures, loss=losses[0] if losses else None)
+        if first is None:
+            return Evaluation(scores, figures=figures)
+        return Evaluation(scores, figures=figures, loss=first[1].loss(), judged=judged(*first))
 
     def _held_out(self) -> tuple[dict[str, RetrievalSet], ClassFolder | None]:
         """Sets for retrieval by label, and the one for classification; opened once."""

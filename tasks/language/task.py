@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import ClassVar
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 
 from steering.data import IndexedData
 from steering.errors import SteeringError
-from steering.exhibits import Exhibit, Labels
+from steering.exhibits import Exhibit, Judged, Labels
 from steering.task import Evaluation, Metric, Model, ModelSpec, Sketch, Task, TextModel
 
 from .corpus import held_out, read_domains, say_shared, split_documents, stdlib
@@ -155,9 +155,15 @@ class LanguageTask(Task):
 
     def exhibits(self, numbers: Sequence[int]) -> list[Exhibit]:
         """Blocks as text, behind their domain."""
-        blocks, names = self._train, self.groups
+        return self._as_text(self._train, numbers)
+
+    def _as_text(self, blocks: Blocks, numbers: Sequence[int]) -> list[Exhibit]:
+        names, decode = self.groups, self._tokens.decode
         return [
-            Exhibit(f"{names[blocks.domain[n]]}: {self._tokens.decode(blocks.tokens[n].tolist())}")
+            # The last block of a domain may end before its row does.
+            Exhibit(
+                f"{names[blocks.domain[n]]}: {decode(blocks.tokens[n][: blocks.counts[n] + 1].tolist())}"
+            )
             for n in numbers
         ]
 
@@ -190,4 +196,5 @@ class LanguageTask(Task):
         meaning["perplexity/average"] = replace(shown, of=tuple(scores))
         figures = {"perplexity": perplexity_figure(metrics)}
         loss = float(losses.sum() / blocks.counts.sum())
-        return Evaluation(scores, metrics, meaning, figures, loss)
+        judged = Judged(losses / blocks.counts, partial(self._as_text, blocks))
+        return Evaluation(scores, metrics, meaning, figures, loss, judged)

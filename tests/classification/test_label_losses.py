@@ -11,7 +11,7 @@ from steering.config import ConfigError, load_config
 from steering.outputs import Fingerprint
 from steering.runs.ask import training
 from steering.runs.store import Store
-from steering_tasks.classification.evaluation import mean_loss
+from steering_tasks.classification.evaluation import losses as losses_of
 from steering_tasks.classification.losses import GeneralizedCrossEntropy
 from steering_tasks.classification.risk import ClassificationRisk
 
@@ -44,7 +44,8 @@ def test_the_evaluated_loss_is_of_the_same_kind():
     probability = batch["image"].softmax(-1)
     for loss in (None, GeneralizedCrossEntropy(0.7)):
         expected = losses(loss, batch).double().mean().item()
-        assert mean_loss(probability, batch["label"], loss) == pytest.approx(expected, rel=1e-6)
+        found = losses_of(probability, batch["label"], loss).mean()
+        assert found.item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_a_config_that_does_not_name_it_keeps_its_key():

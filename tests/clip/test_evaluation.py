@@ -58,8 +58,10 @@ def inputs(vocabulary: Sequence[str] = ()) -> ClipInputs:
     return ClipInputs(see, see, tokenizer, (1, 1), mean, std)
 
 
-def in_batches(labels: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    yield from zip(numbered(len(labels)).split(size), labels.split(size), strict=True)
+def in_batches(labels: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    n = len(labels)
+    parts = (x.split(size) for x in (numbered(n), labels, torch.arange(n)))
+    yield from zip(*parts, strict=True)
 
 
 def naive_recall(scores: np.ndarray, right: list[set[int]], k: int) -> float:
@@ -254,9 +256,12 @@ def test_unreadable_images_are_left_out_and_reported_once(
     assert len(held_out.captions) == 32
     for _ in range(2):
         batches = list(held_out.images(inputs()))
-        assert [len(images) for images, _ in batches] == [255, 43]
-    captions = torch.cat([captions for _, captions in batches])
-    assert captions.tolist() == [i % 32 for i in range(300) if i not in (2, 299)]
+        assert [len(images) for images, *_ in batches] == [255, 43]
+    captions, numbers = (
+        torch.cat(found) for found in zip(*(rest for _, *rest in batches), strict=True)
+    )
+    assert numbers.tolist() == [i for i in range(300) if i not in (2, 299)]
+    assert captions.tolist() == [i % 32 for i in numbers.tolist()]
     [record] = caplog.records
     assert record.levelno == logging.WARNING
     assert (
@@ -279,7 +284,7 @@ def test_a_folder_of_classes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -
     (folder / "class-1/notes.txt").write_text("not an image")
     found = ClassFolder(folder, ["red", "green", "blue", "black"])
     assert found.classes == ["red", "green", "blue", "black"]
-    [(images, labels)] = found.batches(inputs())
+    [(images, labels, _)] = found.batches(inputs())
     assert labels.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
     torch.testing.assert_close(images[2], inputs().plain(drawing(1)))
     assert "1 of 9 images cannot be read" in caplog.text

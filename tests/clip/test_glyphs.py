@@ -3,6 +3,7 @@ prepared."""
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -339,16 +340,18 @@ def test_retrieval_sets(glyphs: Glyphs, model_inputs: ClipInputs) -> None:
     ):
         assert found.captions == glyphs.names
         batches = list(found.images(model_inputs))
-        captions = torch.cat([captions for _, captions in batches])
+        captions = torch.cat([captions for _, captions, _ in batches])
         assert len(captions) == min(EVALUATED, len(rows))
         assert set(captions.tolist()) <= set(glyphs.character[rows].tolist()), name
         first = batches[0][0][0]
+        shown = np.array(Image.open(io.BytesIO(found.picture(int(batches[0][2][0])))))
+        assert torch.equal(prepare(torch.from_numpy(shown[None]), model_inputs)[0], first)
         candidates = glyphs.images[rows[glyphs.character[rows] == captions[0].item()]]
         assert any(
             torch.equal(prepare(torch.from_numpy(image[None]), model_inputs)[0], first)
             for image in candidates
         )
         again = torch.cat(
-            [captions for _, captions in glyph_retrieval()[name].images(model_inputs)]
+            [captions for _, captions, _ in glyph_retrieval()[name].images(model_inputs)]
         )
         assert torch.equal(captions, again)

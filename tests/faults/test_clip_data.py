@@ -489,14 +489,16 @@ def test_an_unreadable_image_with_several_captions_is_left_out_once(
     (tmp_path / "1.png").write_bytes(b"no image")
     (tmp_path / "t.csv").write_text("image,caption\n0.png,0\n0.png,1\n1.png,2\n1.png,3\n")
     held_out = source_retrieval(TableSource(tmp_path / "t.csv", tmp_path), "x")
-    [(images, labels)] = held_out.images(inputs())
+    [(images, labels, numbers)] = held_out.images(inputs())
     assert (len(images), held_out.right(labels).tolist()) == (1, [[0, 1]])
+    assert numbers.tolist() == [0]
     assert "x: 1 of 2 images cannot be read" in caplog.text
 
 
 def test_a_set_made_by_hand_still_takes_caption_numbers() -> None:
     data = RetrievalSet(
-        ["0", "1"], lambda _: iter([(torch.zeros(2, 3, 1, 1), torch.tensor([1, 0]))])
+        ["0", "1"],
+        lambda _: iter([(torch.zeros(2, 3, 1, 1), torch.tensor([1, 0]), torch.arange(2))]),
     )
     assert data.right(torch.tensor([1, 0])).tolist() == [[1], [0]]
 
@@ -525,7 +527,7 @@ def test_every_image_that_is_listed_is_read_and_the_hidden_is_none(
     (tmp_path / "c").symlink_to(tmp_path / "b")
     found = ClassFolder(tmp_path, None)
     assert found.classes == ["a", "b", "c"]
-    [(images, labels)] = found.batches(inputs())
+    [(images, labels, _)] = found.batches(inputs())
     assert labels.bincount().tolist() == [len(kinds)] * 3
     [record] = caplog.records
     for words in (

@@ -1,17 +1,17 @@
-"""Pictures of one step: where its items stand on the map, and which examples weigh most and least."""
+"""Pictures of one step: where its items stand on the map, and which examples weigh most and least;
+and of an evaluation: which examples have the highest loss."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Sequence
-from textwrap import wrap
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from steering.exhibits import Exhibit
+from steering.exhibits import Exhibit, Judged
+from steering.training.board.cards import Titled, cards_figure
 from steering.training.board.look import Look
 
 if TYPE_CHECKING:
@@ -21,10 +21,6 @@ POINTS = 2000
 """Items on the map, at most."""
 LEAST, MOST = 0.1, 10.0
 """Weights beyond which all have the same colour, as multiples of a uniform one."""
-COLUMNS = 4
-"""Examples side by side: a card of TensorBoard is some 350 pixels wide."""
-LETTERS = 90
-"""Of an example's text in a gallery."""
 
 
 def histograms(look: Look) -> dict[str, Tensor]:
@@ -109,50 +105,23 @@ def gallery_figure(
         exhibits: a task's.
         wrong: as in `map_figure`; an example with such an item is titled in red.
     """
-    from matplotlib.figure import Figure
-
     heavy, light = extremes(look, count)
     if not heavy:
         return None
     shown = exhibits([number for number, _ in (*heavy, *light)])
-    pictures = any(exhibit.picture is not None for exhibit in shown)
-    columns = min(len(heavy), COLUMNS)
-    rows = -(-len(heavy) // columns)  # of each kind
-    height = 2.2 if pictures else 1.6
-    figure = Figure(figsize=(1.7 * columns, 2 * height * rows), layout="constrained")
-    axes = figure.subplots(2 * rows, columns, squeeze=False)
-    cells = [*axes[:rows].flat][: len(heavy)] + [*axes[rows:].flat][: len(heavy)]
-    for cell in (*axes[:rows].flat[len(heavy) :], *axes[rows:].flat[len(heavy) :]):
-        cell.set_axis_off()
-    for cell, (number, weight), exhibit in zip(cells, (*heavy, *light), shown, strict=True):
+    cards = []
+    for (number, weight), exhibit in zip((*heavy, *light), shown, strict=True):
         bad = wrong is not None and bool((wrong[number] > 0).any())
-        _show(cell, exhibit, f"×{weight:.3g}", "red" if bad else "black")
-    for row, name in ((0, "most weight"), (rows, "least weight")):
-        axes[row, 0].set_ylabel(name)
-    return figure
+        cards.append(Titled(exhibit, f"×{weight:.3g}", "red" if bad else "black"))
+    return cards_figure({"most weight": cards[: len(heavy)], "least weight": cards[len(heavy) :]})
 
 
-def _show(axes: Any, exhibit: Exhibit, title: str, colour: str) -> None:
-    from matplotlib.image import imread
-
-    axes.set_title(title, fontsize=9, color=colour)
-    axes.set_xticks([])
-    axes.set_yticks([])
-    text = _drawable(" ".join(exhibit.text.split())[:LETTERS])
-    lines = "\n".join(wrap(text, 20))
-    if exhibit.picture is None:
-        for side in axes.spines.values():
-            side.set_visible(False)
-        axes.text(0, 1, lines, fontsize=7, va="top", family="monospace", parse_math=False)
-        return
-    axes.imshow(imread(io.BytesIO(exhibit.picture)), cmap="gray")
-    axes.set_xlabel(lines, fontsize=7, parse_math=False)
-
-
-def _drawable(text: str) -> str:
-    """The text with a box for every character that the figure's font lacks, which would be warned
-    of."""
-    from matplotlib.font_manager import findfont, get_font
-
-    known = get_font(findfont("DejaVu Sans Mono")).get_charmap()
-    return "".join(letter if ord(letter) in known else "□" for letter in text)
+def worst_figure(judged: Judged, count: int) -> Figure | None:
+    """The evaluated examples with the highest losses, the highest first, each under its loss: what
+    it is, and behind an arrow what the model made of it. None if there is no example."""
+    places = judged.worst(count)
+    if not places:
+        return None
+    shown = zip(places, judged.exhibits(places), strict=True)
+    cards = [Titled(exhibit, f"loss {judged.losses[place]:.3g}") for place, exhibit in shown]
+    return cards_figure({"": cards})

@@ -124,13 +124,18 @@ def _retrieval(glyphs: Glyphs, rows: np.ndarray) -> RetrievalSet:
         np.argsort(mix(0, rows), kind="stable")[:EVALUATED]
     ]  # mixed, so that the first batch shows of everything
 
-    def images(inputs: ClipInputs) -> Iterator[tuple[Tensor, Tensor]]:
+    def images(inputs: ClipInputs) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         mine = distributed.share(len(rows))
         for start in range(mine.start, mine.stop, 500):
-            part = rows[start : min(start + 500, mine.stop)]
+            numbers = np.arange(start, min(start + 500, mine.stop))
+            part = rows[numbers]
             yield (
                 prepare(torch.from_numpy(glyphs.images[part]), inputs),
                 torch.from_numpy(glyphs.character[part]),
+                torch.from_numpy(numbers),
             )
 
-    return RetrievalSet(glyphs.names, images)
+    def picture(number: int) -> bytes:
+        return thumbnail(Image.fromarray(glyphs.images[rows[number]]))
+
+    return RetrievalSet(glyphs.names, images, picture=picture)

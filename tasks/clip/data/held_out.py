@@ -17,6 +17,7 @@ from torch import Tensor
 
 from steering import distributed
 from steering.errors import SteeringError
+from steering.exhibits import thumbnail
 from steering.reading import in_words, report_once
 
 from ...image_folders import class_images
@@ -43,11 +44,14 @@ def source_retrieval(source: ImageTextSource, label: str) -> RetrievalSet:
     if len(first) < len(image_of):
         answers = _padded(list(map(sorted, _different(image_of, caption_of))))
 
-    def images(inputs: ClipInputs) -> Iterator[tuple[Tensor, Tensor]]:
-        labels = caption_of if answers is None else np.arange(len(first))
-        return _readable(lambda i: source.pair(int(first[i]))[0], labels, inputs.plain, label)
+    def image(number: int) -> Image.Image:
+        return source.pair(int(first[number]))[0]
 
-    return RetrievalSet(captions, images, answers, len(first))
+    def images(inputs: ClipInputs) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        labels = caption_of if answers is None else np.arange(len(first))
+        return _readable(image, labels, inputs.plain, label)
+
+    return RetrievalSet(captions, images, answers, len(first), lambda i: thumbnail(image(i)))
 
 
 def image_numbers(source: ImageTextSource, caption_of: np.ndarray) -> np.ndarray:
@@ -122,8 +126,8 @@ class ClassFolder:
             )
         self._files, self._labels = found.files, found.labels
 
-    def batches(self, inputs: ClipInputs) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images (b, 3, h, w) and class numbers (b,)."""
+    def batches(self, inputs: ClipInputs) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Images (b, 3, h, w), class numbers (b,), and numbers of the images (b,)."""
         return _readable(self._image, self._labels, inputs.plain, "task.zero_shot.path")
 
     def _image(self, i: int) -> Image.Image:
@@ -135,8 +139,9 @@ def _readable(
     labels: np.ndarray,
     transform: Callable[[Image.Image], Tensor],
     name: str,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of image and label of this rank's share, without the images that cannot be read.
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Batches of image, label and number of this rank's share, without the images that cannot be
+    read.
 
     Behind the last one it is reported how many these were, and how many images had to be changed.
     """
@@ -155,7 +160,7 @@ def _readable(
             changed.update(changes(picture))
             kept.append(i)
         if kept:
-            yield torch.stack(pictures), torch.from_numpy(labels[kept])
+            yield torch.stack(pictures), torch.from_numpy(labels[kept]), torch.tensor(kept)
     count = distributed.total_count(len(broken))
     if count:
         first = f"; the first one: {broken[0]}" if broken else ""
