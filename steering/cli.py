@@ -94,7 +94,9 @@ def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
         near = difflib.get_close_matches(words[0], NAMES, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(NAMES)}"
         parser.error(f"argument COMMAND: invalid choice: {words[0]!r}; {hint}")
-    if words and words[0] in COMMANDS:
+    if not words:
+        parser.error("the following arguments are required: COMMAND; `steering --help` lists them")
+    if words[0] in COMMANDS:
         # argparse takes no flag between positional words, and people write them anywhere.
         flags = {f"--{flag}" for flag, _ in COMMANDS[words[0]].flags}
         words[1:] = sorted(words[1:], key=lambda word: word not in flags)

@@ -24,7 +24,8 @@ from steering.values import Fail, described, fitted, quote_it, section_of, shown
 
 MISSING: Any = "???"
 KEYS: dict[str, str] = {}
-"""Key → where it stands in a run's config, for hints; `steering.schema` fills it."""
+"""Key → where it stands in a run's config, for hints; `steering.schema` fills it, and each method
+adds its own."""
 
 
 def typed(
@@ -259,9 +260,11 @@ def unknown_key(cls: type, key: str, path: str) -> str | None:
 
 
 def nearest(key: str, known: list[str], prefix: str = "", *, keys: bool = True) -> str:
-    """A hint for a message: the nearest known name beside this one, else, of `keys`, of another
-    section, else all known."""
+    """A hint for a message: where else, of `keys`, this very name stands; else the nearest known name
+    beside this one, else of another section, else all known."""
     elsewhere = KEYS if keys else {}
+    if elsewhere.get(key, prefix + key) != prefix + key:
+        return f"did you mean {elsewhere[key]!r}?"
     if near := difflib.get_close_matches(key, known, n=1):
         return f"did you mean {prefix + near[0]!r}?"
     near = difflib.get_close_matches(key, elsewhere, n=1)

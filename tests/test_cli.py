@@ -151,7 +151,7 @@ def test_a_wrong_config(config, protocol, capsys):
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ([], "required: COMMAND"),
+        ([], "required: COMMAND; `steering --help` lists them"),
         (["fly", "x.yaml"], "invalid choice: 'fly'"),
         (["train"], "required: CONFIG.yaml"),
         (["train", "x.yaml", "samples"], "'samples' is no override; write key=value"),

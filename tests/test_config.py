@@ -295,6 +295,8 @@ def test_unknown_key_of_an_override_names_the_command_line(refused):
     assert refused("trian.samples=5").startswith(
         "command line: unknown key 'trian'; did you mean 'train'?"
     )
+    assert refused("tau=1") == "command line: unknown key 'tau'; did you mean 'method.tau'?"
+    assert refused("seeds=5") == "command line: unknown key 'seeds'; did you mean 'compare.seeds'?"
     assert refused("smoke=true", "smoke_overrides.sed=5").startswith(
         "command line: smoke_overrides: unknown key 'sed'"
     )

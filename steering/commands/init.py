@@ -85,5 +85,6 @@ def main(words: Sequence[str]) -> int:
         file.write_text(text, encoding="utf-8")
         CONSOLE.print(f"wrote {file}", soft_wrap=True)
     (config,) = (file for file in files if file.suffix != ".py")
-    CONSOLE.print(f"next: steering train {config} smoke=true", soft_wrap=True)
+    first = f"name your pairs in {config}, then: " if arguments.kind == "clip" else ""
+    CONSOLE.print(f"next: {first}steering train {config} smoke=true", soft_wrap=True)
     return 0

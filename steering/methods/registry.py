@@ -13,6 +13,7 @@ from steering.errors import ConfigError
 from steering.methods.contract import Method, Needs, Step
 from steering.plugins import find_registered
 from steering.reading import report_once
+from steering.typed import KEYS
 
 __all__ = [
     "GIVEN",
@@ -108,6 +109,8 @@ def register(
             raise ValueError(f"units: expected some of {', '.join(UNITS)}, got {sorted(unknown)}")
         # The class's own docstring: one that has none inherits no summary.
         summary = inspect.cleandoc(build.__doc__ or "").partition("\n\n")[0]
+        for key in getattr(options, "__dataclass_fields__", {}):
+            KEYS.setdefault(key, f"method.{key}")
         _REGISTRY[name] = Entry(
             name,
             options,

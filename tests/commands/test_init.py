@@ -19,13 +19,15 @@ def _elsewhere(tmp_path, monkeypatch):
 @pytest.mark.parametrize("kind", ["clip", "classification", "language"])
 def test_a_config_is_commented_and_loads(kind, capsys):
     assert main(["init", kind]) == 0
+    first = f"name your pairs in {kind}.yaml, then: " if kind == "clip" else ""
     assert capsys.readouterr().out.splitlines() == [
         f"wrote {kind}.yaml",
-        f"next: steering train {kind}.yaml smoke=true",
+        f"next: {first}steering train {kind}.yaml smoke=true",
     ]
     text = Path(f"{kind}.yaml").read_text(encoding="utf-8")
     assert f"steering train {kind}.yaml smoke=true" in text
     assert text.count("# <-") >= 4
+    assert f"checkpoint: {kind}.yaml" not in text  # a file of weights, not of settings
     sections = yaml.safe_load(text)
     for name, method in sections["compare"]["methods"].items():
         word = yaml.safe_dump(method, default_flow_style=True, width=1000).strip()
