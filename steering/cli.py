@@ -12,6 +12,7 @@ import importlib
 import io
 import json
 import os
+import shlex
 import sys
 import time
 import traceback
@@ -59,8 +60,10 @@ def _call(words: list[str]) -> object:
         arguments = _parsed(words)
     _be_passive()
     from steering.config import load_config  # here, as it loads torch, and --help needs none
+    from steering.console import WORDS
 
     run = load_config(arguments.config, arguments.overrides)
+    spoken = WORDS.set(shlex.join(["steering", *words]))
     command = COMMANDS[arguments.command]
     first = [getattr(arguments, name) for name, _ in command.words]
     switched = {name: True for name, _ in command.flags if getattr(arguments, name)}
@@ -68,6 +71,8 @@ def _call(words: list[str]) -> object:
         return _function(command.function)(*first, run, **switched)
     except MissingExtraError as error:  # found where it is used, which knows no config
         raise SteeringError(f"{arguments.config}: {error}") from error
+    finally:
+        WORDS.reset(spoken)
 
 
 def _function(where: str) -> Callable[..., object]:

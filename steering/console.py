@@ -1,10 +1,13 @@
 """The terminal that everything is printed on, and amounts in words."""
 
 from collections.abc import Iterable
+from contextvars import ContextVar
 
 from rich.console import Console
 
 CONSOLE = Console(highlight=False)
+WORDS: ContextVar[str] = ContextVar("command", default="")
+"""The command that is carried out, as it was typed; "" outside of the command line."""
 
 
 def in_time(seconds: float) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -35,8 +35,7 @@ class Table:
         name: its heading.
         header, lines: texts; the first column names the line.
         percent: the terminal's heading says so.
-        best: show the best of each column in bold on the terminal; less is better where the header
-            ends in a ↓.
+        bold: cells that the terminal shows in bold, as (line, column), from 0.
         note: a sentence below it.
     """
 
@@ -44,7 +43,7 @@ class Table:
     header: list[str]
     lines: list[list[str]]
     percent: bool = False
-    best: bool = False
+    bold: Collection[tuple[int, int]] = ()
     note: str = ""
 
 
@@ -61,6 +60,7 @@ class Report:
         figures: name -> a function that draws it; "" becomes NAME.png, others NAME-OTHER.png.
         files: suffix -> a function that makes the text of a further file, such as ".html".
         curves: makes the lines that TensorBoard shows of the study: method -> tag -> curve.
+        made: a line below it all: how the page was made; "" where nobody knows.
     """
 
     name: str
@@ -71,6 +71,7 @@ class Report:
     figures: Mapping[str, Callable[[], Figure]] = field(default_factory=dict)
     files: Mapping[str, Callable[[], str]] = field(default_factory=dict)
     curves: Callable[[], Mapping[str, Mapping[str, Curve]]] = dict
+    made: str = ""
 
     def markdown(self) -> str:
         parts = [f"# {self.title}", self.intro]
@@ -80,7 +81,7 @@ class Report:
                 markdown_table(table.header, table.lines),
                 *([table.note] if table.note else []),
             ]
-        return "\n\n".join(parts) + "\n"
+        return "\n\n".join([*parts, *([self.made] if self.made else [])]) + "\n"
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,8 @@ class StudyFile:
     options: Mapping[str, Any]
     title: str
     asks: Sequence[Mapping[str, Any]]
+    smoke: bool = False
+    command: str = ""
     schema: int = 1
 
 
@@ -166,6 +169,8 @@ def read_studies(folder: Path) -> list[StudyFile]:
 def print_report(report: Report, folder: Path, note: str = "") -> None:
     """The tables on the terminal, and where the files are."""
     print_tables(f"{report.title.partition(':')[0]}{note}", report.tables)
+    if report.made:
+        CONSOLE.print(Text(report.made))
     figures = "".join(f"   {_picture(folder, report, name)}" for name in report.figures)
     curves = f"   curves:{figures[2:]}" if figures else ""
     more = "".join(f"   {suffix[1:]}: {folder}/{report.name}{suffix}" for suffix in report.files)
@@ -181,7 +186,6 @@ def print_tables(title: str, tables: Sequence[Table]) -> None:
     CONSOLE.rule(Text(title))
     for one in tables:
         header, lines = one.header, one.lines
-        best = _best(header, lines) if one.best and len(lines) > 1 else {}
         widths = [
             _width(head, [line[column] for line in lines]) for column, head in enumerate(header)
         ]
@@ -199,10 +203,9 @@ def print_tables(title: str, tables: Sequence[Table]) -> None:
                     justify="right" if column else "left",
                     width=widths[column],
                 )
-            for line in lines:
-                grid.add_row(
-                    *(Text(line[c], style="bold" if line[c] == best.get(c) else "") for c in shown)
-                )
+            for at, line in enumerate(lines):
+                styles = ["bold" if (at, c) in one.bold else "" for c in shown]
+                grid.add_row(*(Text(line[c], s) for c, s in zip(shown, styles, strict=True)))
             CONSOLE.print(grid)
         if one.note:
             CONSOLE.print(Text(one.note))
@@ -236,16 +239,3 @@ def _fitting(widths: Sequence[int], limit: int, names: int = 1) -> list[list[int
         if size == 1 or (fits and equal):
             return groups
     return [[]]
-
-
-def _best(header: Sequence[str], lines: Sequence[Sequence[str]]) -> dict[int, str]:
-    columns = {
-        column: [line[column] for line in lines if line[column] != "–"]
-        for column in range(1, len(lines[0]))
-    }
-    first = {column: min if header[column].endswith("↓") else max for column in columns}
-    return {
-        c: first[c](cells, key=lambda cell: float(cell.split()[0]))
-        for c, cells in columns.items()
-        if cells
-    }

@@ -132,16 +132,31 @@ def intro(rows: Sequence[Row], styles: Styles | None = None) -> str:
     return f"{unit}; ± is one standard error over the runs' seeds."
 
 
-def page_tables(rows: Sequence[Row], styles: Styles | None = None) -> list[Table]:
-    """The tables of `tables`, as a page shows them."""
+def page_tables(
+    rows: Sequence[Row], styles: Styles | None = None, winners: Mapping[str, str] | None = None
+) -> list[Table]:
+    """The tables of `tables`, as a page shows them.
+
+    Args:
+        winners: metric -> the method that is shown in bold there (`steering.analysis.winners`).
+    """
     plain = {name.rpartition("/")[0] or "evaluation" for name in _plain_metrics(rows, styles or {})}
+    places = {method: line for line, method in enumerate(methods(rows))}
+    bold = {
+        group or "evaluation": {
+            (places[winners[name]], column)
+            for column, name in enumerate(names, 1)
+            if winners and name in winners
+        }
+        for group, names in metric_groups(rows).items()
+    }
     return [
         Table(
             name,
             header,
             lines,
             percent=not (name.startswith("cost") or name in plain),
-            best=not name.startswith("cost"),
+            bold=bold.get(name, ()),
         )
         for name, (header, lines) in tables(rows, styles).items()
     ]
@@ -157,8 +172,7 @@ def _plain_metrics(rows: Sequence[Row], styles: Styles) -> list[str]:
 
 
 def print_results(rows: Sequence[Row], title: str, styles: Styles | None = None) -> None:
-    """The same tables on the terminal; the best of each column in bold. A wide table continues in a
-    second one below."""
+    """The same tables on the terminal. A wide table continues in a second one below."""
     print_tables(title, page_tables(rows, styles))
 
 

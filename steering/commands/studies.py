@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from steering.analysis.made import signed
 from steering.analysis.page import Table, print_report, print_tables, read_studies, write_report
-from steering.console import in_time
+from steering.console import WORDS, in_time
 from steering.errors import ConfigError, SteeringError
 from steering.reading import user_path
 from steering.runs.record import RunRecord, read_curves
@@ -52,7 +53,7 @@ def study(name: str, config: RunConfig) -> None:
     start = time.monotonic()
     with session(config.device, config.train.threads) as device:
         workshop = Workshop(Store(study_folder(config)), device)
-        report = carry_out(_findable(name), made, options, config, workshop)
+        report = carry_out(_findable(name), made, options, config, workshop, WORDS.get())
         if distributed.rank() == 0:
             print_report(report, workshop.store.folder, f", {time.monotonic() - start:.0f} s")
 
@@ -109,6 +110,7 @@ def report(words: Sequence[str]) -> int:
                 )
             records.append(record.asked_as(ask["label"], ask["axes"]))
         found = entry.make(entry.options(**file.options)).report(records, file.title)
+        found = signed(found, file, records)
         write_report(folder, found)
         print_report(found, folder)
     return 0

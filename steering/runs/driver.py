@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from steering import distributed
+from steering.analysis.made import page_title, signed
 from steering.analysis.page import Report, StudyFile, write_study
 from steering.config import RunConfig
 from steering.console import CONSOLE, in_time
@@ -60,11 +61,14 @@ class Progress:
         return f", about {in_time(median * (self.total - self.done) / self.jobs)} left"
 
 
-def carry_out(name: str, study: Study, options: Any, base: RunConfig, workshop: Workshop) -> Report:
+def carry_out(
+    name: str, study: Study, options: Any, base: RunConfig, workshop: Workshop, command: str = ""
+) -> Report:
     """Do what a study wants, round by round, and write its report; every rank calls this.
 
     Args:
         name: of the study, as it can be found again: a registered name or "file.py:name".
+        command: what the user has typed, for the page.
 
     A run that is done is never done again, and a study that was stopped goes on where it was.
 
@@ -90,17 +94,18 @@ def carry_out(name: str, study: Study, options: Any, base: RunConfig, workshop: 
         asked |= fresh
         _do([*fresh.values()], workshop, progress, base.jobs, study_name=name)
     records = _done(asked, workshop)
-    report = study.report(records, base.name)
+    file = StudyFile(
+        study=name,
+        options=asdict(options),
+        title=page_title(base.name, base.smoke),
+        asks=[
+            {"key": ask.key, "label": ask.label, "axes": dict(ask.axes)} for ask in asked.values()
+        ],
+        smoke=base.smoke,
+        command=command,
+    )
+    report = signed(study.report(records, file.title), file, records)
     if distributed.rank() == 0:
-        file = StudyFile(
-            study=name,
-            options=asdict(options),
-            title=base.name,
-            asks=[
-                {"key": ask.key, "label": ask.label, "axes": dict(ask.axes)}
-                for ask in asked.values()
-            ],
-        )
         write_study(workshop.store.folder, file, report)
     return report
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import platform
 import resource
+import subprocess
 import sys
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -77,6 +80,7 @@ def environment(device: torch.device) -> dict[str, str]:
     )
     return {
         "steering": own,
+        "commit": _commit(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": np.__version__,
@@ -85,6 +89,21 @@ def environment(device: torch.device) -> dict[str, str]:
         "processes": str(distributed.world_size()),
         "system": platform.system(),
     }
+
+
+@cache
+def _commit() -> str:
+    """The commit of a checkout that this code is run from, with a + for changes that no commit has;
+    "" elsewhere."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return ""
+    words = ["git", "-C", str(root), "describe", "--always", "--abbrev=10", "--exclude=*"]
+    try:
+        told = subprocess.run([*words, "--dirty=+"], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return told.stdout.strip() if told.returncode == 0 else ""
 
 
 def parameters(model: Model) -> int:

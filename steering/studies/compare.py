@@ -20,6 +20,7 @@ from steering.analysis.report import (
     study_curves,
     style,
 )
+from steering.analysis.winners import winners
 from steering.errors import ConfigError
 from steering.runs.record import Metric, RunRecord
 from steering.studies import study
@@ -87,10 +88,8 @@ class Compare:
     def report(self, done: Sequence[RunRecord], title: str) -> Report:
         done = [*_references(done), *done]
         runs = {label: _by_seed(done, label) for label in self.options.methods}
-        rows, styles = (
-            _rows(done),
-            {name: one for record in done for name, one in record.meaning.items()},
-        )
+        rows = _rows(done)
+        styles = {name: one for record in done for name, one in record.meaning.items()}
         baseline = self.options.baseline or next(iter(self.options.methods))
         steps = next(record.cost for one in runs.values() for record in one.values())
         return Report(
@@ -98,7 +97,7 @@ class Compare:
             title=f"{title}: {', '.join(self.options.methods)}",
             intro=intro(rows, styles),
             tables=[
-                *page_tables(rows, styles),
+                *page_tables(rows, styles, winners(runs, rows, styles)),
                 *_differences(runs, baseline, styles),
                 *_speedups(runs, baseline, rows, done),
             ],

@@ -157,21 +157,17 @@ def test_markup_in_labels_and_titles_is_text(printed):
     assert any("[bold]x[/bold]" in line for line in lines)
 
 
-def test_the_best_of_each_column_is_bold(monkeypatch):
+def test_what_is_bold_is_what_is_said_to_win(monkeypatch):
     console = Console(
         file=io.StringIO(), width=80, highlight=False, force_terminal=True, color_system="standard"
     )
     monkeypatch.setattr(page, "CONSOLE", console)
     monkeypatch.delenv("NO_COLOR", raising=False)
-    report.print_results([_row("one", 0, 0.098), _row("two", 0, 0.25)], "title")
-    shown = console.file.getvalue()
-    bold = re.findall(r"\x1b\[1m *([\d.,]+) *\x1b\[0m", shown)
-    assert bold == [
-        "50.0",
-        "25.0",
-        "50.0",
-        "12.5",
-    ]  # 9.8 would be the larger text; both have the same second recall
+    rows = [_row("one", 0, 0.098), _row("two", 0, 0.25)]
+    for winners in ({}, {"seen/image_to_text_R@1": "two", "new/R@1": "one"}):
+        page.print_tables("title", report.page_tables(rows, None, winners))
+        bold = re.findall(r"\x1b\[1m *([\d.,]+) *\x1b\[0m", console.file.getvalue())
+        assert bold == (["25.0", "4.9"] if winners else [])
 
 
 def test_curves_by_hand():
@@ -226,7 +222,8 @@ def test_smaller_is_better_where_the_task_says_so(monkeypatch):
     assert found["perplexity"] == (["method", "en ↓"], [["x", "9.500"], ["y", "10.250"]])
     console = Console(file=io.StringIO(), width=80, force_terminal=True, highlight=False)
     monkeypatch.setattr(page, "CONSOLE", console)
-    report.print_results(rows, "title", styles)
+    won = {"test/accuracy": "y", "test/ECE": "x", "perplexity/en": "x"}
+    page.print_tables("title", report.page_tables(rows, styles, won))
     bold = re.findall(r"\x1b\[1m *([\d.,]+) *\x1b\[0m", console.file.getvalue())
     assert bold == ["2.0", "60.0", "9.500"]
     assert (
