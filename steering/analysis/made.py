@@ -51,7 +51,7 @@ def _machine(environment: dict[str, str]) -> str:
     words = [
         environment.get("system", ""),
         environment.get("device", ""),
-        f"{environment['threads']} threads" if "threads" in environment else "",
+        f"threads: {environment['threads']}" if "threads" in environment else "",
         f"torch {environment['torch']}" if "torch" in environment else "",
     ]
     return ", ".join(word for word in words if word)

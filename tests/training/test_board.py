@@ -14,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from steering.dro.online.told import spent_metrics
 from steering.exhibits import Exhibit, Labels
 from steering.items import Pairs, Units
+from steering.methods.nested import NestedOptions
 from steering.methods.registry import Step
 from steering.runs.record import read_curves
 from steering.schema import BoardConfig
@@ -22,6 +23,7 @@ from steering.training.board.look import look_at
 from steering.training.board.pictures import extremes, gallery_figure
 from steering.training.board.scalars import board_scalars, group_scalars, noise_scalars
 from steering.training.loop import run
+from steering.typed import plain
 
 PAGE = (Path(__file__).parents[2] / "docs/tensorboard.md").read_text(encoding="utf-8")
 DOCUMENTED = set(re.findall(r"`((?:loss|steer|group|perf|items)/[\w/]+)`", PAGE))
@@ -185,6 +187,18 @@ def test_hparams_are_what_was_told() -> None:
         "method.strength.end": 1.0,
         "train.samples": 64,
         "seed": 3,
+    }
+
+
+def test_hparams_of_a_section_within_a_method_are_what_was_told() -> None:
+    whole = plain(NestedOptions())
+    inner = whole["inner"] | {"tau": 0.07, "divergence": {"name": "cvar", "level": 0.3}}
+    config = {"method": whole | {"name": "nested", "inner": inner}}
+    assert settings(config) == {
+        "method.name": "nested",
+        "method.inner.tau": 0.07,
+        "method.inner.divergence.name": "cvar",
+        "method.inner.divergence.level": 0.3,
     }
 
 

@@ -20,11 +20,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLUMNS = 4
-"""Examples side by side: a card of TensorBoard is some 350 pixels wide."""
+"""Examples side by side: TensorBoard shows a picture some 350 pixels wide."""
 LETTERS, LETTERS_ALONE = 90, 240
 """Of a text under an image, and of one that stands alone."""
+ACROSS = 18
+"""Letters that fit beside each other."""
 FONT = "DejaVu Sans"
-WIDTH, SIDE, TITLE, LINE, GAP, NAME = 1.7, 1.4, 0.22, 0.125, 0.12, 1.0
+WIDTH, SIDE, TITLE, LINE, GAP, NAME = 1.4, 1.15, 0.24, 0.14, 0.12, 1.0
 """Inches: a card, its image, a line of a title, a line of a text, what lies between, and a part's
 name."""
 
@@ -41,9 +43,9 @@ class Titled:
         """What it is, and behind an arrow what a model made of it."""
         alone, said = self.exhibit.picture is None, self.exhibit.said
         told = [self.exhibit.text, f"→ {said}"] if said else [self.exhibit.text]
-        letters, width = (LETTERS_ALONE, 26) if alone else (LETTERS, 24)
+        letters = LETTERS_ALONE if alone else LETTERS
         cut = [_drawable(" ".join(text.split())[:letters]) for text in told]
-        return [line for text in cut for line in wrap(text, width)]
+        return [line for text in cut for line in wrap(text, ACROSS)]
 
 
 def cards_figure(parts: Mapping[str, Sequence[Titled]]) -> Figure:
@@ -91,9 +93,9 @@ def _draw(axes: Axes, card: Titled, left: float, top: float) -> None:
     from matplotlib.patches import Rectangle
 
     middle = left + WIDTH / 2
-    axes.text(middle, top + TITLE, card.title, color=card.colour, fontsize=9, ha="center")
+    axes.text(middle, top + TITLE, card.title, color=card.colour, fontsize=10, ha="center")
     below, lines = top + TITLE + GAP / 2, "\n".join(card.lines())
-    text = {"fontsize": 7, "va": "top", "parse_math": False}  # a "$" is a dollar
+    text = {"fontsize": 8, "va": "top", "parse_math": False}  # a "$" is a dollar
     if card.exhibit.picture is None:
         axes.text(left + GAP, below, lines, text, family=f"{FONT} Mono")
         return

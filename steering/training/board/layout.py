@@ -54,7 +54,21 @@ def _told(method: Mapping[str, Any]) -> dict[str, Any]:
     """The keys of a method's section that are not as it has them by itself, and its name."""
     known = fields(find_method(str(method["name"])).options)
     usual = {field.name: plain_field(field, default_of(field)) for field in known}
-    return {key: value for key, value in method.items() if key == "name" or value != usual.get(key)}
+    return {"name": method["name"]} | _unusual(method, usual)
+
+
+def _unusual(section: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of a section with other values than usual, also of sections within, as those of
+    `nested`; a part that is chosen by another name is told whole."""
+    found = {}
+    for key, value in section.items():
+        other = usual.get(key)
+        if value == other:
+            continue
+        if isinstance(value, Mapping) and isinstance(other, Mapping):
+            value = _unusual(value, other) if value.get("name") == other.get("name") else value
+        found[key] = value
+    return found
 
 
 def _flat(section: Mapping[str, Any], prefix: str) -> dict[str, bool | float | str]:
