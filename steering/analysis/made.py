@@ -3,7 +3,7 @@ says nothing. Needs no torch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from steering.analysis.page import Report, StudyFile
@@ -47,7 +47,7 @@ def _of_runs(records: Sequence[RunRecord]) -> str:
     return f"{'. '.join(told)}."
 
 
-def _machine(environment: dict[str, str]) -> str:
+def _machine(environment: Mapping[str, str]) -> str:
     words = [
         environment.get("system", ""),
         environment.get("device", ""),

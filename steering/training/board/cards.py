@@ -104,8 +104,8 @@ def _draw(axes: Axes, card: Titled, left: float, top: float) -> None:
     high, wide = (SIDE * side / max(height, width) for side in (height, width))
     box = middle - wide / 2, middle + wide / 2, below + high, below
     axes.imshow(image, cmap="gray", extent=box)
-    corner, frame = (box[0], box[3]), {"edgecolor": "silver", "linewidth": 0.5}
-    axes.add_patch(Rectangle(corner, wide, high, fill=False, **frame))
+    frame = Rectangle((box[0], box[3]), wide, high, fill=False, edgecolor="silver", linewidth=0.5)
+    axes.add_patch(frame)
     axes.text(middle, below + SIDE + GAP / 2, lines, text, family=FONT, ha="center")
 
 
