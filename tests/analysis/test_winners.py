@@ -86,13 +86,13 @@ def test_a_page_says_how_it_was_made_and_a_smoke_run_that_it_says_nothing():
 def test_the_command_line_leaves_its_words_and_the_commit_on_the_page(tmp_path: Path, capsys):
     path = toys.write_config(tmp_path)
     path.write_text(f"{path.read_text()}smoke_overrides: {{train.samples: 32}}\n")
-    assert main(["compare", str(path), "smoke=true"]) == 0
+    assert main(["compare", str(path), "smoke=true", "compare.seeds=[0]"]) == 0
     folder = tmp_path / "runs/study-smoke"
     text = (folder / "compare.md").read_text()
     assert text.splitlines()[0].partition(":")[0].endswith(", smoke run")
     assert "A smoke run: far too short" in text
     last = text.splitlines()[-1]
-    assert f"Made by `steering compare {path} smoke=true`." in last
+    assert f"Made by `steering compare {path} smoke=true 'compare.seeds=[0]'`." in last
     shown = "".join(capsys.readouterr().out.split())  # the terminal breaks lines
     assert "".join(last.split()) in shown
     there = json.loads(next(folder.glob("*/record.json")).read_text())["environment"]["commit"]
