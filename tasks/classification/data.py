@@ -51,7 +51,8 @@ class ImageInputs:
             batch = self._sized(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2))
         elif self.size is None:
             raise SteeringError(
-                f"images have different sizes, {sorted(shapes)[:2]}; set target.options.size"
+                f"images have different sizes, {sorted(shapes)[:2]}; set target.options.size, and "
+                "reference.options.size if there is a reference"
             )
         else:
             batch = torch.cat(

@@ -156,7 +156,10 @@ def test_a_folder_with_a_damaged_file(folder, caplog):
 def test_images_of_two_sizes_need_a_size(folder):
     found = task(**folder)
     model = found.build(ModelSpec("cnn", options={"width": 4}))
-    with pytest.raises(SteeringError, match="images have different sizes"):
+    with pytest.raises(
+        SteeringError,
+        match=r"images have different sizes.*target.options.size.*reference.options.size",
+    ):
         found.train_data(model, None, 0).batch(np.arange(3), 0)
 
 
