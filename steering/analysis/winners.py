@@ -39,7 +39,7 @@ def winners(
                 for one in single.values()
                 if name in one
             ]
-            if cells and len(mine) > 1 and all(_apart(cell, sign) for cell in cells):
+            if cells and all(_apart(cell, sign) for cell in cells):
                 found[name] = best
     return found
 
