@@ -1,7 +1,7 @@
 """Examples as cards in a picture of TensorBoard: image, text, a title each; in rows of four.
 
 All cards stand on one pair of axes, at places in inches: axes of their own, with a layout that is
-searched for, take several times as long to draw.
+searched for, take about twice as long to draw.
 """
 
 from __future__ import annotations
