@@ -5,7 +5,7 @@ import torch
 from tiny import BLOCKS, END, causal
 from transformers import AutoConfig, AutoModelForCausalLM, CLIPConfig, CLIPModel
 
-from steering.activation import Edit, Shift, block_names, steered
+from steering.activation import Edit, Shift, Speaker, answer_losses, block_names, steered
 
 PROMPTS = [[3, 5, 7, 1, 2], [9], [4, 4, 8]]
 
@@ -111,3 +111,23 @@ def test_a_cache_of_states_is_edited_everywhere_or_told():
     with pytest.raises(ValueError, match="does not say how many tokens"):
         answer("decoded")
     assert len(answer("decoded", use_cache=False)[0]) == 9
+
+
+def test_a_harness_that_scores_inside_the_block_gets_the_policys_losses():
+    """As lm-evaluation-harness calls a causal model: tokens by position, padded on the right, and no
+    mask."""
+    model = causal("llama")
+    edits = [Edit(f"{BLOCKS['llama']}.1", shift())]
+    answers = [[7, 1], [2, 8, 9, 1], [5]]
+    whole = [[*prompt, *answer] for prompt, answer in zip(PROMPTS, answers, strict=True)]
+    width = max(map(len, whole))
+    with torch.no_grad(), steered(model, edits):
+        logits = model(torch.tensor([row + [END] * (width - len(row)) for row in whole])).logits
+    found = [
+        -sum(logits[row, t - 1].log_softmax(-1)[own[t]] for t in range(len(prompt), len(own)))
+        for row, (own, prompt) in enumerate(zip(whole, PROMPTS, strict=True))
+    ]
+    wanted = answer_losses(Speaker(model, END, edits), PROMPTS, answers)
+    torch.testing.assert_close(torch.stack(found), wanted)
+    plain = answer_losses(Speaker(model, END), PROMPTS, answers)
+    assert not torch.allclose(plain, wanted)
