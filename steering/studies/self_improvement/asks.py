@@ -202,6 +202,7 @@ class Asks:
             "layers",
             "strengths",
             "refine",
+            "curve",
             "scope",
             "keep_norm",
             "share",

@@ -67,6 +67,9 @@ class ActivationOptions:
     together share one."""
     refine: int = 3
     """Halvings of the step between the last strength within the budget and the next one."""
+    curve: bool = True
+    """The strength is taken from a curve through all trials of a set of layers; false: the best
+    single trial."""
     scope: str = "decoded"
     """Positions that are edited: all, prompt, answer, decoded."""
     keep_norm: bool = False

@@ -72,6 +72,7 @@ class Fitting:
     layers: int
     strengths: list[float]
     refine: int
+    curve: bool
     scope: str
     keep_norm: bool
     share: float
@@ -158,14 +159,17 @@ def fitted(
         {layer: down[layer] for layer in layers},
         how.scope,  # type: ignore[arg-type]
     )
+    # A round may change nothing; by curves, the last function is compared at the same harm.
+    again = [[*before]] if before and how.curve and not added else []
     trial, trials = search_families(
-        _families(found, how.choose),
+        [*_families(found, how.choose), *again],
         how.strengths,
         _judged(scene, how, held, ranker, seed),
         how.budget,
         how.refine,
-        [[*before]] if before else [],  # a round may change nothing
+        [[*before]] if before and not again else [],
         added,
+        how.curve,
     )
     return _Fit(trial.edits, accuracies, trials)
 
