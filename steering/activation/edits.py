@@ -241,12 +241,12 @@ def _changed(
     activation = _first(output)
     wide = activation if activation.dtype == torch.float64 else activation.float()
     places = [call.where(activation, edit.scope) for edit in edits]
-    edited = wide.clone()
+    edited = wide  # nothing in place: a move may have a gradient
     for edit, where in zip(edits, places, strict=True):
         added = edit.move.displacement(wide, edit.strength)
-        edited += added if where is None else torch.where(where, added, 0.0)
+        edited = edited + (added if where is None else torch.where(where, added, 0.0))
     if keep_norm:
-        edited *= wide.norm(dim=-1, keepdim=True) / _norm(edited)
+        edited = edited * (wide.norm(dim=-1, keepdim=True) / _norm(edited))
     edited = edited.to(activation.dtype)
     inside = [where for where in places if where is not None]
     if len(inside) == len(places):  # the others keep their bits

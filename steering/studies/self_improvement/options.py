@@ -54,7 +54,8 @@ class ActivationOptions:
     rounds: int = 3
     """Rounds of self-improvement."""
     direction: dict[str, Any] = field(default_factory=lambda: {"name": "mean_difference"})
-    """How a move is fitted: mean_difference, pca, logistic or householder, with its options."""
+    """How a move is fitted: mean_difference, pca, logistic or householder, with its options; likely:
+    shifts of all layers at once, by the likelihood of the better answers."""
     blocks: list[str] = field(default_factory=list)
     """Layers to choose from; empty: every block."""
     choose: str = "effect"
