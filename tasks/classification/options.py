@@ -47,8 +47,8 @@ class ClassificationData:
     options: dict[str, Any] = field(default_factory=dict)
     """torchvision: further arguments of the class for both parts, such as {split: letters} of
     EMNIST; coloured_digits: label, minority, test_minority, cue, seed; digits_on_photographs:
-    digits, kinds, opacity, label, minority, test_minority, count, test_count, seed; glyphs: characters; table: image,
-    label, split, train, test, group, spurious, goes_with, root; stdlib and texts: length, pieces,
+    digits, kinds, opacity, label, minority, test_minority, count, test_count, seed; glyphs:
+    characters; table: image, label, split, train, test, group, spurious, goes_with, root; stdlib and texts: length, pieces,
     kinds, marks, minority, test_minority, seed; stdlib: modules; texts: text, label, group,
     spurious, separator."""
     train_options: dict[str, Any] = field(default_factory=dict)
