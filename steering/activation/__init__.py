@@ -17,6 +17,7 @@ from steering.activation.directions import (
 )
 from steering.activation.edits import Edit, block_names, find_layer, recorded, steered
 from steering.activation.files import load_edits, save_edits
+from steering.activation.likely import Likely
 from steering.activation.moves import MOVES, Move, Rotation, Shift
 from steering.activation.preferences import (
     Pair,
@@ -48,6 +49,7 @@ __all__ = [
     "Direction",
     "Edit",
     "Householder",
+    "Likely",
     "Logistic",
     "MeanDifference",
     "Move",

@@ -133,16 +133,17 @@ class _Call:
 
     def __init__(self, prompt: Tensor | None) -> None:
         self.prompt = prompt
-        self.begin({})
+        self.begin((), {})
 
-    def begin(self, keywords: Mapping[str, Any]) -> None:
+    def begin(self, inputs: Sequence[Any], keywords: Mapping[str, Any]) -> None:
         """Take from a call what says where its positions are."""
+        self._tokens = _token_count(inputs, keywords)
         self._mask, self._position = (
             _two_axes(keywords.get(name)) for name in ("attention_mask", "position_ids")
         )
         past = next((keywords[name] for name in CACHES if keywords.get(name) is not None), None)
         # Read now: the layers lengthen the cache as they run.
-        self._offset = 0 if past is None else int(past.get_seq_length())
+        self._offset = 0 if past is None else _length_of(past)
 
     def where(self, activation: Tensor, scope: Scope) -> Tensor | None:
         """Which positions an edit of that scope changes, bool, (b, T, 1) or (1, T, 1); None:
@@ -154,6 +155,14 @@ class _Call:
                 f"scope {scope!r}: expected activations (b, T, d), got {tuple(activation.shape)}"
             )
         length = activation.shape[1]
+        if self._tokens not in (None, length):
+            # Of another tower, such as the patches of an image beside a padded text.
+            if scope == "all":
+                return None
+            raise ValueError(
+                f"scope {scope!r}: activations of {length} positions for {self._tokens} tokens; "
+                "expected 'all', or a layer that the tokens go through"
+            )
         real = self._real(length, activation)
         if scope == "all":
             return real[..., None]
@@ -181,6 +190,11 @@ class _Call:
             return ((self._mask != 0).long().cumsum(1) - 1)[:, -length:].to(like.device)
         if self._position is not None:
             return self._position.to(like.device)
+        if self._offset is None:
+            raise ValueError(
+                "scope: this cache (of states, without attention) does not say how many tokens it "
+                "holds; pass attention_mask or position_ids, or generate with use_cache=False"
+            )
         return torch.arange(length, device=like.device)[None] + self._offset
 
     def _prompts(self, like: Tensor) -> Tensor:
@@ -193,9 +207,24 @@ class _Call:
         return self.prompt.to(like.device).repeat_interleave(times)[:, None]
 
 
+def _token_count(inputs: Sequence[Any], keywords: Mapping[str, Any]) -> int | None:
+    """Tokens of each row of a call, by the names of `transformers`; None: it does not say."""
+    given = (keywords.get("input_ids"), keywords.get("inputs_embeds"), *inputs[:1])
+    found = [one for one in given if isinstance(one, Tensor) and one.ndim in (2, 3)]
+    return found[0].shape[1] if found else None
+
+
+def _length_of(cache: Any) -> int | None:
+    """Tokens in a cache; None where it keeps no count of them, as that of a state-space model."""
+    try:
+        return int(cache.get_seq_length())
+    except ValueError:
+        return None
+
+
 def _begin(hooks: ExitStack, model: nn.Module, call: _Call) -> None:
-    def begin(_module: nn.Module, _inputs: Any, keywords: Mapping[str, Any]) -> None:
-        call.begin(keywords)
+    def begin(_module: nn.Module, inputs: Any, keywords: Mapping[str, Any]) -> None:
+        call.begin(inputs, keywords)
 
     hooks.callback(model.register_forward_pre_hook(begin, with_kwargs=True).remove)
 
@@ -212,12 +241,12 @@ def _changed(
     activation = _first(output)
     wide = activation if activation.dtype == torch.float64 else activation.float()
     places = [call.where(activation, edit.scope) for edit in edits]
-    edited = wide.clone()
+    edited = wide  # nothing in place: a move may have a gradient
     for edit, where in zip(edits, places, strict=True):
         added = edit.move.displacement(wide, edit.strength)
-        edited += added if where is None else torch.where(where, added, 0.0)
+        edited = edited + (added if where is None else torch.where(where, added, 0.0))
     if keep_norm:
-        edited *= wide.norm(dim=-1, keepdim=True) / _norm(edited)
+        edited = edited * (wide.norm(dim=-1, keepdim=True) / _norm(edited))
     edited = edited.to(activation.dtype)
     inside = [where for where in places if where is not None]
     if len(inside) == len(places):  # the others keep their bits

@@ -95,7 +95,7 @@ def sample(
     for rows in _batches(len(prompts), speaker.batch_size):
         own = [prompts[row] for row in rows]
         chance = np.asarray(numbers)[rows]
-        with _policy(speaker, own):
+        with policy(speaker, own):
             answers += _decode(speaker, own, chance, length, temperature, seed, cached)
     speaker.tally.samples += len(prompts)
     return answers
@@ -109,7 +109,7 @@ def answer_losses(speaker: Speaker, prompts: Sequence[Tokens], answers: Sequence
     for rows in _batches(len(prompts), speaker.batch_size):
         own = [prompts[row] for row in rows]
         tokens, mask = joined(speaker, own, [answers[row] for row in rows])
-        with _policy(speaker, own):
+        with policy(speaker, own):
             logits = speaker.network(
                 input_ids=tokens, attention_mask=mask.long(), use_cache=False
             ).logits
@@ -150,7 +150,7 @@ def answer_activations(
     for rows in _batches(len(prompts), speaker.batch_size):
         own = [prompts[row] for row in rows]
         tokens, mask = joined(speaker, own, [answers[row] for row in rows])
-        with _policy(speaker, own), recorded(speaker.network, layers) as outputs:
+        with policy(speaker, own), recorded(speaker.network, layers) as outputs:
             speaker.network(input_ids=tokens, attention_mask=mask.long(), use_cache=False)
         speaker.tally.tokens += int(mask.sum())
         for layer in layers:
@@ -161,7 +161,7 @@ def answer_activations(
     return found
 
 
-def _policy(speaker: Speaker, prompts: Sequence[Tokens]) -> Any:
+def policy(speaker: Speaker, prompts: Sequence[Tokens]) -> Any:
     if not speaker.edits:
         return nullcontext()
     lengths = [len(prompt) for prompt in prompts]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -101,6 +102,7 @@ def search_families(
     refine: int = 0,
     others: Sequence[Sequence[Edit]] = (),
     fixed: Sequence[Edit] = (),
+    curve: bool = False,
 ) -> tuple[Trial, list[Trial]]:
     """As `search`, of several sets of edits, each at growing strengths: which set gains most for the
     harm that is allowed?
@@ -110,12 +112,18 @@ def search_families(
     allowed and the first refused strength. So one whose grid happens to end just below the budget
     is not preferred. The strength of the best set is then halved towards the budget.
 
+    Gain and harm of one trial are means over a few samples, and the best of several trials is the
+    luckiest one. With `curve` a set's trials are taken together: gain and harm are parabolas of the
+    strength through strength 0, by least squares. Sets are compared, and the strength is
+    taken, where the parabolas say; the last trial has their values.
+
     Args:
         families: sets of edits, at strength 1.
         strengths: above 0; tried in rising order.
         refine: halvings between the last allowed and the first refused strength of the best set.
         others: further candidates, as they are.
         fixed: edits beside every set, whose strength stays.
+        curve: go by a curve through a set's trials, not by single ones.
 
     Returns:
         the best trial and all, the unsteered one first.
@@ -123,17 +131,30 @@ def search_families(
     gain, base = judged(())
     trials = [Trial((), gain, 0.0), *(_tried(edits, judged, base) for edits in others)]
 
-    def at(number: int, strength: float) -> Trial:
-        return _tried([*fixed, *with_strength(families[number], strength)], judged, base)
+    def made(number: int, strength: float) -> list[Edit]:
+        return [*fixed, *with_strength(families[number], strength)]
 
+    def at(number: int, strength: float) -> Trial:
+        return _tried(made(number, strength), judged, base)
+
+    start = _tried(fixed, judged, base) if curve and fixed else trials[0]
     climbs = []
     for number in range(len(families)):
-        climbs.append(_climb(partial(at, number), strengths, budget, trials[0]))
+        climbs.append(_climb(partial(at, number), strengths, budget, start))
         trials += [trial for _, trial in climbs[-1][1:]]
-    if climbs and refine:
-        number = max(range(len(climbs)), key=lambda n: _reach(climbs[n], budget))
-        trials += _halved(partial(at, number), climbs[number], budget, refine)
-    return _best(trials, budget), trials
+    if not climbs:
+        return _best(trials, budget), trials
+    reach = _reach_on_curve if curve else _reach
+    number = max(range(len(climbs)), key=lambda n: reach(climbs[n], budget))
+    halved = _halved(partial(at, number), climbs[number], budget, refine)
+    trials += [trial for _, trial in halved]
+    if not curve:
+        return _best(trials, budget), trials
+    strength, gain, harm = _top_of_curve([*climbs[number], *halved], budget)
+    if strength > 0:
+        trials.append(Trial(made(number, strength), gain, harm))
+    single = trials[: 1 + len(others)]
+    return _best([*single, trials[-1]] if strength > 0 else single, budget), trials
 
 
 Climb = list[tuple[float, Trial]]
@@ -151,15 +172,16 @@ def _climb(
     return found
 
 
-def _halved(at: Callable[[float], Trial], climb: Climb, budget: float, times: int) -> list[Trial]:
+def _halved(at: Callable[[float], Trial], climb: Climb, budget: float, times: int) -> Climb:
     """Strengths between the last allowed and the first refused one; none where none was refused."""
     if climb[-1][1].harm <= budget:
         return []
-    low, high, found = climb[-2][0], climb[-1][0], []
+    low, high = climb[-2][0], climb[-1][0]
+    found: Climb = []
     for _ in range(times):
         middle = (low + high) / 2
-        found.append(at(middle))
-        low, high = (middle, high) if found[-1].harm <= budget else (low, middle)
+        found.append((middle, at(middle)))
+        low, high = (middle, high) if found[-1][1].harm <= budget else (low, middle)
     return found
 
 
@@ -171,6 +193,34 @@ def _reach(climb: Climb, budget: float) -> float:
         return allowed
     share = (budget - below.harm) / (above.harm - below.harm)
     return max(allowed, below.gain + share * (above.gain - below.gain))
+
+
+def _reach_on_curve(climb: Climb, budget: float) -> float:
+    return _top_of_curve(climb, budget)[1]
+
+
+def _top_of_curve(climb: Climb, budget: float) -> tuple[float, float, float]:
+    """Strength, gain and harm where the gain's parabola is highest, up to where the harm's meets the
+    budget, and not beyond the largest strength that was tried."""
+    tried = np.array([strength for strength, _ in climb[1:]])
+    strengths = np.linspace(0, tried.max(), 1001)
+    gains, harms = (
+        first + _parabola(tried, np.array(further) - first, strengths)
+        for first, *further in (
+            [trial.gain for _, trial in climb],
+            [trial.harm for _, trial in climb],
+        )
+    )
+    refused = np.flatnonzero(harms > budget)
+    best = int(gains[: max(refused[0], 1)].argmax()) if len(refused) else int(gains.argmax())
+    return float(strengths[best]), float(gains[best]), float(harms[best])
+
+
+def _parabola(x: np.ndarray, y: np.ndarray, where: np.ndarray) -> np.ndarray:
+    """a·x + b·x² by least squares, at other places; of a single point a straight line."""
+    powers = [1, 2] if len(x) > 1 else [1]
+    found = np.linalg.lstsq(x[:, None] ** powers, y, rcond=None)[0]
+    return where[:, None] ** powers @ found
 
 
 def _tried(edits: Sequence[Edit], judged: Judged, base: float) -> Trial:

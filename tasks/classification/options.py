@@ -18,8 +18,9 @@ from .shares import require_shares
 
 SOURCES = (
     *("digits", "coloured_digits", "digits_on_photographs"),
-    *("arrays", "folder", "table", "torchvision", "stdlib", "texts"),
+    *("arrays", "folder", "table", "torchvision", "glyphs", "stdlib", "texts"),
 )
+EMBEDDED = ("digits", "coloured_digits", "glyphs", "stdlib")
 TEXTS = ("stdlib", "texts")
 GROUPED = ("coloured_digits", "digits_on_photographs", "table", *TEXTS)
 AUGMENTATIONS = ("none", "crop", "flip-crop")
@@ -30,8 +31,8 @@ class ClassificationData:
     """Labelled images, or texts."""
 
     source: str = "digits"
-    """"digits" and "coloured_digits" (embedded), "digits_on_photographs", "arrays" (.npz files),
-    "folder" (a sub-folder per class), "table" (a CSV that names files) or "torchvision"; of texts
+    """"digits", "coloured_digits" and "glyphs" (embedded), "digits_on_photographs", "arrays" (.npz
+    files), "folder" (a sub-folder per class), "table" (a CSV that names files) or "torchvision"; of texts
     "stdlib" (embedded) or "texts" (a table, or files by class)."""
     path: str | None = None
     """arrays: the training .npz with "image" and "label"; digits_on_photographs: that of the
@@ -46,8 +47,8 @@ class ClassificationData:
     options: dict[str, Any] = field(default_factory=dict)
     """torchvision: further arguments of the class for both parts, such as {split: letters} of
     EMNIST; coloured_digits: label, minority, test_minority, cue, seed; digits_on_photographs:
-    digits, kinds, opacity, label, minority, test_minority, count, test_count, seed; table: image,
-    label, split, train, test, group, spurious, goes_with, root; stdlib and texts: length, pieces,
+    digits, kinds, opacity, label, minority, test_minority, count, test_count, seed; glyphs:
+    characters; table: image, label, split, train, test, group, spurious, goes_with, root; stdlib and texts: length, pieces,
     kinds, marks, minority, test_minority, seed; stdlib: modules; texts: text, label, group,
     spurious, separator."""
     train_options: dict[str, Any] = field(default_factory=dict)
@@ -105,13 +106,11 @@ class ClassificationData:
 
     def __post_init__(self) -> None:
         needs = {
-            "digits": (),
-            "coloured_digits": (),
+            **dict.fromkeys(EMBEDDED, ()),
             "digits_on_photographs": ("path", "test_path"),
             "arrays": ("path", "test_path"),
             "table": ("path",),
             "folder": ("path", "test_path"),
-            "stdlib": (),
             "texts": ("path", "test_path"),
         }
         if self.source not in SOURCES:
@@ -122,7 +121,7 @@ class ClassificationData:
             if not getattr(self, key):
                 raise SteeringError(f"{key}: needed for source {self.source!r}")
         # Somebody's own data must not give way to embedded ones without a word.
-        embedded = self.source in ("digits", "coloured_digits", "stdlib")
+        embedded = self.source in EMBEDDED
         unread = {"path": embedded, "test_path": embedded or self.source == "table"}
         for key in unread:
             if unread[key] and getattr(self, key):
@@ -130,7 +129,7 @@ class ClassificationData:
                     f"{key}: source {self.source!r} does not read it; set source, or leave it out"
                 )
         for key in ("options", "train_options", "test_options"):
-            own = key == "options" and self.source in GROUPED
+            own = key == "options" and self.source in (*GROUPED, "glyphs")
             if getattr(self, key) and self.source != "torchvision" and not own:
                 raise SteeringError(
                     f"{key}: for source 'torchvision' alone, got source {self.source!r}"

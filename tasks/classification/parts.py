@@ -11,6 +11,7 @@ from steering.errors import ConfigError, SteeringError
 from steering.reading import report_once
 
 from .data import Labelled, kept_of_classes, noisy_labels, part_of
+from .drawn import glyphs
 from .images import Source
 from .merged import Merged, merged
 from .options import ClassificationData
@@ -35,6 +36,8 @@ def _as_they_are(data: ClassificationData) -> tuple[Source, Source]:
         return coloured_digits(data.options)
     if data.source == "digits_on_photographs":
         return digits_on_photographs(path, test_path, data.options)
+    if data.source == "glyphs":
+        return glyphs(data.options)
     if data.source == "table":
         return table(path, data.options)
     if data.source == "stdlib":

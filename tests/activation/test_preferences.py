@@ -199,6 +199,56 @@ def test_other_candidates_and_fixed_edits_keep_their_strength():
     assert search_families([], [1], judged, 1.0, 2)[0].edits == ()
 
 
+def noisy(gain, harm, noise):
+    """A judge with a curved gain and harm of the strength at layer a, and a fixed error of each
+    strength that it is asked about."""
+
+    def judged(edits):
+        at = sum(edit.strength for edit in edits if edit.layer == "a")
+        fixed = sum(edit.strength for edit in edits if edit.layer != "a")
+        off = noise.get(round(at, 3), (0.0, 0.0))
+        return gain(at) + fixed + off[0], 1.0 + harm(at) + 0.1 * fixed + off[1]
+
+    return judged
+
+
+def test_a_curve_through_all_trials_finds_the_strength_of_curved_gain_and_harm():
+    judged = noisy(lambda s: 2 * s - 0.1 * s * s, lambda s: 0.2 * s + 0.1 * s * s, {})
+    best, trials = search_families([one("a")], [1, 2, 4], judged, 1.2, refine=1, curve=True)
+    assert best is trials[-1]
+    assert best.edits[0].strength == pytest.approx(2.606, abs=0.01)  # 0.2 s + 0.1 s² = 1.2
+    assert best.harm == pytest.approx(1.2, abs=0.01)
+    assert best.gain == pytest.approx(4.53, abs=0.02)
+    best, _ = search_families([one("a")], [1, 2, 4], judged, 9.0, refine=1, curve=True)
+    assert best.edits[0].strength == 4  # nothing beyond what was tried
+    top = noisy(lambda s: 2 * s - 0.5 * s * s, lambda s: 0.01 * s, {})
+    best, _ = search_families([one("a")], [1, 2, 4], top, 9.0, curve=True)
+    assert best.edits[0].strength == pytest.approx(2, abs=0.01)  # the gain's own top
+    loss = noisy(lambda s: -s, lambda s: 0.01 * s, {})
+    assert search_families([one("a")], [1, 2], loss, 9.0, curve=True)[0].edits == ()
+
+
+def test_a_lucky_trial_moves_a_curve_less_than_the_best_of_single_trials():
+    """At strength 1 the judge is lucky: much gain, no harm."""
+    luck = {1.0: (3.0, -0.1)}
+    judged = noisy(lambda s: s, lambda s: 0.1 * s, luck)
+    how = [one("a")], [0.5, 1, 2, 4], judged, 0.3
+    assert search_families(*how, refine=3)[0].edits[0].strength == 1
+    best, _ = search_families(*how, refine=3, curve=True)
+    assert best.edits[0].strength > 2.5
+
+
+def test_a_curve_begins_where_fixed_edits_are():
+    judged = noisy(lambda s: s, lambda s: 0.1 * s, {})
+    fixed = one("b", 2.0)
+    best, _ = search_families([one("a")], [1, 2, 4], judged, 0.4, 2, [fixed], fixed, curve=True)
+    assert [edit.layer for edit in best.edits] == ["b", "a"]
+    assert best.edits[1].strength == pytest.approx(2, abs=0.02)  # 0.2 of the budget is b's
+    assert best.gain == pytest.approx(4, abs=0.02)
+    spent = search_families([one("a")], [1, 2], judged, 0.1, 2, [fixed], fixed, curve=True)
+    assert spent[0].edits == ()
+
+
 def test_the_likelihood_margin_is_that_of_the_losses():
     speaker = Speaker(causal(), END)
     prompts, better, worse = [[1, 2], [3]], [[4, 5, 6], [7]], [[8, 9], [1, 2, 3]]

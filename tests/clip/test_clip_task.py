@@ -20,10 +20,10 @@ from steering.errors import SteeringError
 from steering.items import Pairs
 from steering.task import Evaluation, Model, ModelSpec, find_task
 from steering_tasks.clip import ClipOptions, ClipRisk, ClipTask, evaluation
-from steering_tasks.clip.data.glyphs import load_glyphs
 from steering_tasks.clip.data.shards import ShardSource
 from steering_tasks.clip.data.table import TableSource
 from steering_tasks.clip.task import ClipData, ZeroShot, open_held_out, open_source
+from steering_tasks.glyphs import load_glyphs
 
 CPU = torch.device("cpu")
 

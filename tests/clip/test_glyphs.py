@@ -25,7 +25,7 @@ from PIL import Image
 from steering.errors import SteeringError
 from steering.storage import cache_dir
 from steering.task import ModelSpec
-from steering_tasks.clip.data import glyphs as module
+from steering_tasks import glyphs as module
 from steering_tasks.clip.data.glyph_data import (
     EVALUATED,
     SHIFT,
@@ -34,7 +34,9 @@ from steering_tasks.clip.data.glyph_data import (
     prepare,
     shift,
 )
-from steering_tasks.clip.data.glyphs import (
+from steering_tasks.clip.data.pairs import noisy_captions, subset
+from steering_tasks.clip.models import ClipInputs, build_clip
+from steering_tasks.glyphs import (
     FAMILIES,
     FONTS,
     HELD_OUT_FAMILY,
@@ -42,8 +44,6 @@ from steering_tasks.clip.data.glyphs import (
     load_glyphs,
     split,
 )
-from steering_tasks.clip.data.pairs import noisy_captions, subset
-from steering_tasks.clip.models import ClipInputs, build_clip
 
 
 @pytest.fixture(scope="module")

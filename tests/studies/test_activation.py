@@ -252,6 +252,29 @@ def test_the_model_ranks_itself(config, tmp_path, ranker):
     assert [*runs] == ["base", "round 1", "round 2", "prefix"]
 
 
+def test_rounds_by_likelihood_and_the_last_function_at_the_same_harm(config, tmp_path):
+    """Shifts of all blocks at once; from the second round on the last ones are a set of the search."""
+    words = [
+        "studies.activation.direction={name: likely, epochs: 4, lr: 0.1, beta: 0.3}",
+        "studies.activation.blocks=[]",
+        "studies.activation.strengths=[0.5, 1.0]",
+        "studies.activation.baselines=[]",
+    ]
+    assert study(config, *words) == 0
+    folder = tmp_path / "runs/s"
+    runs = by_policy(folder)
+    assert runs["round 2"].metrics["judge"] > runs["base"].metrics["judge"] + 0.1
+    first, second = (
+        json.loads((folder / f"round-{number}-seed0/record.json").read_text())["summary"]
+        for number in (1, 2)
+    )
+    assert len(first["edits"]) == 2  # both blocks
+    assert [len(trial["edits"]) for trial in second["search"]] == [0, 2, 2, 2, 2, 2]
+    assert first["edits"] in [trial["edits"] for trial in second["search"]]
+    assert second["edits"] == second["search"][second["chosen"]]["edits"]
+    assert study(config, "studies.activation.direction={name: likely, beta: -1}") == 2
+
+
 # ---- a model of transformers by path
 
 

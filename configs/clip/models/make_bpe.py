@@ -17,7 +17,7 @@ from pathlib import Path
 import regex
 from open_clip.tokenizer import bytes_to_unicode
 
-from steering_tasks.clip.data.glyphs import load_glyphs
+from steering_tasks.glyphs import load_glyphs
 
 
 def learn_merges(texts: list[str], count: int) -> list[tuple[str, str]]:

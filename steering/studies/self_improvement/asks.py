@@ -10,8 +10,8 @@ from steering.config import RunConfig, with_overrides
 from steering.errors import ConfigError
 from steering.runs.ask import Ask, training
 from steering.runs.call import calling
+from steering.studies.self_improvement.fitting import direction_of
 from steering.studies.self_improvement.options import ActivationOptions
-from steering.studies.self_improvement.rounds import direction_of
 from steering.studies.self_improvement.tables import BASE
 from steering.task import Task, find_task
 
@@ -202,6 +202,7 @@ class Asks:
             "layers",
             "strengths",
             "refine",
+            "curve",
             "scope",
             "keep_norm",
             "share",

@@ -54,7 +54,8 @@ class ActivationOptions:
     rounds: int = 3
     """Rounds of self-improvement."""
     direction: dict[str, Any] = field(default_factory=lambda: {"name": "mean_difference"})
-    """How a move is fitted: mean_difference, pca, logistic or householder, with its options."""
+    """How a move is fitted: mean_difference, pca, logistic or householder, with its options; likely:
+    shifts of all layers at once, by the likelihood of the better answers."""
     blocks: list[str] = field(default_factory=list)
     """Layers to choose from; empty: every block."""
     choose: str = "effect"
@@ -67,6 +68,9 @@ class ActivationOptions:
     together share one."""
     refine: int = 3
     """Halvings of the step between the last strength within the budget and the next one."""
+    curve: bool = True
+    """The strength is taken from a curve through all trials of a set of layers; false: the best
+    single trial."""
     scope: str = "decoded"
     """Positions that are edited: all, prompt, answer, decoded."""
     keep_norm: bool = False

@@ -13,12 +13,11 @@ from steering.errors import SteeringError
 from steering.reading import user_path
 from steering.runs.call import Call, Outcome
 from steering.runs.record import Metric
+from steering.studies.self_improvement.fitting import Fitting, fitted
 from steering.studies.self_improvement.judges import SHUFFLE, pieces
 from steering.studies.self_improvement.rounds import (
     BANK,
     CHECK,
-    Fitting,
-    fitted,
     keep_edits,
     key,
     summary_of,

@@ -17,9 +17,9 @@ from steering.exhibits import Exhibit, Labels, thumbnail
 from steering.risk import Batch
 from steering.storage import sha256
 
+from ...glyphs import Glyphs, load_glyphs, split
 from ..evaluation import RetrievalSet
 from ..models import ClipInputs
-from .glyphs import Glyphs, load_glyphs, split
 from .pairs import noisy_captions, subset
 
 SHIFT = 2  # pixels, up to, in each direction
