@@ -198,7 +198,7 @@ def details(name: str, records: Sequence[RunRecord]) -> Table:
                 _over_seeds(_values(cell, "vanilla/agreement")),
                 _over_seeds(_values(cell, "unlabelled/wrong_labels")),
                 _over_seeds(_values(cell, "unlabelled/kept_minority_share")),
-                max(set(pairs), key=pairs.count),
+                max(sorted(set(pairs)), key=pairs.count),
             ]
         )
     header = [
