@@ -22,7 +22,7 @@ class Sure(ClassificationTask):
     def evaluate(self, model, device):
         found = super().evaluate(model, device)
         data = ImageData(self.test_part, {"": model.inputs}, 0, "none")
-        probability, label, _ = predict(model.module, data, device)
-        sure = probability.gather(-1, label[:, None]).squeeze(-1)  # (n,)
+        said = predict(model.module, data, device)
+        sure = said.probability.gather(-1, said.label[:, None]).squeeze(-1)  # (n,)
         # One score for each example: means, intervals and pairing are made of it.
         return replace(found, scores={**found.scores, "test/sure": scores_of(sure)})
