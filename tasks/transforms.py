@@ -71,6 +71,15 @@ def require_dedup(value: str) -> None:
         raise SteeringError(f"dedup: expected one of {', '.join(DEDUP)}, got {value!r}")
 
 
+def require_part(part: tuple[float, float]) -> None:
+    """SteeringError unless it is [low, high] with 0 ≤ low < high ≤ 1, as shares of the examples."""
+    low, high = part
+    if not 0 <= low < high <= 1:
+        raise SteeringError(
+            f"part: expected [low, high] with 0 <= low < high <= 1, got {[low, high]}"
+        )
+
+
 def first_ones(keys: Sequence[Hashable], what: str, others: Iterable[Hashable] = ()) -> np.ndarray:
     """Rows of the first example of each key, int64, ascending; a line in the log counts the others.
 

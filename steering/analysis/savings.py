@@ -9,10 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from steering.analysis.fits import crossing
-from steering.analysis.intervals import LEVEL, over_seeds
+from steering.analysis.intervals import DRAWS, LEVEL, over_seeds
 from steering.analysis.points import Point
-
-DRAWS = 1000
 
 Curve = Mapping[float, Mapping[int, Point]]  # share -> seed -> run, in order of shares
 

@@ -242,9 +242,10 @@ def figure(cells: Sequence[RunRecord], pairs: Sequence[tuple[str, str]]) -> Figu
 
     drawn = Figure(figsize=(5.2 * len(pairs), 4.2), layout="constrained")
     axes = drawn.subplots(1, len(pairs), squeeze=False, sharey=True)[0]
+    draws = Bootstrap()
     for ax, pair in zip(axes, pairs, strict=True):
         found = _by_shares([r for r in cells if (r.axes["teacher"], r.axes["student"]) == pair])
-        gains = {p: _interval(cell, GAIN, _gain, Bootstrap()) for p, cell in found.items()}
+        gains = {p: _interval(cell, GAIN, _gain, draws) for p, cell in found.items()}
         theory = {
             place: float(np.mean(_values(cell, "theory/teacher")))
             - float(np.mean(_values(cell, "theory/student")))

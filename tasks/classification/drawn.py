@@ -13,6 +13,7 @@ from steering.data import mix
 from steering.errors import SteeringError
 
 from ..glyphs import load_glyphs
+from .source_options import read_options
 from .sources import ArraySource
 
 VISIBLE = "".join(sorted(string.digits + string.ascii_letters + string.punctuation))
@@ -49,10 +50,7 @@ def glyphs(options: Mapping[str, Any]) -> tuple[ArraySource, ArraySource]:
     Raises:
         SteeringError: an unknown option, or a character that no font draws.
     """
-    try:
-        given = Drawn(**options)
-    except TypeError as error:
-        raise SteeringError(f"task.data.options: {str(error).partition('() ')[2]}") from None
+    given = read_options(Drawn, options)
     found = load_glyphs()
     codes = np.array([ord(one) for one in given.characters])
     for one, code in zip(given.characters, codes.tolist(), strict=True):

@@ -10,7 +10,7 @@ from steering.derived import DeriveLabels
 from steering.errors import SteeringError
 from steering.registry import chosen
 
-from ..transforms import Duplicate, require_dedup
+from ..transforms import Duplicate, require_dedup, require_part
 from .losses import LOSSES, CrossEntropy, LabelLoss
 from .merged import require_members
 from .recipe import ImagesFilter
@@ -145,11 +145,7 @@ class ClassificationData:
             raise SteeringError(f"blur: expected a number of pixels >= 0, got {self.blur}")
         if self.mix and not all(0 <= weight < math.inf for weight in self.mix.values()):
             raise SteeringError(f"mix: expected numbers >= 0, got {self.mix}")
-        low, high = self.part
-        if not 0 <= low < high <= 1:
-            raise SteeringError(
-                f"part: expected [low, high] with 0 <= low < high <= 1, got {[low, high]}"
-            )
+        require_part(self.part)
         if not 0 <= self.reserved < 1:
             raise SteeringError(f"reserved: expected a number in [0, 1), got {self.reserved}")
         if not 0 <= self.label_noise <= 1:

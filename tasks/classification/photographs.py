@@ -18,6 +18,7 @@ from steering.storage import sha256
 
 from .idx import mnist
 from .images import Source
+from .source_options import read_options
 from .sources import arrays, digits
 from .spurious import GROUPS, LABELS
 
@@ -126,10 +127,7 @@ def digits_on_photographs(
     Raises:
         SteeringError: an unknown option, or one out of range; no photographs or digits.
     """
-    try:
-        given = OnPhotographs(**options)
-    except TypeError as error:
-        raise SteeringError(f"task.data.options: {str(error).partition('() ')[2]}") from None
+    given = read_options(OnPhotographs, options)
     inks = digits() if given.digits is None else mnist(given.digits, "task.data.options.digits")
     behind = arrays(path, test_path)
     parts = [

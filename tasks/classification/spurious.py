@@ -16,6 +16,7 @@ import numpy as np
 from steering.data import uniform
 from steering.errors import SteeringError
 
+from .source_options import read_options
 from .sources import ArraySource, digits
 
 GROUPS = ("agrees", "disagrees")
@@ -69,10 +70,7 @@ def coloured_digits(options: Mapping[str, Any]) -> tuple[GroupedSource, GroupedS
     Raises:
         SteeringError: an unknown option, or one out of range.
     """
-    try:
-        chosen = ColouredDigits(**options)
-    except TypeError as error:
-        raise SteeringError(f"task.data.options: {str(error).partition('() ')[2]}") from None
+    chosen = read_options(ColouredDigits, options)
     train, test = digits()
     parts = [
         _coloured(part, chosen, minority, number)

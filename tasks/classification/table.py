@@ -16,6 +16,7 @@ from steering.errors import SteeringError
 from steering.reading import Tally, user_path
 
 from .image_files import FileSource
+from .source_options import read_options
 from .spurious import GROUPS
 
 
@@ -98,10 +99,7 @@ def _options(options: Mapping[str, Any]) -> TableOptions:
         for key, value in options.items()
         if key in ("train", "test")
     }
-    try:
-        given = TableOptions(**{**options, **lists})
-    except TypeError as error:
-        raise SteeringError(f"task.data.options: {str(error).partition('() ')[2]}") from None
+    given = read_options(TableOptions, {**options, **lists})
     if given.group is not None and given.spurious is not None:
         raise SteeringError("options: group and spurious both make groups; expected one of them")
     return given

@@ -21,6 +21,7 @@ from steering.storage import sha256
 from ..language.corpus import STDLIB, stdlib
 from .images import Source
 from .merged import places
+from .source_options import read_options
 from .spurious import GROUPS
 from .text_files import Documents, from_files
 
@@ -113,7 +114,7 @@ def library(options: Mapping[str, Any]) -> tuple[TextSource, TextSource]:
     Raises:
         SteeringError: an unknown option, one out of range, or no such package.
     """
-    given = _options(options)
+    given = read_options(TextOptions, options)
     parts = stdlib(tuple(given.modules))
     return _sources([Documents.by_class(part) for part in parts], given)
 
@@ -129,15 +130,8 @@ def texts(path: str, test_path: str, options: Mapping[str, Any]) -> tuple[TextSo
         SteeringError: nothing there, unreadable, no such column, classes that training has not; an
             unknown option, or one out of range.
     """
-    given = _options(options)
+    given = read_options(TextOptions, options)
     return _sources(from_files(path, test_path, given), given)
-
-
-def _options(options: Mapping[str, Any]) -> TextOptions:
-    try:
-        return TextOptions(**options)
-    except TypeError as error:
-        raise SteeringError(f"task.data.options: {str(error).partition('() ')[2]}") from None
 
 
 def _sources(parts: Sequence[Documents], given: TextOptions) -> tuple[TextSource, TextSource]:

@@ -19,6 +19,7 @@ from steering.reading import report_once, user_path
 from steering.storage import cache_dir
 from steering.task import Evaluation, Model, ModelSpec, Sketch, Task, scores_of
 
+from ..transforms import require_part
 from .data.glyph_data import GlyphData, glyph_retrieval
 from .data.held_out import ClassFolder, source_retrieval
 from .data.pairs import PairData, View
@@ -77,11 +78,7 @@ class ClipData:
         if not 0 < self.fraction <= 1:
             raise SteeringError(f"fraction: expected a number in (0, 1], got {self.fraction}")
         if self.part is not None:
-            low, high = self.part
-            if not 0 <= low < high <= 1:
-                raise SteeringError(
-                    f"part: expected [low, high] with 0 <= low < high <= 1, got {[low, high]}"
-                )
+            require_part(self.part)
             if self.fraction < 1:
                 raise SteeringError("part, fraction: both say which pairs to use; give one")
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from steering.derived import Derive
 from steering.errors import SteeringError
 
-from ..transforms import Duplicate, require_dedup
+from ..transforms import Duplicate, require_dedup, require_part
 from .corpus import STDLIB
 from .data import TAGS
 from .recipe import TextsFilter
@@ -87,11 +87,7 @@ class LanguageData:
                 f"validation_blocks: expected at least 1 or null, got {self.validation_blocks}"
             )
         require_dedup(self.dedup)
-        low, high = self.part
-        if not 0 <= low < high <= 1:
-            raise SteeringError(
-                f"part: expected [low, high] with 0 <= low < high <= 1, got {[low, high]}"
-            )
+        require_part(self.part)
         known = [*self.paths] or self.modules
         if "average" in known:
             raise SteeringError("a domain cannot be called average: the result over all domains is")

@@ -23,6 +23,7 @@ from steering.exhibits import Exhibit, Labels, thumbnail
 from steering.risk import Batch
 
 from ...pictures import changes
+from ...transforms import require_part
 from .source import ImageTextSource, Unreadable
 
 REPLACEMENTS = (
@@ -204,11 +205,8 @@ def subset(n: int, part: tuple[float, float], seed: int) -> np.ndarray:
     Raises:
         SteeringError: not 0 ≤ low < high ≤ 1, or the part keeps none.
     """
+    require_part(part)
     low, high = part
-    if not 0 <= low < high <= 1:
-        raise SteeringError(
-            f"part: expected [low, high] with 0 <= low < high <= 1, got {[low, high]}"
-        )
     kept = _shuffled(n, seed, _SUBSET)[round(low * n) : round(high * n)]
     if not len(kept):
         raise SteeringError(f"part, fraction: {high - low:g} of {n} examples is none")
