@@ -75,6 +75,17 @@ class Found:
         half = self.trials.halves[REPORT]
         return paired_difference(runs, theirs, metric, half) or MISSING
 
+    def over_reference(self, label: str, reference: RunRecord, metric: str) -> Interval:
+        """Of a method's target to a reference, paired by example of the report half; the reference
+        is one run, so the seeds are the target's."""
+        runs, half = self.runs(label, self.own), self.trials.halves[REPORT]
+        return paired_difference(runs, dict.fromkeys(runs, reference), metric, half) or MISSING
+
+    @cached_property
+    def references(self) -> list[RunRecord]:
+        """What the runs were steered by; their cost counts."""
+        return [record for record in self.done if record.axes.get("role") == "reference"]
+
     def shown(self, value: float, metric: str) -> str:
         if math.isnan(value):
             return "–"
@@ -110,6 +121,7 @@ def tables(found: Found) -> list[Table]:
     return [
         _value_table(found),
         *(_difference_table(found, family, label) for family, label in found.opponents.items()),
+        *(_reference_table(found, reference) for reference in found.references),
         _choice_table(found),
         _cost_table(found),
     ]
@@ -119,13 +131,12 @@ def _value_table(found: Found) -> Table:
     """Means on the report half, and what one run takes."""
     by_key = {record.key: record for record in found.done}
     lines = []
-    for record in found.done:
-        if record.axes.get("role") == "reference":
-            half = found.trials.halves[REPORT]
-            cells = [found.shown(half.value(record, name), name) for name in found.metrics()]
-            cost = record.cost
-            counted = [f"{cost.trained:,}", f"{cost.drawn:,}", _flops(cost.flops), "–"]
-            lines.append([record.axes["reference"], *cells, *counted])
+    for record in found.references:
+        half = found.trials.halves[REPORT]
+        cells = [found.shown(half.value(record, name), name) for name in found.metrics()]
+        cost = record.cost
+        counted = [f"{cost.trained:,}", f"{cost.drawn:,}", _flops(cost.flops), "–"]
+        lines.append([record.axes["reference"], *cells, *counted])
     for label in found.best:
         cells = [found.shown(found.value(label, found.own, m), m) for m in found.metrics()]
         runs = [*found.runs(label, found.own).values()]
@@ -165,6 +176,23 @@ def _difference_table(found: Found, family: str, opponent: str) -> Table:
     best = f"{opponent} is the best of {family} ({members}) on the tuning half. " if family else ""
     note = f"{best}{in_brackets(one.over for mine in gaps.values() for one in mine)}"
     name = f"difference to {opponent}" + (f", the best of {family}" if family else "")
+    return Table(name, ["method", *found.heads()], lines, note=note)
+
+
+def _reference_table(found: Found, reference: RunRecord) -> Table:
+    """Who ends up better than the reference that guided."""
+    gaps = {
+        label: [found.over_reference(label, reference, name) for name in found.metrics()]
+        for label in found.best
+        if found.runs(label, found.own)
+    }
+    lines = [[label, *map(found.signed, mine, found.metrics())] for label, mine in gaps.items()]
+    note = (
+        "The reference is one run: how another one of its kind would do stays open. "
+        f"{in_brackets(one.over for mine in gaps.values() for one in mine)}"
+    )
+    label = reference.axes["reference"]
+    name = "difference to the reference" + ("" if label == "reference" else f" {label}")
     return Table(name, ["method", *found.heads()], lines, note=note)
 
 
@@ -220,6 +248,12 @@ def rows(found: Found) -> list[dict[str, Any]]:
                 family: {"method": other, "gain": plain_interval(gain)}
                 for family, other in found.opponents.items()
                 for gain in [found.difference(label, other, found.own, metric)]
+            },
+            "over_reference": {
+                reference.axes["reference"]: plain_interval(
+                    found.over_reference(label, reference, metric)
+                )
+                for reference in found.references
             },
         }
         for label, one in found.best.items()

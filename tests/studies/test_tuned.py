@@ -151,6 +151,7 @@ FAMILIES = [
     "studies.tuned.shares={'0.5': {task.n: 32}}",
     "studies.tuned.share_methods=[plain, other, steered]",
     "studies.tuned.also=[seen/likelihood]",
+    "reference={name: linear, train: {optimizer.lr: 0.5}}",  # a run of its own
 ]
 
 
@@ -178,12 +179,15 @@ def test_families_and_shares_of_the_data(tmp_path):
     config = config_of(tmp_path, *FAMILIES)
     study("tuned", config)
     folder = tmp_path / "runs/study"
-    records = {record.label: record for record in Store(folder).all()}
+    done = Store(folder).all()
+    records = {record.label: record for record in done}
     rows = json.loads((folder / "tuned.json").read_text())
     tried = {(row["method"], row["try"]): row["tuning"] for row in rows if row["kind"] == "try"}
     of_method = {row["method"]: row for row in rows if row["kind"] == "method"}
     best = {label: row["try"] for label, row in of_method.items()}
     opponent = max(("plain", "other"), key=lambda label: tried[label, best[label]])
+    # The share of the data has a reference of its own, and no row.
+    (reference,) = [one for one in done if one.axes.get("role") == "reference"]
 
     def value(label, on=""):
         found = []
@@ -197,6 +201,9 @@ def test_families_and_shares_of_the_data(tmp_path):
         over = row["over"]["unguided"]
         assert over["method"] == opponent
         assert over["gain"][0] == pytest.approx(value(label) - value(opponent))
+        guide = reference.scores()["seen/likelihood"].values
+        guide = guide[Half(0, tuning=False).mask(len(guide))].mean()
+        assert row["over_reference"]["reference"][0] == pytest.approx(value(label) - guide)
     by_share = {row["method"]: row for row in rows if row["kind"] == "share"}
     assert by_share.keys() == {"plain", "other", "steered"}
     for label, row in by_share.items():
@@ -206,10 +213,11 @@ def test_families_and_shares_of_the_data(tmp_path):
     assert records[f"steered-try{best['steered']}-share0.5-seed1"].config()["task"]["n"] == 32
     text = (folder / "tuned.md").read_text()
     assert f"difference to {opponent}, the best of unguided" in text
+    assert "## difference to the reference\n" in text
     assert "## data saved" in text
     # What a run costs with its reference: the reference's own training, and its outputs on 64.
     run = records[f"steered-try{best['steered']}-seed1"]
-    by_key = {record.key: record for record in records.values()}
+    by_key = {record.key: record for record in done}
     parent = by_key[run.parents["reference"]]
     whole = run.cost.flops + parent.cost.flops + run.cost.stored * run.cost.reference_flops
     assert flops_with_reference(run, by_key) == whole
@@ -217,7 +225,7 @@ def test_families_and_shares_of_the_data(tmp_path):
     # Without the loser's runs the same numbers of the others.
     config = config_of(tmp_path, *FAMILIES, "studies.tuned.losers=false")
     study("tuned", config)
-    assert len(Store(folder).all()) == len(records)
+    assert len(Store(folder).all()) == len(done)
     rows = json.loads((folder / "tuned.json").read_text())
     loser = ({"plain", "other"} - {opponent}).pop()
     assert of_method.pop(loser)
