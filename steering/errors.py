@@ -6,5 +6,18 @@ class SteeringError(Exception):
     expected."""
 
 
+class DivergedError(SteeringError):
+    """A training whose loss or gradient was not finite. A study that tries settings counts such a
+    try as lost and goes on.
+
+    Attributes:
+        steps: after how many steps it showed.
+    """
+
+    def __init__(self, message: str, steps: int) -> None:
+        super().__init__(message)
+        self.steps = steps
+
+
 class ConfigError(SteeringError):
     """A config file, an override or a command line is wrong; the command line exits with 2."""

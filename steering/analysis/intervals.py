@@ -38,7 +38,7 @@ def in_brackets(over: Iterable[str]) -> str:
     }
     said = [words[one] for one in dict.fromkeys(over) if one]
     if not said:
-        return "One seed, and no scores of the examples: no interval."
+        return "No interval: one seed without scores of its examples, or a run that diverged."
     return f"In brackets the 95 % interval {', or '.join(said)}."
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -129,7 +130,8 @@ def write_report(folder: Path, report: Report) -> None:
     events in `comparison/`."""
     from steering.analysis.events import write_curves, write_events
 
-    write_text(folder / f"{report.name}.json", json.dumps(list(report.rows), indent=1) + "\n")
+    rows = json.dumps(_without_nan(list(report.rows)), indent=1, allow_nan=False)
+    write_text(folder / f"{report.name}.json", rows + "\n")
     write_text(folder / f"{report.name}.md", report.markdown())
     for suffix, text in report.files.items():
         write_text(folder / f"{report.name}{suffix}", text())
@@ -139,6 +141,18 @@ def write_report(folder: Path, report: Report) -> None:
     write_events(folder / "comparison", report.name, report.markdown(), pictures)
     for method, curves in report.curves().items():
         write_curves(folder / "comparison" / method, report.name, curves)
+
+
+def _without_nan(value: Any) -> Any:
+    """null in the place of what is no finite number, which JSON does not know: of a run that diverged,
+    or an interval that there is none of."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {name: _without_nan(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(one) for one in value]
+    return value
 
 
 def _picture(folder: Path, report: Report, name: str) -> Path:

@@ -39,7 +39,7 @@ class Axis:
             self.proxies, self.targets = (
                 [_with_logged(record) for record in part] for part in (self.proxies, self.targets)
             )
-        meaning = self.proxies[0].meaning[self.metric]
+        meaning = _converged(self.proxies)[0].meaning[self.metric]
         self.sign = -1.0 if meaning.higher_is_better else 1.0
         self.log = meaning.exp  # a perplexity is looked at as the loss that it is made of
 
@@ -49,6 +49,8 @@ class Axis:
 
     def loss(self, record: RunRecord) -> float:
         """The metric as something to make small: nats for a perplexity."""
+        if record.diverged:
+            return float("nan")
         value = record.metrics[self.metric]
         return self.sign * (float(np.log(value)) if self.log else value)
 
@@ -161,7 +163,7 @@ class Axis:
 
 def _with_logged(record: RunRecord) -> RunRecord:
     """The record with the last validation loss of its log among its metrics."""
-    if LOGGED in record.metrics:
+    if record.diverged or LOGGED in record.metrics:
         return record
     values = [row[LOGGED] for row in record.curves() if LOGGED in row]
     if not values:
@@ -174,9 +176,8 @@ def _first_loss(records: Sequence[RunRecord]) -> str:
     """The metric that recipes are compared by: the first loss or perplexity, else the first mean over
     examples (an accuracy, an error), else the first that gets smaller. A calibration error is the
     last thing to choose data by."""
-    if not records:
-        raise SteeringError("recipes: no proxy has finished")
-    meaning = records[0].meaning
+    first = _converged(records)[0]
+    meaning = first.meaning
     falling = [name for name, one in meaning.items() if not one.higher_is_better]
     losses = [
         name
@@ -184,7 +185,14 @@ def _first_loss(records: Sequence[RunRecord]) -> str:
         if meaning[name].exp or any(word in name.lower() for word in LOSSES)
     ]
     means = [name for name, one in meaning.items() if one.of]
-    return next(iter([*losses, *means, *falling, *records[0].metrics]))
+    return next(iter([*losses, *means, *falling, *first.metrics]))
+
+
+def _converged(records: Sequence[RunRecord]) -> list[RunRecord]:
+    found = [record for record in records if not record.diverged]
+    if not found:
+        raise SteeringError("recipes: no proxy has finished without diverging; lower the rates")
+    return found
 
 
 def _known(losses: np.ndarray) -> np.ndarray:

@@ -170,12 +170,16 @@ def _ceiling(axis: Axis) -> str:
 def _alone(axis: Axis, rate: float) -> str:
     """How well the seeds rank alone, and how many of them put a best recipe first."""
     found = axis.proxy[rate]
+    if np.isnan(found).any():
+        return "–"
     near = 2 * float(np.sqrt(2) * axis.noise[0])
     right = [regret(losses, axis.truth, 1) <= near for losses in found.T]
     return f"{axis.alone(rate).mean():.2f}, {sum(right)} of {len(right)}"
 
 
 def _against(axis: Axis, values: np.ndarray) -> list[str]:
+    if np.isnan(values).any():  # a proxy has diverged: no order
+        return ["–"] * 5
     agreement = pair_agreement(values, axis.truth, axis.noise)
     return [
         _bracketed(over_items(spearman, values, axis.truth)),

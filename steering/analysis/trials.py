@@ -21,6 +21,7 @@ from steering.errors import SteeringError
 from steering.runs.record import Metric, RunRecord
 
 TUNING, REPORT = "tuning", "report"
+NAMED = 6  # runs that a sentence names
 MISSING = Interval(math.nan)
 
 C = TypeVar("C")
@@ -64,7 +65,8 @@ class Trials(Generic[C]):
         for record in self.done:
             axes = record.axes
             if "stage" in axes:
-                _require(record, self.metric, self.split, f"{self.section}.metric")
+                if not record.diverged:
+                    _require(record, self.metric, self.split, f"{self.section}.metric")
                 place = axes["stage"], self.candidate_of(axes), axes["share"]
                 self._runs.setdefault(place, {})[axes["seed"]] = record
 
@@ -75,8 +77,8 @@ class Trials(Generic[C]):
     @cached_property
     def meaning(self) -> Metric:
         """What the metric is; a plain share before there is a run."""
-        found = self.records()
-        return found[0].meaning[self.metric] if found else Metric()
+        known = (one.meaning[self.metric] for one in self.records() if not one.diverged)
+        return next(known, Metric())
 
     @property
     def head(self) -> str:
@@ -84,17 +86,19 @@ class Trials(Generic[C]):
         return self.metric if self.meaning.higher_is_better else f"{self.metric} ↓"
 
     def shown(self, value: float) -> str:
-        """A value of the metric as a table has it."""
+        """A value of the metric as a table has it; "–" for what is no number."""
+        if math.isnan(value):
+            return "–"
         return f"{100 * value:.1f}" if self.meaning.percent else f"{value:.3f}"
 
     def number(self, value: float) -> str:
-        """A difference of the metric, with its sign: in points for a share."""
+        """A difference of the metric, with its sign: in points for a share; "–" for none."""
+        if math.isnan(value):
+            return "–"
         return f"{100 * value:+.1f}" if self.meaning.percent else f"{value:+.3f}"
 
     def signed(self, found: Interval) -> str:
         """A difference with its interval; "–" where there is none."""
-        if math.isnan(found.value):
-            return "–"
         if math.isnan(found.low):
             return self.number(found.value)
         return f"{self.number(found.value)} [{self.number(found.low)}, {self.number(found.high)}]"
@@ -102,6 +106,14 @@ class Trials(Generic[C]):
     def records(self) -> list[RunRecord]:
         """All runs of candidates."""
         return [run for runs in self._runs.values() for run in runs.values()]
+
+    def diverged(self) -> str:
+        """A sentence about the runs that diverged; "" if none did."""
+        labels = [record.label for record in self.records() if record.diverged]
+        if not labels:
+            return ""
+        more = f" and {len(labels) - NAMED} more" if len(labels) > NAMED else ""
+        return f"Diverged, and so lost: {', '.join(labels[:NAMED])}{more}."
 
     def spent(self) -> dict[str, list[RunRecord]]:
         """Stage -> its runs."""
@@ -112,7 +124,8 @@ class Trials(Generic[C]):
         return found
 
     def mean(self, stage: str, candidate: C, share: float, seeds: int | None = None) -> float:
-        """The metric on the stage's half, averaged over the seeds; NaN where a seed is missing.
+        """The metric on the stage's half, averaged over the seeds; NaN where a seed is missing, or
+        has diverged.
 
         Args:
             seeds: 0 .. seeds − 1 of them; None: all that are there.
@@ -141,8 +154,7 @@ class Trials(Generic[C]):
         """The metric of a candidate less that of another, paired by seed and example of the stage's
         half."""
         mine, theirs = (self.runs(stage, one, share) for one in (candidate, other))
-        found = paired_difference(mine, theirs, self.metric, self.halves[stage])
-        return MISSING if found is None else found
+        return compared(mine, theirs, self.metric, self.halves[stage])
 
     def gain(self, candidate: C, base: C) -> Interval:
         """Over another one, on the tuning half, in the last round that the candidate took part in."""
@@ -168,6 +180,15 @@ class Trials(Generic[C]):
     def over(self) -> bool:
         """Whether the last round is finished."""
         return len(self.race.finished) == len(self.rounds)
+
+
+def compared(
+    mine: Mapping[int, RunRecord], theirs: Mapping[int, RunRecord], metric: str, half: Bootstrap
+) -> Interval:
+    """`paired_difference`; MISSING where a run has diverged: the seeds that are left would flatter."""
+    if any(run.diverged for run in (*mine.values(), *theirs.values())):
+        return MISSING
+    return paired_difference(mine, theirs, metric, half) or MISSING
 
 
 def require_metric(record: RunRecord, metric: str, key: str) -> None:

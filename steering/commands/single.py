@@ -54,7 +54,7 @@ def evaluate(config: RunConfig) -> None:
         task = workshop.opened(wanted).task
         if spec.checkpoint is None and spec.pretrained is None:
             record = workshop.store.find(training(config).key)
-            if record is None:
+            if record is None or record.diverged:
                 raise SteeringError(
                     f"evaluate: no finished run of this config in {workshop.store.folder}; train it, or set target.checkpoint or "
                     "target.pretrained"

@@ -21,6 +21,7 @@ from steering.console import CONSOLE, in_time
 from steering.errors import SteeringError
 from steering.runs.ask import Ask, with_parents_first
 from steering.runs.record import RunRecord
+from steering.runs.store import require_converged
 from steering.runs.transport import write_ask
 from steering.runs.workshop import Workshop
 
@@ -123,6 +124,7 @@ def _do(
         # What is found is not done again, so it is compared with the data as they are now.
         if (record := workshop.store.find(ask.key)) is not None:
             workshop.verify(ask, record)
+            require_converged(ask, record)
     todo = [ask for ask in every if workshop.store.find(ask.key) is None]
     # What does not fit shows before hours are spent on the others.
     for ask in todo:

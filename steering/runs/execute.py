@@ -10,12 +10,14 @@ from typing import Any
 import torch
 
 from steering import distributed
+from steering.errors import DivergedError
 from steering.runs.ask import Ask, with_parents_first
 from steering.runs.call import Call, Outcome, find_function
 from steering.runs.measure import environment, parameters, peak_bytes, training_passes
 from steering.runs.prepare import Prepared, prepare
 from steering.runs.record import (
     CONFIG,
+    DIVERGED,
     SCORES,
     WEIGHTS,
     Cost,
@@ -24,7 +26,7 @@ from steering.runs.record import (
     write_record,
     write_scores,
 )
-from steering.runs.store import require_same_found
+from steering.runs.store import require_converged, require_same_found
 from steering.runs.workshop import Workshop
 from steering.storage import known_sha256, write_text
 from steering.task import Evaluation, Model, Task
@@ -59,6 +61,7 @@ def execute(ask: Ask, workshop: Workshop, title: str | None = None) -> RunRecord
             distributed.barrier()
     record = store.find(ask.key)
     assert record is not None
+    require_converged(ask, record)
     return record.asked_as(ask.label, ask.axes)
 
 
@@ -73,7 +76,16 @@ def _train(call: Call) -> Outcome:
     prepared = prepare(ask, workshop)
     require_same_found(workshop.store.all(), ask.asked, prepared.found, call.folder)
     _begin(call)
-    result = run(_job(call, prepared))
+    try:
+        result = run(_job(call, prepared))
+    except DivergedError as error:
+        if not ask.may_diverge:
+            raise
+        return Outcome(
+            cost=_cost_until(error.steps, ask, prepared),
+            summary={DIVERGED: str(error)},
+            found=prepared.found,
+        )
     cost = _training_cost(ask, prepared, result, workshop.device)
     meaning = meanings_of(result["meaning"])
     return Outcome(
@@ -136,6 +148,20 @@ def _training_cost(
         # Stored outputs are not in it: all runs that share them would count them.
         flops=passes * prepared.flops + result["reference_samples"] * reference_flops,
         peak_bytes=peak_bytes(device),
+    )
+
+
+def _cost_until(steps: int, ask: Ask, prepared: Prepared) -> Cost:
+    """Of a training that diverged; what a selection drew beyond the batches is left out."""
+    train = ask.config.train
+    samples = steps * train.batch_size
+    return Cost(
+        trained=samples,
+        drawn=samples,
+        steps=steps,
+        parameters=parameters(prepared.target),
+        forward_flops=prepared.flops,
+        flops=training_passes(samples, 0, train.accumulation) * prepared.flops,
     )
 
 

@@ -28,6 +28,7 @@ RECORD, CONFIG, CURVES, SCORES, WEIGHTS = (
     "scores.npz",
     "model.safetensors",
 )
+DIVERGED = "diverged"  # in the summary
 _WEIGHT = "|weight"  # behind a score's name in the file: the weights of its mean
 
 
@@ -143,6 +144,12 @@ class RunRecord:
     environment: Mapping[str, str] = field(default_factory=dict)
     created: str = ""
     schema: int = SCHEMA
+
+    @property
+    def diverged(self) -> str:
+        """How a training ended whose loss or gradient was not finite, so that it has no metrics; ""
+        of all others."""
+        return str(self.summary.get(DIVERGED, ""))
 
     def config(self) -> dict[str, Any]:
         """The run's config as plain values; {} when its file is gone."""

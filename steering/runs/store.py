@@ -12,11 +12,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from steering.errors import SteeringError
+from steering.errors import DivergedError, SteeringError
 from steering.runs.record import RECORD, RunRecord, read_record
 from steering.storage import write_text
+
+if TYPE_CHECKING:
+    from steering.runs.wanted import Ask
 
 SHORT = 12  # digits of a key in a folder's name
 STARTED = "ask.json"
@@ -106,6 +109,16 @@ class Store:
                 return None
             self._records[name] = read_record(started.folder)
         return self._records[name]
+
+
+def require_converged(ask: Ask, record: RunRecord) -> None:
+    """Refuse the record of a run that diverged to whoever can do nothing with it.
+
+    Raises:
+        DivergedError: it did, and the ask does not allow for it.
+    """
+    if record.diverged and not ask.may_diverge:
+        raise DivergedError(f"{record.label}: {record.diverged}", record.cost.steps)
 
 
 def require_same_found(

@@ -12,6 +12,8 @@ from steering.errors import SteeringError
 from steering.runs.ask import Ask, with_parents_first
 from steering.storage import write_text
 
+_AS_THEY_ARE = ("label", "axes", "kind", "about", "may_diverge")
+
 
 def write_ask(path: Path, ask: Ask) -> None:
     """Keep an ask, with those that it is built on."""
@@ -41,6 +43,7 @@ def _plain(ask: Ask) -> dict[str, Any]:
         "axes": dict(ask.axes),
         "kind": ask.kind,
         "about": dict(ask.about),
+        "may_diverge": ask.may_diverge,
         "parents": {role: parent.key for role, parent in ask.parents.items()},
     }
 
@@ -48,4 +51,4 @@ def _plain(ask: Ask) -> dict[str, Any]:
 def _ask(values: Mapping[str, Any], known: Mapping[str, Ask]) -> Ask:
     parents = {role: known[key] for role, key in values["parents"].items()}
     config = config_of(values["config"], f"config of {values['label']}")
-    return Ask(config, values["label"], values["axes"], parents, values["kind"], values["about"])
+    return Ask(config, parents=parents, **{name: values[name] for name in _AS_THEY_ARE})

@@ -50,6 +50,8 @@ class Ask:
         kind: "train", "evaluate" a model, store its "outputs", or "call" a function.
         about: what an "outputs" ask wants, {"kind": "losses", "part": "train"}; the function of a
             "call", and its arguments.
+        may_diverge: a training that diverges is a result, and gets a record that says so: a study
+            tries settings. Not part of the key.
     """
 
     config: RunConfig
@@ -58,6 +60,7 @@ class Ask:
     parents: Mapping[str, Ask] = field(default_factory=dict)
     kind: Kind = "train"
     about: Mapping[str, Any] = field(default_factory=dict)
+    may_diverge: bool = False
 
     @cached_property
     def needs(self) -> Needs:

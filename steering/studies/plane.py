@@ -136,10 +136,13 @@ class Plane:
         train = replace(config.train, samples=lengths[share])
         axes = {"x": cell.x, "y": cell.y, "stage": stage, "share": share}
         return [
-            training(
-                replace(config, train=train, seed=seed),
-                f"{cell.name}-{lengths[share]}-seed{seed}",
-                {**axes, "seed": seed},
+            replace(
+                training(
+                    replace(config, train=train, seed=seed),
+                    f"{cell.name}-{lengths[share]}-seed{seed}",
+                    {**axes, "seed": seed},
+                ),
+                may_diverge=True,
             )
             for seed in seeds
         ]

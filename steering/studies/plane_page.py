@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from steering.analysis.intervals import Interval, in_brackets
+from steering.analysis.intervals import in_brackets
 from steering.analysis.page import Table
 from steering.analysis.plane import BEST, ORIGIN, UNGUIDED, Cell
 from steering.analysis.trials import REPORT, TUNING, Trials
@@ -88,7 +87,7 @@ def _round_table(trials: Trials[Cell]) -> Table:
         share = f"{100 * one.share:g} %"
         lines.append([str(number), str(len(scores)), share, str(one.seeds), str(leader), mean])
     header = ["round", "cells", "length", "seeds", "leader", trials.head]
-    return Table("rounds", header, lines)
+    return Table("rounds", header, lines, note=trials.diverged())
 
 
 def _cost_table(trials: Trials[Cell]) -> Table:
@@ -102,8 +101,9 @@ def _cost_table(trials: Trials[Cell]) -> Table:
         lines.append([name, str(len(records)), f"{trained:,}", counted, in_time(seconds)])
     last, whole = trials.rounds[-1], trials.runs(TUNING, ORIGIN, trials.rounds[-1].share)
     note = ""
-    if whole:
-        length = next(iter(whole.values())).cost.trained
+    converged = [run for run in whole.values() if not run.diverged]
+    if converged:
+        length = converged[0].cost.trained
         full = length * last.seeds * len(trials.candidates)
         note = f"Every cell at the last round's length and seeds would have trained on {full:,} samples."
     header = ["stage", "runs", "samples", "FLOPs", "seconds of training"]
@@ -118,7 +118,7 @@ def rows(trials: Trials[Cell], choices: Mapping[str, Cell]) -> list[dict[str, An
             "kind": "cell",
             **asdict(cell),
             "round": trials.race.last(cell) + 1,
-            "gain": _plain(trials.gain(cell, ORIGIN)),
+            "gain": asdict(trials.gain(cell, ORIGIN)),
             "region": cell in trials.region,
         }
         for cell in trials.candidates
@@ -130,20 +130,12 @@ def rows(trials: Trials[Cell], choices: Mapping[str, Cell]) -> list[dict[str, An
             "role": role,
             **asdict(cell),
             "value": trials.mean(REPORT, cell, share),
-            "gain": _plain(trials.difference(REPORT, cell, ORIGIN, share)),
-            "behind": _plain(trials.difference(REPORT, choices[BEST], cell, share)),
+            "gain": asdict(trials.difference(REPORT, cell, ORIGIN, share)),
+            "behind": asdict(trials.difference(REPORT, choices[BEST], cell, share)),
         }
         for role, cell in choices.items()
     ]
     return cells + reported
-
-
-def _plain(found: Interval) -> dict[str, Any]:
-    """JSON knows no NaN."""
-    return {
-        name: None if isinstance(value, float) and math.isnan(value) else value
-        for name, value in asdict(found).items()
-    }
 
 
 def figure(trials: Trials[Cell]) -> Figure:

@@ -4,7 +4,7 @@ the target, tuned for each of them, does?"""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -97,7 +97,8 @@ class Recipes:
                             config = with_overrides(sized, {"optimizer.lr": rate, "seed": seed})
                             # A recipe has one reference, whatever the size and the rate.
                             config = with_reference_of(config, cooked, [*own, "optimizer.lr"])
-                            found.append(training(config, label, axes))
+                            asked = training(config, label, axes)
+                            found.append(replace(asked, may_diverge=True))
         require_distinct(found, KEY)
         require_distinct(frequencies, f"{KEY}.order0")
         return [*frequencies, *found]

@@ -166,7 +166,7 @@ class Tuned:
     def _trials(self, done: Sequence[RunRecord]) -> Trials[Place]:
         given = self.options
         for record in done:
-            for name in given.also if "stage" in record.axes else ():
+            for name in given.also if "stage" in record.axes and not record.diverged else ():
                 require_metric(record, name, "studies.tuned.also")
         return Trials(
             done,
@@ -257,10 +257,13 @@ def _asks(config: RunConfig, one: Place, own: str, stage: str, seeds: range) -> 
     on = "" if share == own else f"-share{share}"
     axes = {"method": label, "try": number, "stage": stage, "share": WHOLE, "data": share}
     return [
-        training(
-            replace(config, seed=seed),
-            f"{label}-try{number}{on}-seed{seed}",
-            {**axes, "seed": seed},
+        replace(
+            training(
+                replace(config, seed=seed),
+                f"{label}-try{number}{on}-seed{seed}",
+                {**axes, "seed": seed},
+            ),
+            may_diverge=True,
         )
         for seed in seeds
     ]

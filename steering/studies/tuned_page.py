@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from steering.analysis.intervals import Interval, in_brackets, paired_difference
+from steering.analysis.intervals import Interval, in_brackets
 from steering.analysis.page import Table
 from steering.analysis.points import flops_with_reference
 from steering.analysis.report import style
-from steering.analysis.trials import MISSING, REPORT, TUNING, Trials
+from steering.analysis.trials import REPORT, TUNING, Trials, compared
 from steering.console import in_time
 from steering.runs.record import Metric, RunRecord
 from steering.studies.search_space import Settings
@@ -72,14 +72,14 @@ class Found:
     def difference(self, label: str, other: str, share: str, metric: str) -> Interval:
         """Of a method to another one, paired by seed and example of the report half."""
         runs, theirs = self.runs(label, share), self.runs(other, share)
-        half = self.trials.halves[REPORT]
-        return paired_difference(runs, theirs, metric, half) or MISSING
+        return compared(runs, theirs, metric, self.trials.halves[REPORT])
 
     def over_reference(self, label: str, reference: RunRecord, metric: str) -> Interval:
         """Of a method's target to a reference, paired by example of the report half; the reference
         is one run, so the seeds are the target's."""
-        runs, half = self.runs(label, self.own), self.trials.halves[REPORT]
-        return paired_difference(runs, dict.fromkeys(runs, reference), metric, half) or MISSING
+        runs = self.runs(label, self.own)
+        half = self.trials.halves[REPORT]
+        return compared(runs, dict.fromkeys(runs, reference), metric, half)
 
     @cached_property
     def references(self) -> list[RunRecord]:
@@ -207,7 +207,10 @@ def _choice_table(found: Found) -> Table:
         ]
         lines.append([label, str(found.options.tries), *values, said or "as it stands"])
     header = ["method", "tries", "as it stands", "best try", "settings"]
-    note = "On the tuning half: the best of several tries looks better than it is."
+    note = (
+        "On the tuning half: the best of several tries looks better than it is. "
+        f"{found.trials.diverged()}"
+    ).rstrip()
     return Table("what was chosen", header, lines, note=note)
 
 
@@ -243,14 +246,14 @@ def rows(found: Found) -> list[dict[str, Any]]:
             "method": label,
             "try": one[1],
             "value": found.value(label, found.own, metric),
-            "gain": plain_interval(found.difference(label, first, found.own, metric)),
+            "gain": _interval(found.difference(label, first, found.own, metric)),
             "over": {
-                family: {"method": other, "gain": plain_interval(gain)}
+                family: {"method": other, "gain": _interval(gain)}
                 for family, other in found.opponents.items()
                 for gain in [found.difference(label, other, found.own, metric)]
             },
             "over_reference": {
-                reference.axes["reference"]: plain_interval(
+                reference.axes["reference"]: _interval(
                     found.over_reference(label, reference, metric)
                 )
                 for reference in found.references
@@ -265,7 +268,7 @@ def rows(found: Found) -> list[dict[str, Any]]:
             "share": float(share),
             "method": label,
             "value": found.value(label, share, metric),
-            "gain": plain_interval(found.difference(label, found.opponent, share, metric)),
+            "gain": _interval(found.difference(label, found.opponent, share, metric)),
         }
         for share in found.options.shares
         for label in found.best
@@ -274,6 +277,5 @@ def rows(found: Found) -> list[dict[str, Any]]:
     return tries + results + shares
 
 
-def plain_interval(found: Interval) -> list[float | None]:
-    """Value, low, high; JSON knows no NaN."""
-    return [None if math.isnan(one) else one for one in (found.value, found.low, found.high)]
+def _interval(found: Interval) -> list[float]:
+    return [found.value, found.low, found.high]

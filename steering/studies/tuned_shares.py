@@ -73,6 +73,8 @@ def _points(found: Found) -> list[Point]:
         runs = {share: found.runs(label, share) for share in shares}
         if any(set(one) != set(found.runs(found.opponent, shares[0])) for one in runs.values()):
             continue
+        if any(run.diverged for by_seed in runs.values() for run in by_seed.values()):
+            continue
         for share, by_seed in runs.items():
             for seed, run in by_seed.items():
                 score, drawn = sign * half.value(run, metric), half.values(run, metric)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from steering import distributed
-from steering.errors import SteeringError
+from steering.errors import DivergedError
 from steering.methods.registry import Step
 from steering.storage import write_text
 from steering.training.evaluate import evaluate
@@ -39,8 +39,9 @@ def run(job: Job) -> dict[str, Any]:
         the method and of the observers. The scores of the last evaluation are in scores.npz.
 
     Raises:
-        SteeringError: the loss or its gradient is not finite, the batch does not split evenly, or
-            the folder holds a checkpoint of another run.
+        DivergedError: the loss or its gradient is not finite.
+        SteeringError: the batch does not split evenly, or the folder holds a checkpoint of another
+            run.
     """
     chosen = [options.observer() for options in job.train.observers]
     # The order is that of a step: checkpoints are last, since they hold what the others remember.
@@ -138,9 +139,10 @@ def _require_finite(state: State, done: int) -> None:
     never_finite = scaler.is_enabled() and scaler.get_scale() < SMALLEST_SCALE
     # All ranks get the same answer, and so end together; one that went on would wait for ever.
     if distributed.mean(state.broken).item() > 0 or never_finite:
-        raise SteeringError(
+        raise DivergedError(
             f"training: the loss or its gradient was not finite by step {done} of {state.plan.steps} in {state.job.folder}; "
-            "lower optimizer.lr, raise method.tau, set train.clip_norm, or use train.precision=fp32"
+            "lower optimizer.lr, raise method.tau, set train.clip_norm, or use train.precision=fp32",
+            done,
         )
 
 
