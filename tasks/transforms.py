@@ -71,6 +71,12 @@ def require_dedup(value: str) -> None:
         raise SteeringError(f"dedup: expected one of {', '.join(DEDUP)}, got {value!r}")
 
 
+def require_share(name: str, value: float) -> None:
+    """SteeringError, which names the key, unless the value is in [0, 1]."""
+    if not 0 <= value <= 1:
+        raise SteeringError(f"{name}: expected a number in [0, 1], got {value}")
+
+
 def require_part(part: tuple[float, float]) -> None:
     """SteeringError unless it is [low, high] with 0 ≤ low < high ≤ 1, as shares of the examples."""
     low, high = part

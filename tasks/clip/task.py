@@ -19,7 +19,7 @@ from steering.reading import report_once, user_path
 from steering.storage import cache_dir
 from steering.task import Evaluation, Model, ModelSpec, Sketch, Task, scores_of
 
-from ..transforms import require_part
+from ..transforms import require_part, require_share
 from .data.glyph_data import GlyphData, glyph_retrieval
 from .data.held_out import ClassFolder, source_retrieval
 from .data.pairs import PairData, View
@@ -52,6 +52,8 @@ class ClipData:
     """Tables: column of captions."""
     caption_noise: float = 0.0
     """Share of the pairs whose captions are shuffled among them."""
+    vague_captions: float = 0.0
+    """Share of the pairs whose captions lose each word with probability one half; one stays."""
     fraction: float = 1.0
     """Share of the pairs to use, drawn at random."""
     part: tuple[float, float] | None = None
@@ -71,10 +73,8 @@ class ClipData:
             )
         if self.source != "glyphs" and not self.path:
             raise SteeringError(f"path: needed for source {self.source!r}")
-        if not 0 <= self.caption_noise <= 1:
-            raise SteeringError(
-                f"caption_noise: expected a number in [0, 1], got {self.caption_noise}"
-            )
+        require_share("caption_noise", self.caption_noise)
+        require_share("vague_captions", self.vague_captions)
         if not 0 < self.fraction <= 1:
             raise SteeringError(f"fraction: expected a number in (0, 1], got {self.fraction}")
         if self.part is not None:
@@ -173,16 +173,15 @@ class ClipTask(Task):
         """The pairs through nobody's eyes."""
         data = self.options.data
         if data.source == "glyphs":
-            return GlyphData({}, None, data.caption_noise, data.kept, data.seed)
+            return self._glyphs({}, None)
         unseen = View(lambda image: torch.empty(0), lambda captions: torch.empty(0))  # noqa: ARG005
-        noise = data.caption_noise, data.kept, data.seed
-        return PairData(open_source(data), {"": unseen}, 0, False, *noise)
+        return self._pairs(open_source(data), {"": unseen}, None)
 
     def _data(self, views: Mapping[str, ClipInputs], seed: int | None) -> IndexedData:
         """Training pairs for some models; `seed` None leaves out the augmentation."""
         data = self.options.data
         if data.source == "glyphs":
-            return GlyphData(views, seed, data.caption_noise, data.kept, data.seed)
+            return self._glyphs(views, seed)
         source = open_source(data)
         report_once(f"task.data: {source.describe()}", _level(source))
         # The target is augmented; a live reference with other preprocessing sees the plain image,
@@ -193,14 +192,25 @@ class ClipTask(Task):
             )
             for prefix, inputs in views.items()
         }
+        return self._pairs(source, shown, seed)
+
+    def _glyphs(self, views: Mapping[str, ClipInputs], seed: int | None) -> GlyphData:
+        data = self.options.data
+        return GlyphData(views, seed, data.caption_noise, data.kept, data.seed, data.vague_captions)
+
+    def _pairs(
+        self, source: ImageTextSource, views: Mapping[str, View], seed: int | None
+    ) -> PairData:
+        data = self.options.data
         return PairData(
             source,
-            shown,
+            views,
             seed or 0,
             seed is not None,
             data.caption_noise,
             data.kept,
-            data_seed=data.seed,
+            data.seed,
+            data.vague_captions,
         )
 
     def evaluate(self, model: Model, device: torch.device) -> Evaluation:

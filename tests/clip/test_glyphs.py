@@ -34,7 +34,7 @@ from steering_tasks.clip.data.glyph_data import (
     prepare,
     shift,
 )
-from steering_tasks.clip.data.pairs import noisy_captions, subset
+from steering_tasks.clip.data.pairs import noisy_captions, subset, vague_caption
 from steering_tasks.clip.models import ClipInputs, build_clip
 from steering_tasks.glyphs import (
     FAMILIES,
@@ -329,6 +329,28 @@ def test_noise_and_fraction(glyphs: Glyphs, model_inputs: ClipInputs) -> None:
     for wrong in ({"caption_noise": 1.5}, {"part": (0.0, 0.0)}):
         with pytest.raises(SteeringError, match=next(iter(wrong))):
             GlyphData({"": cheap}, 0, **wrong)
+
+
+def test_vague_names(glyphs: Glyphs, model_inputs: ClipInputs) -> None:
+    words = {"caption_noise": 0.4, "part": (0.0, 0.05), "data_seed": 5}
+    data = GlyphData({"": model_inputs}, None, vague_captions=0.8, **words)
+    train = split(glyphs).train
+    kept = subset(len(train), (0.0, 0.05), 5)
+    character = glyphs.character[train[kept]][noisy_captions(len(kept), 0.4, 5)]
+    names = [glyphs.names[one] for one in character]
+    shown = [vague_caption(name, number, 0.8, 5) for number, name in enumerate(names)]
+    index = np.array([3, 200, 17, *range(30)])
+    text = data.batch(index, 0)["text"]
+    assert torch.equal(text, model_inputs.tokenizer([shown[i] for i in index]))
+    plain = GlyphData({"": model_inputs}, None, **words)
+    assert data.fingerprint() != plain.fingerprint()
+    np.testing.assert_array_equal(data.labels().wrong, plain.labels().wrong)
+    number = next(
+        i for i, name in enumerate(names) if name != shown[i] and not data.labels().wrong[i]
+    )
+    assert data.exhibit(number).text == f"{shown[number]} (own: {names[number]})"
+    with pytest.raises(SteeringError, match="vague_captions"):
+        GlyphData({"": model_inputs}, None, vague_captions=-0.1)
 
 
 def test_retrieval_sets(glyphs: Glyphs, model_inputs: ClipInputs) -> None:

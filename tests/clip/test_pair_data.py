@@ -18,7 +18,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from steering.errors import SteeringError
-from steering_tasks.clip.data.pairs import REPLACEMENTS, PairData, View, noisy_captions, subset
+from steering_tasks.clip.data.pairs import (
+    REPLACEMENTS,
+    PairData,
+    View,
+    noisy_captions,
+    subset,
+    vague_caption,
+)
 from steering_tasks.clip.data.shards import ShardSource
 from steering_tasks.clip.data.source import ImageTextSource, Unreadable
 
@@ -243,6 +250,62 @@ def test_noise_and_subset_in_the_batches() -> None:
     assert len(data) == 30
     assert shown(data) == [(kept[i], kept[captions[i]]) for i in range(30)]
     assert sum(image != caption for image, caption in shown(data)) == 12
+
+
+class Words(Numbers):
+    """Pair i is captioned by four words, such as "a7 b7 c7 d7"."""
+
+    def caption(self, i: int) -> str:
+        return " ".join(f"{word}{i}" for word in "abcd")
+
+    def pair(self, i: int) -> tuple[Image.Image, str]:
+        return super().pair(i)[0], self.caption(i)
+
+
+def test_a_vague_caption_has_lost_words() -> None:
+    """Half of them, of the wanted share of the pairs; four words lose all one time in sixteen."""
+    caption = "one two three four"
+    found = [vague_caption(caption, number, 0.8, 3).split() for number in range(4000)]
+    for words in found:
+        assert words
+        rest = iter(caption.split())
+        assert all(word in rest for word in words)  # in their order
+    kept = np.array([len(words) for words in found])
+    # Of 4 words 2 stay in the mean, and one where none would: 0.2·4 + 0.8·(2 + 1/16).
+    assert kept.mean() == pytest.approx(0.2 * 4 + 0.8 * (2 + 1 / 16), abs=4 * 1.3 / 4000**0.5)
+    whole = 0.2 + 0.8 / 16
+    assert (kept == 4).mean() == pytest.approx(whole, abs=4 * (whole * (1 - whole) / 4000) ** 0.5)
+    for number in range(200):
+        less, more = (vague_caption(caption, number, p, 3) for p in (0.3, 0.8))
+        assert less in (caption, more)
+    assert vague_caption(caption, 5, 0.0, 3) == caption
+    assert vague_caption("two  spaces", 5, 0.0, 3) == "two  spaces"
+    assert {vague_caption("word", number, 1.0, 3) for number in range(50)} == {"word"}
+    assert {vague_caption("", number, 1.0, 3) for number in range(50)} == {""}
+
+
+def test_vague_captions_in_the_batches() -> None:
+    seen: list[str] = []
+
+    def tokens(captions: list[str]) -> Tensor:
+        seen.extend(captions)
+        return torch.zeros(len(captions), 1)
+
+    view = View(red, tokens)
+    data = PairData(
+        Words(60), {"": view}, 4, False, 0.4, (0.0, 0.5), data_seed=7, vague_captions=0.5
+    )
+    data.batch(np.arange(30), 0)
+    kept, captions = subset(60, (0.0, 0.5), 7), noisy_captions(30, 0.4, 7)
+    own = [Words(60).caption(kept[captions[i]]) for i in range(30)]
+    assert seen == [vague_caption(own[i], i, 0.5, 7) for i in range(30)]
+    assert seen != own
+    # What has lost words is not wrong.
+    np.testing.assert_array_equal(data.labels().wrong, captions != np.arange(30))
+    plain = PairData(Words(60), {"": view}, 4, False, 0.4, (0.0, 0.5), data_seed=7)
+    assert plain.fingerprint() != data.fingerprint()
+    with pytest.raises(SteeringError, match=r"vague_captions: expected a number in \[0, 1\]"):
+        PairData(Words(60), {"": view}, 4, False, vague_captions=1.5)
 
 
 def test_the_data_seed_holds_the_data_still() -> None:

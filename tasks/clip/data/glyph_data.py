@@ -18,9 +18,10 @@ from steering.risk import Batch
 from steering.storage import sha256
 
 from ...glyphs import Glyphs, load_glyphs, split
+from ...transforms import require_share
 from ..evaluation import RetrievalSet
 from ..models import ClipInputs
-from .pairs import noisy_captions, subset
+from .pairs import noisy_captions, subset, vague_caption
 
 SHIFT = 2  # pixels, up to, in each direction
 EVALUATED = 3000  # images of a split at most: recall to ±1 %, in a second
@@ -33,8 +34,8 @@ class GlyphData(IndexedData):
         views: prefix -> a model's inputs; "" gives "image" and "text", "reference" gives
             "reference_image", ....
         seed: of the augmentation: shifts by up to two pixels; None for none.
-        caption_noise, part, data_seed: which names are shuffled, and which images are kept,
-            chosen by the data's own seed.
+        caption_noise, part, data_seed, vague_captions: which names are shuffled, which images are
+            kept, and whose names lose words, chosen by the data's own seed.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class GlyphData(IndexedData):
         caption_noise: float = 0.0,
         part: tuple[float, float] = (0.0, 1.0),
         data_seed: int = 0,
+        vague_captions: float = 0.0,
     ) -> None:
         glyphs = load_glyphs()
         train = split(glyphs).train
@@ -52,10 +54,20 @@ class GlyphData(IndexedData):
         self._names = glyphs.names
         self._own = glyphs.character[rows]
         self._caption = self._own[noisy_captions(len(rows), caption_noise, data_seed)]
+        require_share("vague_captions", vague_captions)
+        self._texts, self._text = glyphs.names, self._caption
+        if vague_captions:
+            shown = [
+                vague_caption(glyphs.names[character], number, vague_captions, data_seed)
+                for number, character in enumerate(self._caption)
+            ]
+            self._texts = sorted(set(shown))
+            place = {text: number for number, text in enumerate(self._texts)}
+            self._text = np.array([place[text] for text in shown])
         self._seed = seed
         self._views = dict(views)
         self._tokens = {
-            prefix: inputs.tokenizer(glyphs.names) for prefix, inputs in views.items()
+            prefix: inputs.tokenizer(self._texts) for prefix, inputs in views.items()
         }  # (m, context) each
 
     def __len__(self) -> int:
@@ -69,7 +81,7 @@ class GlyphData(IndexedData):
         for prefix, inputs in self._views.items():
             start = f"{prefix}_" if prefix else ""
             batch[f"{start}image"] = prepare(images, inputs)
-            batch[f"{start}text"] = self._tokens[prefix][torch.from_numpy(self._caption[index])]
+            batch[f"{start}text"] = self._tokens[prefix][torch.from_numpy(self._text[index])]
         return batch
 
     def labels(self) -> Labels:
@@ -77,12 +89,12 @@ class GlyphData(IndexedData):
         return Labels(wrong=self._caption != self._own)
 
     def exhibit(self, number: int) -> Exhibit:
-        own, shown = self._names[self._own[number]], self._names[self._caption[number]]
+        own, shown = self._names[self._own[number]], self._texts[self._text[number]]
         text = shown if shown == own else f"{shown} (own: {own})"
         return Exhibit(text, thumbnail(Image.fromarray(self._images[number].numpy())))
 
     def fingerprint(self) -> str:
-        captions = [self._names[number] for number in self._caption]
+        captions = [self._texts[number] for number in self._text]
         return sha256([self._images.numpy().tobytes(), *captions])
 
 

@@ -17,21 +17,21 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from steering.data import IndexedData, mix, seeded
+from steering.data import IndexedData, mix, seeded, uniform
 from steering.errors import SteeringError
 from steering.exhibits import Exhibit, Labels, thumbnail
 from steering.risk import Batch
 
 from ...pictures import changes
-from ...transforms import require_part
+from ...transforms import require_part, require_share
 from .source import ImageTextSource, Unreadable
 
 REPLACEMENTS = (
     16  # with a tenth of the data unreadable, one batch row in 10^17 finds no replacement
 )
 
-# Keys of the hash: the three draws from one seed are independent.
-_NOISE, _SUBSET, _REPLACEMENT = 1, 2, 3
+# Keys of the hash: the draws from one seed are independent.
+_NOISE, _SUBSET, _REPLACEMENT, _VAGUE, _WORD = 1, 2, 3, 4, 5
 _log = logging.getLogger("steering")
 
 
@@ -62,11 +62,13 @@ class PairData(IndexedData):
             `noisy_captions`.
         part: [low, high] of the source to keep, as shares; see `subset`. Noise is drawn among the
             pairs kept.
-        data_seed: of noise, subset and replacements; None takes `seed`. Give it to hold the data
+        vague_captions: share of the pairs that show half of their caption's words; see
+            `vague_caption`.
+        data_seed: of noise, subset, lost words and replacements; None takes `seed`. Give it to hold the data
             still between seeds.
 
     Raises:
-        SteeringError: caption_noise or part out of range.
+        SteeringError: caption_noise, vague_captions or part out of range.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class PairData(IndexedData):
         caption_noise: float = 0.0,
         part: tuple[float, float] = (0.0, 1.0),
         data_seed: int | None = None,
+        vague_captions: float = 0.0,
     ) -> None:
         if not views:
             raise ValueError("views: expected at least one, under the prefix ''")
@@ -85,6 +88,8 @@ class PairData(IndexedData):
         self._data_seed = seed if data_seed is None else data_seed
         kept = subset(len(source), part, self._data_seed)
         shown = noisy_captions(len(kept), caption_noise, self._data_seed)
+        require_share("vague_captions", vague_captions)
+        self._vague = vague_captions
         self._size = len(kept)
         # None says "as they are" and saves a large clean set two arrays in every worker.
         self._kept = kept if len(kept) < len(source) else None  # (m,)
@@ -137,6 +142,8 @@ class PairData(IndexedData):
         for name, numbers in (("subset", self._kept), ("noise", self._shown)):
             if numbers is not None:
                 digest.update(name.encode() + numbers.astype("<i8").tobytes())
+        if self._vague:
+            digest.update(f"vague {self._vague} {self._data_seed}".encode())
         return digest.hexdigest()
 
     def labels(self) -> Labels:
@@ -185,7 +192,7 @@ class PairData(IndexedData):
         image, caption = self._source.pair(self._in_source(number))
         if self._shown is not None and self._shown[number] != number:
             caption = self._source.caption(self._in_source(int(self._shown[number])))
-        return image, caption
+        return image, vague_caption(caption, number, self._vague, self._data_seed)
 
     def _in_source(self, number: int) -> int:
         return number if self._kept is None else int(self._kept[number])
@@ -224,8 +231,7 @@ def noisy_captions(n: int, p: float, seed: int) -> np.ndarray:
     Raises:
         SteeringError: p is not in [0, 1].
     """
-    if not 0 <= p <= 1:
-        raise SteeringError(f"caption_noise: expected a number in [0, 1], got {p}")
+    require_share("caption_noise", p)
     size = round(p * n)
     shown = np.arange(n, dtype=np.int64)
     if size > 1:
@@ -234,6 +240,21 @@ def noisy_captions(n: int, p: float, seed: int) -> np.ndarray:
         ]  # in random order, so that the next one round is a random other
         shown[ring] = np.roll(ring, 1)
     return shown
+
+
+def vague_caption(caption: str, number: int, p: float, seed: int) -> str:
+    """The caption that pair `number` shows: its own, but for a random share p of the pairs, whose
+    captions lose each word with probability one half.
+
+    One word stays at least. A smaller p's vague captions are among a larger's, with the same words.
+    """
+    words = caption.split()
+    if len(words) < 2 or uniform(seed, _VAGUE, number) >= p:
+        return caption
+    drawn = mix(seed, _WORD, number, np.arange(len(words) + 1))
+    stays = drawn[:-1] % 2 == 1
+    stays[int(drawn[-1]) % len(words)] |= not stays.any()
+    return " ".join(word for word, one in zip(words, stays, strict=True) if one)
 
 
 def _shuffled(n: int, seed: int, key: int) -> np.ndarray:
