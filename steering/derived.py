@@ -169,6 +169,8 @@ def _outputs(
             )
         return stored
     weights = record.folder / WEIGHTS
+    if record.diverged:
+        raise SteeringError(f"{key}: {folder} has no model: {record.diverged}")
     if record.kind != "train" or not weights.is_file():
         raise SteeringError(f"{key}: {folder} is no training and no outputs, but {record.kind!r}")
     if known_sha256(weights) != record.weights:

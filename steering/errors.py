@@ -6,8 +6,12 @@ class SteeringError(Exception):
     expected."""
 
 
+class NotFiniteError(SteeringError):
+    """What a model says of held-out data is not finite."""
+
+
 class DivergedError(SteeringError):
-    """A training whose loss or gradient was not finite. A study that tries settings counts such a
+    """A training whose loss, gradient or evaluation was not finite. A study that tries settings counts such a
     try as lost and goes on.
 
     Attributes:

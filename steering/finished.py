@@ -36,6 +36,8 @@ class Run:
                 that it wrote.
         """
         path = self.record.folder / WEIGHTS
+        if self.record.diverged:
+            raise SteeringError(f"{self.record.folder}: no weights: {self.record.diverged}")
         if not self.record.weights:
             raise SteeringError(
                 f"{self.record.folder}: no weights, as the run of kind {self.record.kind!r} trains "

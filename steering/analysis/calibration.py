@@ -63,7 +63,10 @@ class Ridge:
 
 
 def ridge_of(plain: Mapping[str, Any]) -> Ridge:
-    """What `Ridge.plain` has written, read back from JSON."""
+    """What `Ridge.plain` has written, read back from JSON; ValueError for one of gains that are no
+    numbers."""
+    if None in [*plain["coefficients"], plain["intercept"]]:
+        raise ValueError("a ridge regression of gains that are no numbers")
     lists = {key: tuple(value) for key, value in plain.items() if isinstance(value, list | tuple)}
     return Ridge(**{**plain, **lists})
 

@@ -40,8 +40,9 @@ class Race(Generic[C]):
         return rounds[-1] if rounds else -1
 
     def best(self, among: Sequence[C]) -> C | None:
-        """Who came farthest, and of these who has the highest score there; None among nobody."""
-        known = [one for one in among if self.last(one) >= 0]
+        """Who came farthest, and of these who has the highest score there; None among nobody, or where
+        all have lost (a score of −∞)."""
+        known = [one for one in among if self.last(one) >= 0 and self._score(one) > -math.inf]
         return max(known, key=lambda one: (self.last(one), self._score(one)), default=None)
 
     def _score(self, candidate: C) -> float:
@@ -77,7 +78,8 @@ def halving(
 
 
 def _best(scores: dict[C, float], survivors: float, family: Callable[[C], Hashable]) -> list[C]:
-    """The highest of each family, in the order in which they came; of equal ones the earlier."""
+    """The highest of each family, in the order in which they came; of equal ones the earlier. Who has
+    lost (−∞) takes part in no further round."""
     families: dict[Hashable, list[C]] = {}
     for candidate in sorted(scores, key=lambda one: -scores[one]):
         families.setdefault(family(candidate), []).append(candidate)
@@ -85,4 +87,4 @@ def _best(scores: dict[C, float], survivors: float, family: Callable[[C], Hashab
     chosen = {
         one for mine in families.values() for one in mine[: math.ceil(survivors * len(mine) - 1e-9)]
     }
-    return [one for one in scores if one in chosen]
+    return [one for one in scores if one in chosen and scores[one] > -math.inf]

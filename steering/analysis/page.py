@@ -130,7 +130,7 @@ def write_report(folder: Path, report: Report) -> None:
     events in `comparison/`."""
     from steering.analysis.events import write_curves, write_events
 
-    rows = json.dumps(_without_nan(list(report.rows)), indent=1, allow_nan=False)
+    rows = json.dumps(_as_json(list(report.rows)), indent=1, allow_nan=False)
     write_text(folder / f"{report.name}.json", rows + "\n")
     write_text(folder / f"{report.name}.md", report.markdown())
     for suffix, text in report.files.items():
@@ -143,15 +143,15 @@ def write_report(folder: Path, report: Report) -> None:
         write_curves(folder / "comparison" / method, report.name, curves)
 
 
-def _without_nan(value: Any) -> Any:
-    """null in the place of what is no finite number, which JSON does not know: of a run that diverged,
-    or an interval that there is none of."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
+def _as_json(value: Any) -> Any:
+    """JSON knows no NaN, as of a run that diverged or an interval that there is none of: null. An
+    infinite number, as a temperature may be, is written out."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else str(value)
     if isinstance(value, Mapping):
-        return {name: _without_nan(one) for name, one in value.items()}
+        return {name: _as_json(one) for name, one in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_nan(one) for one in value]
+        return [_as_json(one) for one in value]
     return value
 
 

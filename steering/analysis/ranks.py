@@ -70,8 +70,11 @@ def pair_agreement(
 def regret(proxy: np.ndarray, truth: np.ndarray, k: int) -> float:
     """The best true value among the proxy's first k, less the best of all; in the unit of the truth.
 
-    Never negative, not growing with k, zero at k = n. Of equal proxies the worse truth counts.
+    Never negative, not growing with k, zero at k = n. Of equal proxies the worse truth counts. NaN
+    where a value is: a run has diverged, and there is no order.
     """
+    if np.isnan(proxy).any() or np.isnan(truth).any():
+        return float("nan")
     order = np.lexsort((-truth, proxy))
     return float(truth[order[:k]].min() - truth.min())
 

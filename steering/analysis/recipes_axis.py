@@ -39,7 +39,7 @@ class Axis:
             self.proxies, self.targets = (
                 [_with_logged(record) for record in part] for part in (self.proxies, self.targets)
             )
-        meaning = _converged(self.proxies)[0].meaning[self.metric]
+        meaning = converged(self.proxies)[0].meaning[self.metric]
         self.sign = -1.0 if meaning.higher_is_better else 1.0
         self.log = meaning.exp  # a perplexity is looked at as the loss that it is made of
 
@@ -83,19 +83,27 @@ class Axis:
     @cached_property
     def _best(self) -> np.ndarray:
         """Number of the target's best rate, (recipes,); one at which a run is no number has lost."""
-        best: np.ndarray = _known(self._every.mean(-1)).argmin(0)
+        best: np.ndarray = known(self._every.mean(-1)).argmin(0)
         return best
 
     def at_the_edge(self) -> list[str]:
         """Recipes whose target is best at the smallest or largest rate that was tried: there may be
         a better one beyond."""
         last = len(self._every) - 1
-        names = zip(self.recipes, self._best, strict=True)
-        return [name for name, best in names if last and best in (0, last)]
+        names = zip(self.recipes, self._best, self.truth, strict=True)
+        return [
+            name for name, best, truth in names if last and best in (0, last) and truth == truth
+        ]
 
     @cached_property
     def truth(self) -> np.ndarray:
         return self.tuned.mean(-1)
+
+    def without_truth(self) -> list[str]:
+        """Recipes whose target is no number at any rate, as it diverged."""
+        return [
+            name for name, value in zip(self.recipes, self.truth, strict=True) if np.isnan(value)
+        ]
 
     @cached_property
     def noise(self) -> np.ndarray:
@@ -107,8 +115,15 @@ class Axis:
 
     @cached_property
     def usual(self) -> float:
-        """The proxy's own best rate: of the least mean loss over the recipes."""
-        return min(self.rates, key=lambda rate: float(_known(self.proxy[rate].mean())))
+        """The proxy's own best rate: of the least mean loss over the recipes. One at which fewer runs
+        are no number goes first."""
+        return min(
+            self.rates,
+            key=lambda rate: (
+                np.isnan(self.proxy[rate]).sum(),
+                float(known(self.proxy[rate].mean())),
+            ),
+        )
 
     @cached_property
     def small(self) -> float:
@@ -176,7 +191,7 @@ def _first_loss(records: Sequence[RunRecord]) -> str:
     """The metric that recipes are compared by: the first loss or perplexity, else the first mean over
     examples (an accuracy, an error), else the first that gets smaller. A calibration error is the
     last thing to choose data by."""
-    first = _converged(records)[0]
+    first = converged(records)[0]
     meaning = first.meaning
     falling = [name for name, one in meaning.items() if not one.higher_is_better]
     losses = [
@@ -188,13 +203,13 @@ def _first_loss(records: Sequence[RunRecord]) -> str:
     return next(iter([*losses, *means, *falling, *first.metrics]))
 
 
-def _converged(records: Sequence[RunRecord]) -> list[RunRecord]:
+def converged(records: Sequence[RunRecord]) -> list[RunRecord]:
     found = [record for record in records if not record.diverged]
     if not found:
         raise SteeringError("recipes: no proxy has finished without diverging; lower the rates")
     return found
 
 
-def _known(losses: np.ndarray) -> np.ndarray:
+def known(losses: np.ndarray) -> np.ndarray:
     """What is no number, as of a run that diverged, is the worst there is."""
     return np.where(np.isnan(losses), np.inf, losses)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import yaml  # type: ignore[import-untyped]
@@ -10,11 +10,9 @@ import yaml  # type: ignore[import-untyped]
 from steering.analysis.intervals import Interval, seeds_interval
 from steering.analysis.page import Table
 from steering.analysis.ranks import over_items, pair_agreement, regret, spearman
-from steering.analysis.recipes_axis import Axis
+from steering.analysis.recipes_axis import Axis, converged, known
 from steering.analysis.recipes_mixtures import fit, mean_of_others, mixtures_of, rms
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from steering.analysis.trials import diverged
 
 DROP = 0.005  # of the training loss: a run that falls less has not trained
 FEW = 8  # recipes, below which a bootstrap over them covers less than it says
@@ -32,7 +30,7 @@ def by_metric(axis: Axis) -> list[Table]:
     """The same of every other loss, such as that of a domain, and of means over examples, such as
     an accuracy."""
     records = [*axis.proxies, *axis.targets]
-    meaning = axis.proxies[0].meaning
+    meaning = converged(axis.proxies)[0].meaning
     others = [name for name, one in meaning.items() if not one.higher_is_better or one.of]
     names = list(dict.fromkeys([axis.metric, *others]))
     lines = []
@@ -43,7 +41,7 @@ def by_metric(axis: Axis) -> list[Table]:
             [
                 name,
                 *(_bracketed(over_items(spearman, values, one.truth)) for values in (small, usual)),
-                *(f"{regret(values, one.truth, 1):.4f}" for values in (small, usual)),
+                *(_number(regret(values, one.truth, 1)) for values in (small, usual)),
                 f"{one.ceiling():.2f}",
             ]
         )
@@ -68,11 +66,17 @@ def _ranking(axis: Axis) -> Table:
     if by_frequency is not None:
         columns["order 0"] = axis.sign * by_frequency  # a loss, whatever the metric is
     lines = [
-        [axis.recipes[n], *(f"{axis.sign * values[n]:.4f}" for values in columns.values())]
-        for n in np.argsort(axis.proxy[recommended(axis)].mean(-1), kind="stable")
+        [axis.recipes[n], *(_number(axis.sign * values[n]) for values in columns.values())]
+        for n in np.argsort(known(axis.proxy[recommended(axis)].mean(-1)), kind="stable")
     ]
     which = "usual" if doubts(axis) else "small"
-    return Table(f"recipes, the best by the {which} rate first", ["recipe", *columns], lines)
+    note = diverged([*axis.proxies, *axis.targets])
+    header = ["recipe", *columns]
+    return Table(f"recipes, the best by the {which} rate first", header, lines, note=note)
+
+
+def _number(value: float) -> str:
+    return "–" if np.isnan(value) else f"{value:.4f}"
 
 
 def by_weights(axis: Axis) -> list[Table]:
@@ -82,6 +86,8 @@ def by_weights(axis: Axis) -> list[Table]:
         return []
     rates = list(dict.fromkeys([axis.small, axis.usual]))
     losses = {rate: axis.proxy[rate].mean(-1) for rate in rates}
+    if any(np.isnan(one).any() for one in losses.values()):
+        return []
     fits = {rate: fit(mixtures.shares, losses[rate]) for rate in rates}
     errors = {rate: rms(fits[rate].left_out - losses[rate]) for rate in rates}
     plain = {rate: rms(mean_of_others(losses[rate]) - losses[rate]) for rate in rates}
@@ -170,7 +176,7 @@ def _ceiling(axis: Axis) -> str:
 def _alone(axis: Axis, rate: float) -> str:
     """How well the seeds rank alone, and how many of them put a best recipe first."""
     found = axis.proxy[rate]
-    if np.isnan(found).any():
+    if np.isnan(found).any() or axis.without_truth():
         return "–"
     near = 2 * float(np.sqrt(2) * axis.noise[0])
     right = [regret(losses, axis.truth, 1) <= near for losses in found.T]
@@ -178,7 +184,7 @@ def _alone(axis: Axis, rate: float) -> str:
 
 
 def _against(axis: Axis, values: np.ndarray) -> list[str]:
-    if np.isnan(values).any():  # a proxy has diverged: no order
+    if np.isnan(values).any() or axis.without_truth():  # a run has diverged: no order
         return ["–"] * 5
     agreement = pair_agreement(values, axis.truth, axis.noise)
     return [
@@ -232,6 +238,8 @@ def verdict_of(axis: Axis) -> str:
     if not axis.has_truth:
         return "There is no truth to compare with: the target was not trained."
     small, usual = (axis.proxy[rate].mean(-1) for rate in (axis.small, axis.usual))
+    if lost := axis.without_truth():
+        return f"Inconclusive here: the target of {', '.join(lost)} diverged at every rate."
     if axis.small == axis.usual:
         return f"Inconclusive: no rate among `rates` is {axis.ratio:g} times below the best one."
     if reasons := doubts(axis):
@@ -263,38 +271,11 @@ def _difference(one: np.ndarray, other: np.ndarray, truth: np.ndarray) -> Interv
 def winner_config(axis: Axis) -> str:
     """The recipe that the recommended rate puts first, as a config that `steering train` takes."""
     rate = recommended(axis)
-    first = axis.recipes[int(axis.proxy[rate].mean(-1).argmin())]
+    first = axis.recipes[int(known(axis.proxy[rate].mean(-1)).argmin())]
     pool = axis.targets or axis.proxies
     mine = [r for r in pool if r.axes["recipe"] == first]
-    best = min(mine, key=lambda r: np.nan_to_num(axis.loss(r), nan=np.inf))
+    best = min(mine, key=lambda r: float(known(np.array(axis.loss(r)))))
     values: dict[str, Any] = best.config()
     values.pop("studies", None)
     head = f"# The recipe {first!r}, first by the proxy at learning rate {rate:g}.\n"
     return head + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-
-
-def axis_figure(axis: Axis) -> Figure:
-    """Agreement over the whole axis of learning rates."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8.4, 3.8), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    found = [over_items(spearman, axis.proxy[rate].mean(-1), axis.truth) for rate in axis.rates]
-    left.plot(axis.rates, [one.value for one in found], "o-", label="Spearman")
-    left.fill_between(
-        axis.rates, [one.low for one in found], [one.high for one in found], alpha=0.15
-    )
-    left.plot(axis.rates, [axis.agreement(rate).all for rate in axis.rates], "s--", label="pairs")
-    left.axhline(axis.ceiling(), color="grey", linewidth=0.8, label="two seeds of the target")
-    for k in (1, 2):
-        values = [regret(axis.proxy[rate].mean(-1), axis.truth, k) for rate in axis.rates]
-        right.plot(axis.rates, values, "o-", label=f"regret@{k}")
-    for ax in (left, right):
-        ax.set_xscale("log")
-        ax.axvline(axis.small, color="C3", linewidth=0.8, linestyle=":")
-        ax.axvline(axis.usual, color="C2", linewidth=0.8, linestyle=":")
-        ax.set_xlabel("the proxy's learning rate (dotted: small, usual)")
-        ax.legend(frameon=False)
-    left.set_title("agreement with the tuned target")
-    right.set_title("what the choice costs")
-    return figure

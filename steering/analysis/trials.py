@@ -107,14 +107,6 @@ class Trials(Generic[C]):
         """All runs of candidates."""
         return [run for runs in self._runs.values() for run in runs.values()]
 
-    def diverged(self) -> str:
-        """A sentence about the runs that diverged; "" if none did."""
-        labels = [record.label for record in self.records() if record.diverged]
-        if not labels:
-            return ""
-        more = f" and {len(labels) - NAMED} more" if len(labels) > NAMED else ""
-        return f"Diverged, and so lost: {', '.join(labels[:NAMED])}{more}."
-
     def spent(self) -> dict[str, list[RunRecord]]:
         """Stage -> its runs."""
         found: dict[str, list[RunRecord]] = {}
@@ -180,6 +172,15 @@ class Trials(Generic[C]):
     def over(self) -> bool:
         """Whether the last round is finished."""
         return len(self.race.finished) == len(self.rounds)
+
+
+def diverged(records: Sequence[RunRecord]) -> str:
+    """A sentence about the runs that diverged; "" if none did."""
+    labels = [record.label for record in records if record.diverged]
+    if not labels:
+        return ""
+    more = f" and {len(labels) - NAMED} more" if len(labels) > NAMED else ""
+    return f"Diverged, and so lost: {', '.join(labels[:NAMED])}{more}."
 
 
 def compared(

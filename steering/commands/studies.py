@@ -162,6 +162,8 @@ def _line(record: RunRecord, names: Sequence[str]) -> list[str]:
 
 
 def _shown(record: RunRecord, name: str) -> str:
+    if record.diverged:
+        return "diverged"
     if name not in record.metrics:
         return "–"
     percent = name in record.meaning and record.meaning[name].percent

@@ -12,7 +12,13 @@ import torch
 from steering import distributed
 from steering.dro.online.groups import GroupWeights, group_means
 from steering.items import LossItems, rows_of
-from steering.methods.group_dro import items_of_groups, mean_weights, placed, weight_scalars
+from steering.methods.group_dro import (
+    items_of_groups,
+    mean_weights,
+    placed,
+    unless_diverged,
+    weight_scalars,
+)
 from steering.methods.registry import Method, Needs, Step, register
 
 
@@ -57,7 +63,7 @@ class Doremi(Method):
         units, k = rows_of(items), len(self.names)
         clipped, groups = items_of_groups(units, units.excess().detach().clamp_min(0.0), "doremi")
         scores, counts = group_means(clipped, groups, k)
-        q = self.weights.update(scores, counts)
+        q = self.weights.update(unless_diverged(scores, units, self.weights), counts)
         losses, _ = items_of_groups(units, units.target, "doremi")
         # The share of the batch stands for that of the data. An absent domain has no item that would
         # be divided by its 0.

@@ -55,7 +55,8 @@ class GroupDro(Method):
         units = rows_of(items)
         excess, groups = items_of_groups(units, units.excess(self.strength), "group_dro")
         means, counts = group_means(excess, groups, len(self.names))
-        q = self.weights.update(means, counts).to(means.dtype)
+        q = self.weights.update(unless_diverged(means, units, self.weights), counts)
+        q = q.to(means.dtype)
         loss = (q * means.masked_fill(counts == 0, 0.0)).sum()
         # Of one item: its group's weight, shared by the group's items of all ranks.
         weights = placed((q / counts.clamp_min(1))[groups], units)
@@ -63,6 +64,17 @@ class GroupDro(Method):
 
     def summary(self) -> dict[str, dict[str, float]]:
         return {"group_weights": mean_weights(self.names, self.weights)}
+
+
+def unless_diverged(scores: Tensor, units: Units, weights: GroupWeights) -> Tensor:
+    """The groups' scores, or those that are remembered where the target's losses are not finite.
+
+    The loop ends such a run, and says so; the weights would refuse the scores before.
+    """
+    finite = units.target.isfinite()
+    if units.mask is not None:
+        finite = finite | ~units.mask
+    return torch.where(finite.all(), scores, weights.losses)
 
 
 def items_of_groups(units: Units, values: Tensor, name: str) -> tuple[Tensor, Tensor]:

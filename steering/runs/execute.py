@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -76,13 +77,14 @@ def _train(call: Call) -> Outcome:
     prepared = prepare(ask, workshop)
     require_same_found(workshop.store.all(), ask.asked, prepared.found, call.folder)
     _begin(call)
+    begin = time.monotonic()
     try:
         result = run(_job(call, prepared))
     except DivergedError as error:
         if not ask.may_diverge:
             raise
         return Outcome(
-            cost=_cost_until(error.steps, ask, prepared),
+            cost=_cost_until(error.steps, time.monotonic() - begin, ask, prepared),
             summary={DIVERGED: str(error)},
             found=prepared.found,
         )
@@ -151,13 +153,15 @@ def _training_cost(
     )
 
 
-def _cost_until(steps: int, ask: Ask, prepared: Prepared) -> Cost:
-    """Of a training that diverged; what a selection drew beyond the batches is left out."""
+def _cost_until(steps: int, seconds: float, ask: Ask, prepared: Prepared) -> Cost:
+    """Of a training that diverged, evaluations included; what a selection drew beyond the batches,
+    and what a live reference did, is left out."""
     train = ask.config.train
     samples = steps * train.batch_size
     return Cost(
         trained=samples,
         drawn=samples,
+        seconds=seconds,
         steps=steps,
         parameters=parameters(prepared.target),
         forward_flops=prepared.flops,

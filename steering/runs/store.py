@@ -118,7 +118,15 @@ def require_converged(ask: Ask, record: RunRecord) -> None:
         DivergedError: it did, and the ask does not allow for it.
     """
     if record.diverged and not ask.may_diverge:
-        raise DivergedError(f"{record.label}: {record.diverged}", record.cost.steps)
+        raise diverged(record)
+
+
+def diverged(record: RunRecord) -> DivergedError:
+    """How a run ended that diverged, for whoever needs what it should have trained."""
+    return DivergedError(
+        f"{record.label}: {record.diverged} (delete {record.folder} to train it again)",
+        record.cost.steps,
+    )
 
 
 def require_same_found(

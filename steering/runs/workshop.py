@@ -20,7 +20,7 @@ from steering.outputs.computing import Batches
 from steering.runs.ask import REFERENCE, Ask
 from steering.runs.opened import Frozen, Opened, make_room
 from steering.runs.record import WEIGHTS, RunRecord
-from steering.runs.store import OUTPUTS, Store, require_same_found
+from steering.runs.store import OUTPUTS, Store, diverged, require_same_found
 from steering.storage import known_sha256
 from steering.training.loader import load
 
@@ -99,6 +99,8 @@ class Workshop:
         record = self.store.find(ask.key)
         if record is None:
             raise SteeringError(f"{ask.label}: not finished in {self.store.folder}")
+        if record.diverged:  # there is nothing to build on
+            raise diverged(record)
         path = record.folder / WEIGHTS
         if record.weights:
             now = known_sha256(path) if path.is_file() else "nothing"

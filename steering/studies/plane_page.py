@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ import numpy as np
 from steering.analysis.intervals import in_brackets
 from steering.analysis.page import Table
 from steering.analysis.plane import BEST, ORIGIN, UNGUIDED, Cell
-from steering.analysis.trials import REPORT, TUNING, Trials
+from steering.analysis.trials import REPORT, TUNING, Trials, diverged
 from steering.console import in_time
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def _round_table(trials: Trials[Cell]) -> Table:
         share = f"{100 * one.share:g} %"
         lines.append([str(number), str(len(scores)), share, str(one.seeds), str(leader), mean])
     header = ["round", "cells", "length", "seeds", "leader", trials.head]
-    return Table("rounds", header, lines, note=trials.diverged())
+    return Table("rounds", header, lines, note=diverged(trials.records()))
 
 
 def _cost_table(trials: Trials[Cell]) -> Table:
@@ -131,7 +132,7 @@ def rows(trials: Trials[Cell], choices: Mapping[str, Cell]) -> list[dict[str, An
             **asdict(cell),
             "value": trials.mean(REPORT, cell, share),
             "gain": asdict(trials.difference(REPORT, cell, ORIGIN, share)),
-            "behind": asdict(trials.difference(REPORT, choices[BEST], cell, share)),
+            "behind": asdict(trials.difference(REPORT, choices.get(BEST, ORIGIN), cell, share)),
         }
         for role, cell in choices.items()
     ]
@@ -177,7 +178,7 @@ def _colours(
     table = np.full((lines, columns), np.nan)
     for (column, line), gain in gains.items():
         table[line, column] = better * scale * gain
-    ahead = max([*gains.values()], key=lambda gain: better * gain, default=0.0)
+    ahead = max(filter(math.isfinite, gains.values()), key=lambda gain: better * gain, default=0.0)
     most = scale * abs(ahead) or 1.0
     picture = axes.imshow(
         table, origin="lower", cmap="RdBu", vmin=-most, vmax=most, aspect="auto", alpha=0.8

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from steering.analysis.page import Report
 from steering.analysis.recipes_axis import Axis
-from steering.analysis.recipes_page import axis_figure, tables, verdict_of, winner_config
+from steering.analysis.recipes_figure import axis_figure
+from steering.analysis.recipes_page import tables, verdict_of, winner_config
 from steering.runs.record import RunRecord
 from steering.studies import study
 from steering.studies.contestants import with_reference_of

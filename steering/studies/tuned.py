@@ -108,7 +108,11 @@ class Tuned:
                 mine = _asks(config, one, self.own, REPORT, reported)
                 asks += mine
                 if options.part is not None and label == found.opponent:
-                    probes[share] = config, mine[0]
+                    # Once they are done: the first one that has not diverged.
+                    runs = found.runs(label, share)
+                    whole = [seed for seed, run in runs.items() if not run.diverged]
+                    if len(runs) == len(mine) and whole:
+                        probes[share] = config, mine[reported.index(min(whole))]
         # By seed: a study that is stopped early has as many runs of each method.
         return [*sorted(asks, key=lambda ask: ask.axes["seed"]), *self._outputs(probes)]
 
@@ -121,7 +125,7 @@ class Tuned:
         beaten = {label for labels in options.families.values() for label in labels}
         beaten -= {*found.opponents.values(), *(options.methods if options.losers else ())}
         chosen = (share != self.own and options.share_methods) or [*options.methods]
-        return [label for label in chosen if label not in beaten]
+        return [label for label in chosen if label not in beaten and label in found.best]
 
     def _config(self, base: RunConfig, one: Place) -> RunConfig:
         from steering.config import method_section, with_method, with_overrides

@@ -14,7 +14,7 @@ from steering.analysis.intervals import Interval, in_brackets
 from steering.analysis.page import Table
 from steering.analysis.points import flops_with_reference
 from steering.analysis.report import style
-from steering.analysis.trials import REPORT, TUNING, Trials, compared
+from steering.analysis.trials import REPORT, TUNING, Trials, compared, diverged
 from steering.console import in_time
 from steering.runs.record import Metric, RunRecord
 from steering.studies.search_space import Settings
@@ -139,7 +139,8 @@ def _value_table(found: Found) -> Table:
         lines.append([record.axes["reference"], *cells, *counted])
     for label in found.best:
         cells = [found.shown(found.value(label, found.own, m), m) for m in found.metrics()]
-        runs = [*found.runs(label, found.own).values()]
+        # One that has diverged took less than a run does.
+        runs = sorted(found.runs(label, found.own).values(), key=lambda run: bool(run.diverged))
         if not runs:
             continue
         cost, whole = runs[0].cost, flops_with_reference(runs[0], by_key)
@@ -209,7 +210,7 @@ def _choice_table(found: Found) -> Table:
     header = ["method", "tries", "as it stands", "best try", "settings"]
     note = (
         "On the tuning half: the best of several tries looks better than it is. "
-        f"{found.trials.diverged()}"
+        f"{diverged(found.trials.records())}"
     ).rstrip()
     return Table("what was chosen", header, lines, note=note)
 

@@ -165,8 +165,10 @@ def share_figure(found: Found) -> Figure:
         )
         axes.fill_between(x, low, high, alpha=0.12, color=line.get_color())
         for share, value in zip(mine, y, strict=True):
+            if math.isnan(value):
+                continue
             most[share] = max(most.get(share, -math.inf), value)
-    terms = theory_terms(found)
+    terms = {share: term for share, term in theory_terms(found).items() if share in most}
     if terms:
         falls = np.array([own - excess for _, own, excess in terms.values()])
         best = np.array([most[share] for share in terms])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from steering import distributed
-from steering.errors import SteeringError
+from steering.errors import DivergedError, NotFiniteError, SteeringError
 from steering.task import Evaluation, Model
 from steering.training.board.pictures import worst_figure
 from steering.training.state import State
@@ -29,7 +29,10 @@ def evaluate(run: State, model: Model, done: int, prefix: str) -> Evaluation:
     model.module.eval()
     # An evaluation may draw random numbers, and must not move those that training draws next.
     with torch.random.fork_rng(devices=[job.device] if job.device.type == "cuda" else []):
-        found = job.task.evaluate(model, job.device)
+        try:
+            found = job.task.evaluate(model, job.device)
+        except NotFiniteError as error:
+            raise DivergedError(f"{error} after step {done} of {run.plan.steps}", done) from error
     model.module.train(training)
     if not isinstance(found, Evaluation):
         raise SteeringError(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from steering import distributed
-from steering.errors import SteeringError
+from steering.errors import NotFiniteError, SteeringError
 
 from .models import ClipInputs, image_features, text_features
 from .ranks import CHUNK, image_ranks, text_ranks
@@ -272,7 +272,7 @@ def _shares(hits: Mapping[str, Tensor]) -> dict[str, float]:
 
 def _require_finite(*features: Tensor) -> None:
     if not all(torch.isfinite(part).all() for part in features):
-        raise SteeringError("evaluation: the model's features are not finite")
+        raise NotFiniteError("evaluation: the model's features are not finite")
 
 
 def gallery(captions: Sequence[str]) -> tuple[list[str], np.ndarray]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +48,8 @@ def cases_of(made: Calibrated, method: str, other: Path) -> list[Case]:
     found = []
     for row in rows:
         gain = row["gains"][method]
-        foreseen = made.ridge.predict(row["signals"])
+        signals = {name: math.nan if one is None else one for name, one in row["signals"].items()}
+        foreseen = made.ridge.predict(signals)
         found.append(Case(row["cell"], foreseen, gain["value"], gain["low"], gain["high"]))
     return found
 

@@ -1,9 +1,11 @@
 """A try that diverges has lost; the study that tried it goes on and says so."""
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
+import torch
 import toys
 
 from steering.analysis.halves import Half
@@ -11,10 +13,14 @@ from steering.cli import main
 from steering.commands.single import evaluate, train
 from steering.commands.studies import study
 from steering.config import config_of, load_config
-from steering.errors import SteeringError
+from steering.errors import DivergedError, NotFiniteError, SteeringError
+from steering.items import Units
+from steering.methods.doremi import Doremi, DoremiOptions
+from steering.methods.group_dro import GroupDro, GroupDroOptions
 from steering.runs.ask import training
 from steering.runs.store import Store
 from steering.runs.transport import read_ask, write_ask
+from steering.task import find_task
 
 RATE = 1e30
 WORDS = ["task.kind=units", "train.threads=1", "train.samples=64"]
@@ -136,3 +142,60 @@ def test_the_plane_and_the_recipes_go_on_too(tmp_path):
     assert {(row["scale"], row["rate"]) for row in rows if None in row["metrics"].values()} == {
         ("proxy", RATE)
     }
+
+
+@pytest.mark.parametrize(
+    "method", [GroupDro(GroupDroOptions(), "ab"), Doremi(DoremiOptions(), "ab")]
+)
+def test_weights_of_groups_leave_it_to_the_loop(method):
+    """They refuse losses that are not finite; the loop must come to see them, and end the run."""
+    losses, reference = torch.ones(4, requires_grad=True), torch.zeros(4)
+    row, groups = torch.tensor(0), torch.tensor([0, 1, 0, 1])
+    items = Units(losses, reference, row, groups=groups)
+    method.train()
+    assert method(items).loss.isfinite()
+    broken = torch.tensor([1.0, math.nan, 1.0, 1.0], requires_grad=True)
+    items = Units(broken, reference, row, groups=groups)
+    assert method(items).loss.isnan()
+    assert method.weights.log_q.isfinite().all()
+    masked = Units(broken, reference, row, torch.tensor([True, False, True, True]), groups=groups)
+    assert method(masked).loss.isfinite()
+    # A reference that is not finite is a fault of its own, and is told as before.
+    guide = reference.clone()
+    guide[1] = -math.inf
+    items = Units(losses, guide, row, groups=groups)
+    if isinstance(method, Doremi):  # the other one has no use for it by default
+        with pytest.raises(ValueError, match="losses of groups"):
+            method(items)
+
+
+def test_an_evaluation_that_is_not_finite_is_a_divergence(tmp_path, monkeypatch):
+    def broken(*_):
+        raise NotFiniteError("evaluation: the model's features are not finite")
+
+    config = load_config(toys.write_config(tmp_path), WORDS)
+    monkeypatch.setattr(type(find_task(config.task.name)(config.task)), "evaluate", broken)
+    with pytest.raises(DivergedError, match="features are not finite after step 4 of 4"):
+        train(config)
+
+
+def test_what_a_study_of_recipes_says_of_recipes_that_diverge(tmp_path):
+    words = [
+        "studies.recipes={recipes: {a: {}, b: {task.n: 32}, c: {task.n: 48, optimizer.lr: 1}}, "
+        "proxy: {train.samples: 64}, rates: [0.01, 0.001], target_rates: [0.02], seeds: 2, "
+        "target_seeds: 1, order0: false}",
+    ]
+    study("recipes", load_config(toys.write_config(tmp_path), [*WORDS, *words]))
+    folder = tmp_path / "runs/study"
+    for record in Store(folder).all():
+        if record.axes.get("recipe") == "a":
+            path = record.folder / "record.json"
+            values = json.loads(path.read_text())
+            values |= {"metrics": {}, "meaning": {}, "summary": {"diverged": "by step 3"}}
+            path.write_text(json.dumps(values))
+    assert main(["report", str(folder)]) == 0
+    text = (folder / "recipes.md").read_text()
+    assert "Inconclusive here: the target of a diverged at every rate." in text
+    assert "Diverged, and so lost: proxy-a-lr0.01-seed0" in text
+    assert "nan" not in text
+    assert "recipe 'a', first" not in (folder / "recipes-winner.yaml").read_text()
