@@ -95,6 +95,8 @@ def _saving_tables(found: Found) -> list[Table]:
     for one in saved:
         level = found.shown(abs(one.level), found.options.metric)
         lines.append([one.method, level, one.text(times=True), f"{100 * one.reached:.0f} %"])
+    if not lines:
+        return []
     note = (
         f"How many times fewer examples a method needs for the score of {found.opponent} on "
         f"{100 * largest:g} %, on a straight line over log share between the shares tried. "

@@ -230,6 +230,12 @@ def test_families_and_shares_of_the_data(tmp_path):
     loser = ({"plain", "other"} - {opponent}).pop()
     assert of_method.pop(loser)
     assert {row["method"]: row for row in rows if row["kind"] == "method"} == of_method
+    # The opponent alone on the other share: its score is known there, and nobody saves anything.
+    words = [*FAMILIES, f"studies.tuned.share_methods=[{opponent}]"]
+    study("tuned", config_of(tmp_path, *words))
+    text = (folder / "tuned.md").read_text()
+    assert "## by share of the data" in text
+    assert "## data saved" not in text
 
 
 def test_the_terms_of_the_bound_are_those_of_the_formula():
