@@ -83,6 +83,8 @@ def _round_table(trials: Trials[Cell]) -> Table:
     for number, (one, scores) in enumerate(
         zip(trials.rounds, trials.race.finished, strict=False), 1
     ):
+        if not scores:  # all have lost before
+            continue
         leader = max(scores, key=lambda cell: scores[cell])
         mean = trials.shown(trials.mean(TUNING, leader, one.share, one.seeds))
         share = f"{100 * one.share:g} %"

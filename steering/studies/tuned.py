@@ -208,12 +208,13 @@ class Tuned:
             f"{self.options.metric} on one half of the evaluated examples (hash of seed "
             f"{self.options.split}) is reported on the other half with other seeds."
         )
-        figures = {"": partial(share_figure, found)} if self.options.shares else {}
+        by_share = share_tables(found)
+        figures = {"": partial(share_figure, found)} if by_share else {}
         return Report(
             "tuned",
             f"{title}: tuned methods",
             intro,
-            [*tables(found), *share_tables(found)],
+            [*tables(found), *by_share],
             rows(found),
             figures,
         )

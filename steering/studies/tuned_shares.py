@@ -24,8 +24,8 @@ Terms = dict[str, tuple[int, float, float]]  # share -> examples, √(2Var(ℓ)/
 
 
 def share_tables(found: Found) -> list[Table]:
-    """None without other shares."""
-    if not found.options.shares:
+    """None without other shares, or where all that gains are measured against has diverged."""
+    if not found.options.shares or not shares_of(found):
         return []
     terms = theory_terms(found)
     return [

@@ -121,7 +121,7 @@ def test_a_process_that_does_the_run_knows_that_it_may_diverge(tmp_path):
 
 def test_the_plane_and_the_recipes_go_on_too(tmp_path):
     plane = [
-        "studies.plane={sharpness: [0, 1], trust: [0], shares: [1.0], seeds: [1], report_seeds: 1, "
+        "studies.plane={sharpness: [0, 1], trust: [0], shares: [0.5, 1.0], seeds: [1, 1], report_seeds: 1, "
         "metric: seen/likelihood, method: {}, unguided: {name: erm}}",
         f"optimizer.lr={RATE}",
         "reference={name: linear, train: {optimizer.lr: 0.02}}",
@@ -177,6 +177,26 @@ def test_an_evaluation_that_is_not_finite_is_a_divergence(tmp_path, monkeypatch)
     monkeypatch.setattr(type(find_task(config.task.name)(config.task)), "evaluate", broken)
     with pytest.raises(DivergedError, match="features are not finite after step 4 of 4"):
         train(config)
+
+
+def test_where_all_have_lost_there_is_a_page_that_says_so(tmp_path):
+    words = [
+        *WORDS,
+        *TUNED,
+        f"optimizer.lr={RATE}",
+        "studies.tuned.tries=1",
+        "studies.tuned.shares={'0.5': {task.n: 32}}",
+        "reference={name: linear, train: {optimizer.lr: 0.02}}",
+    ]
+    study("tuned", load_config(toys.write_config(tmp_path), words))
+    folder = tmp_path / "runs/study"
+    text = (folder / "tuned.md").read_text()
+    assert "Diverged, and so lost: plain-try0-seed0, steered-try0-seed0." in text
+    assert "by share" not in text
+    assert [row["tuning"] for row in read(folder / "tuned.json")] == [None, None]
+    assert not (folder / "tuned.png").exists()
+    # Nobody trains with other seeds what has lost.
+    assert {one.axes.get("stage", "") for one in Store(folder).all()} == {"tuning", ""}
 
 
 def test_what_a_study_of_recipes_says_of_recipes_that_diverge(tmp_path):
