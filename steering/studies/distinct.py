@@ -11,8 +11,11 @@ if TYPE_CHECKING:
     from steering.runs.ask import Ask
 
 
-def require_distinct(asks: Sequence[Ask], section: str) -> None:
+def require_distinct(asks: Sequence[Ask], section: str, advice: str = "leave one out") -> None:
     """A run has one place in a study, so that two equal asks would leave a hole in its report.
+
+    Args:
+        advice: what to do about two that are equal, for the message.
 
     Raises:
         ConfigError: two asks are the same run; names both.
@@ -21,6 +24,6 @@ def require_distinct(asks: Sequence[Ask], section: str) -> None:
     for ask in asks:
         if ask.key in seen:
             raise ConfigError(
-                f"{section}: {seen[ask.key].label} and {ask.label} are the same run; leave one out"
+                f"{section}: {seen[ask.key].label} and {ask.label} are the same run; {advice}"
             )
         seen[ask.key] = ask

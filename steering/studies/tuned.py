@@ -96,7 +96,12 @@ class Tuned:
                 for one, config in configs.items()
                 for ask in _asks(config, one, self.own, TUNING, range(options.seeds))
             ]
-            require_distinct(asks, "studies.tuned")
+            require_distinct(
+                asks,
+                "studies.tuned",
+                "leave one out, or where a drawn value is the one that stands anyway, change "
+                "studies.tuned.draw or the range",
+            )
             # Before the others: a reference that is also one of the runs has its place among these.
             return [*_references([*configs.values()]), *asks]
         found, reported = self._found(trials, done), range(options.seeds, self._end())
