@@ -79,7 +79,7 @@ def ahead_tables(
         if ratio:
             low, high = np.quantile(ratio, [0.025, 0.975])
             times = Interval(cost / needed, float(low), float(high))
-        same = "–" if label == first else _interval(times, 2)
+        same = "–" if label == first else _times(times)
         lines.append([label, _interval(fit.at(cost), 4), same])
     note = (
         f"At C = {cost:.3g}, {options.ahead:g} times the largest run: an extrapolation, whose band "
@@ -114,6 +114,21 @@ def savings_table(data: Sequence[Saving], baseline: str) -> Table:
         "there. ≤ and >: beyond the shares tried."
     )
     return Table("share of the data that suffices", header, lines, note=note)
+
+
+def _times(found: Interval) -> str:
+    """How many times: laws that hardly fall give draws of any size, which nobody wants to read."""
+
+    def shown(value: float) -> str:
+        if not 0.01 <= value <= 1000:
+            return "< 0.01" if value < 0.01 else "> 1,000"
+        return f"{value:.2f}"
+
+    if math.isnan(found.value):
+        return "–"
+    if math.isnan(found.low):
+        return shown(found.value)
+    return f"{shown(found.value)} [{shown(found.low)}, {shown(found.high)}]"
 
 
 def _interval(found: Interval, digits: int) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import toys
 
+from steering.analysis.intervals import Interval
 from steering.analysis.signals import CONFIDENT
 from steering.cli import main
 from steering.commands.studies import study
@@ -21,6 +22,7 @@ from steering.errors import ConfigError, SteeringError
 from steering.runs.store import Store
 from steering.studies.audit import read_calibration
 from steering.studies.calibration import Calibration, CalibrationOptions
+from steering.studies.scaling_page import _times
 
 HERE = Path(__file__).parent
 UNITS = ["task.kind=units", "train.threads=1", "train.samples=160", "method=erm"]
@@ -95,6 +97,12 @@ def test_scaling(tmp_path):
 def test_what_scaling_cannot_do_is_told(tmp_path, word, says):
     with pytest.raises(ConfigError, match=says):
         study("scaling", config_of(tmp_path, *SCALING, word))
+
+
+def test_ratios_of_laws_that_hardly_fall_can_be_read():
+    assert _times(Interval(6.781, 0.0, 9.8e15)) == "6.78 [< 0.01, > 1,000]"
+    assert _times(Interval(2.0)) == "2.00"
+    assert _times(Interval(math.inf, 3.0, math.inf)) == "> 1,000 [3.00, > 1,000]"
 
 
 def test_scaling_of_an_unknown_metric_names_the_known(tmp_path):

@@ -143,6 +143,14 @@ def test_tuned_on_one_half_and_reported_on_the_other(tmp_path):
     assert "Every method had 3 tries" in text
 
 
+def test_a_draw_that_changes_nothing_says_what_to_do(tmp_path):
+    """A drawn rate may be the one that stands, which no reader of a config would guess."""
+    words = ["studies.tuned.common={optimizer.lr: [0.02]}", "studies.tuned.tries=2"]
+    says = "plain-try0-seed0 and plain-try1-seed0 are the same run; .*change studies.tuned.draw"
+    with pytest.raises(ConfigError, match=says):
+        study("tuned", config_of(tmp_path, *words))
+
+
 FAMILIES = [
     "studies.tuned.methods={plain: {name: erm}, other: {name: dro, tau: 2.0}, steered: {name: drrho}}",
     "studies.tuned.families={unguided: [plain, other]}",
