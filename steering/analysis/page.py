@@ -1,4 +1,4 @@
-"""A study's page: tables and figures as Markdown, PNG, JSON and TensorBoard events, and on the
+"""A study's page: tables and figures as Markdown, HTML, PNG, JSON and TensorBoard events, and on the
 terminal. Needs no torch."""
 
 from __future__ import annotations
@@ -53,13 +53,14 @@ class Report:
     """What a study has to say.
 
     Attributes:
-        name: stem of its files, with the suffixes .md, .json and .png.
+        name: stem of its files, with the suffixes .md, .html, .json and .png.
         title: of the page.
         intro: what the numbers are.
         tables: in order.
         rows: the same in full digits, for NAME.json.
         figures: name -> a function that draws it; "" becomes NAME.png, others NAME-OTHER.png.
-        files: suffix -> a function that makes the text of a further file, such as ".html".
+        files: suffix -> a function that makes the text of a further file, such as ".csv".
+        html: makes a piece of HTML for the .html file alone, above its pictures and tables.
         curves: makes the lines that TensorBoard shows of the study: method -> tag -> curve.
         made: a line below it all: how the page was made; "" where nobody knows.
     """
@@ -71,6 +72,7 @@ class Report:
     rows: Sequence[Mapping[str, Any]] = ()
     figures: Mapping[str, Callable[[], Figure]] = field(default_factory=dict)
     files: Mapping[str, Callable[[], str]] = field(default_factory=dict)
+    html: Callable[[], str] = str
     curves: Callable[[], Mapping[str, Mapping[str, Curve]]] = dict
     made: str = ""
 
@@ -113,6 +115,7 @@ def write_study(folder: Path, file: StudyFile, report: Report) -> None:
         path,
         folder / f"{report.name}.md",
         folder / f"{report.name}.json",
+        folder / f"{report.name}.html",
         *(_picture(folder, report, name) for name in report.figures),
         *(folder / f"{report.name}{suffix}" for suffix in report.files),
     ]
@@ -126,9 +129,10 @@ def write_study(folder: Path, file: StudyFile, report: Report) -> None:
 
 
 def write_report(folder: Path, report: Report) -> None:
-    """Write rows as JSON, the page as Markdown, figures as PNG, and all once more as TensorBoard
-    events in `comparison/`."""
+    """Write rows as JSON, the page as Markdown, figures as PNG, and all once more as one HTML file
+    and as TensorBoard events in `comparison/`."""
     from steering.analysis.events import write_curves, write_events
+    from steering.analysis.html_page import html_page
 
     rows = json.dumps(_as_json(list(report.rows)), indent=1, allow_nan=False)
     write_text(folder / f"{report.name}.json", rows + "\n")
@@ -138,6 +142,7 @@ def write_report(folder: Path, report: Report) -> None:
     pictures = {name: _png(draw()) for name, draw in report.figures.items()}
     for name, picture in pictures.items():
         write_atomically(_picture(folder, report, name), partial(Path.write_bytes, data=picture))
+    write_text(folder / f"{report.name}.html", html_page(report, pictures))
     write_events(folder / "comparison", report.name, report.markdown(), pictures)
     for method, curves in report.curves().items():
         write_curves(folder / "comparison" / method, report.name, curves)
@@ -189,7 +194,8 @@ def print_report(report: Report, folder: Path, note: str = "") -> None:
     curves = f"   curves:{figures[2:]}" if figures else ""
     more = "".join(f"   {suffix[1:]}: {folder}/{report.name}{suffix}" for suffix in report.files)
     CONSOLE.print(
-        f"table: {folder}/{report.name}.md   rows: {folder}/{report.name}.json{curves}{more}",
+        f"page: {folder}/{report.name}.html   table: {folder}/{report.name}.md   "
+        f"rows: {folder}/{report.name}.json{curves}{more}",
         soft_wrap=True,
     )
     CONSOLE.print(f"TensorBoard: tensorboard --logdir {folder}", soft_wrap=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from steering.analysis.cards import Card, page_of
+from steering.analysis.cards import Card, cards_html
 from steering.analysis.page import Report, Table
 from steering.analysis.stored import arrays_of, losses_of
 from steering.analysis.suspects import (
@@ -94,9 +94,7 @@ class Gallery:
         }
         confident = _confident(done, found.labels)
         intro = _intro(options, found)
-        files = {".html": partial(page_of, f"{title}: gallery", intro, cards)}
-        if options.csv:
-            files[".csv"] = partial(found.csv, confident)
+        files = {".csv": partial(found.csv, confident)} if options.csv else {}
         return Report(
             "gallery",
             f"{title}: what steering turns up and down",
@@ -105,6 +103,7 @@ class Gallery:
             [card.row() for one in cards.values() for card in one],
             {"": partial(_histogram, found)},
             files,
+            partial(cards_html, cards),
         )
 
     def _weighed(self, done: Sequence[RunRecord]) -> Weighed:

@@ -88,10 +88,11 @@ def test_metrics_without_a_group_have_a_table_too():
 
 def test_a_page_is_whole_or_written_again(tmp_path):
     file = page.StudyFile("study", {}, "title", [])
-    found = page.Report("name", "title", "intro", rows=[{"a": 1}], files={".html": lambda: "text"})
+    found = page.Report("name", "title", "intro", rows=[{"a": 1}], files={".csv": lambda: "text"})
     page.write_study(tmp_path, file, found)
     parts = [path for path in tmp_path.iterdir() if path.is_file()]
-    assert {path.name for path in parts} == {"study-name.json", "name.md", "name.json", "name.html"}
+    names = {"study-name.json", "name.md", "name.html", "name.json", "name.csv"}
+    assert {path.name for path in parts} == names
     for one in parts:
         one.unlink()
         page.write_study(tmp_path, file, found)

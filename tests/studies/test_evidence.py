@@ -296,7 +296,7 @@ def test_gallery_of_digits_with_wrong_labels(tmp_path):
     for card in cards:  # the text says so where the label is not the source's
         assert card["wrong"] == wrong[card["number"]] == ("(source: " in card["text"])
     page = (folder / "gallery.html").read_text()
-    assert page.count("data:image/png;base64,") == 12
+    assert page.count("data:image/png;base64,") == 12 + 1  # cards, and the histogram
     assert "<script" not in page
     assert "http" not in page
     text = again(folder, "gallery")
@@ -317,7 +317,7 @@ def test_gallery_of_pairs(tmp_path):
     assert guides[:4] == sorted(guides[:4])  # the filter turns up what the reference finds easy
     assert max(guides[:4]) < min(guides[4:])
     page = (folder / "gallery.html").read_text()
-    assert page.count("<img") == 8
+    assert page.count("<img") == 8 + 1
     assert f"&lt;b&gt;caption &amp; {cards[0]['number']}&lt;/b&gt;" in page
     assert "<b>" not in page
     assert not (folder / "gallery.csv").exists()
