@@ -1,14 +1,17 @@
-# make setup | demo | test | lint | docs | docs-serve: each makes .venv when it is missing, each is safe to repeat.
+# make setup | demo | demo-few | test | lint | docs | docs-serve: each makes .venv when it is missing, each is safe to repeat.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: setup demo test lint docs docs-serve clean
+.PHONY: setup demo demo-few test lint docs docs-serve clean
 
 setup: $(VENV)/.installed
 
 demo: $(VENV)/.installed
 	$(BIN)/steering compare configs/clip/glyphs.yaml
+
+demo-few: $(VENV)/.installed
+	$(BIN)/steering compare configs/clip/few_drawings.yaml
 
 # A test is single-threaded, so two cores take two at a time; a file stays with one process, as its
 # fixtures are shared.
