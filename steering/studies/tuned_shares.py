@@ -179,8 +179,12 @@ def share_figure(found: Found) -> Figure:
         axes.plot(x, factor * falls, "k--", linewidth=1, label="the bound's fall, to scale")
     axes.axhline(0, color="black", linewidth=0.8)
     points = ", points" if found.trials.meaning.percent else ""
-    title = f"{metric}: gain over {found.opponent}{points}"
-    axes.set(xscale="log", xlabel="share of the data, %", ylabel=title)
+    axes.set(
+        xscale="log",
+        xlabel="share of the data, %",
+        ylabel=f"gain over {found.opponent}{points}",
+        title=metric,  # a long name has more room there
+    )
     axes.set_xticks(
         [100 * float(share) for share in shares], [f"{100 * float(s):g}" for s in shares]
     )
