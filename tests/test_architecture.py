@@ -111,6 +111,7 @@ NEEDS_NO_TORCH = [
     "studies/self_improvement/tables.py",
     "studies/tuned.py",
     "studies/tuned_page.py",
+    "studies/tuned_ranges.py",
     "studies/tuned_shares.py",
     "studies/contestants.py",
     "commands/studies.py",

@@ -33,6 +33,7 @@ import steering_tasks
 from steering import schema
 from steering.cli import _parsed
 from steering.commands import benchmark, configs, doctor, export, init, studies
+from steering.commands.methods import ranges_table
 from steering.config import load_config
 from steering.dro.adversary import Adversary
 from steering.dro.online.stochastic import StochasticRisk
@@ -392,6 +393,24 @@ def test_every_key_of_every_method_is_documented_with_its_default() -> None:
     text = prose(ROOT / "docs" / "methods.md")
     for name, entry in registry.registered().items():
         assert f"| [`{name}`](methods/{name}.md) | {', '.join(entry.units)}" in text, name
+
+
+def test_every_range_of_every_method_is_documented() -> None:
+    text = prose(ROOT / "docs" / "methods.md").partition("\n## Ranges worth searching\n")[2]
+    table = text.partition("\n## ")[0]
+    lines = re.findall(r"^\| `([\w.]+)` \((\w+(?:, \w+)*)\) \| (.*) \|$", table, re.M)
+    found = {
+        (key, method): cells.split(" | ")
+        for key, which, cells in lines
+        for method in which.split(", ")
+    }
+    wanted = {}
+    for method, entry in registry.registered().items():
+        for key, *cells in ranges_table(entry):
+            by_unit = dict(zip(entry.units, cells, strict=True))
+            wanted[key, method] = [by_unit.get(unit, "–") for unit in registry.UNITS]
+    assert f"| Key | {' | '.join(registry.UNITS)} |" in table
+    assert found == wanted
 
 
 def test_every_scalar_is_documented() -> None:

@@ -14,6 +14,7 @@ from steering.console import CONSOLE, in_columns, print_lines
 from steering.errors import ConfigError, SteeringError
 from steering.extras import MissingExtraError
 from steering.methods import Entry, find_method, registered
+from steering.methods.ranges import documented, in_words
 from steering.plugins import installed
 from steering.registry import registry_of
 from steering.schema import MISSING, default_of, nearest
@@ -39,7 +40,8 @@ def methods_table(tasks: dict[str, type[Task]]) -> list[str]:
 
 
 def method_page(entry: Entry) -> list[str]:
-    """What a method is: its docstring, the units of its losses, and every key with its default.
+    """What a method is: its docstring, the units of its losses, every key with its default, and the
+    ranges worth searching.
 
     The docstring of a method's class or builder says what is computed and where it comes from in lines "Formula: ..." and
     "Source: ...".
@@ -55,7 +57,29 @@ def method_page(entry: Entry) -> list[str]:
         f"Losses of: {units}",
         "",
         *keys,
+        "",
+        *_range_lines(entry),
     ]
+
+
+def ranges_table(entry: Entry) -> list[list[str]]:
+    """A line for each key that is worth searching, a column for each unit of the losses."""
+    by_unit = [documented(entry.options, unit) for unit in entry.units]
+    keys = list(dict.fromkeys(key for ranges in by_unit for key in ranges))
+    return [
+        [f"method.{key}", *(in_words(one[key]) if key in one else "–" for one in by_unit)]
+        for key in keys
+    ]
+
+
+def _range_lines(entry: Entry) -> list[str]:
+    lines = ranges_table(entry)
+    if not lines:
+        return ["It documents no ranges that are worth searching."]
+    about = "Worth searching, by `steering study tuned` where a config gives no ranges:"
+    if all(len({*cells}) == 1 for _, *cells in lines):
+        return [about, *in_columns([["key", "range"], *([key, one] for key, one, *_ in lines)])]
+    return [about, *in_columns([["key", *entry.units], *lines])]
 
 
 def _key_lines(options: type, prefix: str) -> list[list[str]]:

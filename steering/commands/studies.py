@@ -46,6 +46,8 @@ def study(name: str, config: RunConfig) -> None:
         options = entry.options(**plain(config.compare))
     else:
         options = typed(entry.options, config.studies.get(entry.name, {}), section, _fail)
+    if hasattr(options, "for_config"):
+        options = options.for_config(config)
     try:
         made: Study = entry.make(options)
     except ValueError as error:

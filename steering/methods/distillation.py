@@ -17,6 +17,7 @@ from steering.dro.online.temperature import Temperature
 from steering.errors import SteeringError
 from steering.items import LossItems, Pairs, Units, rows_of
 from steering.methods.erm import clip_temperature, logit_scale, mean_loss
+from steering.methods.ranges import Ranges, by_log, evenly
 from steering.methods.registry import Method, Needs, Step, register
 
 
@@ -33,6 +34,11 @@ class DistillationOptions:
     """Pairs: initial temperature of InfoNCE and of the student's distribution, learned."""
     tau_min: float = 0.01
     """Pairs: smallest temperature."""
+
+    @staticmethod
+    def search(unit: str) -> Ranges:
+        temperature = [1.0, 2.0] if unit == "pair" else by_log(0.5, 4.0)
+        return {"weight": evenly(0.2, 0.95), "temperature": temperature}
 
     def needs(self) -> Needs:
         return Needs(reference=self.weight > 0, logits=self.weight > 0)

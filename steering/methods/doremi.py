@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import torch
 
@@ -19,6 +20,7 @@ from steering.methods.group_dro import (
     unless_diverged,
     weight_scalars,
 )
+from steering.methods.ranges import Ranges, by_log
 from steering.methods.registry import Method, Needs, Step, register
 
 
@@ -30,6 +32,7 @@ class DoremiOptions:
     smoothing: float = 1e-3
     """c in a ← (1 − c)·a + c/k: every one of the k domains that have examples keeps at least
     c/k."""
+    search: ClassVar[Ranges] = {"step": by_log(0.03, 3.0)}
 
 
 @register(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import singledispatch
 
@@ -15,6 +16,7 @@ from steering.dro.online.metrics import Metrics
 from steering.dro.online.stochastic import StochasticRisk
 from steering.items import LossItems, Pairs, Units
 from steering.methods.distillation import pairs_divergence, reference_scale, units_divergence
+from steering.methods.ranges import Ranges, adversary_ranges, by_log, idle_keys
 from steering.methods.registry import Method, Needs, Step, register
 from steering.schedules import Constant, Schedule
 
@@ -25,6 +27,14 @@ class DroOptions(Adversary):
 
     strength: Schedule = field(default=Constant(0.0), init=False)
     prior: Schedule = field(default=Constant(0.0), init=False)
+
+    @staticmethod
+    def search(unit: str) -> Ranges:
+        found = adversary_ranges(unit)
+        return {key: found[key] for key in ("tau", "radius")}
+
+    def idle(self) -> Collection[str]:
+        return idle_keys(self)
 
 
 @dataclass(frozen=True)
@@ -38,6 +48,18 @@ class DrrhoOptions(Adversary):
     distill_scale: float | None = None
     """Pairs: logit scale of the reference in that term, 1/τ; null: the reference's own (100 for
     OpenAI's models)."""
+
+    @staticmethod
+    def search(unit: str) -> Ranges:
+        found = adversary_ranges(unit)
+        if unit == "pair":
+            return found | {"distill": by_log(0.1, 4.0)}
+        if unit == "sequence":  # its losses carry no distributions
+            return found
+        return found | {"distill": by_log(0.5, 8.0), "distill_temperature": by_log(0.5, 4.0)}
+
+    def idle(self) -> Collection[str]:
+        return [*idle_keys(self), *(() if self.distill > 0 else ("distill_temperature",))]
 
     def needs(self) -> Needs:
         distills = self.distill > 0

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch import Tensor
 from steering.dro.online.groups import GroupWeights, group_means
 from steering.errors import SteeringError
 from steering.items import LossItems, Units, rows_of
+from steering.methods.ranges import Ranges, by_log, evenly
 from steering.methods.registry import Method, Needs, Step, register
 
 
@@ -26,6 +28,11 @@ class GroupDroOptions:
     strength: float = 0.0
     """α in the group's loss mean(ℓ − α·ℓ_ref): 0 is group DRO, 1 weights groups by what can still
     be learned."""
+    search: ClassVar[Ranges] = {
+        "step": by_log(0.001, 0.1),
+        "penalty": by_log(0.01, 1.0),
+        "strength": evenly(0.25, 1.0),
+    }
 
     def needs(self) -> Needs:
         return Needs(reference=self.strength > 0)

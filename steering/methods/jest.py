@@ -25,6 +25,7 @@ from steering.errors import SteeringError
 from steering.items import LossItems, pairs_of
 from steering.methods.distillation import reference_scale, require_scale
 from steering.methods.erm import Erm, ErmOptions
+from steering.methods.ranges import Ranges, evenly
 from steering.methods.registry import Method, register
 from steering.methods.selection import (
     SELECTORS,
@@ -56,6 +57,7 @@ class JestOptions(SelectorOptions):
     temperature at which the target's pairs are scored."""
     tau_min: float = 0.01
     """Smallest temperature."""
+    search: ClassVar[Ranges] = {"share": evenly(0.2, 0.9)}
 
     def selector(self) -> Selector:
         return Jest(self, self.fixed_temperature())

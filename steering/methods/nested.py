@@ -17,6 +17,7 @@ KL(p_i). Derivation: docs/theory.md, "Nested risk".
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from functools import singledispatch
 from typing import Self
@@ -30,6 +31,7 @@ from steering.dro.online.stochastic import StochasticRisk
 from steering.dro.online.strength import STRENGTHS, Auto
 from steering.errors import SteeringError
 from steering.items import LossItems, Pairs, Units, gathered, own_part
+from steering.methods.ranges import Ranges, adversary_ranges, by_log, evenly, idle_keys
 from steering.methods.registry import Method, Needs, Step, register
 from steering.registry import chosen
 from steering.schedules import SCHEDULES, Constant, Schedule
@@ -68,6 +70,20 @@ class NestedOptions:
     """The adversaries over each anchor's negatives."""
     outer: OuterAdversary = OuterAdversary()
     """The adversary over pairs."""
+
+    @staticmethod
+    def search(unit: str) -> Ranges:
+        inner = adversary_ranges(unit) | {"strength": evenly(0.1, 0.9)}
+        outer = {"tau": by_log(0.3, 10.0), "prior": inner["prior"]}
+        return {
+            f"{name}.{key}": found
+            for name, ranges in (("inner", inner), ("outer", outer))
+            for key, found in ranges.items()
+        }
+
+    def idle(self) -> Collection[str]:
+        parts = {"inner": self.inner, "outer": self.outer}
+        return [f"{name}.{key}" for name, part in parts.items() for key in idle_keys(part)]
 
     def needs(self) -> Needs:
         return Needs(reference=self.inner.uses_reference or self.outer.uses_reference)

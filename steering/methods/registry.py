@@ -91,9 +91,10 @@ def register(
     paragraph is the summary.
 
     Args:
-        options: dataclass of the `method:` section. Two methods of it are used if it has them:
+        options: dataclass of the `method:` section. Methods of it are used if it has them:
             `needs()` returns the `Needs`, where they depend on the options; `for_unit(unit)` the
-            options with their defaults for losses of that unit.
+            options with their defaults for losses of that unit; `search` and `idle()`, what is
+            worth searching: `steering.methods.ranges`.
         units: what the loss items may belong to, of `UNITS`.
         groups: it weights groups, and is refused for data that have none.
         needs: what it needs whatever the options; None: what the options say, else nothing.

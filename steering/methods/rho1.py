@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from steering.items import LossItems, gathered, own_part, rows_of
+from steering.methods.ranges import Ranges, evenly
 from steering.methods.registry import Method, Needs, Step, register
 
 
@@ -17,6 +19,7 @@ from steering.methods.registry import Method, Needs, Step, register
 class Rho1Options:
     share: float = 0.6
     """Share of the batch's tokens that train, in (0, 1]; at least one of each row does."""
+    search: ClassVar[Ranges] = {"share": evenly(0.4, 0.9)}
 
 
 @register("rho1", Rho1Options, units=("token",), needs=Needs(reference=True))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from steering.items import LossItems
 from steering.methods.erm import Erm, ErmOptions
+from steering.methods.ranges import Ranges, evenly
 from steering.methods.registry import Method, register
 from steering.methods.selection import (
     SELECTORS,
@@ -34,6 +35,7 @@ class RhoLossOptions(SelectorOptions):
     units: ClassVar[tuple[str, ...]] = ("example", "sequence")
     share: float = 0.1
     """Share of the drawn examples to train on, in (0, 1]: a step draws batch_size/share."""
+    search: ClassVar[Ranges] = {"share": evenly(0.1, 0.9)}
 
     def selector(self) -> Selector:
         return RhoLoss(self.share)

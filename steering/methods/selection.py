@@ -66,7 +66,8 @@ class Selector(nn.Module, ABC):
 
 class SelectorOptions(ABC):
     """What a section of a config says of a selector: a frozen dataclass, registered in
-    `SELECTORS`.
+    `SELECTORS`; with a `search`, if anything of it is worth searching
+    (`steering.methods.ranges`).
 
     Attributes:
         units: what the losses may belong to, of `steering.methods.UNITS`.

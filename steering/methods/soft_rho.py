@@ -10,6 +10,7 @@ from torch import Tensor
 
 from steering.items import LossItems
 from steering.methods.erm import Erm, ErmOptions
+from steering.methods.ranges import Ranges, by_log, evenly
 from steering.methods.registry import Method, register
 from steering.methods.selection import (
     SELECTORS,
@@ -43,6 +44,7 @@ class SoftRhoOptions(SelectorOptions):
     temperature: float = 0.25
     """T in nats: examples are drawn without replacement ∝ exp(excess/T); towards 0 the top share,
     towards ∞ uniform."""
+    search: ClassVar[Ranges] = {"share": evenly(0.1, 0.9), "temperature": by_log(0.05, 2.0)}
 
     def selector(self) -> Selector:
         return SoftRho(self.share, self.temperature)

@@ -81,7 +81,8 @@ def study(name: str, options: type) -> Callable[[type], type]:
 
     Args:
         options: dataclass of its options, each with a default: the section `studies: {NAME: ...}`
-            of a config.
+            of a config. A method `for_config(base)` of it, if there is one, returns the options with
+            what is left to the config filled in; the study's page is drawn again from these.
     """
 
     def add(cls: type) -> type:

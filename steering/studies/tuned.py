@@ -19,6 +19,7 @@ from steering.studies.contestants import references_of, with_reference_of
 from steering.studies.distinct import require_distinct
 from steering.studies.search_space import Settings, settings
 from steering.studies.tuned_page import LOSSES, WHOLE, Found, Place, rows, tables
+from steering.studies.tuned_ranges import origin, with_documented
 from steering.studies.tuned_shares import share_figure, share_tables
 
 if TYPE_CHECKING:
@@ -31,7 +32,8 @@ class TunedOptions:
     methods: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Label -> a `method:` section; the first is the baseline."""
     ranges: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Label -> dotted key -> a list to choose from, or {low:, high:, log: true}."""
+    """Label -> dotted key -> a list to choose from, or {low:, high:, log: true}. A label that is not
+    here is searched where its method says (`steering methods NAME`); {}: by `common` alone."""
     common: dict[str, Any] = field(default_factory=dict)
     """The same, searched for every method: a learning rate, for one."""
     families: dict[str, list[str]] = field(default_factory=dict)
@@ -64,6 +66,11 @@ class TunedOptions:
     """Seed of the hash that halves the evaluated examples into tuning and report."""
     draw: int = 0
     """Seed of the random search."""
+    documented: list[str] = field(default_factory=list)
+    """Filled in: labels whose `ranges` are those that their methods document."""
+
+    def for_config(self, base: RunConfig) -> TunedOptions:
+        return with_documented(self, base)
 
 
 @study("tuned", TunedOptions)
@@ -209,7 +216,7 @@ class Tuned:
         tries = "try" if self.options.tries == 1 else "tries"
         intro = (
             f"Every method had {self.options.tries} {tries} with {self.options.seeds} seed{s} each: its "
-            "section as it stands, and settings drawn from its ranges. The best by "
+            f"section as it stands, and settings drawn from its ranges. {origin(self.options)} The best by "
             f"{self.options.metric} on one half of the evaluated examples (hash of seed "
             f"{self.options.split}) is reported on the other half with other seeds."
         )

@@ -66,6 +66,33 @@ MEDIAN = """
 """
 
 
+def page_of(wide: Console, name: str) -> str:
+    assert main(["methods", name]) == 0
+    return wide.export_text()
+
+
+def test_a_page_prints_the_ranges_worth_searching(wide):
+    rows = [line.split("  ") for line in page_of(wide, "drrho").splitlines()]
+    cells = [[cell.strip() for cell in row if cell.strip()] for row in rows]
+    assert ["key", "example", "token", "sequence", "pair"] in cells
+    taus = ["method.tau", "0.5 to 16, log", "0.5 to 16, log", "0.05 to 2, log", "0.01 to 0.15, log"]
+    assert taus in cells
+    assert ["method.distill_temperature", *["0.5 to 4, log"] * 2, "–", "–"] in cells
+    # One column where all units have the same.
+    text = page_of(wide, "rho_loss")
+    assert "where a config gives no ranges:\nkey           range\nmethod.share  0.1 to 0.9" in text
+    assert page_of(wide, "erm").endswith("It documents no ranges that are worth searching.\n")
+
+
+def test_a_method_from_a_file_prints_its_own(wide, tmp_path):
+    path = tmp_path / "median.py"
+    line = "scale: float = 1.0"
+    text = textwrap.dedent(MEDIAN).replace(line, f'{line}\n    search = {{"scale": [0.5, 2.0]}}')
+    path.write_text(text)
+    text = page_of(wide, f"{path}:median")
+    assert text.endswith("key           range\nmethod.scale  0.5, 2\n")
+
+
 @pytest.fixture
 def median(tmp_path):
     path = tmp_path / "median.py"
