@@ -107,10 +107,7 @@ def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
         words[1:] = sorted(words[1:], key=lambda word: word not in flags)
     arguments, dashed = parser.parse_known_args(words)
     if dashed:
-        hint = "overrides have no dashes" if "=" in dashed[0] else _only_help(arguments.command)
-        parser.error(
-            f"unknown option {dashed[0]!r}; {hint}: steering {arguments.command} CONFIG key=value ..."
-        )
+        parser.error(f"unknown option {dashed[0]!r}; {_instead(dashed[0], arguments)}")
     for word in arguments.overrides:
         if "=" not in word.lstrip("="):
             parser.error(
@@ -119,11 +116,26 @@ def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def _only_help(command: str) -> str:
-    flags = [f"--{flag}" for flag, _ in COMMANDS[command].flags]
-    return (
-        f"the options are {', '.join(flags)} and --help" if flags else "the only option is --help"
-    )
+def _instead(option: str, arguments: argparse.Namespace) -> str:
+    """What to write in the place of an option that is none."""
+    command = COMMANDS[arguments.command]
+    words = [name for name, _ in command.words]
+    usage = " ".join(["steering", arguments.command, *words, "CONFIG key=value ..."])
+    if (other := option.lstrip("-").replace("_", "-")) in COMMANDS:
+        return f"{other} is a command: steering {other} CONFIG key=value ..."
+    if arguments.command == "study":
+        key, _, value = option.lstrip("-").partition("=")
+        name = getattr(arguments, words[0]).rpartition(":")[2]
+        place = "compare" if name == "compare" else f"studies.{name}"
+        hint = f"a study's options are keys: {place}.{key.replace('-', '_')}={value or 'VALUE'}"
+    elif "=" in option:
+        hint = "overrides have no dashes"
+    elif command.flags:
+        flags = ", ".join(f"--{flag}" for flag, _ in command.flags)
+        hint = f"the options are {flags} and --help"
+    else:
+        hint = "the only option is --help"
+    return f"{hint}: {usage}"
 
 
 def _parser() -> argparse.ArgumentParser:

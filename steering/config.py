@@ -149,6 +149,9 @@ def _resolved(tree: Tree) -> dict[str, Any]:
 
 def _built(tree: Tree, raw: dict[str, Any]) -> RunConfig:
     check_keys(RunConfig, raw, "", tree.fail)
+    if isinstance(raw.get("dry_run"), bool):
+        said = f"dry_run: expected a section, got {shown(raw['dry_run'])}"
+        tree.fail("dry_run", f"{said}; a dry run is a command: steering dry-run CONFIG")
     raw = raw | {"reference": _chosen_reference(tree, raw)}
     given = {
         "task": _task(tree, raw.get("task")),

@@ -159,6 +159,17 @@ def test_a_wrong_config(config, protocol, capsys):
         (["train", "x.yaml", "=3"], "'=3' is no override"),
         (["train", "x.yaml", "--seed=3"], "unknown option '--seed=3'; overrides have no dashes"),
         (["train", "x.yaml", "--verbose"], "unknown option '--verbose'; the only option is --help"),
+        (
+            ["train", "x.yaml", "--dry-run"],
+            "dry-run is a command: steering dry-run CONFIG key=value",
+        ),
+        (
+            ["study", "gallery", "x.yaml", "--csv"],
+            "unknown option '--csv'; a study's options are keys: studies.gallery.csv=VALUE: "
+            "steering study NAME CONFIG key=value ...",
+        ),
+        (["study", "a.py:sweep", "x.yaml", "--to-do=3"], "keys: studies.sweep.to_do=3: steering"),
+        (["study", "compare", "x.yaml", "--seeds=[0]"], "keys: compare.seeds=[0]: steering"),
     ],
 )
 def test_wrong_usage(words, expected, capsys):

@@ -7,7 +7,7 @@ import argparse
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from steering.analysis.made import signed
 from steering.analysis.page import Table, print_report, print_tables, read_studies, write_report
@@ -16,7 +16,7 @@ from steering.errors import ConfigError, SteeringError
 from steering.reading import user_path
 from steering.runs.record import RunRecord, read_curves
 from steering.runs.store import Started, Store, stores
-from steering.studies import Study, find_study
+from steering.studies import Entry, Study, find_study
 
 if TYPE_CHECKING:
     from steering.config import RunConfig
@@ -34,30 +34,34 @@ def study(name: str, config: RunConfig) -> None:
     from steering.runs.ask import study_folder
     from steering.runs.driver import carry_out
     from steering.runs.workshop import Workshop
-    from steering.schema import plain, typed
     from steering.training.session import session
 
     try:
         entry = find_study(name)
     except SteeringError as error:
         raise ConfigError(str(error)) from error
-    section = f"studies.{entry.name}"
-    if entry.name == "compare":
-        options = entry.options(**plain(config.compare))
-    else:
-        options = typed(entry.options, config.studies.get(entry.name, {}), section, _fail)
-    if hasattr(options, "for_config"):
-        options = options.for_config(config)
+    options = options_of(entry, config)
     try:
         made: Study = entry.make(options)
     except ValueError as error:
-        raise ConfigError(f"{section}: {error}") from error
+        raise ConfigError(f"studies.{entry.name}: {error}") from error
     start = time.monotonic()
     with session(config.device, config.train.threads) as device:
         workshop = Workshop(Store(study_folder(config)), device)
         report = carry_out(_findable(name), made, options, config, workshop, WORDS.get())
         if distributed.rank() == 0:
             print_report(report, workshop.store.folder, f", {time.monotonic() - start:.0f} s")
+
+
+def options_of(entry: Entry, config: RunConfig) -> Any:
+    """What a config says of a study: `studies.NAME`, or `compare`."""
+    from steering.schema import plain, typed
+
+    if entry.name == "compare":
+        return entry.options(**plain(config.compare))
+    given = config.studies.get(entry.name, {})
+    options = typed(entry.options, given, f"studies.{entry.name}", _fail)
+    return options.for_config(config) if hasattr(options, "for_config") else options
 
 
 def _findable(name: str) -> str:

@@ -31,6 +31,7 @@ from .exhibits import judged
 from .figures import retrieved_captions
 from .models import ClipInputs, build_clip, sketch_clip
 from .risk import ClipRisk
+from .zero_shot import ZeroShot
 
 SOURCES = ("glyphs", "shards", "table")
 
@@ -86,26 +87,6 @@ class ClipData:
     def kept(self) -> tuple[float, float]:
         """Which shares of the random order are used."""
         return self.part or (0.0, self.fraction)
-
-
-@dataclass
-class ZeroShot:
-    """Zero-shot classification of a folder of images, one sub-folder per class."""
-
-    path: str | None = None
-    """The folder; null: not evaluated."""
-    classes: list[str] | None = None
-    """Name of each class, in the alphabetical order of the sub-folders; null: the sub-folders'
-    names."""
-    templates: list[str] = field(default_factory=lambda: ["a photo of a {}."])
-    """Prompts whose features are averaged; the class name takes the place of {}."""
-
-    def __post_init__(self) -> None:
-        if not self.templates:
-            raise SteeringError("templates: expected at least one, such as 'a photo of a {}.'")
-        for template in self.templates:
-            if "{}" not in template:
-                raise SteeringError(f"templates: {template!r} has no {{}} for the class name")
 
 
 @dataclass
@@ -237,7 +218,7 @@ class ClipTask(Task):
                 model.inputs,
                 classes.batches(model.inputs),
                 classes.classes,
-                options.zero_shot.templates,
+                options.zero_shot.prompts(),
                 device,
             )
         figures = {
@@ -265,11 +246,10 @@ class ClipTask(Task):
                         f"{found.count:,} images and {len(found.captions):,} different captions"
                     )
                     report_once(f"task.retrieval.{label}: {counts}", logging.INFO)
-            classes = (
-                None
-                if zero_shot.path is None
-                else ClassFolder(user_path(zero_shot.path), zero_shot.classes)
-            )
+            classes = None
+            if zero_shot.path is not None:
+                folder, names = user_path(zero_shot.path), zero_shot.class_names()
+                classes = ClassFolder(folder, names, synsets=zero_shot.synsets)
             self._opened = sets, classes
         return self._opened
 

@@ -9,6 +9,7 @@ import threading
 from pathlib import Path
 
 import numpy as np
+import open_clip
 import pytest
 import torch
 from made_data import CAPTIONS, MODELS, drawing, members, model_json, png, write_shard
@@ -91,6 +92,15 @@ def test_it_is_found_by_name() -> None:
             "task.zero_shot.templates=[a photo]",
             "task.zero_shot: templates: 'a photo' has no {} for the class name",
         ),
+        (
+            "task.zero_shot.templates=opnai",
+            "task.zero_shot: templates: expected a list of texts, or openai or simple; got 'opnai' (str)",
+        ),
+        (
+            "task.zero_shot.classes=cifar",
+            "task.zero_shot: classes: expected a list of texts, or imagenet; got 'cifar' (str)",
+        ),
+        ("task.zero_shot.classes=[yes, no]", "task.zero_shot: classes: expected texts, got True"),
         ("task.data.captoin_noise=0.1", "did you mean 'task.data.caption_noise'?"),
     ],
 )
@@ -284,6 +294,49 @@ def test_evaluation_and_figures(shard: str, tmp_path: Path) -> None:
     assert mine.evaluate(model, CPU).values() == found
     assert len(evaluation.scores["b/image_to_text_R@1"].values) == 32
     assert evaluation.meanings(mine.metrics)["zero_shot_top1"].of == ("zero_shot_top1",)
+
+
+def folders(root: Path, *names: str) -> str:
+    for i, name in enumerate(names):
+        (root / name).mkdir(parents=True)
+        (root / name / "x.png").write_bytes(png(drawing(i)))
+    return str(root)
+
+
+def test_imagenets_names_and_prompts_are_open_clips(
+    shard: str, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = ZeroShot(classes="imagenet", templates="openai")
+    assert found.class_names() == list(open_clip.IMAGENET_CLASSNAMES)
+    assert len(found.prompts()) == 80
+    assert found.prompts()[:2] == ["a bad photo of a {}.", "a photo of many {}."]
+    assert "itap of a {}." in ZeroShot(templates="simple").prompts()
+    monkeypatch.setattr(open_clip, "IMAGENET_CLASSNAMES", ["tench", "goldfish"])
+    folder = folders(tmp_path / "val", "n01443537", "n01440764")
+    asked: list[object] = []
+    build = open_clip.build_zero_shot_classifier
+
+    def noted(module: object, tokenizer: object, names: object, prompts: list, **more: object):
+        asked.append([names, [prompt("cat") for prompt in prompts]])
+        return build(module, tokenizer, names, prompts, **more)
+
+    monkeypatch.setattr(open_clip, "build_zero_shot_classifier", noted)
+    zero_shot = ZeroShot(folder, "imagenet", "simple")
+    assert [*task(shard, zero_shot=zero_shot).evaluate(model, CPU).values()] == ["zero_shot_top1"]
+    prompts = [prompt("cat") for prompt in open_clip.SIMPLE_IMAGENET_TEMPLATES]
+    assert asked == [[["tench", "goldfish"], prompts]]
+
+
+def test_imagenets_names_want_imagenets_folders(
+    shard: str, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = folders(tmp_path / "few", "n01443537", "n01440764")
+    with pytest.raises(SteeringError, match=r"task.zero_shot.classes: 1000 names for 2 folders in"):
+        task(shard, zero_shot=ZeroShot(folder, "imagenet")).train_data(model, None, 0)
+    monkeypatch.setattr(open_clip, "IMAGENET_CLASSNAMES", ["tench", "goldfish"])
+    folder = folders(tmp_path / "numbered", "1", "10")
+    with pytest.raises(SteeringError, match=r"imagenet names sub-folders such as n01440764, but"):
+        task(shard, zero_shot=ZeroShot(folder, "imagenet")).train_data(model, None, 0)
 
 
 def test_a_rank_without_a_readable_image_draws_nothing_and_waits_for_nobody(

@@ -174,3 +174,9 @@ def test_a_transformer_on_the_meta_device_counts_what_it_counts_on_a_cpu():
             batch = {"image": image.to(device), "text": text.to(device)}
             counts.append(counted_flops(ClipRisk(), module, batch))
     assert counts[0] == counts[1] == pytest.approx(14.78e9, rel=1e-3)
+
+
+def test_a_switch_of_that_name_points_to_the_command(tmp_path, capsys):
+    assert main(["train", str(toys.write_config(tmp_path)), "dry_run=true"]) == 2
+    said = "dry_run: expected a section, got True (bool); a dry run is a command: steering dry-run"
+    assert said in capsys.readouterr().err

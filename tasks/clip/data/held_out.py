@@ -4,6 +4,7 @@ counted and reported."""
 from __future__ import annotations
 
 import hashlib
+import re
 import textwrap
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -109,13 +110,17 @@ class ClassFolder:
     Args:
         folder: the folder.
         classes: names of the classes in place of the sub-folders'.
+        synsets: whether these are in the order of ImageNet's sub-folders, which are named n01440764
+            and so on; others may sort otherwise.
 
     Raises:
-        SteeringError: no such folder, a class without images, or another number of names than of
-            sub-folders.
+        SteeringError: no such folder, a class without images, another number of names than of
+            sub-folders, or a sub-folder that is no synset's.
     """
 
-    def __init__(self, folder: Path, classes: Sequence[str] | None) -> None:
+    def __init__(
+        self, folder: Path, classes: Sequence[str] | None, *, synsets: bool = False
+    ) -> None:
         found = class_images(folder, "task.zero_shot.path")
         found.tally.report("task.zero_shot.path", "images", str(folder))
         self.classes = list(classes if classes is not None else found.classes)
@@ -123,6 +128,12 @@ class ClassFolder:
             raise SteeringError(
                 f"task.zero_shot.classes: {len(self.classes)} names for {len(found.classes)} folders in {folder}: "
                 f"{textwrap.shorten(', '.join(found.classes), 200, placeholder=' ...')}"
+            )
+        other = [name for name in found.classes if not re.fullmatch(r"n\d{8}", name)]
+        if synsets and other:
+            raise SteeringError(
+                f"task.zero_shot.classes: imagenet names sub-folders such as n01440764, but {folder} has "
+                f"{other[0]!r}; give a list of names in the alphabetical order of the sub-folders"
             )
         self._files, self._labels = found.files, found.labels
 
