@@ -146,7 +146,7 @@ def test_a_second_compare_trains_nothing(study, monkeypatch):
     assert (folder / "compare.json").read_bytes() == rows
     assert (folder / "compare.md").is_file()
     changed = {path for path, stamp in _files(folder).items() if before.get(path) != stamp}
-    drawn = {"compare.json", "compare.md", "compare.png", "comparison"}
+    drawn = {"compare.json", "compare.md", "compare.html", "compare.png", "comparison"}
     assert {path.relative_to(folder).parts[0] for path in changed} == drawn
     (folder / "compare.md").write_text("somebody's own")
     compare(load_config(path))
