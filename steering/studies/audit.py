@@ -28,7 +28,7 @@ SHOWN = {
     "variance_ratio": "Var(ℓ − ℓ_ref)/Var(ℓ)",
     "strength": "α*",
     "explained": "explained",
-    "late_auc": "AUC, not learned",
+    "late_auc": "AUC, not yet learned",
     "agreement": "agreement",
     "reference_wrong": "reference wrong",
     "target_wrong": "target wrong",
@@ -267,7 +267,8 @@ def _signal_table(found: Mapping[str, Signals]) -> Table:
     note = (
         "Below 1 in the first column the reference explains part of the target's loss. The AUC is "
         "the chance that the reference's loss is higher on an example that the short run has not "
-        "learned (its loss above the mean) than on one that it has. Wrong: loss above 3 nats."
+        "yet learned (its loss above the mean) than on one that it has; one short run cannot tell what "
+        "is learned late from what is never learned. Wrong: loss above 3 nats, of pairs above that of guessing."
     )
     return Table("signals", ["reference", *(SHOWN[name] for name in shown)], lines, note=note)
 

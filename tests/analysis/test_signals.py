@@ -135,6 +135,20 @@ def test_losses_of_pairs_do_not_depend_on_the_chunks(monkeypatch):
     assert whole.items.shape == (40, 30)
 
 
+def test_pairs_are_wrong_where_their_loss_is_above_that_of_guessing():
+    """Among 256 others 3 nats are good: a right pair is picked 13 times as often as by a guess."""
+    ones = np.ones((300, 4)) / 2
+    blind = pair_losses(ones, ones, np.ones(300, dtype=bool))
+    assert blind.guess == math.log1p(256)
+    middling, awful = (Losses(np.full(300, x), blind.items, blind.guess) for x in (5.0, 6.0))
+    found = signals_of(middling, awful)
+    assert (found.target_wrong, found.reference_wrong) == (0.0, 1.0)
+    assert signals_of(blind, blind).target_wrong == 0.0
+    few = np.arange(300) % 10 == 0  # what could not be read is nobody's choice
+    others = np.random.default_rng(300).choice(300, size=256, replace=False)
+    assert pair_losses(ones, ones, few).guess == math.log(1 + few[others].sum())
+
+
 @pytest.fixture
 def cases():
     generator = np.random.default_rng(2)
