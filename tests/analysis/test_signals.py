@@ -219,9 +219,9 @@ def test_a_gain_is_in_points_only_where_the_metric_is_a_share():
     share, nats = (Combination("cell", "r", {}, gains, percent) for percent in (True, False))
     assert gain_table([share], gains).lines == [["cell, r", "+250.0 [+200.0, +300.0]"]]
     assert gain_table([nats], gains).lines == [["cell, r", "+2.500 [+2.000, +3.000]"]]
-    judged = [Judged("drrho", {"ridge": {"spread": 1.5}}, *[np.array([2.0])] * 2, ["helps"])]
+    judged = [Judged("drrho", {"ridge": {"spread": 1.5}}, *[np.array([2.0])] * 3, ["helps"])]
     table = judged_table(judged, [nats])
-    assert (table.lines[0][4], "points" in table.note) == ("1.500", False)
+    assert (table.lines[0][6], "points" in table.note) == ("1.500", False)
 
 
 def test_an_expected_gain_is_in_points_only_where_the_metric_is_a_share():
