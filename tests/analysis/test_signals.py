@@ -23,7 +23,7 @@ from steering.analysis.calibration import (
 from steering.analysis.intervals import Interval
 from steering.analysis.signals import CONFIDENT, auc, signals_of, spearman
 from steering.analysis.stored import TAU, Losses, pair_losses
-from steering.studies.audit import Calibrated, _verdict_table
+from steering.studies.audit_page import verdict_table
 from steering.studies.calibration_page import Combination, Judged, gain_table, judged_table
 
 
@@ -229,6 +229,5 @@ def test_an_expected_gain_is_in_points_only_where_the_metric_is_a_share():
     about = {"plane": [], "gain": 2.5, "spread": 1.5, "verdict": "helps", "outside": []}
     about["chances"] = chances(2.5, 1.5, 0.005)
     for percent, says in ((True, "+250.0 ± 150.0"), (False, "+2.500 ± 1.500")):
-        known = {"drrho": Calibrated((), ridge, percent)}
-        table = _verdict_table({"r": {"drrho": about}}, known)
+        table = verdict_table({"r": {"drrho": about}}, percent, ridge.cases)
         assert (table.lines[0][3], "points" in table.note) == (says, percent)
