@@ -77,6 +77,39 @@ def test_a_tuned_page_counts_the_seeds_that_there_are(tmp_path):
     assert "2 seeds and a half" in tuned_page(tuned(tmp_path, 2), report_seeds=5)
 
 
+@pytest.mark.parametrize("higher", [True, False])
+def test_a_tuned_page_draws_every_methods_difference(tmp_path, higher):
+    """Also without shares of the data; what is better is on the right, whatever the metric."""
+    meaning = {"meaning": {"m": Metric(higher_is_better=higher, of=("m",))}}
+    records = [replace(one, **meaning) for one in tuned(tmp_path, 2)]
+    methods = {"plain": {"name": "erm"}, "steered": {"name": "drrho"}}
+    families = {"weak": ["plain"], "strong": ["steered"]}
+    given = {"methods": methods, "tries": 1, "seeds": 1, "metric": "m", "families": families}
+    report = Tuned(TunedOptions(**given)).report(records, "t")
+    assert [*report.figures] == ["differences"]
+    panels = report.figures["differences"]().axes
+    assert [axes.get_title() for axes in panels] == [
+        "against plain, the best of weak",
+        "against steered, the best of strong",
+    ]
+    sign = 100 if higher else -100
+    labels = [text.get_text() for text in panels[0].get_yticklabels()]
+    for axes, family in zip(panels, families, strict=True):
+        (line, _, (bars,)) = axes.containers[0]
+        places = zip(line.get_xdata(), bars.get_segments(), strict=True)
+        drawn = dict(zip(labels, places, strict=True))
+        for row in report.rows:
+            if row["kind"] != "method":
+                continue
+            value, low, high = row["over"][family]["gain"]
+            x, segment = drawn[row["method"]]
+            if row["method"] == families[family][0]:
+                assert math.isnan(x)
+                continue
+            assert x == pytest.approx(sign * value)
+            assert sorted(segment[:, 0]) == pytest.approx(sorted([sign * low, sign * high]))
+
+
 def test_savings_of_one_seed_are_drawn_over_examples_alone(tmp_path):
     records = tuned(tmp_path, 1, ("1", "0.5", "0.25"))
     page = tuned_page(records, report_seeds=1, shares={"0.5": {}, "0.25": {}})
