@@ -255,6 +255,42 @@ def test_both_planes_of_pairs(tmp_path, adversary):
     assert ("DRRho" in roles) == (adversary == "inner")
 
 
+def test_a_plane_of_tokens(tmp_path):
+    """The language task: weights of tokens, and a perplexity of which less is better."""
+    words = "the a cat dog tree bird sees hears near under".split()  # noqa: SIM905
+    text = " ".join(np.random.default_rng(0).choice(words, 900))
+    (tmp_path / "few.txt").write_text("\n\n".join([text[:2000], text[2000:]]))
+    shape = {"model_type": "gpt2", "n_layer": 1, "n_head": 2, "n_embd": 16, "n_positions": 16}
+    (tmp_path / "tiny.json").write_text(json.dumps(shape))
+    model = f"{{name: {tmp_path}/tiny.json}}"
+    (tmp_path / "tokens.yaml").write_text(f"""name: tokens
+output: {tmp_path}/runs
+task:
+  name: language
+  length: 16
+  data: {{source: files, separator: "\\n\\n", held_out: 0.5, paths: {{few: {tmp_path}/few.txt}}}}
+target: {model}
+reference: {{name: {tmp_path}/tiny.json, cache: auto, train: {{train.samples: 160, optimizer.lr: 0.02}}}}
+method: erm
+optimizer: {{lr: 1.0e-2}}
+train: {{samples: 64, batch_size: 16, threads: 1}}
+device: cpu
+""")
+    metric = "studies.plane.metric=perplexity/average"
+    words = [*SMALL, "studies.plane.shares=[1]", "studies.plane.seeds=[1]", metric]
+    study("plane", load_config(tmp_path / "tokens.yaml", words))
+    folder = tmp_path / "runs/tokens"
+    rows = json.loads((folder / "plane.json").read_text())
+    cells = {(row["x"], row["y"]): row["gain"]["value"] for row in rows if row["kind"] == "cell"}
+    assert {*cells} == {(0, 0), (0, 1), (1, 0), (1, 1)}
+    records = {record.label: record for record in Store(folder).all()}
+    used = records["x1-y1-64-seed0"].config()["method"]
+    assert (used["name"], used["tau"], used["strength"]) == ("drrho", 1.0, 1.0)
+    (best,) = [row for row in rows if row.get("role") == "best"]
+    assert (best["x"], best["y"]) == min(cells, key=lambda cell: cells[cell])
+    assert "perplexity/average ↓" in (folder / "plane.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("word", "says"),
     [
