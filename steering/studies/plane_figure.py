@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ class Stretch:
     """A value of the grid -> its place on an axis: linear up to the smallest positive value of both
     lists, by the logarithm above. Both axes have the same, so a ray of slope 1 stays straight."""
 
-    def __init__(self, cells: list[Cell]) -> None:
+    def __init__(self, cells: Sequence[Cell]) -> None:
         positive = [value for cell in cells for value in (cell.x, cell.y) if value > 0]
         self.unit = min(positive, default=1.0)
 

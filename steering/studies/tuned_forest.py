@@ -28,11 +28,11 @@ def gaps_of(found: Found) -> dict[str, Gaps]:
             for label in found.best
             if label != opponent and found.runs(label, found.own)
         }
-        drawn = {
-            label: (scale * gap.value, *sorted((scale * gap.low, scale * gap.high)))
-            for label, gap in gaps.items()
-            if not math.isnan(gap.value)
-        }
+        drawn = {}
+        for label, gap in gaps.items():
+            if not math.isnan(gap.value):
+                low, high = sorted((scale * gap.low, scale * gap.high))
+                drawn[label] = (scale * gap.value, low, high)
         if drawn:
             families[family] = drawn
     return families
