@@ -116,9 +116,12 @@ def left_out(
 def rank_interval(
     predicted: np.ndarray, true: np.ndarray, groups: Sequence[str], draws: int = 2000
 ) -> tuple[float, float, float]:
-    """Spearman's correlation and its 95 % interval of a bootstrap that draws whole groups."""
+    """Spearman's correlation and its 95 % interval of a bootstrap that draws whole groups; NaN where
+    nothing was predicted."""
     from steering.analysis.signals import spearman
 
+    if np.isnan(predicted).any():
+        return math.nan, math.nan, math.nan
     members = [np.flatnonzero([g == group for g in groups]) for group in dict.fromkeys(groups)]
     generator = np.random.default_rng([len(true), len(members)])
     drawn = []

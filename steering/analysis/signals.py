@@ -13,7 +13,8 @@ import numpy as np
 from steering.analysis.stored import Losses
 
 CONFIDENT = 3.0
-"""Nats from which on a loss is confidently wrong: the label has a probability below 5 %."""
+"""Nats from which on a loss is confidently wrong, of classes and tokens: the label has a probability
+below 5 %. A pair's loss is compared with that of guessing (`Losses.guess`), as 3 nats are good there."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +28,11 @@ class Signals:
         strength: α* = Cov(ℓ, ℓ_ref)/Var(ℓ_ref) within rows, the control variate's coefficient.
         explained: share of Var(ℓ) that α*·ℓ_ref explains, in [0, 1].
         late_auc: probability that the reference's loss is higher on an example that the target has
-            not learned than on one that it has; ½ is chance.
+            not yet learned (a loss above the mean after one short run) than on one that it has; ½ is
+            chance. One snapshot cannot tell what is learned late from what is never learned.
         agreement: Spearman's rank correlation of the two losses over the examples.
-        reference_wrong, target_wrong: shares of examples with a loss above `CONFIDENT`.
+        reference_wrong, target_wrong: shares of examples with a loss above `CONFIDENT`, of pairs above
+            that of guessing.
         bound: √(2·Var(ℓ)/n) − √(2·Var(ℓ − ℓ_ref)/n), nats: how much the leading term of the
             bound falls when the reference is subtracted (ρ = 1).
         advantage: mean over held-out examples of the target's loss minus the reference's, nats;
@@ -86,8 +89,8 @@ def signals_of(
         explained=min(explained, 1.0),
         late_auc=auc(guide, loss > loss.mean()),
         agreement=spearman(loss, guide),
-        reference_wrong=float((guide > CONFIDENT).mean()),
-        target_wrong=float((loss > CONFIDENT).mean()),
+        reference_wrong=float((guide > confident(reference)).mean()),
+        target_wrong=float((loss > confident(target)).mean()),
         bound=math.sqrt(2 / len(loss)) * (math.sqrt(var_target) - math.sqrt(max(var_excess, 0.0))),
     )
     if held_out is None:
@@ -98,6 +101,11 @@ def signals_of(
         "gap": float(new.mean() - loss.mean()),
     }
     return Signals(**values)
+
+
+def confident(losses: Losses) -> float:
+    """Nats from which on a loss is confidently wrong."""
+    return CONFIDENT if math.isnan(losses.guess) else losses.guess
 
 
 def auc(score: np.ndarray, positive: np.ndarray) -> float:

@@ -8,6 +8,7 @@ arrays here.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,10 +32,13 @@ class Losses:
         examples: a loss for each example, float64, (n,); NaN where the example could not be read.
         items: loss items by row, float64, (rows, m): one row of all examples or tokens, or a row
             of pairwise losses for each anchor.
+        guess: loss of a model that knows nothing, where the outputs say among how many it chooses;
+            NaN where they do not.
     """
 
     examples: np.ndarray
     items: np.ndarray
+    guess: float = math.nan
 
 
 def arrays_of(record: RunRecord) -> dict[str, np.ndarray]:
@@ -114,4 +118,5 @@ def pair_losses(
             losses[part] += np.log1p(np.nansum(np.exp(excess), axis=1)) / 2
             if start < rows:
                 items.append(np.where(valid[part, None], excess, np.nan)[: rows - start])
-    return Losses(np.where(valid, losses, np.nan), np.concatenate(items))
+    guess = math.log1p(valid[others].sum())
+    return Losses(np.where(valid, losses, np.nan), np.concatenate(items), guess)

@@ -4,38 +4,29 @@ run and from stored losses alone."""
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from steering.analysis.calibration import Ridge, chances, number, ridge_of, verdict
-from steering.analysis.page import Report, Table
+from steering.analysis.calibration import Ridge, chances, ridge_of, verdict
+from steering.analysis.page import Report
 from steering.analysis.signals import Signals, signals_of
 from steering.analysis.stored import losses_of
 from steering.errors import ConfigError, SteeringError
 from steering.reading import user_path
 from steering.runs.record import RunRecord
 from steering.studies import study
+from steering.studies.audit_page import gains_figure, signal_table, signals_figure, verdict_table
 from steering.studies.distinct import require_distinct
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from steering.config import RunConfig
     from steering.runs.ask import Ask
 
 PROBE = "probe"
-SHOWN = {
-    "variance_ratio": "Var(ℓ − ℓ_ref)/Var(ℓ)",
-    "strength": "α*",
-    "explained": "explained",
-    "late_auc": "AUC, not learned",
-    "agreement": "agreement",
-    "reference_wrong": "reference wrong",
-    "target_wrong": "target wrong",
-    "bound": "bound falls by",
-    "advantage": "held-out advantage",
-}
-"""Signal -> its column."""
 
 
 @dataclass(frozen=True)
@@ -79,19 +70,24 @@ class Audit:
         known = (
             None if self.options.calibration is None else read_calibration(self.options.calibration)
         )
-        tables = [_signal_table(found)]
+        tables = [signal_table(found)]
         rows: list[dict[str, Any]] = [
             {"reference": label, "signals": signals.values()} for label, signals in found.items()
         ]
+        draw: Callable[[], Figure] = partial(signals_figure, found)
         if known is not None:
+            made = next(iter(known.values()))
             expected = {label: self._expected(known, one) for label, one in found.items()}
-            tables.append(_verdict_table(expected, known))
+            tables.append(verdict_table(expected, made.percent, made.ridge.cases))
             rows = [row | {"expected": expected[row["reference"]]} for row in rows]
+            draw = partial(gains_figure, expected, made.percent, self.options.margin)
         intro = (
             "Losses in nats. ℓ is the loss of an unguided target after a short run, ℓ_ref the "
             "reference's, both on the training data."
         )
-        return Report("audit", f"{title}: will the reference help?", intro, tables, rows)
+        return Report(
+            "audit", f"{title}: will the reference help?", intro, tables, rows, {"": draw}
+        )
 
     def _expected(
         self, known: Mapping[str, Calibrated], signals: Signals
@@ -258,43 +254,3 @@ def signals_by_reference(done: Sequence[RunRecord]) -> dict[str, Signals]:
         held_out = (target["held out"], guide["held out"]) if "held out" in target else None
         found[label] = signals_of(target["train"], guide["train"], held_out)
     return found
-
-
-def _signal_table(found: Mapping[str, Signals]) -> Table:
-    rows = {label: asdict(signals) for label, signals in found.items()}
-    shown = [name for name in SHOWN if all(math.isfinite(row[name]) for row in rows.values())]
-    lines = [[label, *(f"{row[name]:.3f}" for name in shown)] for label, row in rows.items()]
-    note = (
-        "Below 1 in the first column the reference explains part of the target's loss. The AUC is "
-        "the chance that the reference's loss is higher on an example that the short run has not "
-        "learned (its loss above the mean) than on one that it has. Wrong: loss above 3 nats."
-    )
-    return Table("signals", ["reference", *(SHOWN[name] for name in shown)], lines, note=note)
-
-
-def _odds(chances: Mapping[str, float]) -> str:
-    """ "79, 2, 19 %": helps, no matter, hurts."""
-    return ", ".join(f"{100 * chance:.0f}" for chance in chances.values()) + " %"
-
-
-def _verdict_table(
-    expected: Mapping[str, Mapping[str, Mapping[str, Any]]], known: Mapping[str, Calibrated]
-) -> Table:
-    """The best reference and place on the plane first."""
-    pairs = [(label, method, one) for label, row in expected.items() for method, one in row.items()]
-    percent = next(iter(known.values())).percent
-    lines = []
-    for label, method, one in sorted(pairs, key=lambda pair: -pair[2]["gain"]):
-        plane = ", ".join(f"{value:g}" for value in one["plane"]) or "–"
-        sure = f"{one['verdict']} ({_odds(one['chances'])})"
-        gain = f"{number(one['gain'], percent)} ± {number(one['spread'], percent, '')}"
-        lines.append([label, method, plane, gain, sure, ", ".join(one["outside"]) or "–"])
-    cases = next(iter(known.values())).ridge.cases
-    header = ["reference", "method", "(1/τ, κ)", "expected gain", "verdict", "outside"]
-    note = (
-        f"Gain over unguided training{' in points' if percent else ''}, ± one standard error of predictions on left-out "
-        f"cases, by a calibration on {cases} cases. In brackets the chances of helps, no matter, "
-        f"hurts; open: none reaches two in three. Where a signal is named as outside, the "
-        "calibration has seen no such value, and the verdict is a guess."
-    )
-    return Table("verdict", header, lines, note=note)

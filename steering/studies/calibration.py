@@ -10,6 +10,8 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from steering.analysis.calibration import chances, fit_ridge, left_out, verdict
 from steering.analysis.intervals import Bootstrap, Interval, paired_difference
 from steering.analysis.page import Report
@@ -144,7 +146,7 @@ class Calibration:
         intro = (
             f"Gain in {options.metric}{', in points,' if found[0].percent else ''} over unguided "
             "training with the same seeds. Every prediction that is judged here comes from a regression that has not seen the "
-            "combination, or its whole data set."
+            "combination, its whole data set, or any reference of its kind."
         )
         return Report(
             "calibration",
@@ -174,8 +176,12 @@ class Calibration:
             "ridge": ridge.plain(),
         }
         alone, strict = (left_out(cases, gains, groups, names) for groups in (each, cells))
+        kinds = [one.reference for one in found]
+        strange = np.full(len(found), np.nan)  # a kind alone leaves nothing to learn from
+        if len(set(kinds)) > 1:
+            strange = left_out(cases, gains, kinds, names)
         said = [verdict(chances(gain, ridge.spread, self.options.margin)) for gain in strict]
-        return Judged(label, row, alone, strict, said)
+        return Judged(label, row, alone, strict, strange, said)
 
 
 def cells_of(axes: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

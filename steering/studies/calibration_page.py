@@ -44,6 +44,8 @@ class Judged:
         row: of the JSON file, which the audit reads.
         alone: predictions that left out the combination, (combinations,).
         strict: predictions that left out its whole data set.
+        strange: predictions that left out all combinations of its kind of reference; NaN where there
+            is one kind alone.
         said: the verdict of each, from the strict ones.
     """
 
@@ -51,6 +53,7 @@ class Judged:
     row: Mapping[str, Any]
     alone: np.ndarray
     strict: np.ndarray
+    strange: np.ndarray
     said: Sequence[str]
 
 
@@ -63,6 +66,8 @@ def judged_table(judged: Sequence[Judged], found: Sequence[Combination]) -> Tabl
         ranks = [_ranked(rank_interval(one.alone, true, cells))]
         ranks += [_ranked(rank_interval(one.strict, true, cells))]
         ranks += [_within(one.strict, true, cells)]
+        ranks += [_ranked(rank_interval(one.strange, true, cells))]
+        ranks += [_within(one.strange, true, cells)]
         spread = one.row["ridge"]["spread"]
         lines.append([one.method, *ranks, number(spread, percent, ""), *_hits(one, found)])
     header = [
@@ -70,6 +75,8 @@ def judged_table(judged: Sequence[Judged], found: Sequence[Combination]) -> Tabl
         "order of all",
         "data set left out",
         "within a data set",
+        "kind left out",
+        "within a data set then",
         "error",
         "helps is right",
         "hurts is right",
@@ -78,22 +85,25 @@ def judged_table(judged: Sequence[Judged], found: Sequence[Combination]) -> Tabl
     note = (
         "Spearman's correlation of the predicted with the true gain, in brackets 95 % of a bootstrap "
         "that draws whole data sets, as the combinations of one share its unguided runs; "
-        "within a data set: the mean over data sets of the order of their references. Error: root mean "
-        f"square{_in_points(percent)}. Right: of the cases with that verdict whose gain's interval excludes zero, "
-        "those with that sign; the sign: of all such cases. Their intervals are Wilson's, of cases that know nothing "
-        "of each other; these share data sets, so the truth is somewhat wider."
+        "within a data set: the mean over data sets of the order of their references. Kind left out: "
+        "foreseen from the other references alone. All else is with the data set left out. Error: root "
+        f"mean square{_in_points(percent)}. Right: of the cases with that verdict whose gain's interval "
+        "excludes zero, those with that sign; the sign: of all such cases. Their intervals are Wilson's, "
+        "of cases that know nothing of each other; these share data sets, so the truth is somewhat wider."
     )
     return Table(f"foreseen in {len(found)} combinations", header, lines, note=note)
 
 
 def _ranked(found: tuple[float, float, float]) -> str:
+    if math.isnan(found[0]):
+        return "–"
     return f"{found[0]:.2f} [{found[1]:.2f}, {found[2]:.2f}]"
 
 
 def _within(predicted: np.ndarray, true: np.ndarray, cells: Sequence[str]) -> str:
     places = [np.flatnonzero([one == cell for one in cells]) for cell in dict.fromkeys(cells)]
     ranks = [spearman(predicted[rows], true[rows]) for rows in places if len(rows) > 1]
-    return f"{np.mean(ranks):.2f}" if ranks else "–"
+    return "–" if not ranks or np.isnan(predicted).any() else f"{np.mean(ranks):.2f}"
 
 
 def _hits(one: Judged, found: Sequence[Combination]) -> list[str]:

@@ -17,7 +17,8 @@ from steering.errors import ConfigError
 from steering.runs.record import RunRecord
 from steering.studies import study
 from steering.studies.distinct import require_distinct
-from steering.studies.plane_page import figure, intro, rows, tables
+from steering.studies.plane_figure import figure
+from steering.studies.plane_page import intro, rows, tables
 
 if TYPE_CHECKING:
     from steering.config import RunConfig
@@ -162,13 +163,14 @@ class Plane:
     def report(self, done: Sequence[RunRecord], title: str) -> Report:
         trials = self._trials(done)
         chosen = choices(trials, self.options.published)
+        plain = "ERM" if self.section(ORIGIN)["name"] == "erm" else "unguided"
         return Report(
             "plane",
             f"{title}: the steering plane",
             intro(trials),
             tables(trials, chosen),
             rows(trials, chosen),
-            {"": partial(figure, trials)},
+            {"": partial(figure, trials, self.options.published, plain)},
         )
 
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from steering.analysis.intervals import in_brackets
 from steering.analysis.page import Table
@@ -16,7 +13,7 @@ from steering.analysis.trials import REPORT, TUNING, Trials, diverged
 from steering.console import in_time
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    pass
 
 
 def intro(trials: Trials[Cell]) -> str:
@@ -139,67 +136,3 @@ def rows(trials: Trials[Cell], choices: Mapping[str, Cell]) -> list[dict[str, An
         for role, cell in choices.items()
     ]
     return cells + reported
-
-
-def figure(trials: Trials[Cell]) -> Figure:
-    """A heat map: a cell's colour is its gain over unguided training on the tuning half."""
-    from matplotlib.figure import Figure  # here, as it takes a while, and tables need none
-
-    xs, ys = (sorted({getattr(cell, axis) for cell in trials.candidates}) for axis in ("x", "y"))
-    drawn = Figure(figsize=(2.2 + 0.95 * len(xs), 1.8 + 0.7 * len(ys)), layout="constrained")
-    axes = drawn.subplots()
-    gains = {
-        one: trials.gain(one, ORIGIN).value
-        for one in trials.candidates
-        if trials.race.last(one) >= 0
-    }
-    _colours(drawn, axes, trials, {(xs.index(c.x), ys.index(c.y)): g for c, g in gains.items()})
-    for cell, gain in gains.items():
-        _mark(axes, trials, cell, gain, (xs.index(cell.x), ys.index(cell.y)))
-    ray = [(xs.index(one), ys.index(one)) for one in xs if one in ys]
-    if len(ray) > 1:  # below the cells' numbers
-        columns, lines = zip(*ray, strict=True)
-        axes.plot(columns, lines, "k--", linewidth=0.8, zorder=1.5)
-    axes.set_xticks(range(len(xs)), [f"{x:g}" for x in xs])
-    axes.set_yticks(range(len(ys)), [f"{y:g}" for y in ys])
-    axes.set(xlabel="1/τ: how sharp the adversary is", ylabel="κ: trust in the reference")
-    axes.set_title(
-        "dashed: DRRho, κ = 1/τ; frames: best (thick)\nand those not told from it", size=8
-    )
-    return drawn
-
-
-def _colours(
-    drawn: Figure, axes: Any, trials: Trials[Cell], gains: Mapping[tuple[int, int], float]
-) -> None:
-    """Blue is better. What is worse by more than the best is better is as red as can be: one
-    hopeless corner would leave no colours for the others."""
-    columns, lines = (1 + max((place[k] for place in gains), default=0) for k in (0, 1))
-    better = 1 if trials.meaning.higher_is_better else -1
-    scale = 100 if trials.meaning.percent else 1
-    table = np.full((lines, columns), np.nan)
-    for (column, line), gain in gains.items():
-        table[line, column] = better * scale * gain
-    ahead = max(filter(math.isfinite, gains.values()), key=lambda gain: better * gain, default=0.0)
-    most = scale * abs(ahead) or 1.0
-    picture = axes.imshow(
-        table, origin="lower", cmap="RdBu", vmin=-most, vmax=most, aspect="auto", alpha=0.8
-    )
-    drawn.colorbar(
-        picture,
-        label="better than unguided by" + (", points" if trials.meaning.percent else ""),
-        extend="min",
-    )
-
-
-def _mark(axes: Any, trials: Trials[Cell], cell: Cell, gain: float, place: tuple[int, int]) -> None:
-    """A cell's numbers; a frame around those of the confidence region, thick around the best."""
-    from matplotlib.patches import Rectangle
-
-    text = "unguided" if cell == ORIGIN else trials.number(gain)
-    last = trials.race.last(cell)
-    axes.text(*place, f"{text}\nround {last + 1}", ha="center", va="center", fontsize=7)
-    if cell in trials.region:
-        x, y = place
-        width = 3.0 if cell == trials.race.best(trials.candidates) else 1.2
-        axes.add_patch(Rectangle((x - 0.45, y - 0.45), 0.9, 0.9, fill=False, linewidth=width))

@@ -18,6 +18,7 @@ from steering.studies import study
 from steering.studies.contestants import references_of, with_reference_of
 from steering.studies.distinct import require_distinct
 from steering.studies.search_space import Settings, settings
+from steering.studies.tuned_forest import forest, gaps_of
 from steering.studies.tuned_page import LOSSES, WHOLE, Found, Place, rows, tables
 from steering.studies.tuned_ranges import origin, with_documented
 from steering.studies.tuned_shares import share_figure, share_tables
@@ -222,6 +223,8 @@ class Tuned:
         )
         by_share = share_tables(found)
         figures = {"": partial(share_figure, found)} if by_share else {}
+        if gaps := gaps_of(found):
+            figures["differences"] = partial(forest, found, gaps)
         return Report(
             "tuned",
             f"{title}: tuned methods",

@@ -23,7 +23,7 @@ from steering.analysis.calibration import (
 from steering.analysis.intervals import Interval
 from steering.analysis.signals import CONFIDENT, auc, signals_of, spearman
 from steering.analysis.stored import TAU, Losses, pair_losses
-from steering.studies.audit import Calibrated, _verdict_table
+from steering.studies.audit_page import verdict_table
 from steering.studies.calibration_page import Combination, Judged, gain_table, judged_table
 
 
@@ -135,6 +135,20 @@ def test_losses_of_pairs_do_not_depend_on_the_chunks(monkeypatch):
     assert whole.items.shape == (40, 30)
 
 
+def test_pairs_are_wrong_where_their_loss_is_above_that_of_guessing():
+    """Among 256 others 3 nats are good: a right pair is picked 13 times as often as by a guess."""
+    ones = np.ones((300, 4)) / 2
+    blind = pair_losses(ones, ones, np.ones(300, dtype=bool))
+    assert blind.guess == math.log1p(256)
+    middling, awful = (Losses(np.full(300, x), blind.items, blind.guess) for x in (5.0, 6.0))
+    found = signals_of(middling, awful)
+    assert (found.target_wrong, found.reference_wrong) == (0.0, 1.0)
+    assert signals_of(blind, blind).target_wrong == 0.0
+    few = np.arange(300) % 10 == 0  # what could not be read is nobody's choice
+    others = np.random.default_rng(300).choice(300, size=256, replace=False)
+    assert pair_losses(ones, ones, few).guess == math.log(1 + few[others].sum())
+
+
 @pytest.fixture
 def cases():
     generator = np.random.default_rng(2)
@@ -205,9 +219,9 @@ def test_a_gain_is_in_points_only_where_the_metric_is_a_share():
     share, nats = (Combination("cell", "r", {}, gains, percent) for percent in (True, False))
     assert gain_table([share], gains).lines == [["cell, r", "+250.0 [+200.0, +300.0]"]]
     assert gain_table([nats], gains).lines == [["cell, r", "+2.500 [+2.000, +3.000]"]]
-    judged = [Judged("drrho", {"ridge": {"spread": 1.5}}, *[np.array([2.0])] * 2, ["helps"])]
+    judged = [Judged("drrho", {"ridge": {"spread": 1.5}}, *[np.array([2.0])] * 3, ["helps"])]
     table = judged_table(judged, [nats])
-    assert (table.lines[0][4], "points" in table.note) == ("1.500", False)
+    assert (table.lines[0][6], "points" in table.note) == ("1.500", False)
 
 
 def test_an_expected_gain_is_in_points_only_where_the_metric_is_a_share():
@@ -215,6 +229,5 @@ def test_an_expected_gain_is_in_points_only_where_the_metric_is_a_share():
     about = {"plane": [], "gain": 2.5, "spread": 1.5, "verdict": "helps", "outside": []}
     about["chances"] = chances(2.5, 1.5, 0.005)
     for percent, says in ((True, "+250.0 ± 150.0"), (False, "+2.500 ± 1.500")):
-        known = {"drrho": Calibrated((), ridge, percent)}
-        table = _verdict_table({"r": {"drrho": about}}, known)
+        table = verdict_table({"r": {"drrho": about}}, percent, ridge.cases)
         assert (table.lines[0][3], "points" in table.note) == (says, percent)

@@ -7,6 +7,7 @@ import math
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +15,14 @@ import pytest
 import toys
 
 from steering.analysis.intervals import Interval
-from steering.analysis.signals import CONFIDENT
+from steering.analysis.signals import CONFIDENT, Signals
 from steering.cli import main
 from steering.commands.studies import study
 from steering.config import load_config
 from steering.errors import ConfigError, SteeringError
 from steering.runs.store import Store
 from steering.studies.audit import read_calibration
+from steering.studies.audit_page import SHOWN, gains_figure, signals_figure
 from steering.studies.calibration import Calibration, CalibrationOptions
 from steering.studies.scaling_page import _times
 
@@ -139,6 +141,7 @@ def test_audit_without_and_with_a_calibration(tmp_path):
     assert "expected" not in rows["long"]
     text = again(folder, "audit")
     assert "| long |" in text
+    picture = (folder / "audit.png").read_bytes()
 
     file = made_calibration(tmp_path)
     study("audit", config_of(tmp_path, *words, f"studies.audit.calibration={file}"))
@@ -153,6 +156,35 @@ def test_audit_without_and_with_a_calibration(tmp_path):
     assert re.search(
         r"\| (long|short) \| steered \| 1, 1 \| [+-]\d", (folder / "audit.md").read_text()
     )
+    assert (folder / "audit.png").read_bytes() != picture
+
+
+def test_the_audits_figures_show_every_reference():
+    values = {"explained": 0.4, "late_auc": 0.7, "agreement": 0.2}
+    rest = {"n": 9, "variance_ratio": 1.0, "strength": 1.0, "bound": 0.1}
+    wrong = {"reference_wrong": 0.1, "target_wrong": 0.1}
+    one = Signals(**values, **rest, **wrong)
+    panels = signals_figure({"a": one, "b": replace(one, late_auc=0.3)}).axes
+    assert [axes.get_title() for axes in panels] == ["explained", SHOWN["late_auc"], "agreement"]
+    ends = [[bar.get_x() + bar.get_width() for bar in axes.patches] for axes in panels]
+    assert ends == [pytest.approx(found) for found in ([0.4, 0.4], [0.3, 0.7], [0.2, 0.2])]
+    known = {name: replace(one, advantage=value) for name, value in (("a", 1.0), ("b", -1.0))}
+    assert signals_figure(known).axes[0].get_title() == SHOWN["advantage"]
+
+    gains = {"a": {"drrho": 0.03, "filter": -0.02}, "b": {"drrho": 0.01, "filter": 0.0}}
+    expected = {
+        label: {
+            method: {"gain": gain, "spread": 0.01, "verdict": "open"}
+            for method, gain in row.items()
+        }
+        for label, row in gains.items()
+    }
+    (axes,) = gains_figure(expected, True, 0.005).axes
+    labels = [text.get_text() for text in axes.get_yticklabels()]
+    assert labels == ["a, filter: open", "b, filter: open", "b, drrho: open", "a, drrho: open"]
+    (line, _, (bars,)) = axes.containers[0]
+    assert [*line.get_xdata()] == pytest.approx([-2, 0, 1, 3])
+    assert [np.ptp(segment[:, 0]) for segment in bars.get_segments()] == pytest.approx([2] * 4)
 
 
 def test_the_calibration_that_comes_with_the_package(tmp_path, monkeypatch):

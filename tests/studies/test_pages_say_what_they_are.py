@@ -11,10 +11,12 @@ import pytest
 
 from steering.analysis.calibration import rank_interval
 from steering.analysis.intervals import Interval
+from steering.analysis.signals import spearman
 from steering.analysis.trials import REPORT, TUNING
 from steering.analysis.weak_to_strong_page import accuracies, claims
 from steering.errors import SteeringError
 from steering.runs.record import Cost, Metric, RunRecord, Scores, write_scores
+from steering.studies.calibration import Calibration, CalibrationOptions
 from steering.studies.calibration_page import Combination, Judged, judged_table
 from steering.studies.compare import Compare, CompareOptions
 from steering.studies.population import Population, PopulationOptions
@@ -73,6 +75,39 @@ def test_a_tuned_page_of_one_seed_says_so(tmp_path):
 def test_a_tuned_page_counts_the_seeds_that_there_are(tmp_path):
     """Drawn from a study that was stopped."""
     assert "2 seeds and a half" in tuned_page(tuned(tmp_path, 2), report_seeds=5)
+
+
+@pytest.mark.parametrize("higher", [True, False])
+def test_a_tuned_page_draws_every_methods_difference(tmp_path, higher):
+    """Also without shares of the data; what is better is on the right, whatever the metric."""
+    meaning = {"meaning": {"m": Metric(higher_is_better=higher, of=("m",))}}
+    records = [replace(one, **meaning) for one in tuned(tmp_path, 2)]
+    methods = {"plain": {"name": "erm"}, "steered": {"name": "drrho"}}
+    families = {"weak": ["plain"], "strong": ["steered"]}
+    given = {"methods": methods, "tries": 1, "seeds": 1, "metric": "m", "families": families}
+    report = Tuned(TunedOptions(**given)).report(records, "t")
+    assert [*report.figures] == ["differences"]
+    panels = report.figures["differences"]().axes
+    assert [axes.get_title() for axes in panels] == [
+        "against plain, the best of weak",
+        "against steered, the best of strong",
+    ]
+    sign = 100 if higher else -100
+    labels = [text.get_text() for text in panels[0].get_yticklabels()]
+    for axes, family in zip(panels, families, strict=True):
+        (line, _, (bars,)) = axes.containers[0]
+        places = zip(line.get_xdata(), bars.get_segments(), strict=True)
+        drawn = dict(zip(labels, places, strict=True))
+        for row in report.rows:
+            if row["kind"] != "method":
+                continue
+            value, low, high = row["over"][family]["gain"]
+            x, segment = drawn[row["method"]]
+            if row["method"] == families[family][0]:
+                assert math.isnan(x)
+                continue
+            assert x == pytest.approx(sign * value)
+            assert sorted(segment[:, 0]) == pytest.approx(sorted([sign * low, sign * high]))
 
 
 def test_savings_of_one_seed_are_drawn_over_examples_alone(tmp_path):
@@ -212,10 +247,43 @@ def test_orders_are_drawn_by_data_set():
     ]
     row = {"ridge": {"spread": 0.1}}
     wrong = np.repeat(generator.normal(size=6), 3)
-    judged = Judged("a", row, luck + wrong, luck, ["open"] * 18)
+    judged = Judged("a", row, luck + wrong, luck, luck - wrong, ["open"] * 18)
     (line,) = judged_table([judged], found).lines
-    value, low, high = rank_interval(judged.alone, gains, [one.cell for one in found])
-    assert line[1] == f"{value:.2f} [{low:.2f}, {high:.2f}]"
+    for place, predicted in ((1, judged.alone), (2, judged.strict), (4, judged.strange)):
+        value, low, high = rank_interval(predicted, gains, [one.cell for one in found])
+        assert line[place] == f"{value:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def test_a_kind_of_reference_plays_no_part_in_what_is_foreseen_of_it():
+    generator = np.random.default_rng(1)
+    signals = generator.normal(size=(12, 2))
+    gains = signals[:, 0] + 0.1 * generator.normal(size=12)
+
+    def judged(gains, kinds=3):
+        found = [
+            Combination(
+                f"cell{n // 3}",
+                f"ref{n % 3 % kinds}",
+                {"s": signals[n, 0], "t": signals[n, 1]},
+                {"a": Interval(gain, gain - 1, gain + 1)},
+            )
+            for n, gain in enumerate(gains)
+        ]
+        study = Calibration(CalibrationOptions({"x": {"1": {}, "2": {}}}, {"r": {}}, {"a": {}}))
+        return study._judged(found, "a", ["s", "t"]), found
+
+    one, found = judged(gains)
+    other, _ = judged(np.where(np.arange(12) % 3 == 1, 9.0 - gains, gains))
+    mine = np.arange(12) % 3 == 1
+    np.testing.assert_allclose(one.strange[mine], other.strange[mine])
+    assert np.abs(one.strange - other.strange)[~mine].min() > 0.01
+    assert np.abs(one.alone - other.alone)[mine].min() > 0.01
+    orders = [spearman(one.strange[k : k + 3], gains[k : k + 3]) for k in range(0, 12, 3)]
+    assert judged_table([one], found).lines[0][5] == f"{np.mean(orders):.2f}"
+    one, found = judged(gains, kinds=1)
+    (line,) = judged_table([one], found).lines
+    assert line[4:6] == ["–", "–"]
+    assert line[1] != "–"
 
 
 def test_a_population_of_one_seed_says_so():

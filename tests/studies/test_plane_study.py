@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,15 +10,19 @@ import torch
 import toys
 
 from steering.analysis.halves import Half
-from steering.analysis.plane import Cell
+from steering.analysis.halving import Round
+from steering.analysis.plane import Cell, cell_of, group
+from steering.analysis.trials import TUNING, Trials
 from steering.cli import main
 from steering.commands.studies import study
 from steering.config import load_config, with_method
 from steering.errors import ConfigError
 from steering.items import Pairs, Units
 from steering.methods import build_method
+from steering.runs.record import Metric, RunRecord, Scores, write_scores
 from steering.runs.store import Store
 from steering.studies.plane import Plane, PlaneOptions
+from steering.studies.plane_figure import figure
 
 UNITS = ["task.kind=units", "train.threads=1", "train.samples=160", "method=erm"]
 SMALL = [
@@ -147,6 +152,89 @@ def test_rounds_choice_and_report(tmp_path, capsys):
     assert "on the other half" in capsys.readouterr().out
 
 
+def trials_of(folder, gains):
+    """A race of one round whose cells have these accuracies above ERM."""
+    records = []
+    for number, (cell, gain) in enumerate({Cell(0.0, 0.0): 0.0, **gains}.items()):
+        place = folder / str(number)
+        place.mkdir(parents=True)
+        hits = (np.arange(200) < 100 + 100 * gain) * 1.0
+        write_scores(place / "scores.npz", {"m": Scores(hits, np.ones(200))})
+        axes = {"x": cell.x, "y": cell.y, "stage": TUNING, "share": 1.0, "seed": 0}
+        more = {"metrics": {"m": hits.mean()}, "meaning": {"m": Metric(of=("m",))}, "folder": place}
+        records.append(RunRecord(str(number), "train", str(number), axes=axes, **more))
+    return Trials(records, cell_of, [*gains], [Round(1.0, 1)], 0.5, "s", "m", family=group)
+
+
+def seen(drawn):
+    """Label -> what the legend shows."""
+    return [text.get_text() for text in drawn.legends[0].get_texts()]
+
+
+def test_the_figure_shows_the_contours_the_ray_and_the_axes_alone(tmp_path):
+    grid = [Cell(x, y) for x in (0.0, 0.5, 2.0) for y in (0.0, 1.0, 2.0)]
+    gains = {cell: 0.1 * cell.y - 0.02 * cell.x for cell in grid}
+    gains[Cell(0.0, 0.0)] = 0.0
+    trials = trials_of(tmp_path / "a", gains)
+    drawn = figure(trials, 1.0, "ERM")
+    axes = drawn.axes[0]
+    names = ["* not told from the best", "ERM", "DRRho as published", "best cell", "DRRho, κ = 1/τ"]
+    assert seen(drawn) == names
+    assert sum("ContourSet" in type(one).__name__ for one in axes.collections) == 2
+    # Both axes are stretched alike, so that the ray is straight: 0.5 is at 1, 2 at 3.
+    assert [*axes.get_xticks()] == [0, 1, 3]
+    assert [*axes.get_yticks()] == [0, 2, 3]
+    lines = {line.get_label(): line for line in axes.lines}
+    assert [*lines["best cell"].get_xydata()[0]] == [0, 3]
+    assert [*lines["DRRho as published"].get_xydata()[0]] == [2, 2]  # 1 = 0.5·2¹
+    ray = lines["DRRho, κ = 1/τ"]
+    assert [*ray.get_xdata()] == [*ray.get_ydata()] == [0, 3.5]
+    texts = [text.get_text() for text in axes.texts]
+    assert "filter" in texts
+    assert "adversary alone" in texts
+    best = trials.gain(Cell(0.0, 2.0), Cell(0.0, 0.0)).value
+    assert f"{100 * best:+.1f}* (1)" in texts
+    # Without the origin, and where κ is far from 1/τ: none of these, and the legend does not say so.
+    far = {Cell(x, y): 0.01 * (x + y) for x in (7.0, 14.0) for y in (0.5, 1.0)}
+    drawn = figure(trials_of(tmp_path / "b", far), None, "ERM")
+    assert seen(drawn) == ["* not told from the best", "best cell"]
+    texts = [text.get_text() for text in drawn.axes[0].texts]
+    assert not {"filter", "adversary alone"} & {*texts}
+    # A plane of pairs, which the ray crosses though few values stand in both lists.
+    pairs = {Cell(x, y): 0.01 * y for x in (7.0, 14.0, 28.0) for y in (0.0, 5.0, 20.0)}
+    drawn = figure(trials_of(tmp_path / "c", pairs), 14.0, "unguided")
+    assert seen(drawn) == ["* not told from the best", *names[2:]]
+    assert "adversary alone" in [text.get_text() for text in drawn.axes[0].texts]
+
+
+def test_the_figure_has_holes_where_a_cell_is_no_number_and_outlines_the_region(tmp_path):
+    grid = [Cell(float(x), float(y)) for x in range(3) for y in range(3)]
+    gains = {cell: 0.2 * cell.y for cell in grid}
+    trials = trials_of(tmp_path, gains)
+    lost = replace(trials.done[5], metrics={}, meaning={}, summary={"diverged": "by step 3"})
+    assert (lost.axes["x"], lost.axes["y"]) == (1.0, 2.0)
+    done = [lost if one is trials.done[5] else one for one in trials.done]
+    trials = replace(trials, done=done, _runs={})
+    axes = figure(trials, None, "ERM").axes[0]
+    dots = next(one for one in axes.collections if len(one.get_offsets()) == 8)
+    assert [1.0, 2.0] not in dots.get_offsets().tolist()
+    (outline,) = [one for one in axes.collections if one.get_label() == "* not told from the best"]
+    length = sum(math.dist(*side) for side in outline.get_segments())
+    inside = {(cell.x, cell.y) for cell in trials.region}
+    steps = ((1, 0), (-1, 0), (0, 1), (0, -1))
+    around = sum((x + dx, y + dy) not in inside for x, y in inside for dx, dy in steps)
+    assert 0 < len(inside) < 8
+    assert length == pytest.approx(around)
+
+
+@pytest.mark.parametrize("xs", [[0.0], [0.0, 1.0]])
+def test_a_row_or_a_few_cells_are_drawn_as_dots(tmp_path, xs):
+    gains = {Cell(x, 1.0): 0.1 for x in xs}
+    axes = figure(trials_of(tmp_path, gains), 1.0, "ERM").axes[0]
+    assert not any("ContourSet" in type(one).__name__ for one in axes.collections)
+    assert any(len(one.get_offsets()) == len(xs) for one in axes.collections)
+
+
 @pytest.mark.parametrize("adversary", ["inner", "outer"])
 def test_both_planes_of_pairs(tmp_path, adversary):
     """The negatives' plane has no x = 0 here: equal weights over negatives leave no contrast."""
@@ -165,6 +253,42 @@ def test_both_planes_of_pairs(tmp_path, adversary):
     assert roles[0] == "unguided"
     assert roles[-1] == "best"
     assert ("DRRho" in roles) == (adversary == "inner")
+
+
+def test_a_plane_of_tokens(tmp_path):
+    """The language task: weights of tokens, and a perplexity of which less is better."""
+    words = "the a cat dog tree bird sees hears near under".split()  # noqa: SIM905
+    text = " ".join(np.random.default_rng(0).choice(words, 900))
+    (tmp_path / "few.txt").write_text("\n\n".join([text[:2000], text[2000:]]))
+    shape = {"model_type": "gpt2", "n_layer": 1, "n_head": 2, "n_embd": 16, "n_positions": 16}
+    (tmp_path / "tiny.json").write_text(json.dumps(shape))
+    model = f"{{name: {tmp_path}/tiny.json}}"
+    (tmp_path / "tokens.yaml").write_text(f"""name: tokens
+output: {tmp_path}/runs
+task:
+  name: language
+  length: 16
+  data: {{source: files, separator: "\\n\\n", held_out: 0.5, paths: {{few: {tmp_path}/few.txt}}}}
+target: {model}
+reference: {{name: {tmp_path}/tiny.json, cache: auto, train: {{train.samples: 160, optimizer.lr: 0.02}}}}
+method: erm
+optimizer: {{lr: 1.0e-2}}
+train: {{samples: 64, batch_size: 16, threads: 1}}
+device: cpu
+""")
+    metric = "studies.plane.metric=perplexity/average"
+    words = [*SMALL, "studies.plane.shares=[1]", "studies.plane.seeds=[1]", metric]
+    study("plane", load_config(tmp_path / "tokens.yaml", words))
+    folder = tmp_path / "runs/tokens"
+    rows = json.loads((folder / "plane.json").read_text())
+    cells = {(row["x"], row["y"]): row["gain"]["value"] for row in rows if row["kind"] == "cell"}
+    assert {*cells} == {(0, 0), (0, 1), (1, 0), (1, 1)}
+    records = {record.label: record for record in Store(folder).all()}
+    used = records["x1-y1-64-seed0"].config()["method"]
+    assert (used["name"], used["tau"], used["strength"]) == ("drrho", 1.0, 1.0)
+    (best,) = [row for row in rows if row.get("role") == "best"]
+    assert (best["x"], best["y"]) == min(cells, key=lambda cell: cells[cell])
+    assert "perplexity/average ↓" in (folder / "plane.md").read_text()
 
 
 @pytest.mark.parametrize(
