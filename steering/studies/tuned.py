@@ -240,13 +240,8 @@ def _require(options: TunedOptions) -> None:
     where = "studies.tuned"
     if not options.methods:
         raise ConfigError(f"{where}.methods: empty; name at least one")
-    for key, low in (
-        ("tries", 1),
-        ("seeds", 1),
-        ("report_seeds", 1),
-        ("split", 0),
-        ("draw", 0),
-    ):
+    lows = {"tries": 1, "seeds": 1, "report_seeds": 1, "split": 0, "draw": 0}
+    for key, low in lows.items():
         if getattr(options, key) < low:
             raise ConfigError(
                 f"{where}.{key}: expected at least {low}, got {getattr(options, key)}"
