@@ -186,11 +186,22 @@ def _printed(main: Any, words: list[str]) -> str:
 
 
 def _keys_of(name: str) -> str:
-    """A method's keys, below its page."""
-    keys = _rows("methods.md", rf"`method\.[\w.]+` \([^)]*\b{name}\b[^)]*\)")
-    rows = [f"| {key.partition(' (')[0]} | {default} | {text} |" for key, default, text in keys]
-    table = "\n".join(["| Key | Default | Meaning |", "| --- | --- | --- |", *rows])
-    return f"\n## Keys\n\n{table if keys else 'It has none.'}\n"
+    """A method's keys and the ranges worth searching, below its page: rows of two tables, of three
+    and five cells."""
+    found = _rows("methods.md", rf"`method\.[\w.]+` \([^)]*\b{name}\b[^)]*\)")
+    keys, ranges = ([row for row in found if len(row) == cells] for cells in (3, 5))
+    text = f"\n## Keys\n\n{_table(['Key', 'Default', 'Meaning'], keys) or 'It has none.'}\n"
+    if ranges:
+        header = ["Key", "example", "token", "sequence", "pair"]
+        text += f"\n## Ranges worth searching\n\n{_table(header, ranges)}\n"
+    return text
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table whose first cells lose what stands behind them in brackets; "" of none."""
+    lines = [header, ["---"] * len(header)]
+    lines += [[key.partition(" (")[0], *cells] for key, *cells in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) if rows else ""
 
 
 def _rows(page: str, first: str) -> list[list[str]]:

@@ -436,6 +436,7 @@ def test_the_nearest_command(word, near, capsys):
 
 def test_every_method_of_ours_has_a_page_with_its_formula_source_and_keys(capsys):
     table = (ROOT / "docs/methods.md").read_text(encoding="utf-8")
+    every_key = table.partition("\n## Every key\n")[2]
     for name, entry in registered().items():
         if name.startswith("_"):
             continue
@@ -449,10 +450,13 @@ def test_every_method_of_ours_has_a_page_with_its_formula_source_and_keys(capsys
         first = f"| [`{name}`](methods/{name}.md) |"
         row = next(line for line in table.splitlines() if line.startswith(first))
         assert all(number in source for number in re.findall(r"\d{4}\.\d{5}", row)), name
+        keys = lines[: max(at for at, line in enumerate(lines) if not line)]  # then the ranges
         for option in (one for one in fields(entry.options) if one.init):
-            (line,) = [line for line in lines if line.startswith(f"method.{option.name} ")]
+            (line,) = [line for line in keys if line.startswith(f"method.{option.name} ")]
             default = re.search(
-                rf"^\| `method\.{option.name}` \([^)]*\b{name}\b[^)]*\) \| ([^|]+) \|", table, re.M
+                rf"^\| `method\.{option.name}` \([^)]*\b{name}\b[^)]*\) \| ([^|]+) \|",
+                every_key,
+                re.M,
             )
             assert default is not None
             assert default[1].strip("`") in line, line
@@ -497,7 +501,7 @@ def test_a_method_from_a_file_has_a_page_too(tmp_path, capsys):
         "Source: nobody",
         "Losses of: example; the task needs groups",
     ]
-    rows = [re.split(r"  +", line) for line in lines[5:]]
+    rows = [re.split(r"  +", line) for line in lines[5:-2]]
     assert rows == [
         ["key", "default", "type", "meaning"],
         ["method.scale", "1.0", "float", "Factor of the loss, on two lines."],
@@ -505,10 +509,15 @@ def test_a_method_from_a_file_has_a_page_too(tmp_path, capsys):
         ["method.needed", "required", "str", "A word that must be given."],
         ["method.parts", "[1, 2]", "list[int]", "Some numbers."],
     ]
+    assert lines[-2:] == ["", "It documents no ranges that are worth searching."]
 
 
 def test_a_method_without_keys_or_words():
-    assert method_page(find_method("_plain"))[-1] == "It has no keys."
+    assert method_page(find_method("_plain"))[-3:] == [
+        "It has no keys.",
+        "",
+        "It documents no ranges that are worth searching.",
+    ]
     assert field_docs(NoOptions) == {}
     made: Any = type("Made", (), {"__annotations__": {"x": int}, "x": field(default=1)})
     assert field_docs(dataclass(made)) == {}  # no source
