@@ -70,7 +70,6 @@ def _figure(name: str, picture: bytes) -> str:
 
 
 def _section(table: Table) -> str:
-    name = f"{table.name}, %" if table.percent else table.name
     head = "".join(f"<th>{escape(cell)}</th>" for cell in table.header)
     lines = [
         "".join(_cell(cell, (at, column) in table.bold) for column, cell in enumerate(line))
@@ -79,7 +78,7 @@ def _section(table: Table) -> str:
     body = "\n".join(f"<tr>{line}</tr>" for line in lines)
     note = f'<p class="note">{_words(table.note)}</p>' if table.note else ""
     return (
-        f'<h2>{escape(name)}</h2><div class="wide"><table><thead><tr>{head}</tr></thead>\n'
+        f'<h2>{escape(table.heading)}</h2><div class="wide"><table><thead><tr>{head}</tr></thead>\n'
         f"<tbody>{body}</tbody></table></div>{note}"
     )
 

@@ -35,7 +35,7 @@ class Table:
     Attributes:
         name: its heading.
         header, lines: texts; the first column names the line.
-        percent: the terminal's heading says so.
+        percent: the heading on the terminal and in HTML says so.
         bold: cells that the terminal shows in bold, as (line, column), from 0.
         note: a sentence below it.
     """
@@ -46,6 +46,10 @@ class Table:
     percent: bool = False
     bold: Collection[tuple[int, int]] = ()
     note: str = ""
+
+    @property
+    def heading(self) -> str:
+        return f"{self.name}, %" if self.percent else self.name
 
 
 @dataclass(frozen=True)
@@ -213,7 +217,7 @@ def print_tables(title: str, tables: Sequence[Table]) -> None:
         for number, columns in enumerate(_fitting(widths, CONSOLE.width, names)):
             shown = (*range(names), *columns)
             grid = Grid(
-                title=None if number else Text(f"{one.name}, %" if one.percent else one.name),
+                title=None if number else Text(one.heading),
                 title_justify="left",
                 title_style="bold",
             )

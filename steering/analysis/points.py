@@ -77,7 +77,7 @@ def points_of(done: Sequence[RunRecord], metric: str, cost: str) -> list[Point]:
         value = record.metrics[metric]
         meaning = record.meaning.get(metric, Metric())
         share = share_of(axes["share"])
-        drawn, sign = bootstrap.values(record, metric), 1 if meaning.higher_is_better else -1
+        drawn, sign = bootstrap.values(record, metric), meaning.sign
         found.append(
             Point(
                 method=axes["method"],

@@ -26,7 +26,7 @@ def winners(
     single = {row["method"]: row["metrics"] for row in rows if row["method"] not in runs}
     for names in metric_groups(rows).values():
         for name in names:
-            sign = 1 if style(name, styles).higher_is_better else -1
+            sign = style(name, styles).sign
             if (best := _best(runs, name, sign)) is None:
                 continue
             others = [label for label in runs if label != best]

@@ -49,6 +49,16 @@ class Metric:
     of: tuple[str, ...] = ()
     exp: bool = False
 
+    @property
+    def sign(self) -> int:
+        """Times this, more is better."""
+        return 1 if self.higher_is_better else -1
+
+    @property
+    def scale(self) -> int:
+        """Times this, as tables and figures show it."""
+        return 100 if self.percent else 1
+
 
 SHARE = Metric()
 

@@ -50,6 +50,12 @@ def finite(found: Mapping[str, Signals], names: Iterable[str]) -> list[str]:
     return [name for name in names if all(math.isfinite(getattr(s, name)) for s in found.values())]
 
 
+def _by_gain(expected: Expected) -> list[tuple[str, str, Mapping[str, Any]]]:
+    """Reference, method and what is expected; the largest gain first."""
+    found = [(label, method, one) for label, row in expected.items() for method, one in row.items()]
+    return sorted(found, key=lambda case: -case[2]["gain"])
+
+
 def _odds(chances: Mapping[str, float]) -> str:
     """ "79, 2, 19 %": helps, no matter, hurts."""
     return ", ".join(f"{100 * chance:.0f}" for chance in chances.values()) + " %"
@@ -57,9 +63,8 @@ def _odds(chances: Mapping[str, float]) -> str:
 
 def verdict_table(expected: Expected, percent: bool, cases: int) -> Table:
     """The best reference and place on the plane first; `cases` of the calibration."""
-    pairs = [(label, method, one) for label, row in expected.items() for method, one in row.items()]
     lines = []
-    for label, method, one in sorted(pairs, key=lambda pair: -pair[2]["gain"]):
+    for label, method, one in _by_gain(expected):
         plane = ", ".join(f"{value:g}" for value in one["plane"]) or "–"
         sure = f"{one['verdict']} ({_odds(one['chances'])})"
         gain = f"{number(one['gain'], percent)} ± {number(one['spread'], percent, '')}"
@@ -78,8 +83,7 @@ def gains_figure(expected: Expected, percent: bool, margin: float) -> Figure:
     """The expected gain of every reference and method, ± one standard error; the best on top."""
     from matplotlib.figure import Figure  # here, as it takes a while, and tables need none
 
-    pairs = [(label, method, one) for label, row in expected.items() for method, one in row.items()]
-    pairs.sort(key=lambda pair: pair[2]["gain"])
+    pairs = _by_gain(expected)[::-1]  # upwards
     figure = Figure(figsize=(6.4, 1.6 + 0.34 * len(pairs)), layout="constrained")
     axes = figure.subplots()
     scale = 100 if percent else 1

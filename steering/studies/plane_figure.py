@@ -90,12 +90,11 @@ def _contours(
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
-    better = 1 if trials.meaning.higher_is_better else -1
-    scale = 100 if trials.meaning.percent else 1
+    better = trials.meaning.sign * trials.meaning.scale
     (xs, ys), (px, py) = values, places
     table = np.full((len(ys), len(xs)), np.nan)
     for cell, gain in gains.items():
-        table[ys.index(cell.y), xs.index(cell.x)] = better * scale * gain
+        table[ys.index(cell.y), xs.index(cell.x)] = better * gain
     most = abs(np.nanmax(table)) if gains else 1.0
     colours = Normalize(-(most or 1.0), most or 1.0)
     levels = np.linspace(colours.vmin, colours.vmax, LEVELS + 1)  # type: ignore[arg-type]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -124,22 +124,19 @@ def _times(found: Interval) -> str:
             return "< 0.01" if value < 0.01 else "> 1,000"
         return f"{value:.2f}"
 
+    return _in_words(found, shown)
+
+
+def _interval(found: Interval, digits: int) -> str:
+    return _in_words(found, lambda value: f"{value:.{digits}f}")
+
+
+def _in_words(found: Interval, shown: Callable[[float], str]) -> str:
     if math.isnan(found.value):
         return "–"
     if math.isnan(found.low):
         return shown(found.value)
     return f"{shown(found.value)} [{shown(found.low)}, {shown(found.high)}]"
-
-
-def _interval(found: Interval, digits: int) -> str:
-    if math.isnan(found.value):
-        return "–"
-    text = f"{found.value:.{digits}f}"
-    return (
-        text
-        if math.isnan(found.low)
-        else f"{text} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
-    )
 
 
 def fit_row(label: str, fit: Fit) -> dict[str, Any]:

@@ -20,7 +20,7 @@ def gaps_of(found: Found) -> dict[str, Gaps]:
     """Family -> the differences of the reported methods to its best member; what is better is above
     0. Empty where nothing can be compared."""
     metric, meaning = found.options.metric, found.trials.meaning
-    scale = (100 if meaning.percent else 1) * (1 if meaning.higher_is_better else -1)
+    better = meaning.sign * meaning.scale
     families: dict[str, Gaps] = {}
     for family, opponent in found.opponents.items():
         gaps = {
@@ -31,8 +31,8 @@ def gaps_of(found: Found) -> dict[str, Gaps]:
         drawn = {}
         for label, gap in gaps.items():
             if not math.isnan(gap.value):
-                low, high = sorted((scale * gap.low, scale * gap.high))
-                drawn[label] = (scale * gap.value, low, high)
+                low, high = sorted((better * gap.low, better * gap.high))
+                drawn[label] = (better * gap.value, low, high)
         if drawn:
             families[family] = drawn
     return families

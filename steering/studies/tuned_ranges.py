@@ -22,10 +22,12 @@ def with_documented(options: TunedOptions, base: RunConfig) -> TunedOptions:
     from steering.config import method_section, with_method
 
     found: dict[str, dict[str, Any]] = {}
-    for label in (label for label in options.methods if label not in options.ranges):
+    left = [label for label in options.methods if label not in options.ranges]
+    unit = _unit(base) if left else ""
+    for label in left:
         section = method_section(options.methods[label])
         method = with_method(base, section, f"studies.tuned.methods.{label}").method
-        ranges = documented_ranges(method, _unit(base))
+        ranges = documented_ranges(method, unit)
         found[label] = {
             key: given for key, given in ranges.items() if not _meets(key, options.common)
         }

@@ -67,7 +67,7 @@ def _gain_table(found: Found) -> Table:
 def _points(found: Found) -> list[Point]:
     """Report-half scores of the methods that have all seeds on all shares, so that seeds pair up."""
     shares, metric = shares_of(found), found.options.metric
-    half, sign = found.trials.halves[REPORT], 1 if found.trials.meaning.higher_is_better else -1
+    half, sign = found.trials.halves[REPORT], found.trials.meaning.sign
     points = []
     for label in found.best:
         runs = {share: found.runs(label, share) for share in shares}
@@ -149,8 +149,7 @@ def share_figure(found: Found) -> Figure:
     from matplotlib.figure import Figure  # here, as it takes a while, and tables need none
 
     metric, shares = found.options.metric, shares_of(found)
-    scale = 100 if found.trials.meaning.percent else 1
-    sign = 1 if found.trials.meaning.higher_is_better else -1
+    better = found.trials.meaning.sign * found.trials.meaning.scale
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
     most: dict[str, float] = {}
@@ -160,11 +159,9 @@ def share_figure(found: Found) -> Figure:
         mine = [share for share in shares if found.runs(label, share)]
         gains = [found.difference(label, found.opponent, share, metric) for share in mine]
         x = [100 * float(share) for share in mine]
-        y = [sign * scale * one.value for one in gains]
+        y = [better * one.value for one in gains]
         (line,) = axes.plot(x, y, marker="o", markersize=3, label=label)
-        low, high = (
-            [sign * scale * getattr(one, side) for one in gains] for side in ("low", "high")
-        )
+        low, high = ([better * getattr(one, side) for one in gains] for side in ("low", "high"))
         axes.fill_between(x, low, high, alpha=0.12, color=line.get_color())
         for share, value in zip(mine, y, strict=True):
             if math.isnan(value):
